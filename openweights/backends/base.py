@@ -1,0 +1,288 @@
+"""The seam between the SDK and a store: domain verbs, not queries.
+
+Every store implements `Backend`, and the tests in `tests/backends/contract.py` run on each. Verbs
+marked *atomic* happen completely or not at all, also with many processes at once. All raise
+`StoreUnavailableError` when the store cannot be reached; what else a verb raises is said with it.
+Ids that do not exist raise `NotFoundError`; nested values that are no JSON, and moments without a
+time zone, raise `InvalidInputError`. Numbers that JSON lacks (NaN, infinities) are stored as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, BinaryIO, Literal, Protocol
+
+from openweights.types import (
+    Claim,
+    EventDraft,
+    EventRecord,
+    FileRecord,
+    Instruction,
+    JobRecord,
+    JobSpec,
+    JobStatus,
+    RunRecord,
+    RunStatus,
+    WorkerRecord,
+    WorkerSpec,
+    WorkerStatus,
+)
+
+
+class Backend(Protocol):
+    """A store of jobs, runs, events, files, logs and workers of one organization.
+
+    Attributes:
+        organization_id: Whose records these are; part of every job id and file id.
+        heartbeat_s: How often a worker should call `heartbeat`.
+        lease_s: A worker silent for longer loses its job.
+        liveness_fds: Descriptors that the processes of a worker must inherit: the store takes the
+            worker for alive while one of them is open, so that a job is not given away while
+            processes of its old run still exist. Empty for stores on another machine.
+    """
+
+    organization_id: str
+    heartbeat_s: float
+    lease_s: float
+
+    @property
+    def liveness_fds(self) -> tuple[int, ...]: ...
+
+    def close(self) -> None:
+        """Release connections. The object must not be used afterwards."""
+        ...
+
+    # ---- files
+
+    def put_file(self, content: BinaryIO, purpose: str, filename: str) -> FileRecord:
+        """Store a stream, in constant memory. Atomic.
+
+        Its id is `<purpose>:file-<12 hex of sha256(content + organization)>`; equal content and
+        purpose give the record that is already there. `filename` is reduced to its base name.
+
+        Raises:
+            InvalidInputError: `purpose` holds more than letters, digits, `_` and `-`.
+        """
+        ...
+
+    def get_file(self, file_id: str) -> FileRecord: ...
+
+    def open_file(self, file_id: str) -> BinaryIO:
+        """The content, as a stream that the caller closes."""
+        ...
+
+    def list_files(self, *, purpose: str | None = None, limit: int = 100) -> list[FileRecord]:
+        """Newest first."""
+        ...
+
+    def delete_file(self, file_id: str) -> None:
+        """Remove record and content. A file that is not there is no error."""
+        ...
+
+    # ---- jobs
+
+    def submit_job(self, spec: JobSpec) -> JobRecord:
+        """Create the job, or return or reset the one with its id. Atomic.
+
+        A pending, in-progress or completed job is returned, with hardware, VRAM, image, cloud type
+        and source bundle of a *pending* one synced to `spec`. A failed or canceled job goes back to
+        pending with everything of `spec`, no outputs and `attempts` counted on (attempt numbers
+        never repeat); its allowance of attempts starts anew.
+        """
+        ...
+
+    def get_job(self, job_id: str) -> JobRecord: ...
+
+    def list_jobs(
+        self,
+        *,
+        statuses: Sequence[JobStatus] | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = 100,
+    ) -> list[JobRecord]:
+        """Newest `updated_at` first, filtered before the limit.
+
+        Args:
+            where: Keeps jobs whose `params` contain this JSON: mappings by their keys, everything
+                else by equality.
+            limit: None for all.
+        """
+        ...
+
+    def cancel_job(self, job_id: str) -> JobRecord:
+        """`pending | in_progress -> canceled`. A canceled job stays as it is. Atomic.
+
+        The run that it may have goes on until its worker has stopped it, and reported that with
+        `finish_run`; a script's run, which has no worker, ends here.
+
+        Raises:
+            InvalidStateError: The job has completed or failed.
+        """
+        ...
+
+    def restart_job(self, job_id: str) -> JobRecord:
+        """`failed | canceled -> pending`, with a new allowance of attempts. Atomic.
+
+        A run that is still being stopped is ended as canceled: its worker will find it fenced.
+
+        Raises:
+            InvalidStateError: The job is pending, in progress or completed, or it is a script's.
+        """
+        ...
+
+    def set_timeout(self, job_id: str, timeout_at: datetime | None) -> JobRecord:
+        """Move the moment at which the job is stopped."""
+        ...
+
+    # ---- runs
+
+    def get_run(self, run_id: int) -> RunRecord: ...
+
+    def list_runs(
+        self,
+        *,
+        job_id: str | None = None,
+        worker_id: str | None = None,
+        status: RunStatus | None = None,
+        limit: int | None = None,
+    ) -> list[RunRecord]:
+        """Oldest first; with `limit`, the newest `limit` of them, still oldest first."""
+        ...
+
+    def start_script_run(self, spec: JobSpec) -> Claim:
+        """A job of type `script` that runs outside any worker: in progress at once. Atomic.
+
+        It has no lease and is never taken for lost; whoever started it calls `finish_run`.
+
+        Raises:
+            InvalidStateError: A job of that id exists.
+        """
+        ...
+
+    def finish_run(
+        self,
+        run_id: int,
+        attempt: int,
+        status: Literal["completed", "failed", "canceled"],
+        *,
+        error: str | None = None,
+    ) -> JobRecord:
+        """End a run and its job, and store the job's outputs from the run's events. Atomic.
+
+        A job that was canceled meanwhile stays canceled whatever `status` says. Finishing again
+        with the same status is no error and changes nothing.
+
+        Raises:
+            FencedError: The attempt is not the job's current one, or was ended otherwise; nothing
+                was written.
+        """
+        ...
+
+    def release_run(self, run_id: int, attempt: int, *, reason: str) -> JobRecord:
+        """Give a job back: the run fails with `reason`, the job is pending again. Atomic.
+
+        A released run uses up none of `max_attempts`, because its worker ended in good order; only
+        runs whose worker was lost do. A job that was canceled meanwhile stays canceled. Releasing
+        again is no error and changes nothing.
+
+        Raises:
+            FencedError: As `finish_run`.
+        """
+        ...
+
+    # ---- events and logs
+
+    def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
+        """Append in order; keys that the run already has are skipped. Atomic.
+
+        A run that has ended still takes events, and they still count for its job's outputs, until
+        the next attempt starts.
+
+        Raises:
+            FencedError: The run has been replaced by a newer attempt.
+        """
+        ...
+
+    def list_events(
+        self, *, job_id: str | None = None, run_id: int | None = None, after: int = 0
+    ) -> Iterator[EventRecord]:
+        """Events of a run, or of all runs of a job, with an id above `after`, ascending.
+
+        Pages by itself, however many there are. Exactly one of `job_id` and `run_id` is given.
+        """
+        ...
+
+    def latest_values(
+        self,
+        keys: Sequence[str] | None = None,
+        *,
+        job_id: str | None = None,
+        run_id: int | None = None,
+    ) -> dict[str, Any]:
+        """Last value of each key over the events of a run, or of a job's last run.
+
+        Args:
+            keys: None for all. A key that no event has is left out.
+        """
+        ...
+
+    def append_log(self, run_id: int, offset: int, data: bytes) -> None:
+        """Write `data` at byte `offset` of the run's log.
+
+        Sending the same bytes twice changes nothing.
+
+        Raises:
+            InvalidInputError: `offset` lies beyond the end of what is stored.
+        """
+        ...
+
+    def read_log(self, run_id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        """At most `limit` bytes from `offset`; empty at the end."""
+        ...
+
+    # ---- workers
+
+    def register_worker(self, worker: WorkerSpec) -> WorkerRecord:
+        """Create or replace the worker's row, with status `active` and a fresh ping. Atomic.
+
+        Runs that a worker of that id held before are lost.
+
+        Raises:
+            InvalidStateError: The store knows that another process of that id is alive.
+        """
+        ...
+
+    def list_workers(self, *, statuses: Sequence[WorkerStatus] | None = None) -> list[WorkerRecord]:
+        """Newest first. A worker that is known to be gone is listed as `terminated`."""
+        ...
+
+    def set_worker_status(self, worker_id: str, status: WorkerStatus) -> WorkerRecord:
+        """`shutdown` asks the worker to end, `terminated` records that it has. Atomic.
+
+        What a terminated worker held is lost. It stays terminated, whatever is set afterwards,
+        until it registers again.
+        """
+        ...
+
+    def claim_job(self, worker_id: str) -> Claim | None:
+        """Give the worker the best pending job that fits it, or the job that it already holds.
+
+        Order: priority, then oldest; among equals a job whose model the worker has cached. First,
+        runs whose lease has expired or whose worker is known to be gone are ended as failed and
+        their jobs return to pending, or fail once `max_attempts` runs were lost. Creates the run
+        with the next attempt number and takes the lease. A worker that is not `active` gets no new
+        job. Atomic.
+        """
+        ...
+
+    def heartbeat(self, worker_id: str, run_id: int | None = None) -> Instruction:
+        """Record that the worker lives, renew the lease of its run, and say what to do about it.
+
+        An expired lease is won back as long as nobody else has taken the job. The answers, of which
+        the first that applies is given:
+
+        `fenced`: the run has ended, or is no longer the current attempt. `cancel`: the job was
+        canceled. `timeout`: its moment has passed. `shutdown`: the worker should end. `continue`.
+        """
+        ...

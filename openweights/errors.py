@@ -1,0 +1,71 @@
+"""Every error that this package raises on purpose.
+
+    OpenWeightsError
+    ├── InvalidInputError (ValueError)         what you passed cannot work; says where and what
+    would │   ├── DatasetError                       a row of a file, named by line and field
+    │   └── ConfigError                        a parameter, named by field
+    ├── NotFoundError (LookupError)            no job, run, file or worker of that id
+    ├── InvalidStateError (RuntimeError)       the state machine forbids it, e.g. cancel of a
+    completed job ├── ConfigurationError (RuntimeError)      this installation: a package, a key or
+    a setting is missing ├── JobFailedError (RuntimeError)          your job failed; the platform
+    did its part │   └── JobCanceledError
+    ├── WaitTimeoutError (TimeoutError)        the job is still going; waiting for it was limited
+    └── PlatformError (RuntimeError)           the store or a worker failed; your job may be fine
+        ├── StoreUnavailableError              worth trying again
+        └── FencedError                        this attempt was replaced by a newer one; stop
+        quietly
+
+Each class also inherits the built-in that code unaware of this package would catch.
+"""
+
+
+class OpenWeightsError(Exception):
+    """Root of the tree."""
+
+
+class InvalidInputError(OpenWeightsError, ValueError):
+    """What the caller passed cannot work."""
+
+
+class DatasetError(InvalidInputError):
+    """A dataset file holds rows that cannot be used; the message lists line, field and remedy."""
+
+
+class ConfigError(InvalidInputError):
+    """A job's parameters are wrong; the message lists field and remedy."""
+
+
+class NotFoundError(OpenWeightsError, LookupError):
+    """Nothing has that id."""
+
+
+class InvalidStateError(OpenWeightsError, RuntimeError):
+    """The job's or run's status does not allow this."""
+
+
+class ConfigurationError(OpenWeightsError, RuntimeError):
+    """This installation lacks something: a package, a key, a setting."""
+
+
+class JobFailedError(OpenWeightsError, RuntimeError):
+    """The job itself failed."""
+
+
+class JobCanceledError(JobFailedError):
+    """The job was canceled."""
+
+
+class WaitTimeoutError(OpenWeightsError, TimeoutError):
+    """The job had not ended when the caller's patience did. It goes on."""
+
+
+class PlatformError(OpenWeightsError, RuntimeError):
+    """The store or a worker failed, not the job."""
+
+
+class StoreUnavailableError(PlatformError):
+    """The store cannot be reached now; trying again may work."""
+
+
+class FencedError(PlatformError):
+    """The run is no longer the current attempt of its job: nothing was written."""

@@ -1,0 +1,180 @@
+"""The records that travel between a store and everything above it.
+
+Plain frozen dataclasses: no I/O, no imports beyond the standard library, so that every layer may
+use them.
+Moments are timezone-aware UTC `datetime`s and end in `_at`; durations end in `_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+JobStatus = Literal["pending", "in_progress", "completed", "failed", "canceled"]
+RunStatus = Literal["in_progress", "completed", "failed", "canceled"]
+WorkerStatus = Literal["starting", "active", "shutdown", "terminated"]
+CloudType = Literal["SECURE", "COMMUNITY", "ALL"]
+JobType = Literal["fine-tuning", "inference", "script", "api", "custom"]
+
+# What a worker must do about the run that it holds, as answered to its heartbeat.
+Instruction = Literal["continue", "cancel", "timeout", "shutdown", "fenced"]
+
+JOB_STATUSES: tuple[JobStatus, ...] = ("pending", "in_progress", "completed", "failed", "canceled")
+ENDED: frozenset[str] = frozenset({"completed", "failed", "canceled"})
+CLOUD_TYPES: tuple[CloudType, ...] = ("SECURE", "COMMUNITY", "ALL")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What a client submits. The id is computed by the client from what the job *does*.
+
+    Attributes:
+        id: `<prefix>-<12 hex>[-suffix]`.
+        type: Kind of job, for listing only.
+        script: Shell command that runs in the job's folder.
+        params: `{"validated_params": {…}, "mounted_files": {target: file id}, "cloud_type": …}`.
+        model: Model that the job loads, when it has one.
+        docker_image: Image whose workers may take the job.
+        requires_vram_gb: GPU memory needed in all, in GiB; 0 for none.
+        allowed_hardware: Hardware strings such as "2x H100S", or None for any that fits.
+        bundle_file: File id of the zip with the client's own package, unpacked into the job's
+            folder.
+        priority: Higher is taken first.
+        max_attempts: Runs that may lose their worker before the job fails.
+        timeout_at: The job is stopped at this moment.
+    """
+
+    id: str
+    type: JobType
+    script: str
+    params: Mapping[str, Any]
+    model: str | None = None
+    docker_image: str = ""
+    requires_vram_gb: int = 0
+    allowed_hardware: tuple[str, ...] | None = None
+    bundle_file: str | None = None
+    priority: int = 0
+    max_attempts: int = 3
+    timeout_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord(JobSpec):
+    """A job as stored.
+
+    Attributes:
+        status: See `JobStatus`.
+        attempts: Runs started so far; the current run's attempt number.
+        outputs: Last value of each key over the events of the last run, once that run has ended.
+        worker_id: Worker that holds the job, while it is in progress.
+    """
+
+    status: JobStatus = "pending"
+    organization_id: str = ""
+    attempts: int = 0
+    outputs: Mapping[str, Any] | None = None
+    worker_id: str | None = None
+    created_at: datetime = field(default=datetime.min)
+    updated_at: datetime = field(default=datetime.min)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One attempt at a job.
+
+    Attributes:
+        attempt: 1 for the first run of a job, counting up.
+        log_bytes: Length of the log stored so far.
+        error: Why it failed, in one line.
+    """
+
+    id: int
+    job_id: str
+    worker_id: str | None
+    attempt: int
+    status: RunStatus
+    created_at: datetime
+    ended_at: datetime | None = None
+    error: str | None = None
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EventDraft:
+    """An event to be appended.
+
+    Attributes:
+        key: Unique within the run; appending a key again changes nothing, so batches can be sent
+            twice.
+        data: Free JSON; conventional keys are step, tag, type, loss, file, path, error.
+    """
+
+    key: str
+    data: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """An event as stored; ids ascend in the order of appending. `event["data"]` is `event.data`."""
+
+    id: int
+    run_id: int
+    data: Mapping[str, Any]
+    created_at: datetime
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__slots__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A stored file. `filename` is a base name: the uploader's path is never kept."""
+
+    id: str
+    purpose: str
+    filename: str
+    bytes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker says of itself when it registers.
+
+    Attributes:
+        vram_gb: Memory of all its GPUs together, in GiB; 0 without a GPU.
+        hardware_type: Such as "2x H100S"; "cpu" without a GPU.
+        cloud_type: Tier of the pod that it runs in; None outside a cloud.
+        cached_models: Models on its disk; breaks ties between jobs.
+    """
+
+    id: str
+    docker_image: str = ""
+    hardware_type: str = "cpu"
+    gpu_count: int = 0
+    vram_gb: int = 0
+    cloud_type: CloudType | None = None
+    pod_id: str | None = None
+    cached_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord(WorkerSpec):
+    """A worker as stored; `pinged_at` is its last heartbeat."""
+
+    status: WorkerStatus = "active"
+    created_at: datetime = field(default=datetime.min)
+    pinged_at: datetime = field(default=datetime.min)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job and the run that was created for it: what `claim_job` hands to a worker."""
+
+    job: JobRecord
+    run: RunRecord
