@@ -1,0 +1,227 @@
+"""Divergences of a student from a teacher over next tokens, without holding all logits.
+
+With p the student's and q the teacher's distribution over the vocabulary, m = (p + q)/2, z the
+student's logits, and the teacher detached:
+
+    reverse_kl  L = KL(p || q)                        dL/dz = p * (log p - log q - L)
+    forward_kl  L = KL(q || p)                        dL/dz = p - q
+    jsd         L = KL(p || m)/2 + KL(q || m)/2       dL/dz = p * (log p - log m - KL(p || m)) / 2
+
+Self-distillation (arXiv 2601.19897) writes reverse KL in its equations 1-2 and used forward KL for
+its results.
+
+`linear_divergence` takes hidden states instead of logits. It projects them chunk by chunk, and
+computes the gradient of the hidden states in the same pass: at most one chunk of logits is alive,
+and the frozen head gets no gradient. This is where we differ from the usual fused losses, which sum
+to a scalar and always build the head's gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
+
+CHUNK_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A frozen output head: logits = cap(scale * (hidden @ weight.T + bias)).
+
+    Attributes:
+        weight: Shape (V, H).
+        bias: Shape (V,), or None.
+        scale: Factor on the logits (Cohere, Granite).
+        softcap: cap(z) = softcap * tanh(z / softcap) (Gemma 2); None for none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of shape (N, V) in at least float32, for hidden states of shape (N, H)."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        logits = hidden.to(dtype) @ self.weight.to(dtype).T
+        if self.bias is not None:
+            logits = logits + self.bias.to(dtype)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def hidden_grad(self, logits: Tensor, logits_grad: Tensor) -> Tensor:
+        """Gradient of the hidden states, shape (N, H). `logits_grad` is overwritten."""
+        if self.softcap is not None:
+            logits_grad.mul_(1 - (logits / self.softcap) ** 2)
+        if self.scale != 1.0:
+            logits_grad.mul_(self.scale)
+        return logits_grad @ self.weight.to(logits_grad.dtype)
+
+
+class DivergenceOutput(NamedTuple):
+    """What a scoring pass says of N tokens; only `loss` carries a gradient.
+
+    Attributes:
+        loss: Sum over tokens of weight times divergence, a scalar.
+        per_token: Divergence of each token in nats, shape (N,).
+        entropy: Entropy of the student in nats, shape (N,).
+        agreement: 1 where student and teacher have the same most likely token, else 0; shape (N,).
+    """
+
+    loss: Tensor
+    per_token: Tensor
+    entropy: Tensor
+    agreement: Tensor
+
+
+def divergence_from_logits(
+    student_logits: Tensor, teacher_logits: Tensor, kind: Divergence
+) -> Tensor:
+    """Divergence per token, shape (N,), differentiable in the student's logits of shape (N, V).
+
+    The readable definition; it keeps several (N, V) tensors for the backward pass.
+    """
+    log_p = student_logits.log_softmax(-1)
+    log_q = teacher_logits.detach().log_softmax(-1)
+    match kind:
+        case "reverse_kl":
+            return _kl(log_p, log_q)
+        case "forward_kl":
+            return _kl(log_q, log_p)
+        case "jsd":
+            log_m = _log_mean(log_p, log_q)
+            return (_kl(log_p, log_m) + _kl(log_q, log_m)) / 2
+
+
+def linear_divergence(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    head: Head,
+    weights: Tensor,
+    kind: Divergence,
+    *,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> DivergenceOutput:
+    """Weighted divergence of N tokens through a shared frozen head.
+
+    Args:
+        student_hidden: Last hidden states of the student, shape (N, H); the only input that gets a
+            gradient.
+        teacher_hidden: Last hidden states of the teacher on the same tokens, shape (N, H).
+        head: The output head that both share.
+        weights: Weight of each token in the loss, shape (N,).
+        kind: Which divergence.
+        chunk_tokens: Tokens whose logits are alive at a time.
+
+    Raises:
+        ValueError: Shapes do not match.
+    """
+    if student_hidden.shape != teacher_hidden.shape or weights.shape != student_hidden.shape[:1]:
+        raise ValueError(
+            f"student {tuple(student_hidden.shape)}, teacher {tuple(teacher_hidden.shape)} and "
+            f"weights {tuple(weights.shape)} must be (N, H), (N, H) and (N,)"
+        )
+    return DivergenceOutput(
+        *_LinearDivergence.apply(student_hidden, teacher_hidden, head, weights, kind, chunk_tokens)
+    )
+
+
+def logits_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, kind: Divergence
+) -> DivergenceOutput:
+    """`linear_divergence` for heads that are themselves trained: from logits of shape (N, V), by
+    autograd."""
+    per_token = divergence_from_logits(student_logits, teacher_logits, kind)
+    with torch.no_grad():
+        log_p = student_logits.log_softmax(-1)
+        entropy = _entropy(log_p)
+        agreement = _agreement(student_logits, teacher_logits)
+    return DivergenceOutput((weights * per_token).sum(), per_token.detach(), entropy, agreement)
+
+
+class _LinearDivergence(torch.autograd.Function):
+    """Computes the hidden states' gradient while the chunk's logits are there; backward only scales
+    it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: Tensor,
+        teacher_hidden: Tensor,
+        head: Head,
+        weights: Tensor,
+        kind: Divergence,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(student_hidden.dtype, torch.float32)
+        count = student_hidden.shape[0]
+        per_token, entropy, agreement = (
+            torch.empty(count, dtype=dtype, device=student_hidden.device) for _ in range(3)
+        )
+        grad = torch.empty_like(student_hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, count, chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            student = head.logits(student_hidden[rows])
+            teacher = head.logits(teacher_hidden[rows])
+            agreement[rows] = _agreement(student, teacher)
+            log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
+            del teacher
+            entropy[rows] = _entropy(log_p)
+            per_token[rows], logits_grad = _divergence_and_grad(log_p, log_q, kind)
+            if grad is not None:
+                logits_grad.mul_(weights[rows, None])
+                grad[rows] = head.hidden_grad(student, logits_grad).to(grad.dtype)
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(per_token, entropy, agreement)
+        return (weights * per_token).sum(), per_token, entropy, agreement
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        loss_grad = grad_outputs[0]
+        scaled = None if grad is None else grad * loss_grad.to(grad.dtype)
+        return scaled, None, None, None, None, None
+
+
+def _divergence_and_grad(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
+    """Divergence per token, shape (N,), and its gradient in the student's logits, shape (N, V)."""
+    p = log_p.exp()
+    match kind:
+        case "reverse_kl":
+            log_ratio = log_p - log_q
+            divergence = (p * log_ratio).sum(-1)
+            return divergence, p.mul_(log_ratio.sub_(divergence[:, None]))
+        case "forward_kl":
+            return _kl(log_q, log_p), p.sub_(log_q.exp())
+        case "jsd":
+            log_m = _log_mean(log_p, log_q)
+            log_ratio = log_p - log_m
+            kl_p = (p * log_ratio).sum(-1)
+            grad = p.mul_(log_ratio.sub_(kl_p[:, None])).mul_(0.5)
+            return (kl_p + _kl(log_q, log_m)) / 2, grad
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """KL(a || b) per row. A probability that underflows to 0 contributes 0, not NaN."""
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
+
+
+def _log_mean(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """log((a + b) / 2)."""
+    return torch.logaddexp(log_a, log_b) - torch.log(torch.tensor(2.0, dtype=log_a.dtype))
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    return (student_logits.argmax(-1) == teacher_logits.argmax(-1)).to(student_logits.dtype)

@@ -1,0 +1,370 @@
+"""Self-distillation fine-tuning (SDFT, arXiv 2601.19897) as an `SFTTrainer`.
+
+The student sees a prompt x and samples its own completion y. The teacher, the same network with an
+exponential moving average of the adapters, sees x together with a demonstration c. Both score y,
+and the student moves towards the teacher:
+
+    L = mean over sequences of the mean over their completion tokens t of
+        D(student(. | x, y<t), teacher(. | x, c, y<t))
+
+over the full vocabulary, with the teacher detached. D is reverse KL as in the paper's equations,
+forward KL as in its results, or the Jensen-Shannon divergence (`divergence.py`). Where we differ
+from algorithm 1: the average starts from the student's own adapters (`teacher.py`), one call
+generates for all micro-batches of an optimizer step, the end-of-sequence token that the student
+sampled is part of the loss, and a teacher prompt that does not fit is left out rather than cut.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from openweights.jobs.unsloth.data import sft_examples
+from openweights.jobs.unsloth.divergence import (
+    Divergence,
+    DivergenceOutput,
+    linear_divergence,
+    logits_divergence,
+)
+from openweights.jobs.unsloth.model import eos_token_ids
+from openweights.jobs.unsloth.rollout import (
+    Rollout,
+    RolloutEngine,
+    SamplingParams,
+    TransformersRollout,
+    evaluating,
+)
+from openweights.jobs.unsloth.scoring import (
+    base_model,
+    frozen_head,
+    output_logits,
+    scored_hidden,
+    teacher_gate,
+    token_weights,
+)
+from openweights.jobs.unsloth.sdft_data import (
+    SDFTDataCollator,
+    on_policy_dataset,
+    pad_right,
+    sdft_examples,
+    unpad,
+)
+from openweights.jobs.unsloth.teacher import EMATeacher
+from openweights.jobs.unsloth.trainer_args import trainer_args
+from openweights.jobs.unsloth.validate import TrainingConfig
+
+COMPLETIONS_EVERY_STEPS = 10
+COMPLETIONS_LOGGED = 4
+GATE_ROWS = 16
+
+LogEvent = Callable[[dict[str, Any]], None]
+
+
+class EMATeacherCallback(TrainerCallback):
+    """Moves the teacher after every optimizer step."""
+
+    def __init__(self, teacher: EMATeacher) -> None:
+        self._teacher = teacher
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        self._teacher.update()
+
+
+class SDFTTrainer(SFTTrainer):
+    """`SFTTrainer` whose batches are the student's own completions, scored against an EMA teacher.
+
+    Batches without on-policy columns get the ordinary SFT cross-entropy.
+
+    Args:
+        model: A causal language model with trainable parameters, usually a `PeftModel`.
+        args: With `remove_unused_columns=False` and dataset preparation skipped.
+        sampling: How the student's completions are drawn.
+        divergence: Which divergence is minimised.
+        ema_alpha: Share of the student in each teacher update.
+        skip_tokens: First completion tokens that are left out of the loss (the paper's code uses 3
+            against phrases that refer to the demonstration).
+        log_event: Receives sampled completions as JSON; None to drop them.
+        engine: Draws the completions; None for transformers' `generate`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: SFTConfig,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        sampling: SamplingParams,
+        divergence: Divergence = "reverse_kl",
+        ema_alpha: float = 0.02,
+        skip_tokens: int = 0,
+        log_event: LogEvent | None = None,
+        engine: RolloutEngine | None = None,
+        callbacks: Iterable[TrainerCallback] = (),
+        **kwargs: Any,
+    ) -> None:
+        pad_token_id = int(processing_class.pad_token_id)  # type: ignore[arg-type]
+        super().__init__(
+            model=model,  # type: ignore[arg-type]
+            args=args,
+            processing_class=processing_class,
+            data_collator=SDFTDataCollator(pad_token_id),
+            callbacks=list(callbacks),
+            **kwargs,
+        )
+        self.sampling = sampling
+        self.divergence: Divergence = divergence
+        self.skip_tokens = skip_tokens
+        self.teacher = EMATeacher(model, ema_alpha)
+        # First in line: what callbacks after it see, and save, is the teacher after the step.
+        self.callback_handler.callbacks.insert(0, EMATeacherCallback(self.teacher))
+        self.engine = engine or TransformersRollout(model, pad_token_id)
+        self._network = model
+        self._pad_token_id = pad_token_id
+        self._log_event = log_event
+        self._sums: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+
+    # ---- rollouts: once per optimizer step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of an optimizer step, with completions that one call generated."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches or "prompt_ids" not in batches[0]:
+            return batches, num_items
+        prompts = [unpad(b["prompt_ids"], b["prompt_mask"]) for b in batches]
+        teacher_prompts = [
+            unpad(b["teacher_prompt_ids"], b["teacher_prompt_mask"]) for b in batches
+        ]
+        rollout = self._rollout([prompt for batch in prompts for prompt in batch])
+        completions = iter(rollout.completions)
+        scored = []
+        for micro, teacher_micro in zip(prompts, teacher_prompts, strict=True):
+            own = [next(completions) for _ in micro]
+            scored.append(
+                self._scoring_batch("", micro, own)
+                | self._scoring_batch("teacher_", teacher_micro, own)
+            )
+        return scored, len(rollout.completions)
+
+    def _rollout(self, prompts: list[list[int]]) -> Rollout:
+        step = self.state.global_step
+        seed = rollout_seed(self.args.seed, step, self.args.process_index)
+        rollout = self.engine.generate(prompts, self.sampling, seed=seed)
+        count = len(prompts)
+        self._record("completion_length", rollout.tokens, count)
+        self._record("eos_share", sum(rollout.ended), count)
+        self._record("truncated_share", count - sum(rollout.ended), count)
+        self._record("rollout_s", rollout.seconds, 1)
+        self._record("rollout_tokens_per_s", rollout.tokens, rollout.seconds)
+        if self._log_event and step % COMPLETIONS_EVERY_STEPS == 0:
+            self._log_event(self._completions_event(step, prompts, rollout))
+        return rollout
+
+    def _completions_event(
+        self, step: int, prompts: list[list[int]], rollout: Rollout
+    ) -> dict[str, Any]:
+        tokenizer: Any = self.processing_class
+        rows = zip(prompts, rollout.completions, rollout.ended, strict=True)
+        return {
+            "type": "completions",
+            "step": step,
+            "completions": [
+                {
+                    "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+                    "completion": tokenizer.decode(completion, skip_special_tokens=True),
+                    "ended": ended,
+                }
+                for prompt, completion, ended in list(rows)[:COMPLETIONS_LOGGED]
+            ],
+        }
+
+    def _scoring_batch(
+        self, prefix: str, prompts: list[list[int]], completions: list[list[int]]
+    ) -> dict[str, Tensor]:
+        """Prompt and completion as one row, padded on the right: left-padded rows give NaN
+        gradients on CUDA.
+
+        `loss_mask` (B, T) marks the positions whose next-token distribution is scored; row by row
+        it marks the same completion tokens for student and teacher, so the packed positions of both
+        correspond.
+        """
+        rows = [p + c for p, c in zip(prompts, completions, strict=True)]
+        ids, mask = pad_right(rows, self._pad_token_id)
+        loss_mask = torch.zeros_like(mask, dtype=torch.bool)
+        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            loss_mask[i, len(prompt) - 1 + self.skip_tokens : len(row) - 1] = True
+        return {
+            f"{prefix}input_ids": ids,
+            f"{prefix}attention_mask": mask,
+            f"{prefix}loss_mask": loss_mask,
+        }
+
+    # ---- scoring: once per micro-batch -----------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean over the optimizer step's sequences of each one's mean divergence per completion
+        token."""
+        if "teacher_input_ids" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        weights = token_weights(inputs["loss_mask"], num_items_in_batch)
+        output = self._score(inputs, weights)
+        tokens = len(weights)
+        self._record("divergence", float(output.per_token.sum()), tokens)
+        self._record("entropy", float(output.entropy.sum()), tokens)
+        self._record("agreement", float(output.agreement.sum()), tokens)
+        loss = output.loss
+        if not self.model_accepts_loss_kwargs:
+            # The Trainer divides by the number of micro-batches in this case; the weights have done
+            # so already.
+            loss = loss * self.current_gradient_accumulation_steps
+        return (loss, {}) if return_outputs else loss
+
+    def _score(self, inputs: dict[str, Tensor], weights: Tensor) -> DivergenceOutput:
+        base = base_model(self._network)
+        head = frozen_head(base)
+        started = time.perf_counter()
+        with evaluating(self._network), self.teacher.acting(), self.accelerator.autocast():
+            teacher = scored_hidden(base, inputs, "teacher_")
+            if head is None:
+                teacher = output_logits(base, teacher)
+        teacher_done = time.perf_counter()
+        with self.accelerator.autocast():
+            student = scored_hidden(base, inputs, "")
+            if head is None:
+                student = output_logits(base, student)
+        if head is None:
+            output = logits_divergence(student, teacher, weights, self.divergence)
+        else:
+            output = linear_divergence(student, teacher, head, weights, self.divergence)
+        self._record("teacher_s", teacher_done - started, 1)
+        self._record("student_s", time.perf_counter() - teacher_done, 1)
+        return output
+
+    # ---- logs and checkpoints
+
+    def _record(self, name: str, amount: float, weight: float) -> None:
+        total, total_weight = self._sums[name]
+        self._sums[name] = (total + amount, total_weight + weight)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the weighted means since the last log, and the teacher's drift, to a training
+        log."""
+        if self._sums and "loss" in logs:
+            for name, (total, weight) in self._sums.items():
+                logs[name] = total / weight if weight else 0.0
+            logs["teacher_drift"] = self.teacher.drift()
+            self._sums.clear()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            self.teacher.save(folder)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.teacher.load(Path(resume_from_checkpoint))
+
+
+def sdft_train(
+    config: TrainingConfig,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: list[dict[str, Any]],
+    test_rows: list[dict[str, Any]] | None,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume_from: str | None = None,
+    log_event: LogEvent | None = None,
+) -> SDFTTrainer:
+    """Train `model` by self-distillation on `conversations` rows and return the trainer.
+
+    Args:
+        test_rows: Evaluated by cross-entropy on their answers, as in SFT.
+        resume_from: Folder of a checkpoint.
+        log_event: Receives the teacher gate, dropped rows and sampled completions as JSON.
+
+    Raises:
+        DatasetError: A row cannot be used, or no row fits into `max_seq_length`.
+    """
+    log_event = log_event or _drop_event
+    examples = sdft_examples(config, tokenizer, train_rows)
+    if resume_from is None:
+        log_event(teacher_gate(model, examples[:GATE_ROWS]))
+    sampling = sampling_params(config, model, tokenizer)
+    trainer = SDFTTrainer(
+        model,
+        trainer_args(config),
+        processing_class=tokenizer,
+        train_dataset=on_policy_dataset(examples),
+        eval_dataset=_test_dataset(config, tokenizer, test_rows, sampling) if test_rows else None,
+        sampling=sampling,
+        divergence=config.sdft_divergence,
+        ema_alpha=config.sdft_ema_alpha,
+        skip_tokens=config.sdft_skip_tokens,
+        log_event=log_event,
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=resume_from)
+    return trainer
+
+
+def _test_dataset(
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    sampling: SamplingParams,
+) -> Dataset:
+    ends = sampling.eos_token_ids
+    return Dataset.from_list(sft_examples(config, tokenizer, rows, ends=ends, name="test_file"))
+
+
+def sampling_params(
+    config: TrainingConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> SamplingParams:
+    """Sampling as configured; every EOS id of the model's generation config and of the tokenizer
+    ends a completion."""
+    return SamplingParams(
+        max_new_tokens=config.sdft_max_new_tokens,
+        temperature=config.sdft_temperature,
+        top_p=config.sdft_top_p,
+        eos_token_ids=tuple(eos_token_ids(base_model(model), tokenizer)),
+    )
+
+
+def rollout_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for each step and rank that does not depend on what was sampled before."""
+    return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
+
+
+def _drop_event(event: dict[str, Any]) -> None:
+    """Receives events when nobody listens."""

@@ -1,0 +1,139 @@
+"""Rows of self-distillation: rendered and tokenised examples, and their batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.unsloth.data import Collator, prompt_token_ids
+from openweights.jobs.unsloth.demonstrations import Message, split_row, teacher_messages
+from openweights.jobs.unsloth.validate import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SDFTExample:
+    """One training row, rendered and tokenised.
+
+    Attributes:
+        prompt_ids: What the student continues.
+        teacher_prompt_ids: What the teacher continues.
+        demonstration_ids: The demonstration as a completion, for the teacher gate.
+    """
+
+    prompt_ids: list[int]
+    teacher_prompt_ids: list[int]
+    demonstration_ids: list[int]
+
+
+class SDFTDataCollator:
+    """Batches of on-policy rows, or of rows with labels when there are no prompts (an evaluation
+    set).
+
+    On-policy: `prompt_ids`, `teacher_prompt_ids` and their masks, shape (B, T), padded on the
+    right. Otherwise: `input_ids`, `attention_mask`, `labels`, shape (B, T), padded on the right,
+    labels with -100.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self._pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows that all have the same columns."""
+        if "prompt_ids" not in rows[0]:
+            return Collator(self._pad_token_id)(rows)
+        batch: dict[str, Tensor] = {}
+        for name in ("prompt", "teacher_prompt"):
+            ids, mask = pad_right([row[f"{name}_ids"] for row in rows], self._pad_token_id)
+            batch |= {f"{name}_ids": ids, f"{name}_mask": mask}
+        return batch
+
+
+def sdft_examples(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
+) -> list[SDFTExample]:
+    """Render and tokenise rows; those whose teacher prompt leaves no room for a completion are
+    dropped and counted.
+
+    Raises:
+        DatasetError: A row cannot be used, or none is left.
+    """
+    limit = config.max_seq_length - config.sdft_max_new_tokens
+    examples: list[SDFTExample] = []
+    longest = 0
+    for line, row in enumerate(rows, start=1):
+        try:
+            example = _render(config, tokenizer, *split_row(row))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f"training_file: row {line}: {error}") from None
+        longest = max(longest, len(example.teacher_prompt_ids))
+        if len(example.teacher_prompt_ids) <= limit:
+            examples.append(example)
+    if not examples:
+        raise DatasetError(
+            f"no row fits: prompts with their demonstration have up to {longest} tokens, and "
+            f"max_seq_length={config.max_seq_length} leaves {limit} beside "
+            f"sdft_max_new_tokens={config.sdft_max_new_tokens}; raise max_seq_length to "
+            f"{longest + config.sdft_max_new_tokens}"
+        )
+    if dropped := len(rows) - len(examples):
+        logger.warning(
+            "%d of %d rows dropped: prompt and demonstration exceed %d tokens "
+            "(max_seq_length - sdft_max_new_tokens); the longest has %d",
+            dropped, len(rows), limit, longest,
+        )  # fmt: skip
+    return examples
+
+
+def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:
+    """The columns from which student and teacher prompts are batched."""
+    return Dataset.from_list(
+        [{"prompt_ids": e.prompt_ids, "teacher_prompt_ids": e.teacher_prompt_ids} for e in examples]
+    )
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Rows and attention mask of shape (B, T), padded on the right with `value`."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    """The rows of a right-padded batch without their padding."""
+    return [row[:length] for row, length in zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)]
+
+
+def _render(
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[Message],
+    demonstration: str,
+) -> SDFTExample:
+    shown = teacher_messages(
+        prompt,
+        demonstration,
+        template=config.sdft_demo_template,
+        placement=config.sdft_demo_placement,
+        repeats=config.sdft_demo_repeats,
+    )
+    return SDFTExample(
+        prompt_ids=prompt_token_ids(tokenizer, prompt),
+        teacher_prompt_ids=prompt_token_ids(tokenizer, shown),
+        demonstration_ids=list(tokenizer(demonstration, add_special_tokens=False)["input_ids"]),
+    )

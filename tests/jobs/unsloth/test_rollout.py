@@ -1,0 +1,113 @@
+"""Rollouts have the model's own distribution and ends, and touch nothing else of the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from openweights.jobs.unsloth.rollout import SamplingParams, TransformersRollout, cut_at_eos
+from tests.tiny_model import make_tiny_model
+
+PAD = 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = make_tiny_model(tmp_path_factory.mktemp("model"))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def params(**changes: Any) -> SamplingParams:
+    values = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "eos_token_ids": (2, 0)}
+    return SamplingParams(**{**values, **changes})
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Step by step, without cache or padding."""
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+PROMPTS = [[10, 11, 12], [40], [7, 8, 9, 10, 11, 12, 13, 14], [99, 5]]
+
+
+def test_cold_sampling_equals_greedy_decoding_of_each_prompt_alone(model: Any) -> None:
+    rollout = TransformersRollout(model, PAD).generate(
+        PROMPTS, params(temperature=1e-4, eos_token_ids=()), seed=1
+    )
+    assert rollout.completions == [greedy(model, prompt, 8) for prompt in PROMPTS]
+    assert rollout.ended == [False] * 4 and rollout.tokens == 32
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_first_tokens_have_the_models_distribution(model: Any, temperature: float) -> None:
+    """Chi-square over the ten most likely tokens and the rest; a longer prompt pads this one."""
+    count = 4_000
+    prompts = [PROMPTS[0]] * count + [PROMPTS[2]]
+    rollout = TransformersRollout(model, PAD).generate(
+        prompts, params(max_new_tokens=1, temperature=temperature), seed=7
+    )
+    sampled = torch.tensor([row[0] for row in rollout.completions[:count]])
+
+    def statistic(with_temperature: float) -> float:
+        with torch.no_grad():
+            logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].double()
+        top, ids = (logits / with_temperature).softmax(-1).topk(10)
+        seen = torch.stack([(sampled == i).sum() for i in ids]).double()
+        expected = torch.cat([top, 1 - top.sum(0, keepdim=True)]) * count
+        observed = torch.cat([seen, count - seen.sum(0, keepdim=True)])
+        return float(((observed - expected) ** 2 / expected).sum())
+
+    critical = 29.59  # 10 degrees of freedom, p = 0.001; the seed is fixed, so this cannot flake
+    assert statistic(temperature) < critical
+    assert statistic(temperature * 1.3) > critical, "the test can tell another temperature"
+
+
+def test_every_eos_ends_a_completion_and_belongs_to_it(model: Any) -> None:
+    prompts = [PROMPTS[i % 4] for i in range(64)]
+    eos = (20, 30, 40, 50, 60, 70, 80, 90, 100, 110)
+    rollout = TransformersRollout(model, PAD).generate(
+        prompts, params(max_new_tokens=40, temperature=5.0, eos_token_ids=eos), seed=3
+    )
+    last = {row[-1] for row, ended in zip(rollout.completions, rollout.ended, strict=True) if ended}
+    assert len(last) > 1, "more than one of the ids was met"
+    for row, ended in zip(rollout.completions, rollout.ended, strict=True):
+        assert ended == (row[-1] in eos) and not set(row[:-1]) & set(eos)
+        assert ended or len(row) == 40
+
+
+def test_the_models_own_generation_config_does_not_bend_the_samples(model: Any) -> None:
+    engine = TransformersRollout(model, PAD)
+    plain = engine.generate(PROMPTS, params(), seed=5)
+    own = model.generation_config
+    own.update(repetition_penalty=5.0, top_k=1, min_p=0.9)
+    try:
+        assert engine.generate(PROMPTS, params(), seed=5).completions == plain.completions
+        assert model.generation_config is own, "and it is given back"
+    finally:
+        own.update(repetition_penalty=None, top_k=None, min_p=None)
+
+
+def test_a_seed_decides_alone_and_leaves_the_process_as_it_was(model: Any) -> None:
+    engine = TransformersRollout(model, PAD)
+    model.train()
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    first = engine.generate(PROMPTS, params(), seed=11)
+    assert torch.equal(torch.rand(3), expected) and model.training
+    assert engine.generate(PROMPTS, params(), seed=11).completions == first.completions
+    assert engine.generate(PROMPTS, params(), seed=12).completions != first.completions
+
+
+def test_cut_at_eos() -> None:
+    assert cut_at_eos([5, 6, 2, 3, 3], (2,)) == ([5, 6, 2], True)
+    assert cut_at_eos([2, 2], (2,)) == ([2], True)
+    assert cut_at_eos([5, 6], (2,)) == ([5, 6], False)

@@ -1,0 +1,419 @@
+"""The SDFT trainer on a tiny random model: loss, invariances, teacher, and an exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+
+from openweights.errors import DatasetError
+from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logits
+from openweights.jobs.unsloth.rollout import Rollout, SamplingParams
+from openweights.jobs.unsloth.scoring import frozen_head, scored_hidden, token_weights
+from openweights.jobs.unsloth.sdft import SDFTTrainer, rollout_seed, sdft_train
+from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
+from openweights.jobs.unsloth.trainer_args import trainer_args
+from openweights.jobs.unsloth.validate import TrainingConfig
+from tests.tiny_model import make_tiny_model
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": "count to " + "x" * (1 + 3 * i)},
+            {"role": "assistant", "content": "one two " + "y" * i},
+        ]
+    }
+    for i in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def load(
+    folder: Path, *, dropout: float = 0.0, modules: Sequence[str] = ("q_proj", "up_proj")
+) -> Any:
+    set_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=list(modules))
+    return get_peft_model(base, lora)
+
+
+def perturb(model: nn.Module, seed: int, scale: float = 0.2) -> None:
+    """Adapters that do something, so that student and teacher differ."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def config(tmp_path: Path, **changes: Any) -> TrainingConfig:
+    data = tmp_path / "rows.jsonl"
+    data.touch()
+    values: dict[str, Any] = {
+        "model": "tiny/model",
+        "training_file": str(data),
+        "loss": "sdft",
+        "max_seq_length": 512,
+        "sdft_max_new_tokens": 6,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "output_dir": str(tmp_path / "out"),
+    }
+    return TrainingConfig(**{**values, **changes})
+
+
+class EchoEngine:
+    """Completions that are a function of the prompt alone, whatever the batch."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, seed: int
+    ) -> Rollout:
+        self.calls.append(len(prompts))
+        rows = [[5 + sum(prompt) % 7 + k for k in range(2 + len(prompt) % 5)] for prompt in prompts]
+        return Rollout([[*row, 2] for row in rows], [True] * len(rows), 0.01)
+
+
+def make_trainer(model: Any, folder: Path, tmp_path: Path, **changes: Any) -> SDFTTrainer:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    keys = ("divergence", "ema_alpha", "skip_tokens", "engine", "callbacks")
+    own = {key: changes.pop(key) for key in keys if key in changes}
+    settings = config(tmp_path, **changes)
+    examples = sdft_examples(settings, tokenizer, ROWS)
+    return SDFTTrainer(
+        model,
+        trainer_args(settings),
+        processing_class=tokenizer,
+        train_dataset=on_policy_dataset(examples),
+        sampling=SamplingParams(6, 1.0, 1.0, (2, 0)),
+        **own,
+    )
+
+
+def scoring_batch(trainer: SDFTTrainer, rows: Sequence[int], extra: int = 0) -> dict[str, Tensor]:
+    """A micro-batch of these rows with completions of other lengths; `extra` more pad columns."""
+    examples = [trainer.train_dataset[i] for i in rows]
+    completions = [[9 + i, 30, 31 + i, 40, 41][: 2 + i % 4] + [2] for i in rows]
+    batch = trainer._scoring_batch("", [e["prompt_ids"] for e in examples], completions)
+    batch |= trainer._scoring_batch(
+        "teacher_", [e["teacher_prompt_ids"] for e in examples], completions
+    )
+    pad = trainer._pad_token_id
+    fill = {"input_ids": pad, "attention_mask": 0, "loss_mask": False}
+    return {
+        name: nn.functional.pad(value, (0, extra), value=fill[name.removeprefix("teacher_")])
+        for name, value in batch.items()
+    }
+
+
+def slow_loss(
+    trainer: SDFTTrainer, batch: dict[str, Tensor], kind: Divergence, skip: int = 0
+) -> Tensor:
+    """The loss by its definition: one sequence at a time, no padding, full logits."""
+    per_sequence = []
+    for i in range(len(batch["input_ids"])):
+        scored = []
+        for prefix in ("", "teacher_"):
+            length = int(batch[f"{prefix}attention_mask"][i].sum())
+            ids = batch[f"{prefix}input_ids"][i : i + 1, :length]
+            logits = trainer.model(input_ids=ids).logits[0, :-1]
+            scored.append((ids[0, 1:], logits))
+            if prefix == "":
+                with torch.no_grad(), trainer.teacher.acting():
+                    length = int(batch["teacher_attention_mask"][i].sum())
+                    teacher_ids = batch["teacher_input_ids"][i : i + 1, :length]
+                    teacher_logits = trainer.model(input_ids=teacher_ids).logits[0, :-1]
+        count = int(batch["loss_mask"][i].sum())
+        student_logits = scored[0][1][-count:]
+        per_token = divergence_from_logits(student_logits, teacher_logits[-count:], kind)
+        per_sequence.append(per_token.mean())
+    return torch.stack(per_sequence).mean()
+
+
+def grads(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def adapters(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same(
+    a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 0, atol: float = 0
+) -> None:
+    assert a.keys() == b.keys() and a
+    for name in a:
+        difference = (a[name] - b[name]).abs().max().item()
+        assert torch.allclose(a[name], b[name], rtol=rtol, atol=atol), f"{name}: {difference}"
+
+
+def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(folder), folder, tmp_path)
+    perturb(trainer.model, 1)
+    batch = scoring_batch(trainer, [0, 3, 6])
+    base = trainer.model.get_base_model()
+    head = frozen_head(base)
+    for prefix in ("", "teacher_"):
+        with torch.no_grad():
+            packed = head.logits(scored_hidden(base, batch, prefix))
+            plain = trainer.model(
+                input_ids=batch[f"{prefix}input_ids"],
+                attention_mask=batch[f"{prefix}attention_mask"],
+            ).logits[batch[f"{prefix}loss_mask"]]
+        torch.testing.assert_close(packed, plain)
+    scored = batch["input_ids"][:, 1:][batch["loss_mask"][:, :-1]]
+    teacher_scored = batch["teacher_input_ids"][:, 1:][batch["teacher_loss_mask"][:, :-1]]
+    assert torch.equal(scored, teacher_scored), "both score the same completion tokens"
+    assert (scored == 2).sum() == 3, "the end token of each row is in the loss"
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
+@pytest.mark.parametrize("modules", [("q_proj", "up_proj"), ("q_proj", "lm_head")])
+def test_loss_and_gradients_equal_the_definition(
+    folder: Path, tmp_path: Path, kind: Divergence, modules: tuple[str, ...]
+) -> None:
+    """Also when the head itself is trained, so that student and teacher do not share it."""
+    trainer = make_trainer(load(folder, modules=modules), folder, tmp_path, divergence=kind)
+    perturb(trainer.model, 1)
+    trainer.teacher.update()
+    perturb(trainer.model, 2)
+    batch = scoring_batch(trainer, [0, 3, 6, 5])
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
+    loss.backward()
+    fast = grads(trainer.model)
+    trainer.model.zero_grad()
+    slow = slow_loss(trainer, batch, kind)
+    slow.backward()
+
+    assert loss > 0.01
+    torch.testing.assert_close(loss, slow, rtol=1e-5, atol=0)
+    assert_same(fast, grads(trainer.model), rtol=1e-3, atol=1e-6)
+
+
+def test_padding_and_order_do_not_change_the_loss(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(folder), folder, tmp_path)
+    perturb(trainer.model, 1)
+
+    def total(*batches: dict[str, Tensor]) -> float:
+        losses = [trainer.compute_loss(trainer.model, b, num_items_in_batch=4) for b in batches]
+        return sum(loss.item() for loss in losses)
+
+    trainer.current_gradient_accumulation_steps = 1
+    expected = total(scoring_batch(trainer, [0, 1, 2, 7]))
+    for batches in (
+        [scoring_batch(trainer, [7, 2, 0, 1])],
+        [scoring_batch(trainer, [0, 1, 2, 7], extra=9)],
+        [scoring_batch(trainer, [i]) for i in (0, 1, 2, 7)],
+    ):
+        assert total(*batches) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_call_generates_for_a_step_however_it_is_split(folder: Path, tmp_path: Path) -> None:
+    """Accumulation, also with an uneven last micro-batch, gives the update of one big batch."""
+    results = []
+    for batch_size, accumulation in ((6, 1), (2, 3), (4, 2)):
+        model, engine = load(folder), EchoEngine()
+        out = tmp_path / str(batch_size)
+        out.mkdir()
+        trainer = make_trainer(
+            model,
+            folder,
+            out,
+            engine=engine,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+        )
+        trainer.train_dataset = trainer.train_dataset.select(range(6))
+        perturb(model, 1)
+        trainer.train()
+        assert engine.calls == [6]
+        results.append((adapters(model), trainer.state.log_history[0]["loss"]))
+    assert_same(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
+    assert_same(results[0][0], results[2][0], rtol=1e-4, atol=1e-6)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
+    assert results[0][1] == pytest.approx(results[2][1], rel=1e-4)
+
+
+class Recorder(TrainerCallback):
+    """The student's adapters after every step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.history = model, [adapters(model)]
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.history.append(adapters(self.model))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
+def test_teacher_follows_the_training_run(folder: Path, tmp_path: Path, alpha: float) -> None:
+    model = load(folder)
+    base_before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    recorder = Recorder(model)
+    trainer = make_trainer(
+        model, folder, tmp_path, ema_alpha=alpha, callbacks=[recorder], max_steps=4
+    )
+    trainer.train()
+    student, teacher = recorder.history[-1], trainer.teacher.state()
+    assert not torch.equal(
+        *[
+            h["base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"]
+            for h in (recorder.history[0], student)
+        ]
+    ), "the student moved"
+    expected = {n: v.double() for n, v in recorder.history[0].items()}
+    for weights in recorder.history[1:]:
+        expected = {n: alpha * weights[n].double() + (1 - alpha) * v for n, v in expected.items()}
+    exact = alpha in (0.0, 1.0)
+    assert_same(
+        {n: v.double() for n, v in teacher.items()},
+        expected,
+        rtol=0 if exact else 1e-5,
+        atol=0 if exact else 1e-7,
+    )
+    assert_same({n: p for n, p in model.named_parameters() if n in base_before}, base_before)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
+    """With dropout and sampling: adapters, teacher, losses and completions, bit for bit."""
+
+    def run(name: str, resume: bool) -> tuple[SDFTTrainer, list[dict[str, Any]]]:
+        events: list[dict[str, Any]] = []
+        settings = config(
+            tmp_path, max_steps=7, save_steps=3, output_dir=str(tmp_path / name), epochs=9,
+            sdft_ema_alpha=0.2,
+        )  # fmt: skip
+        checkpoint = str(tmp_path / "whole" / "checkpoint-3") if resume else None
+        model, tokenizer = load(folder, dropout=0.2), AutoTokenizer.from_pretrained(folder)
+        callbacks = [] if resume else [KeepCheckpoints()]
+        trainer = sdft_train(
+            settings, model, tokenizer, ROWS, None,
+            callbacks=callbacks, resume_from=checkpoint, log_event=events.append,
+        )  # fmt: skip
+        return trainer, events
+
+    whole, _ = run("whole", resume=False)
+    resumed, events = run("resumed", resume=True)
+    assert_same(adapters(whole.model), adapters(resumed.model))
+    assert_same(whole.teacher.state(), resumed.teacher.state())
+    assert whole.teacher.step == resumed.teacher.step == 7
+    assert not any(e["type"] == "teacher_gate" for e in events), "the gate is measured once"
+    keys = ("loss", "divergence", "entropy", "completion_length", "grad_norm", "teacher_drift")
+    logs = [
+        [{k: entry[k] for k in keys} for entry in t.state.log_history if "loss" in entry][3:]
+        for t in (whole, resumed)
+    ]
+    assert len(logs[0]) == 4 and logs[0] == logs[1]
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Lets all checkpoints stay, so that an early one can be resumed from."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.save_total_limit = None
+
+
+def test_training_moves_the_student_towards_its_teacher(folder: Path, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    settings = config(tmp_path, max_steps=60, learning_rate=1e-2, sdft_ema_alpha=0.0)
+    trainer = sdft_train(
+        settings,
+        load(folder, modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")),
+        AutoTokenizer.from_pretrained(folder),
+        ROWS,
+        ROWS[:2],
+        log_event=events.append,
+    )
+    logs = [entry for entry in trainer.state.log_history if "divergence" in entry]
+    assert len(logs) == 60
+    first, last = (sum(e["divergence"] for e in part) for part in (logs[:5], logs[-5:]))
+    assert last < 0.7 * first
+    expected = {
+        "loss", "grad_norm", "learning_rate", "divergence", "entropy", "agreement", "eos_share",
+        "completion_length", "truncated_share", "teacher_drift", "rollout_s", "teacher_s",
+        "student_s", "rollout_tokens_per_s",
+    }  # fmt: skip
+    assert expected <= logs[0].keys()
+    assert all(
+        0 <= e["agreement"] <= 1 and e["eos_share"] + e["truncated_share"] == 1 for e in logs
+    )
+    gate, first_completions = events[0], events[1]
+    assert gate["type"] == "teacher_gate" and gate["rows"] == 8 and gate["step"] == 0
+    assert gate["logp_with"] != gate["logp_without"]
+    assert first_completions["type"] == "completions" and len(first_completions["completions"]) == 4
+    assert "eval_loss" in trainer.evaluate(), "a test set is scored by cross-entropy"
+
+
+def test_batches_with_labels_get_the_sft_cross_entropy(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(folder), folder, tmp_path)
+    perturb(trainer.model, 1)
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 2], "labels": [-100, -100, 7, 8, 2]},
+        {"input_ids": [5, 9, 2], "labels": [-100, 9, 2]},
+    ]
+    batch = trainer.data_collator(rows)
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        losses = []
+        for row in rows:
+            logits = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+            target = torch.tensor(row["labels"][1:])
+            losses.append(
+                nn.functional.cross_entropy(logits, target, reduction="none")[target != -100]
+            )
+    torch.testing.assert_close(loss, torch.cat(losses).mean())
+
+
+def test_skipped_tokens_and_truncated_rows(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(folder), folder, tmp_path, skip_tokens=2)
+    prompts = [[5, 6], [7], [8, 9, 10]]
+    completions = [[20, 21, 22, 2], [20], [20, 21, 22, 23, 24, 25]]
+    batch = trainer._scoring_batch("", prompts, completions)
+    targets = [
+        row[1:][mask[:-1]].tolist()
+        for row, mask in zip(batch["input_ids"], batch["loss_mask"], strict=True)
+    ]
+    assert targets == [[22, 2], [], [22, 23, 24, 25]]
+    weights = token_weights(batch["loss_mask"], 3)
+    torch.testing.assert_close(weights, torch.tensor([1 / 6] * 2 + [1 / 12] * 4))
+
+
+def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    everything = sdft_examples(config(tmp_path), tokenizer, ROWS)
+    lengths = [len(e.teacher_prompt_ids) for e in everything]
+    limit = sorted(lengths)[4]
+    some = sdft_examples(config(tmp_path, max_seq_length=limit + 6), tokenizer, ROWS)
+    assert some == [e for e in everything if len(e.teacher_prompt_ids) <= limit]
+    assert f"{8 - len(some)} of 8 rows dropped" in caplog.text and str(max(lengths)) in caplog.text
+    with pytest.raises(DatasetError, match=f"raise max_seq_length to {max(lengths) + 6}"):
+        sdft_examples(config(tmp_path, max_seq_length=20), tokenizer, ROWS)
+    with pytest.raises(DatasetError, match="row 2: field 'demonstration'"):
+        bad = {"messages": [{"role": "user", "content": "hi"}]}
+        sdft_examples(config(tmp_path), tokenizer, [ROWS[0], bad])
+
+
+def test_rollout_seeds_differ_by_seed_step_and_rank() -> None:
+    seeds = {rollout_seed(s, t, r) for s in range(3) for t in range(20) for r in range(4)}
+    assert len(seeds) == 240 and rollout_seed(1, 2, 3) == rollout_seed(1, 2, 3)
