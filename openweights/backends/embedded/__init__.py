@@ -1,0 +1,1 @@
+"""The parts of the store on this machine; `openweights.backends.local` puts them together."""

@@ -1,0 +1,114 @@
+"""Content of stored files, each under a name that follows from its bytes.
+
+Content is written under a temporary name, brought to the disk and renamed, so that a crash at any
+moment leaves either the whole file or none under its final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from openweights.errors import InvalidInputError
+
+_CHUNK_BYTES = 1 << 20
+_VALID_PURPOSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_INCOMING = "incoming"
+_ABANDONED_AFTER_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """Content that is on the disk but not yet under its final name."""
+
+    path: Path
+    file_id: str
+    sha256: str
+    bytes: int
+
+
+class FileFolder:
+    """The folder `files` of a store."""
+
+    def __init__(self, folder: Path, organization_id: str) -> None:
+        self._folder = folder
+        self._organization_id = organization_id
+
+    def receive(self, content: BinaryIO, purpose: str) -> Incoming:
+        """Copy a stream to the disk and compute its id. The caller adopts or discards it."""
+        if not _VALID_PURPOSE.fullmatch(purpose):
+            raise InvalidInputError(
+                f"purpose {purpose!r} cannot be part of a file id: use letters, digits, _ and -"
+            )
+        folder = self._folder / _INCOMING
+        folder.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=folder)
+        try:
+            with open(fd, "wb") as target:
+                digest, size = self._copy(content, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+        file_id = f"{purpose}:file-{digest[:12]}"
+        return Incoming(Path(name), file_id, digest, size)
+
+    def adopt(self, incoming: Incoming) -> None:
+        """Give received content its final name, for good."""
+        path = self.path(incoming.file_id)
+        path.parent.mkdir(exist_ok=True)
+        os.replace(incoming.path, path)
+        _sync_folder(path.parent)
+
+    def discard(self, incoming: Incoming) -> None:
+        """Drop received content, unless it was adopted."""
+        incoming.path.unlink(missing_ok=True)
+
+    def remove(self, file_id: str) -> None:
+        """Remove content; nothing happens when there is none."""
+        self.path(file_id).unlink(missing_ok=True)
+
+    def path(self, file_id: str) -> Path:
+        """Where the content of a file lies."""
+        digest = file_id.rpartition("-")[2]
+        return self._folder / digest[:2] / file_id.replace(":", "_")
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed while they uploaded have left."""
+        for path in (self._folder / _INCOMING).glob("*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_AFTER_S:
+                    path.unlink()
+
+    def _copy(self, content: BinaryIO, target: BinaryIO) -> tuple[str, int]:
+        digest = hashlib.sha256()
+        size = 0
+        while chunk := content.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            target.write(chunk)
+            size += len(chunk)
+        target.flush()
+        os.fsync(target.fileno())
+        digest.update(self._organization_id.encode())
+        return digest.hexdigest(), size
+
+
+def base_name(filename: str) -> str:
+    """Last part of a path of any operating system, as text that can be stored."""
+    name = re.split(r"[\\/]", filename.rstrip("\\/"))[-1]
+    return name.encode("utf-8", "replace").decode() or "file"
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a rename may be lost in a power cut although the file's content is not.
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

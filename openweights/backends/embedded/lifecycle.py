@@ -1,0 +1,267 @@
+"""The life of jobs and runs, as changes inside a write transaction that the caller holds.
+
+    job:  pending -> in_progress -> completed | failed | canceled
+          in_progress -> pending                 its run was released, or lost
+          failed | canceled -> pending           resubmitted or restarted
+    run:  in_progress -> completed | failed | canceled
+          failed -> in_progress                  a lease that ran out is won back
+
+A job in progress has exactly one run in progress, and its `attempts` is that run's attempt number.
+A canceled job may still have one, until its worker has stopped it. Every function takes `now` in
+microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from openweights.backends.embedded.records import storable
+from openweights.errors import FencedError, NotFoundError
+from openweights.types import Instruction
+
+_RUN_WITH_JOB = """
+    SELECT runs.*, jobs.status AS job_status, jobs.attempts AS job_attempts,
+           jobs.lost_runs, jobs.max_attempts, jobs.timeout_at
+    FROM runs JOIN jobs ON jobs.id = runs.job_id
+"""
+# Named, because the planner cannot know how few jobs wait and would sort them all.
+_NEXT_JOB = (
+    "SELECT * FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
+    "ORDER BY priority DESC, created_at"
+)
+
+
+def run_with_job(db: sqlite3.Connection, run_id: int) -> sqlite3.Row:
+    """The run, with `job_status`, `job_attempts` and what else of its job decides its fate."""
+    row = db.execute(_RUN_WITH_JOB + "WHERE runs.id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"no run {run_id}")
+    return row
+
+
+def held_run(db: sqlite3.Connection, worker_id: str) -> sqlite3.Row | None:
+    """The run in progress of a worker."""
+    query = _RUN_WITH_JOB + "WHERE runs.worker_id = ? AND runs.status = 'in_progress'"
+    return db.execute(query, (worker_id,)).fetchone()
+
+
+def next_job(db: sqlite3.Connection, cached_models: str) -> sqlite3.Row | None:
+    """The pending job to take: priority, then oldest, then one whose model is cached.
+
+    Args:
+        cached_models: JSON list of the worker's cached models.
+    """
+    if cached_models == "[]":
+        return db.execute(_NEXT_JOB + ", seq LIMIT 1").fetchone()
+    by_cache = ", model IN (SELECT value FROM json_each(?)) IS NOT 1, seq LIMIT 1"
+    return db.execute(_NEXT_JOB + by_cache, (cached_models,)).fetchone()
+
+
+def start_run(
+    db: sqlite3.Connection,
+    job: sqlite3.Row,
+    worker_id: str | None,
+    lease_expires_at: int | None,
+    now: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put a pending job in progress with a new run; returns the new columns of both."""
+    attempt = job["attempts"] + 1
+    db.execute(
+        "UPDATE jobs SET status = 'in_progress', attempts = ?, worker_id = ?, updated_at = ? "
+        "WHERE seq = ?",
+        (attempt, worker_id, now, job["seq"]),
+    )
+    cursor = db.execute(
+        "INSERT INTO runs (job_id, worker_id, attempt, status, lease_expires_at, created_at) "
+        "VALUES (?, ?, ?, 'in_progress', ?, ?)",
+        (job["id"], worker_id, attempt, lease_expires_at, now),
+    )
+    new_job = {
+        "status": "in_progress",
+        "attempts": attempt,
+        "worker_id": worker_id,
+        "updated_at": now,
+    }
+    new_run = {
+        "id": cursor.lastrowid,
+        "job_id": job["id"],
+        "worker_id": worker_id,
+        "attempt": attempt,
+        "status": "in_progress",
+        "created_at": now,
+        "ended_at": None,
+        "error": None,
+    }
+    return new_job, new_run
+
+
+def end_run(
+    db: sqlite3.Connection, run_id: int, status: str, ended_by: str, error: str | None, now: int
+) -> None:
+    """End a run, whatever becomes of its job."""
+    db.execute(
+        "UPDATE runs SET status = ?, ended_by = ?, error = ?, ended_at = ?, "
+        "lease_expires_at = NULL WHERE id = ?",
+        (status, ended_by, None if error is None else storable(error), now, run_id),
+    )
+
+
+def end_job(
+    db: sqlite3.Connection, job_id: str, status: str, outputs: Mapping[str, Any], now: int
+) -> None:
+    """Put a job into a final status, or keep it there, with the outputs of its last run."""
+    db.execute(
+        "UPDATE jobs SET status = ?, outputs = ?, worker_id = NULL, updated_at = ? WHERE id = ?",
+        (status, json.dumps(outputs), now, job_id),
+    )
+
+
+def requeue_job(db: sqlite3.Connection, job_id: str, lost_runs: int, now: int) -> None:
+    """Put a job back to pending; `lost_runs` of its allowance are used up from now on."""
+    db.execute(
+        "UPDATE jobs SET status = 'pending', outputs = NULL, worker_id = NULL, lost_runs = ?, "
+        "updated_at = ? WHERE id = ?",
+        (lost_runs, now, job_id),
+    )
+
+
+def release_run(db: sqlite3.Connection, run: sqlite3.Row, reason: str, now: int) -> None:
+    """End a run that its worker gives back in good order: nothing of the allowance is used up."""
+    if run["job_status"] == "canceled":
+        end_run(db, run["id"], "canceled", "release", reason, now)
+        end_job(db, run["job_id"], "canceled", latest_of_run(db, run["id"]), now)
+    else:
+        end_run(db, run["id"], "failed", "release", reason, now)
+        requeue_job(db, run["job_id"], run["lost_runs"], now)
+
+
+def lose_run(db: sqlite3.Connection, run: sqlite3.Row, ended_by: str, now: int) -> None:
+    """End a run whose worker is gone: its job waits again, unless its allowance is used up.
+
+    Args:
+        run: From `run_with_job` or `held_run`.
+        ended_by: `lease` when the worker was silent, `worker` when it is known to be gone.
+    """
+    worker = run["worker_id"]
+    error = f"worker {worker} is gone"
+    if ended_by == "lease":
+        error = f"worker {worker} was silent for longer than its lease"
+    if run["job_status"] == "canceled":
+        end_run(db, run["id"], "canceled", ended_by, error, now)
+        end_job(db, run["job_id"], "canceled", latest_of_run(db, run["id"]), now)
+        return
+    lost_runs = run["lost_runs"] + 1
+    is_final = lost_runs >= run["max_attempts"]
+    if is_final:
+        error += f"; the job has lost {lost_runs} of at most {run['max_attempts']} runs"
+    end_run(db, run["id"], "failed", ended_by, error, now)
+    if is_final:
+        db.execute("UPDATE jobs SET lost_runs = ? WHERE id = ?", (lost_runs, run["job_id"]))
+        end_job(db, run["job_id"], "failed", latest_of_run(db, run["id"]), now)
+    else:
+        requeue_job(db, run["job_id"], lost_runs, now)
+
+
+def lose_runs_of_worker(db: sqlite3.Connection, worker_id: str, now: int) -> None:
+    """End what a worker holds that is known to be gone."""
+    run = held_run(db, worker_id)
+    if run is not None:
+        lose_run(db, run, "worker", now)
+
+
+def lose_expired_runs(db: sqlite3.Connection, now: int, keep_worker: str) -> None:
+    """End the runs whose lease is over, except those of the worker that is asking."""
+    query = "WHERE runs.status = 'in_progress' AND runs.lease_expires_at < ?"
+    for run in db.execute(_RUN_WITH_JOB + query, (now,)).fetchall():
+        if run["worker_id"] != keep_worker:
+            lose_run(db, run, "lease", now)
+
+
+def end_run_of_canceled_job(db: sqlite3.Connection, job_id: str, now: int) -> None:
+    """End the run that a canceled job may still have, because nobody has to wait for it."""
+    query = "SELECT id FROM runs WHERE job_id = ? AND status = 'in_progress'"
+    run = db.execute(query, (job_id,)).fetchone()
+    if run is not None:
+        end_run(db, run["id"], "canceled", "client", None, now)
+
+
+def check_current(run: sqlite3.Row, attempt: int, *, is_repeated: bool) -> bool:
+    """Whether the run is still to be ended; False when this was done before.
+
+    Args:
+        is_repeated: The run has been ended in just the way that is asked for.
+
+    Raises:
+        FencedError: `attempt` is not the job's newest, or its run was ended in another way.
+    """
+    if run["attempt"] == run["job_attempts"] == attempt:
+        if run["status"] == "in_progress":
+            return True
+        if is_repeated:
+            return False
+    raise _fenced(run, attempt)
+
+
+def _fenced(run: sqlite3.Row, attempt: int) -> FencedError:
+    return FencedError(
+        f"attempt {attempt} (run {run['id']}) is no longer the current one of job "
+        f"{run['job_id']}: that is attempt {run['job_attempts']}, job {run['job_status']}, run "
+        f"{run['status']}"
+    )
+
+
+def renew_lease(
+    db: sqlite3.Connection, worker: sqlite3.Row, run: sqlite3.Row, expires_at: int, now: int
+) -> bool:
+    """Renew, or win back, the lease of a worker's run; False when the run is no longer its own."""
+    is_mine = run["worker_id"] == worker["id"] and run["attempt"] == run["job_attempts"]
+    if not is_mine:
+        return False
+    if run["status"] == "in_progress":
+        db.execute("UPDATE runs SET lease_expires_at = ? WHERE id = ?", (expires_at, run["id"]))
+        return True
+    is_untaken = run["ended_by"] == "lease" and run["job_status"] == "pending"
+    if not is_untaken or worker["status"] == "terminated" or held_run(db, worker["id"]):
+        return False
+    db.execute(
+        "UPDATE runs SET status = 'in_progress', ended_by = NULL, error = NULL, ended_at = NULL, "
+        "lease_expires_at = ? WHERE id = ?",
+        (expires_at, run["id"]),
+    )
+    db.execute(
+        "UPDATE jobs SET status = 'in_progress', worker_id = ?, lost_runs = lost_runs - 1, "
+        "updated_at = ? WHERE id = ?",
+        (worker["id"], now, run["job_id"]),
+    )
+    return True
+
+
+def instruction(worker: sqlite3.Row, run: sqlite3.Row | None, now: int) -> Instruction:
+    """What a worker has to do about a run that is its own."""
+    if run is not None and run["job_status"] == "canceled":
+        return "cancel"
+    if run is not None and run["timeout_at"] is not None and run["timeout_at"] <= now:
+        return "timeout"
+    return "shutdown" if worker["status"] in ("shutdown", "terminated") else "continue"
+
+
+def latest_of_run(
+    db: sqlite3.Connection, run_id: int, keys: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Last value of each key over the events of a run; of all keys when `keys` is None."""
+    wanted = None if keys is None else set(keys)
+    found: dict[str, Any] = {}
+    query = "SELECT data FROM events WHERE run_id = ? ORDER BY id DESC"
+    # From the newest backwards: what is found first counts, and a short list of keys ends early.
+    for (text,) in db.execute(query, (run_id,)):
+        if wanted is not None and not wanted:
+            break
+        for key, value in json.loads(text).items():
+            if key not in found and (wanted is None or key in wanted):
+                found[key] = value
+                if wanted is not None:
+                    wanted.discard(key)
+    return found

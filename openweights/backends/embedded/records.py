@@ -1,0 +1,225 @@
+"""Between rows of the SQLite store and the records of `openweights.types`.
+
+Moments are stored as whole microseconds since 1970, nested values as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from openweights.errors import InvalidInputError
+from openweights.types import (
+    EventRecord,
+    FileRecord,
+    JobRecord,
+    JobSpec,
+    RunRecord,
+    WorkerRecord,
+    WorkerSpec,
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Raises InvalidInputError for a moment without a time zone."""
+    if moment.tzinfo is None:
+        raise InvalidInputError(
+            f"{moment.isoformat()} has no time zone: use datetime.now(timezone.utc) or add tzinfo"
+        )
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(value: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def to_json(value: Any, what: str) -> str:
+    """JSON text of `value`; numbers that JSON lacks (NaN, infinities) become null.
+
+    Raises:
+        InvalidInputError: `what` holds something that is no JSON.
+    """
+    try:
+        return _dump(value)
+    except ValueError:
+        pass
+    except TypeError as error:
+        raise _not_json(what, error) from None
+    try:
+        return _dump(_finite(value))
+    except (TypeError, RecursionError) as error:
+        raise _not_json(what, error) from None
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _not_json(what: str, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        f"{what} must be JSON: {error}; convert it first, for example with float() or str()"
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in cast(dict[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast(Sequence[Any], value)]
+    return value
+
+
+def from_json(text: str) -> Any:
+    return json.loads(text)
+
+
+def with_cloud_type(params: str, other: str) -> str:
+    """JSON `params` with the cloud type of `other`."""
+    own, new = json.loads(params), json.loads(other)
+    if own.get("cloud_type") == new.get("cloud_type"):
+        return params
+    return _dump({**own, "cloud_type": new.get("cloud_type")})
+
+
+def contains(value: Any, part: Any) -> bool:
+    """Whether JSON `value` contains `part`: mappings by their keys, all else by equality."""
+    if isinstance(part, dict) and isinstance(value, dict):
+        whole = cast(dict[str, Any], value)
+        items = cast(dict[str, Any], part).items()
+        return all(key in whole and contains(whole[key], item) for key, item in items)
+    return _equal(value, part)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        whole, other = cast(dict[str, Any], a), cast(dict[str, Any], b)
+        return whole.keys() == other.keys() and all(_equal(whole[k], other[k]) for k in whole)
+    if isinstance(a, list) and isinstance(b, list):
+        items, others = cast(list[Any], a), cast(list[Any], b)
+        return len(items) == len(others) and all(map(_equal, items, others))
+    # Python takes True for 1, JSON does not.
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+def job_columns(spec: JobSpec) -> dict[str, Any]:
+    """What a submission writes into a row of `jobs`."""
+    hardware = spec.allowed_hardware
+    return {
+        "id": spec.id,
+        "type": spec.type,
+        "script": storable(spec.script),
+        "params": to_json(dict(spec.params), "params"),
+        "model": spec.model,
+        "docker_image": spec.docker_image,
+        "requires_vram_gb": spec.requires_vram_gb,
+        "allowed_hardware": None if hardware is None else json.dumps(list(hardware)),
+        "bundle_file": spec.bundle_file,
+        "priority": spec.priority,
+        "max_attempts": spec.max_attempts,
+        "timeout_at": None if spec.timeout_at is None else to_micros(spec.timeout_at),
+    }
+
+
+def job_record(row: sqlite3.Row | Mapping[str, Any], organization_id: str) -> JobRecord:
+    hardware = row["allowed_hardware"]
+    outputs = row["outputs"]
+    timeout_at = row["timeout_at"]
+    return JobRecord(
+        id=row["id"],
+        type=row["type"],
+        script=row["script"],
+        params=json.loads(row["params"]),
+        model=row["model"],
+        docker_image=row["docker_image"],
+        requires_vram_gb=row["requires_vram_gb"],
+        allowed_hardware=None if hardware is None else tuple(json.loads(hardware)),
+        bundle_file=row["bundle_file"],
+        priority=row["priority"],
+        max_attempts=row["max_attempts"],
+        timeout_at=None if timeout_at is None else from_micros(timeout_at),
+        status=row["status"],
+        organization_id=organization_id,
+        attempts=row["attempts"],
+        outputs=None if outputs is None else json.loads(outputs),
+        worker_id=row["worker_id"],
+        created_at=from_micros(row["created_at"]),
+        updated_at=from_micros(row["updated_at"]),
+    )
+
+
+def run_record(row: sqlite3.Row | Mapping[str, Any], log_bytes: int) -> RunRecord:
+    ended_at = row["ended_at"]
+    return RunRecord(
+        id=row["id"],
+        job_id=row["job_id"],
+        worker_id=row["worker_id"],
+        attempt=row["attempt"],
+        status=row["status"],
+        created_at=from_micros(row["created_at"]),
+        ended_at=None if ended_at is None else from_micros(ended_at),
+        error=row["error"],
+        log_bytes=log_bytes,
+    )
+
+
+def event_record(row: sqlite3.Row) -> EventRecord:
+    return EventRecord(
+        id=row["id"],
+        run_id=row["run_id"],
+        data=json.loads(row["data"]),
+        created_at=from_micros(row["created_at"]),
+    )
+
+
+def file_record(row: sqlite3.Row) -> FileRecord:
+    return FileRecord(
+        id=row["id"],
+        purpose=row["purpose"],
+        filename=row["filename"],
+        bytes=row["bytes"],
+        created_at=from_micros(row["created_at"]),
+    )
+
+
+def worker_columns(spec: WorkerSpec) -> dict[str, Any]:
+    """What a registration writes into a row of `workers`."""
+    return {
+        "id": spec.id,
+        "docker_image": spec.docker_image,
+        "hardware_type": spec.hardware_type,
+        "gpu_count": spec.gpu_count,
+        "vram_gb": spec.vram_gb,
+        "cloud_type": spec.cloud_type,
+        "pod_id": spec.pod_id,
+        "cached_models": json.dumps(list(spec.cached_models)),
+    }
+
+
+def worker_record(row: sqlite3.Row) -> WorkerRecord:
+    return WorkerRecord(
+        id=row["id"],
+        docker_image=row["docker_image"],
+        hardware_type=row["hardware_type"],
+        gpu_count=row["gpu_count"],
+        vram_gb=row["vram_gb"],
+        cloud_type=row["cloud_type"],
+        pod_id=row["pod_id"],
+        cached_models=tuple(json.loads(row["cached_models"])),
+        status=row["status"],
+        created_at=from_micros(row["created_at"]),
+        pinged_at=from_micros(row["pinged_at"]),
+    )
+
+
+def storable(text: str) -> str:
+    """Text as UTF-8 can hold it; output of a broken program may hold half characters."""
+    return text.encode("utf-8", "replace").decode()
