@@ -1,0 +1,172 @@
+"""The SDK: `OpenWeights` and what hangs on it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from typing import TYPE_CHECKING, ClassVar
+
+from openweights.client.bundle import (
+    BUNDLE_PURPOSE,
+    Signature,
+    build_bundle,
+    package_folder,
+    signature,
+)
+from openweights.client.events import EventCollection
+from openweights.client.files import FileCollection
+from openweights.client.job_kinds import Jobs, find_kind, kind_names, register
+from openweights.client.jobs import Job, JobCollection
+from openweights.client.local_worker import LocalWorker
+from openweights.client.results import read_log_chunks
+from openweights.client.runs import Run, RunCollection, ScriptRun
+from openweights.settings import Settings
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+    from openweights.jobs.exec import Exec
+    from openweights.jobs.unsloth import FineTuning
+
+__all__ = ["Job", "JobCollection", "Jobs", "OpenWeights", "Run", "register"]
+
+logger = logging.getLogger(__name__)
+
+
+class OpenWeights:
+    """A client. Without a key it uses the store on this machine, under `OPENWEIGHTS_HOME`.
+
+    Building one does no I/O; the store is opened when something first needs it. Job kinds are
+    attributes: `ow.fine_tuning.create(...)`, and `ow.<name>` for each `@register("<name>")`.
+
+    Args:
+        supabase_url: Project that holds the jobs; default: `SUPABASE_URL`.
+        supabase_key: Its public key; default: `SUPABASE_ANON_KEY`.
+        auth_token: An `ow_…` key; default: `OPENWEIGHTS_API_KEY`.
+        organization_id: Override; default: the key's organization.
+        settings: All of the above and more, instead of the environment.
+
+    Attributes:
+        files, jobs, runs, events: What the store holds.
+        settings: What the environment said when the client was built.
+    """
+
+    RESERVED: ClassVar[frozenset[str]] = frozenset({"files", "jobs", "runs", "events", "settings"})
+
+    if TYPE_CHECKING:
+        fine_tuning: FineTuning
+        exec: Exec
+
+    def __init__(
+        self,
+        supabase_url: str | None = None,
+        supabase_key: str | None = None,
+        auth_token: str | None = None,
+        organization_id: str | None = None,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        settings = Settings.from_env() if settings is None else settings
+        self.settings = replace(
+            settings,
+            supabase_url=supabase_url or settings.supabase_url,
+            supabase_anon_key=supabase_key or settings.supabase_anon_key,
+            api_key=auth_token or settings.api_key,
+        )
+        self.files = FileCollection(self)
+        self.jobs = JobCollection(self)
+        self.runs = RunCollection(self)
+        self.events = EventCollection(self)
+        self._organization_id = organization_id
+        self._lock = threading.RLock()
+        self._backend: Backend | None = None
+        self._run: Run | None = None
+        self._worker: LocalWorker | None = None
+        self._kinds: dict[str, Jobs] = {}
+        self._bundle: tuple[Signature, str] | None = None
+
+    def __getattr__(self, name: str) -> Jobs:
+        # Called for what is no ordinary attribute: the job kinds.
+        kind = None if name.startswith("_") else find_kind(name)
+        if kind is None:
+            raise AttributeError(
+                f"OpenWeights has no {name!r}; the job kinds are {', '.join(kind_names())} "
+                "(your own appear once @register has run)"
+            )
+        known = self._kinds.get(name)
+        if known is None or type(known) is not kind:
+            known = self._kinds[name] = kind(self)
+        return known
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *kind_names()})
+
+    @property
+    def backend(self) -> Backend:
+        """The store, opened on first use."""
+        with self._lock:
+            if self._backend is None:
+                from openweights.backends import open_backend
+
+                self._backend = open_backend(self.settings)
+            return self._backend
+
+    @property
+    def organization_id(self) -> str:
+        """Whose jobs and files these are."""
+        return self._organization_id or self.backend.organization_id
+
+    @property
+    def hf_org(self) -> str | None:
+        """Where models are pushed to: `HF_ORG`, else `HF_USER`."""
+        return self.settings.hf_org
+
+    @property
+    def run(self) -> Run:
+        """The run that this process belongs to: the job's, or outside a job a new one of type
+        `script`.
+        """
+        with self._lock:
+            if self._run is None:
+                run_id = self.settings.run_id
+                self._run = ScriptRun(self) if run_id is None else Run(self, run_id)
+            return self._run
+
+    def close(self) -> None:
+        """Send what the current run has logged, and release the store's connections.
+
+        Neither the client nor what it gave out may be used afterwards.
+        """
+        with self._lock:
+            if self._run is not None:
+                self._run.close()
+            if self._backend is not None:
+                self._backend.close()
+                self._backend = None
+
+    # ---- for the modules of this package ---------------------------------------------------------
+
+    def bundle_file(self) -> str:
+        """File id of the source bundle, built and uploaded once for each state of the package."""
+        with self._lock:
+            state = signature(package_folder())
+            if self._bundle is None or self._bundle[0] != state:
+                content = BytesIO(build_bundle())
+                record = self.backend.put_file(content, BUNDLE_PURPOSE, "openweights.zip")
+                self._bundle = (state, record.id)
+            return self._bundle[1]
+
+    def ensure_worker(self) -> None:
+        """With the embedded store: start a worker if none is alive."""
+        if self.settings.api_key or self.settings.supabase_url:
+            return
+        with self._lock:
+            if self._worker is None:
+                self._worker = LocalWorker(self.settings, self.backend)
+            self._worker.ensure()
+
+    def iterate_log(self, run_id: int) -> Iterator[bytes]:
+        """The log of a run so far, in pieces."""
+        return read_log_chunks(self.backend, run_id)

@@ -1,0 +1,268 @@
+"""Sends a run's events in the background: logging never waits for the store, and nothing logged is
+lost.
+
+`EventSender.log` writes one line to a spool file and returns. A thread reads the file and appends
+its lines to the run, in order and in batches; while the store is away it tries again. The file is
+removed once all of it is stored. If the process is killed, the file stays, and `replay_spool` sends
+what is in it: each line has a key, so what was sent already is skipped.
+
+A spool file is named `<run id>-<process id>-<8 hex>.jsonl`; a line is `{"key": …, "created_at": …,
+"data": {…}}`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from openweights.client.event_json import event_data
+from openweights.errors import (
+    FencedError,
+    NotFoundError,
+    OpenWeightsError,
+    PlatformError,
+    StoreUnavailableError,
+)
+from openweights.types import EventDraft
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+
+logger = logging.getLogger(__name__)
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 1 << 20
+FLUSH_AT_EXIT_S = 30.0
+_FIRST_RETRY_S = 0.2
+_LONGEST_RETRY_S = 10.0
+# Events that come in quick succession share a batch.
+_GATHER_S = 0.05
+_SPOOL_NAME = re.compile(r"(\d+)-\d+-[0-9a-f]{8}\.jsonl")
+
+
+class EventSender:
+    """Sends the events of one run from one process.
+
+    Args:
+        backend: Where they go.
+        run_id: Run that they belong to.
+        spool_dir: Folder of the spool file; default: a new temporary folder.
+    """
+
+    def __init__(self, backend: Backend, run_id: int, spool_dir: Path | None = None) -> None:
+        self.pid = os.getpid()
+        self.run_id = run_id
+        self._backend = backend
+        self._own_folder = spool_dir is None
+        folder = (
+            Path(tempfile.mkdtemp(prefix="openweights-spool-")) if spool_dir is None else spool_dir
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{run_id}-{self.pid}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._file = os.open(
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        self._lock = threading.Lock()
+        self._change = threading.Condition(self._lock)
+        self._written = 0
+        self._sent = 0
+        self._closing = False
+        self._given_up = False
+        self._thread = threading.Thread(
+            target=self._send_all, name="openweights-events", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self.close)
+
+    def log(self, data: Mapping[str, Any]) -> None:
+        """Write an event down, to be sent soon.
+
+        Raises:
+            InvalidInputError: `data` is no JSON; the message names the key.
+        """
+        line = _line(event_data(data))
+        with self._lock:
+            if self._given_up:
+                return
+            self._append(line)
+            self._change.notify_all()
+
+    def flush(self, timeout: float = FLUSH_AT_EXIT_S) -> bool:
+        """Wait until all that was logged is stored.
+
+        Returns:
+            Whether it is.
+        """
+        with self._lock:
+            self._change.notify_all()
+            self._change.wait_for(lambda: self._sent >= self._written or self._given_up, timeout)
+            return self._sent >= self._written
+
+    def close(self, timeout: float = FLUSH_AT_EXIT_S) -> bool:
+        """Flush, stop the thread, and remove the spool file if all of it is stored.
+
+        Returns:
+            Whether all is stored. If not, the spool file stays.
+        """
+        if os.getpid() != self.pid:
+            # A forked child: thread and file are its parent's.
+            return False
+        done = self.flush(timeout)
+        with self._lock:
+            if self._closing:
+                return done
+            self._closing = True
+            self._change.notify_all()
+        atexit.unregister(self.close)
+        self._thread.join(timeout=1.0)
+        os.close(self._file)
+        if done or self._given_up:
+            self.path.unlink(missing_ok=True)
+            if self._own_folder:
+                self.path.parent.rmdir()
+        else:
+            logger.warning(
+                "events of run %s were not sent in time; they are in %s", self.run_id, self.path
+            )
+        return done
+
+    def _append(self, line: bytes) -> None:
+        done = 0
+        try:
+            while done < len(line):
+                done += os.write(self._file, line[done:])
+        except OSError as error:
+            # Half a line would spoil the next one.
+            os.ftruncate(self._file, self._written)
+            raise PlatformError(f"cannot keep an event in {self.path}: {error.strerror}") from error
+        self._written += len(line)
+
+    # ---- the thread ------------------------------------------------------------------------------
+
+    def _send_all(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        with self.path.open("rb") as lines:
+            while True:
+                lines.seek(self._sent)
+                batch, size = _read_batch(lines)
+                if not batch:
+                    if not self._wait_for_lines():
+                        return
+                    continue
+                if self._send(batch):
+                    retry_s = _FIRST_RETRY_S
+                    with self._lock:
+                        self._sent += size
+                        self._change.notify_all()
+                elif self._given_up or self._pause(retry_s):
+                    return
+                else:
+                    retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
+
+    def _wait_for_lines(self) -> bool:
+        """Wait for something to send; False when there will be nothing more."""
+        with self._lock:
+            self._change.wait_for(lambda: self._closing or self._written > self._sent)
+            if self._written == self._sent:
+                return False
+        time.sleep(_GATHER_S)
+        return True
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before trying again; True when the sender was closed meanwhile."""
+        with self._lock:
+            return self._change.wait_for(lambda: self._closing, seconds)
+
+    def _send(self, batch: list[EventDraft]) -> bool:
+        try:
+            self._backend.append_events(self.run_id, batch)
+        except (FencedError, NotFoundError) as error:
+            self._give_up(f"its later events are dropped: {error}")
+            return False
+        except (StoreUnavailableError, PlatformError) as error:
+            logger.info("events of run %s wait, the store is away: %s", self.run_id, error)
+            return False
+        except OpenWeightsError as error:
+            self._give_up(f"the store refuses its events: {error}")
+            return False
+        except Exception:  # noqa: BLE001 - the thread's loop: whatever it is, it must not end the sending
+            logger.warning(
+                "events of run %s could not be sent; trying again", self.run_id, exc_info=True
+            )
+            return False
+        return True
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("run %s: %s", self.run_id, reason)
+        with self._lock:
+            self._given_up = True
+            self._change.notify_all()
+
+
+def replay_spool(backend: Backend, folder: Path) -> int:
+    """Send what killed processes left in `folder`, and remove the files. Events that are stored
+    already are skipped.
+
+    Returns:
+        How many events were in the files.
+
+    Raises:
+        StoreUnavailableError: Files not yet sent stay for another try.
+    """
+    count = 0
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        name = _SPOOL_NAME.fullmatch(path.name)
+        if name is None:
+            continue
+        run_id = int(name[1])
+        with path.open("rb") as lines:
+            for batch in _batches(lines):
+                try:
+                    backend.append_events(run_id, batch)
+                except (FencedError, NotFoundError) as error:
+                    logger.warning("run %s: %s", run_id, error)
+                    break
+                count += len(batch)
+        path.unlink()
+    return count
+
+
+def _batches(lines: BinaryIO) -> Iterator[list[EventDraft]]:
+    while True:
+        batch, _ = _read_batch(lines)
+        if not batch:
+            return
+        yield batch
+
+
+def _read_batch(lines: BinaryIO) -> tuple[list[EventDraft], int]:
+    """The next whole lines, and their length in bytes."""
+    batch: list[EventDraft] = []
+    size = 0
+    while len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
+        line = lines.readline()
+        # A line without its end was being written when the process was killed, or is being written
+        # now.
+        if not line.endswith(b"\n"):
+            break
+        record = json.loads(line)
+        created_at = datetime.fromisoformat(record["created_at"])
+        batch.append(EventDraft(record["key"], record["data"], created_at))
+        size += len(line)
+    return batch, size
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    record = {"key": uuid.uuid4().hex, "created_at": datetime.now(UTC).isoformat(), "data": data}
+    return json.dumps(record, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,304 @@
+"""Job kinds: what turns keyword arguments into a job.
+
+A kind is a subclass of `Jobs`: a model of its parameters, the files it needs, and the command that
+    runs them. `register` gives
+it a name, and `ow.<name>.create(...)` submits it. The collection of all jobs, whatever their kind,
+is `ow.jobs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from openweights import images
+from openweights.client.jobs import Job
+from openweights.client.mounts import expand_mounts
+from openweights.client.param_errors import describe_validation_error, ignored_params, spelled
+from openweights.errors import ConfigError, InvalidInputError
+from openweights.types import CLOUD_TYPES, CloudType, JobSpec, JobType
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from openweights.client import OpenWeights
+
+MOUNT_PURPOSE = "custom_job_file"
+
+# Built-in kinds by name; resolved on first use, so that the client does not import what it does not
+# need.
+_BUILT_IN = {
+    "fine_tuning": "openweights.jobs.unsloth:FineTuning",
+    "exec": "openweights.jobs.exec:Exec",
+}
+_REGISTERED: dict[str, type[Jobs]] = {}
+
+_HARDWARE = re.compile(r"\s*(?:(\d+)\s*x\s*)?([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE)
+_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# `{job_id}`, but not the shell's `${job_id}`.
+_JOB_ID = re.compile(r"(?<!\$)\{job_id\}")
+
+_Kind = TypeVar("_Kind", bound="type[Jobs]")
+
+
+class Jobs:
+    """Base class of a job kind.
+
+    Attributes:
+        mount: Local file or folder -> target inside the job's folder.
+        params: Model of the parameters that `create` takes.
+        base_image: Image of the workers that may take the job.
+        requires_vram_gb: GPU memory needed in all, in GiB.
+        job_type: How listings call it.
+        id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
+            say False: their command comes from the parameters, so that a new version of this
+            package does not run everything again. Files of a non-empty `mount` are part of the id
+            in any case.
+    """
+
+    mount: ClassVar[dict[str, str]] = {}
+    params: ClassVar[type[BaseModel]]
+    base_image: ClassVar[str] = images.UNSLOTH_IMAGE
+    requires_vram_gb: ClassVar[int] = 24
+    job_type: ClassVar[JobType] = "custom"
+    id_covers_mounts: ClassVar[bool] = True
+
+    def __init__(self, ow: OpenWeights) -> None:
+        self.ow = ow
+
+    @property
+    def id_prefix(self) -> str:
+        """What the ids of its jobs begin with."""
+        return type(self).__name__.lower()
+
+    # ---- what a subclass may define --------------------------------------------------------------
+
+    def get_entrypoint(self, validated_params: BaseModel) -> str:
+        """The shell command to run in the job's folder; `{job_id}` in it becomes the job's id."""
+        raise NotImplementedError(f"{type(self).__name__} must define get_entrypoint")
+
+    def check(self, validated: BaseModel) -> None:
+        """Look things up in the store before the job is submitted; the default does nothing.
+
+        Raises:
+            InvalidInputError: The job could not work.
+        """
+
+    def mounted_paths(self) -> Mapping[str, Path]:
+        """Target inside the job's folder -> local file."""
+        return expand_mounts(self.mount)
+
+    # ---- submitting ------------------------------------------------------------------------------
+
+    def create(
+        self,
+        *,
+        allowed_hardware: list[str] | str | None = None,
+        docker_image: str | None = None,
+        requires_vram_gb: int | None = None,
+        cloud_type: CloudType = "SECURE",
+        priority: int = 0,
+        max_attempts: int = 3,
+        **params: Any,
+    ) -> Job:
+        """Submit a job, or return the one that does the same.
+
+        Args:
+            allowed_hardware: Such as `["2x H100S", "1x H200"]`; None for any that has the memory.
+            docker_image: Image of the workers that may take it; default: the kind's.
+            requires_vram_gb: GPU memory needed in all, in GiB; default: the kind's.
+            cloud_type: `SECURE`, `COMMUNITY`, or `ALL`, which takes the cheaper one first.
+            priority: Higher is taken first.
+            max_attempts: Runs that may lose their worker before the job fails.
+            **params: The parameters of the kind.
+
+        Raises:
+            ConfigError: A parameter is wrong; the message has a line for each.
+            InvalidInputError: A file to mount is not there, or the look-ups of the kind failed.
+        """
+        vram = type(self).requires_vram_gb if requires_vram_gb is None else requires_vram_gb
+        _check_controls(cloud_type, vram, priority, max_attempts)
+        hardware = normalize_hardware(allowed_hardware)
+        validated = self.validate(params)
+        self.check(validated)
+        spec = replace(
+            self._spec(validated, cloud_type),
+            requires_vram_gb=vram,
+            allowed_hardware=hardware,
+            priority=priority,
+            max_attempts=max_attempts,
+        )
+        if docker_image:
+            spec = replace(spec, docker_image=docker_image)
+        record = self.ow.backend.submit_job(spec)
+        if record.status == "pending":
+            self.ow.ensure_worker()
+        return Job(self.ow, record)
+
+    def _spec(self, validated: BaseModel, cloud_type: CloudType) -> JobSpec:
+        """What the job does, with its files uploaded."""
+        mounted = self._upload_mounts()
+        script = self.get_entrypoint(validated)
+        job_id = self.compute_id(validated, mounted, script)
+        model = getattr(validated, "model", None)
+        return JobSpec(
+            id=job_id,
+            type=self.job_type,
+            script=_JOB_ID.sub(job_id, script),
+            params={
+                "validated_params": validated.model_dump(mode="json"),
+                "mounted_files": mounted,
+                "cloud_type": cloud_type,
+            },
+            model=model if isinstance(model, str) else None,
+            docker_image=self.base_image,
+            bundle_file=self.ow.bundle_file(),
+        )
+
+    def validate(self, params: dict[str, Any]) -> BaseModel:
+        """The parameters, checked. Those that the model would ignore are refused, too.
+
+        Raises:
+            ConfigError: A line for each field that is wrong, and what would work.
+        """
+        from pydantic import ValidationError
+
+        wrong = ignored_params(params, self.params)
+        try:
+            validated = self.params.model_validate(params)
+        except ValidationError as error:
+            wrong += describe_validation_error(error, self.params)
+            raise ConfigError("\n".join(wrong)) from None
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+        return validated
+
+    def compute_id(
+        self, validated: BaseModel, mounted_files: Mapping[str, str] | None = None, script: str = ""
+    ) -> str:
+        """`<prefix>-<12 hex>[-<job_id_suffix>]` of what the job does.
+
+        Values left at their defaults are not hashed, so that a parameter that a later version adds
+        does not change the ids of the jobs that do not use it.
+        """
+        content: dict[str, Any] = {
+            "kind": type(self).__name__,
+            "params": validated.model_dump(mode="json", exclude_defaults=True),
+            "organization": self.ow.backend.organization_id,
+        }
+        if self.id_covers_mounts:
+            content["script"] = script
+        if self.id_covers_mounts or self.mount:
+            content["mounted_files"] = dict(mounted_files or {})
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        suffix = getattr(validated, "job_id_suffix", None)
+        if not suffix:
+            return f"{self.id_prefix}-{digest[:12]}"
+        if not _SUFFIX.fullmatch(str(suffix)):
+            raise ConfigError(
+                f"job_id_suffix: {suffix!r} cannot end an id; use letters, digits, '.', '_', '-'"
+            )
+        return f"{self.id_prefix}-{digest[:12]}-{suffix}"
+
+    def _upload_mounts(self) -> dict[str, str]:
+        files: dict[str, str] = {}
+        for target, path in sorted(self.mounted_paths().items()):
+            try:
+                target.encode()
+                with path.open("rb") as content:
+                    record = self.ow.backend.put_file(content, MOUNT_PURPOSE, path.name)
+            except UnicodeEncodeError:
+                raise InvalidInputError(f"cannot mount {target!a}: rename it, in UTF-8") from None
+            except OSError as error:
+                raise InvalidInputError(f"cannot mount {path}: {error.strerror}") from error
+            files[target] = record.id
+        return files
+
+
+def register(name: str) -> Callable[[_Kind], _Kind]:
+    """Class decorator: `@register("my_job")` makes the kind available as `ow.my_job`, also on
+    clients that exist already.
+
+    Raises:
+        InvalidInputError: The name cannot be an attribute of a client.
+    """
+    from openweights.client import OpenWeights
+
+    if not name.isidentifier() or name.startswith("_"):
+        raise InvalidInputError(f"{name!r} is not a name for a job kind; use one like 'my_job'")
+    if hasattr(OpenWeights, name) or name in OpenWeights.RESERVED:
+        raise InvalidInputError(f"ow.{name} is taken; choose another name for the job kind")
+
+    def decorate(kind: _Kind) -> _Kind:
+        if not issubclass(cast("type[object]", kind), Jobs):
+            raise InvalidInputError(f"{kind.__name__} is no job kind; make it a subclass of Jobs")
+        _REGISTERED[name] = kind
+        return kind
+
+    return decorate
+
+
+def find_kind(name: str) -> type[Jobs] | None:
+    """The kind of that name, imported if need be, or None."""
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _BUILT_IN:
+        return None
+    from importlib import import_module
+
+    module, _, attribute = _BUILT_IN[name].partition(":")
+    return cast("type[Jobs]", getattr(import_module(module), attribute))
+
+
+def kind_names() -> list[str]:
+    """Names that `find_kind` knows."""
+    return sorted({*_BUILT_IN, *_REGISTERED})
+
+
+def normalize_hardware(hardware: list[str] | str | None) -> tuple[str, ...] | None:
+    """Hardware strings as `<count>x <KEY>`: "h100s" -> "1x H100S".
+
+    Raises:
+        ConfigError: One of them does not look like this. Whether such hardware exists is the
+            cluster's to say.
+    """
+    if hardware is None:
+        return None
+    given = [hardware] if isinstance(hardware, str) else list(hardware)
+    if not given:
+        raise ConfigError(
+            "allowed_hardware: is empty, so nothing could run the job; leave it out or name some"
+        )
+    return tuple(dict.fromkeys(_one_hardware(item) for item in given))
+
+
+def _one_hardware(item: object) -> str:
+    found = _HARDWARE.fullmatch(item) if isinstance(item, str) else None
+    count = int(found[1] or 1) if found else 0
+    if found is None or not 1 <= count <= 64:  # noqa: PLR2004 - more GPUs than any host has
+        raise ConfigError(f"allowed_hardware: {item!r} is not hardware; write it like '2x H100S'")
+    return f"{count}x {found[2].upper()}"
+
+
+def _check_controls(
+    cloud_type: object, vram: object, priority: object, max_attempts: object
+) -> None:
+    wrong: list[str] = []
+    if cloud_type not in CLOUD_TYPES:
+        wrong.append(f"cloud_type: must be {spelled(CLOUD_TYPES)}, not {cloud_type!r}")
+    for name, value, least in (
+        ("requires_vram_gb", vram, 0),
+        ("priority", priority, None),
+        ("max_attempts", max_attempts, 1),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool):
+            wrong.append(f"{name}: must be a whole number, not {value!r}")
+        elif least is not None and value < least:
+            wrong.append(f"{name}: must be at least {least}, not {value}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))

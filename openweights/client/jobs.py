@@ -1,0 +1,265 @@
+"""`ow.jobs`: the collection of all jobs, and `Job`, what you hold of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from openweights.client.events import metric_rows
+from openweights.client.results import read_log_chunks, write_log, write_results
+from openweights.client.waiting import follow_log, wait_for
+from openweights.errors import InvalidInputError, NotFoundError
+from openweights.types import (
+    JOB_STATUSES,
+    EventRecord,
+    JobRecord,
+    JobStatus,
+    JobType,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from openweights.client import OpenWeights
+    from openweights.client.runs import Run
+
+POLL_S = 0.5
+
+
+class Job:
+    """A job. Fields of its record are attributes, and can be read by indexing: `job["status"]`.
+
+    It shows the job as it was when read; `refresh` and `wait` read it again.
+    """
+
+    id: str
+    type: JobType
+    status: JobStatus
+    model: str | None
+    script: str
+    params: Mapping[str, Any]
+    outputs: Mapping[str, Any] | None
+    docker_image: str
+    requires_vram_gb: int
+    allowed_hardware: tuple[str, ...] | None
+    bundle_file: str | None
+    priority: int
+    attempts: int
+    max_attempts: int
+    organization_id: str
+    worker_id: str | None
+    timeout_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+    def __init__(self, ow: OpenWeights, record: JobRecord) -> None:
+        self._ow = ow
+        self.record = record
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is no ordinary attribute: the fields of the record.
+        if name.startswith("_") or name == "record" or not hasattr(self.record, name):
+            raise AttributeError(f"a job has no {name!r}")
+        return getattr(self.record, name)
+
+    def __getitem__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(self.record, name):
+            raise KeyError(name)
+        return getattr(self.record, name)
+
+    def __repr__(self) -> str:
+        return f"Job({self.id}, {self.status})"
+
+    @property
+    def runs(self) -> list[Run]:
+        """All its runs, oldest first."""
+        return self._ow.runs.list(job_id=self.id, limit=None)
+
+    # ---- changing it -----------------------------------------------------------------------------
+
+    def cancel(self) -> Job:
+        """Stop it, or take it out of the queue.
+
+        Raises:
+            InvalidStateError: It has completed or failed.
+        """
+        self.record = self._ow.backend.cancel_job(self.id)
+        return self
+
+    def restart(self) -> Job:
+        """Queue it again after it failed or was canceled; it resumes from its last checkpoint.
+
+        Raises:
+            InvalidStateError: It is pending, in progress or completed.
+        """
+        self.record = self._ow.backend.restart_job(self.id)
+        self._ow.ensure_worker()
+        return self
+
+    def refresh(self) -> Job:
+        """Read it again, in place."""
+        self.record = self._ow.backend.get_job(self.id)
+        return self
+
+    # ---- watching it -----------------------------------------------------------------------------
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        on_event: Callable[[EventRecord], None] | None = None,
+        poll_s: float = POLL_S,
+    ) -> Job:
+        """Wait until it has completed, with a progress bar when stderr is a terminal.
+
+        Ctrl-C stops the waiting, not the job.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+            on_event: Called with each event of the job, from its first one on, in order and once.
+            poll_s: Seconds between looks.
+
+        Raises:
+            JobFailedError: It failed; the message has the error and the last lines of the log.
+            JobCanceledError: It was canceled.
+            WaitTimeoutError: `timeout` passed first. The job goes on.
+        """
+        self.record = wait_for(self._ow, self.id, timeout, on_event, poll_s)
+        return self
+
+    @overload
+    def logs(self, follow: Literal[False] = False, run_id: int | None = None) -> str: ...
+    @overload
+    def logs(self, follow: Literal[True], run_id: int | None = None) -> Iterator[str]: ...
+    def logs(self, follow: bool = False, run_id: int | None = None) -> str | Iterator[str]:
+        """What the job has printed.
+
+        Args:
+            follow: Return an iterator that yields the text as it comes and ends with the job (or
+                the run `run_id`). When the job gets a new run, the text of that run follows.
+            run_id: One of its runs; default: the last one.
+
+        Raises:
+            NotFoundError: The job has no such run.
+        """
+        if run_id is not None and run_id not in {run.id for run in self.runs}:
+            raise NotFoundError(f"job {self.id} has no run {run_id}")
+        if follow:
+            return follow_log(self._ow, self.id, run_id, POLL_S)
+        if run_id is None:
+            last = self._ow.runs.list(job_id=self.id, limit=1)
+            if not last:
+                return ""
+            run_id = last[0].id
+        return b"".join(read_log_chunks(self._ow.backend, run_id)).decode(errors="replace")
+
+    def events(self) -> list[EventRecord]:
+        """All that its runs have logged, oldest first."""
+        return self._ow.events.list(job_id=self.id)
+
+    def metrics(self, as_dataframe: bool | None = None) -> Any:
+        """A table of its metrics: a row for each step and tag, with `step`, `tag` and the numbers
+        logged there.
+
+        Args:
+            as_dataframe: True for a pandas DataFrame, False for a list of dicts; None for a
+                DataFrame if pandas is installed.
+
+        Raises:
+            ConfigurationError: A DataFrame was asked for, and pandas is not installed.
+        """
+        rows = metric_rows(self._ow.events.iterate(job_id=self.id))
+        if as_dataframe is False:
+            return rows
+        from openweights.client.plot import as_table
+
+        return as_table(rows, required=bool(as_dataframe))
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """A figure of each metric against the step, a line for each tag.
+
+        Args:
+            path: Where to save it, too; the ending decides the format.
+
+        Raises:
+            ConfigurationError: matplotlib is not installed.
+            InvalidInputError: The job has logged no metrics.
+        """
+        from openweights.client.plot import plot_metrics
+
+        rows = metric_rows(self._ow.events.iterate(job_id=self.id))
+        if not rows:
+            raise InvalidInputError(f"job {self.id} has logged no metrics to plot")
+        return plot_metrics(rows, title=self.id, path=None if path is None else Path(path))
+
+    def download(self, target_dir: str | Path, only_last_run: bool = True) -> list[Path]:
+        """Write result files, at their paths, and `<run id>.log` into `target_dir`; of equal paths
+        the last one.
+
+        Returns:
+            What was written.
+
+        Raises:
+            InvalidInputError: A path leaves `target_dir`; nothing was written.
+        """
+        target = Path(target_dir)
+        runs = self._ow.runs.list(job_id=self.id, limit=1 if only_last_run else None)
+        backend = self._ow.backend
+        events = (event for run in runs for event in backend.list_events(run_id=run.id))
+        files = write_results(backend, events, target)
+        return [*files, *(write_log(backend, run.id, target) for run in runs)]
+
+
+class JobCollection:
+    """The organization's jobs, of every kind."""
+
+    def __init__(self, ow: OpenWeights) -> None:
+        self._ow = ow
+
+    def list(self, limit: int | None = 10, status: JobStatus | None = None) -> list[Job]:
+        """The last changed first.
+
+        Args:
+            limit: None for all.
+            status: Only those, as many as `limit` says.
+        """
+        if status is not None and status not in JOB_STATUSES:
+            raise InvalidInputError(f"status: {status!r} is none of {', '.join(JOB_STATUSES)}")
+        statuses: list[JobStatus] | None = None if status is None else [status]
+        found = self._ow.backend.list_jobs(statuses=statuses, limit=limit)
+        return [Job(self._ow, job) for job in found]
+
+    def retrieve(self, job_id: str) -> Job:
+        """The job of that id.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return Job(self._ow, self._ow.backend.get_job(job_id))
+
+    def cancel(self, job_id: str) -> Job:
+        """See `Job.cancel`."""
+        return Job(self._ow, self._ow.backend.cancel_job(job_id))
+
+    def restart(self, job_id: str) -> Job:
+        """See `Job.restart`."""
+        return self.retrieve(job_id).restart()
+
+    def find(self, **params: Any) -> list[Job]:
+        """Jobs whose parameters have these values; of a dict such as `meta` it is enough to name
+        some keys.
+
+        `find(model="Qwen/Qwen3-4B", meta={"sweep": 3})`. `cloud_type`, and whole `validated_params`
+        or `mounted_files`, can be matched, too.
+        """
+        where: dict[str, Any] = {}
+        validated: dict[str, Any] = {}
+        for name, value in params.items():
+            if name in ("validated_params", "mounted_files", "cloud_type"):
+                where[name] = value
+            else:
+                validated[name] = value
+        if validated:
+            where["validated_params"] = {**where.get("validated_params", {}), **validated}
+        return [Job(self._ow, job) for job in self._ow.backend.list_jobs(where=where, limit=None)]

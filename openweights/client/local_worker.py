@@ -1,0 +1,114 @@
+"""The worker that starts by itself: with the embedded store, a submitted job needs nobody to start
+one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openweights.client.bundle import package_folder
+from openweights.errors import PlatformError
+from openweights.settings import Settings
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+
+logger = logging.getLogger(__name__)
+
+# A process that we started is given this long to register itself before another one is started.
+START_S = 30.0
+_MOST_FAILURES = 3
+_TAIL_BYTES = 2000
+
+
+class LocalWorker:
+    """Keeps a worker of the embedded store running while there is something to do.
+
+    Two clients may start one at the same time; a lock in the store's folder lets one of them stay.
+    """
+
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self._settings = settings
+        self._backend = backend
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._failures = 0
+
+    def ensure(self) -> None:
+        """Start a worker if none of the store is alive.
+
+        Raises:
+            PlatformError: It cannot be started, or ends at once again and again.
+        """
+        if self._backend.list_workers(statuses=["starting", "active"]):
+            self._failures = 0
+            return
+        if self._is_starting():
+            return
+        self._process = start_worker(self._settings)
+        self._started_at = time.monotonic()
+        logger.info("started a worker, process %d", self._process.pid)
+
+    def _is_starting(self) -> bool:
+        if self._process is None:
+            return False
+        code = self._process.poll()
+        if code is None:
+            return time.monotonic() - self._started_at < START_S
+        self._process = None
+        # 0: it found another worker, or had nothing left to do.
+        self._failures = 0 if code == 0 else self._failures + 1
+        if self._failures >= _MOST_FAILURES:
+            self._failures = 0
+            log = log_path(self._settings)
+            raise PlatformError(
+                f"the worker ends at once (exit code {code}); {log} ends with:\n{_tail(log)}"
+            )
+        return False
+
+
+def log_path(settings: Settings) -> Path:
+    """Where self-started workers write what they have to say."""
+    return settings.home / "worker.log"
+
+
+def start_worker(settings: Settings) -> subprocess.Popen[bytes]:
+    """Start a worker that outlives this process and goes away when it has been idle.
+
+    Raises:
+        PlatformError: The process cannot be started.
+    """
+    env = settings.child_env()
+    # The folder above the package first: the worker must be of this very version, installed or not.
+    paths = [str(package_folder().parent), *env.get("PYTHONPATH", "").split(os.pathsep)]
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
+    command = [sys.executable, "-m", "openweights.worker.main", "--embedded"]
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        with log_path(settings).open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=settings.home,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise PlatformError(f"cannot start a worker: {error}") from error
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return log.read().decode(errors="replace").rstrip()
+    except OSError as error:
+        return f"(it cannot be read: {error.strerror})"

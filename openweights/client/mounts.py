@@ -1,0 +1,71 @@
+"""Which local files a job takes along, and where they land in its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from openweights.errors import InvalidInputError
+
+# Never wanted, and different from day to day: they would change the id of the job.
+_SKIPPED = frozenset({"__pycache__", ".git", ".DS_Store"})
+
+
+def expand_mounts(mount: Mapping[str, str]) -> dict[str, Path]:
+    """Target -> local file for each file of each mounted file or folder.
+
+    Args:
+        mount: Local path (relative to the current folder) -> target inside the job's folder.
+
+    Raises:
+        InvalidInputError: A path is not there, a folder is empty, a target leaves the job's folder,
+            or two files share one.
+    """
+    files: dict[str, Path] = {}
+    for local, target in mount.items():
+        path = Path(local).expanduser()
+        # Of a folder the target may be the job's folder itself.
+        for relative, file in _files_at(path):
+            place = check_target(str(PurePosixPath(target) / relative) if relative else target)
+            if place in files:
+                raise InvalidInputError(
+                    f"mount: {files[place]} and {file} both go to {place!r}; use two targets"
+                )
+            files[place] = file
+    return files
+
+
+def check_target(target: str) -> str:
+    """The target in its normal form.
+
+    Raises:
+        InvalidInputError: It is empty or leaves the job's folder.
+    """
+    path = PurePosixPath(target)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in target:
+        raise InvalidInputError(
+            f"mount: the target {target!r} leaves the job's folder; use a relative one without '..'"
+        )
+    return str(path)
+
+
+def _files_at(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield "", path
+        return
+    if not path.is_dir():
+        raise InvalidInputError(
+            f"mount: there is no file or folder {str(path)!r} (looked at {path.absolute()}); "
+            "relative paths start at the current folder"
+        )
+    found = False
+    for root, folders, names in os.walk(path):
+        folders[:] = sorted(set(folders) - _SKIPPED)
+        for name in sorted(set(names) - _SKIPPED):
+            file = Path(root, name)
+            if file.is_file():
+                found = True
+                yield file.relative_to(path).as_posix(), file
+    if not found:
+        raise InvalidInputError(f"mount: the folder {str(path)!r} holds no files")

@@ -1,0 +1,83 @@
+"""Writing what runs have left behind, their log and result files, into a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openweights.errors import InvalidInputError, NotFoundError
+from openweights.types import EventRecord
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+
+logger = logging.getLogger(__name__)
+
+
+def write_results(backend: Backend, events: Iterable[EventRecord], target: Path) -> list[Path]:
+    """Write each file of the events that have `file` and `path`; of equal paths the last one.
+
+    Raises:
+        InvalidInputError: A path leaves `target`; nothing was written.
+    """
+    files: dict[Path, str] = {}
+    for event in events:
+        file_id, path = event.data.get("file"), event.data.get("path")
+        if isinstance(file_id, str) and isinstance(path, str):
+            files[_inside(target, path)] = file_id
+    return [path for path, file_id in files.items() if _write(backend, file_id, path)]
+
+
+def write_log(backend: Backend, run_id: int, target: Path) -> Path:
+    """Write `<run id>.log`."""
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{run_id}.log"
+    with path.open("wb") as out:
+        for chunk in read_log_chunks(backend, run_id):
+            out.write(chunk)
+    return path
+
+
+def read_log_chunks(backend: Backend, run_id: int, offset: int = 0) -> Iterator[bytes]:
+    """The log from `offset` to its present end."""
+    while chunk := backend.read_log(run_id, offset):
+        yield chunk
+        offset += len(chunk)
+
+
+def write_stream_to(backend: Backend, file_id: str, path: Path) -> None:
+    """Write a stored file to `path`, completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with backend.open_file(file_id) as content, partial.open("wb") as out:
+            shutil.copyfileobj(content, out, 1 << 20)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _inside(target: Path, path: str) -> Path:
+    """`target / path`, with links followed: a job's event must not choose where on this disk we
+    write.
+    """
+    folder = target.resolve()
+    place = None if "\0" in path else (folder / path).resolve()
+    if place is None or place == folder or not place.is_relative_to(folder):
+        raise InvalidInputError(
+            f"a result file has the path {path!r}, which leaves {target}; it is not written"
+        )
+    return place
+
+
+def _write(backend: Backend, file_id: str, path: Path) -> bool:
+    try:
+        write_stream_to(backend, file_id, path)
+    except NotFoundError:
+        logger.warning("%s is no longer in the store; %s is left out", file_id, path.name)
+        return False
+    return True

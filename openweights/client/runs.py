@@ -1,0 +1,197 @@
+"""`ow.runs`, and `ow.run`: the run that this process belongs to."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shlex
+import sys
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from openweights.client.event_sender import EventSender
+from openweights.client.results import write_log, write_results
+from openweights.errors import FencedError, PlatformError
+from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from openweights.client import OpenWeights
+
+EVENT_FILE_PURPOSE = "event"
+
+
+class Run:
+    """One attempt at a job. Fields of its record are attributes, and can be read by indexing:
+    `run["status"]`.
+    """
+
+    job_id: str
+    worker_id: str | None
+    attempt: int
+    status: RunStatus
+    created_at: datetime
+    ended_at: datetime | None
+    error: str | None
+    log_bytes: int
+
+    def __init__(self, ow: OpenWeights, run_id: int, record: RunRecord | None = None) -> None:
+        self._ow = ow
+        self.id = run_id
+        self._record = record
+        self._sender: EventSender | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is no ordinary attribute: the fields of the record, which is read on first
+        # use.
+        if name.startswith("_") or name not in RunRecord.__slots__:
+            raise AttributeError(f"a run has no {name!r}")
+        return getattr(self.record, name)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in RunRecord.__slots__:
+            raise KeyError(name)
+        return getattr(self.record, name)
+
+    def __repr__(self) -> str:
+        return f"Run({self.id})" if self._record is None else f"Run({self.id}, {self.status})"
+
+    @property
+    def record(self) -> RunRecord:
+        """What the store said of it last; see `refresh`."""
+        if self._record is None:
+            self._record = self._ow.backend.get_run(self.id)
+        return self._record
+
+    def refresh(self) -> Run:
+        """Read the run again, in place."""
+        self._record = self._ow.backend.get_run(self.id)
+        return self
+
+    @property
+    def events(self) -> list[EventRecord]:
+        """All that it has logged, oldest first."""
+        return self._ow.events.list(run_id=self.id)
+
+    def logs(self) -> str:
+        """What it has printed so far."""
+        return b"".join(self._ow.iterate_log(self.id)).decode(errors="replace")
+
+    def log(self, data: Mapping[str, Any], file: str | Path | BinaryIO | None = None) -> None:
+        """Log an event, without waiting for the store.
+
+        Args:
+            data: Free; conventional keys are step, tag, type, loss, file, path, error.
+            file: A file to keep with the event. It is uploaded before this returns, and its id
+                becomes `data["file"]`.
+
+        Raises:
+            InvalidInputError: A value is no JSON; the message names its key.
+        """
+        if file is not None:
+            stored = self._ow.files.create(file, EVENT_FILE_PURPOSE)
+            data = {**data, "file": stored["id"]}
+        self._open_sender().log(data)
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until all that this process has logged is stored; says whether it is."""
+        return self._sender is None or self._sender.flush(timeout)
+
+    def close(self) -> None:
+        """Send what this process has logged, and stop sending. The run itself goes on."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+
+    def update(
+        self, status: Literal["completed", "failed", "canceled"], error: str | None = None
+    ) -> Run:
+        """End the run, and its job, with that status. Runs that a worker holds are ended by it.
+
+        Raises:
+            FencedError: A newer attempt has replaced the run, or it was ended otherwise.
+        """
+        self.flush()
+        self._ow.backend.finish_run(self.id, self.attempt, status, error=error)
+        return self.refresh()
+
+    def download(self, target_dir: str | Path) -> list[Path]:
+        """Write `<run id>.log` and each result file, at its path, into `target_dir`.
+
+        Returns:
+            What was written.
+
+        Raises:
+            InvalidInputError: A path leaves `target_dir`; nothing was written.
+        """
+        target = Path(target_dir)
+        files = write_results(self._ow.backend, self.events, target)
+        return [*files, write_log(self._ow.backend, self.id, target)]
+
+    def _open_sender(self) -> EventSender:
+        if self._sender is None or self._sender.pid != os.getpid():
+            self._sender = EventSender(self._ow.backend, self.id, self._ow.settings.spool_dir)
+        return self._sender
+
+
+class ScriptRun(Run):
+    """The run of a script that no worker started; it ends with the process, as failed after an
+    uncaught exception.
+    """
+
+    def __init__(self, ow: OpenWeights) -> None:
+        spec = JobSpec(
+            id=f"sjob-{uuid.uuid4().hex[:12]}",
+            type="script",
+            script=shlex.join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]]),
+            params={"validated_params": {}, "mounted_files": {}, "cloud_type": "SECURE"},
+        )
+        record = ow.backend.start_script_run(spec).run
+        super().__init__(ow, record.id, record)
+        self._pid = os.getpid()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        self.close()
+        # The interpreter keeps here what ended the program.
+        error: BaseException | None = getattr(sys, "last_value", None)
+        status = "completed" if error is None else "failed"
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        try:
+            self._ow.backend.finish_run(self.id, self.attempt, status, error=text)
+        except (FencedError, PlatformError):
+            # Ended by hand, or the store is away: there is nobody left to tell.
+            return
+
+
+class RunCollection:
+    """The runs of the organization's jobs."""
+
+    def __init__(self, ow: OpenWeights) -> None:
+        self._ow = ow
+
+    def list(
+        self,
+        job_id: str | None = None,
+        worker_id: str | None = None,
+        limit: int | None = 10,
+        status: RunStatus | None = None,
+    ) -> list[Run]:
+        """The newest `limit` runs (None: all), oldest first."""
+        records = self._ow.backend.list_runs(
+            job_id=job_id, worker_id=worker_id, status=status, limit=limit
+        )
+        return [Run(self._ow, record.id, record) for record in records]
+
+    def retrieve(self, run_id: int) -> Run:
+        """The run of that id.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return Run(self._ow, run_id, self._ow.backend.get_run(run_id))

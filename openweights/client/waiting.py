@@ -1,0 +1,177 @@
+"""Watching a job from outside: waiting for its end and following its log, by looking at the store
+again and again.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from openweights.client.progress import open_progress
+from openweights.client.results import read_log_chunks
+from openweights.errors import (
+    JobCanceledError,
+    JobFailedError,
+    StoreUnavailableError,
+    WaitTimeoutError,
+)
+from openweights.types import ENDED, EventRecord, JobRecord, RunRecord
+
+if TYPE_CHECKING:
+    from openweights.client import OpenWeights
+
+logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+_TAIL_LINES = 20
+_TAIL_BYTES = 1 << 14
+# A store that is away for longer is not worth waiting for.
+_PATIENCE_S = 300.0
+_LONGEST_PAUSE_S = 10.0
+
+
+def wait_for(
+    ow: OpenWeights,
+    job_id: str,
+    timeout: float | None,
+    on_event: Callable[[EventRecord], None] | None,
+    poll_s: float,
+) -> JobRecord:
+    """See `Job.wait`."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    last_event = 0
+    try:
+        with open_progress(job_id) as progress:
+            while True:
+                # Read before the events: those of a job that has ended are then complete.
+                job = patiently(lambda: ow.backend.get_job(job_id))
+                for event in _new_events(ow, job_id, last_event):
+                    last_event = event.id
+                    progress.see(event)
+                    if on_event is not None:
+                        on_event(event)
+                progress.show(job)
+                if job.status in ENDED:
+                    break
+                _sleep(poll_s, deadline, job)
+                ow.ensure_worker()
+    except KeyboardInterrupt:
+        logger.warning("job %s goes on; `ow cancel %s` stops it", job_id, job_id)
+        raise
+    if job.status != "completed":
+        raise _failure(ow, job)
+    return job
+
+
+def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) -> Iterator[str]:
+    """See `Job.logs`."""
+    if run_id is not None:
+        yield from _follow_run(ow, job_id, run_id, poll_s)
+        return
+    seen = _runs_to_skip(ow, job_id)
+    while True:
+        # Read before the runs: a job that has ended gets no more of them.
+        job = patiently(lambda: ow.backend.get_job(job_id))
+        newer = [run.id for run in _runs(ow, job_id) if run.id > seen]
+        if newer:
+            yield from _follow_run(ow, job_id, newer[0], poll_s)
+            seen = newer[0]
+        elif job.status in ENDED:
+            return
+        else:
+            time.sleep(poll_s)
+            ow.ensure_worker()
+
+
+def _follow_run(ow: OpenWeights, job_id: str, run_id: int, poll_s: float) -> Iterator[str]:
+    """The log of one run, until it has ended."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    offset = 0
+    give_up_at: float | None = None
+    while True:
+        # Read before the log: that of a run that has ended is then complete.
+        run = patiently(lambda: ow.backend.get_run(run_id))
+        while chunk := patiently(lambda: ow.backend.read_log(run_id, offset)):  # noqa: B023
+            offset += len(chunk)
+            if text := decoder.decode(chunk):
+                yield text
+        if run.status != "in_progress" or (give_up_at and time.monotonic() > give_up_at):
+            break
+        if give_up_at is None and ow.backend.get_job(job_id).status in ENDED:
+            # A canceled job's worker stops it and says so; if the worker is gone, nobody does.
+            give_up_at = time.monotonic() + ow.settings.cancel_grace_s + _LONGEST_PAUSE_S
+        time.sleep(poll_s)
+        ow.ensure_worker()
+    if text := decoder.decode(b"", final=True):
+        yield text
+
+
+def patiently(call: Callable[[], _Result]) -> _Result:
+    """`call()`, again and again while the store is away, for some minutes.
+
+    Raises:
+        StoreUnavailableError: It stayed away.
+    """
+    give_up_at = time.monotonic() + _PATIENCE_S
+    pause_s = 0.5
+    while True:
+        try:
+            return call()
+        except StoreUnavailableError as error:
+            if time.monotonic() + pause_s > give_up_at:
+                raise
+            logger.warning("the store is away, trying again: %s", error)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _new_events(ow: OpenWeights, job_id: str, after: int) -> list[EventRecord]:
+    return patiently(lambda: list(ow.backend.list_events(job_id=job_id, after=after)))
+
+
+def _runs(ow: OpenWeights, job_id: str) -> list[RunRecord]:
+    return patiently(lambda: ow.backend.list_runs(job_id=job_id))
+
+
+def _runs_to_skip(ow: OpenWeights, job_id: str) -> int:
+    """Id of the last run whose log is old: all but the last one; all of a job that waits to be run
+    again.
+    """
+    runs = _runs(ow, job_id)
+    job = patiently(lambda: ow.backend.get_job(job_id))
+    old = runs if job.status == "pending" else runs[:-1]
+    return old[-1].id if old else 0
+
+
+def _sleep(poll_s: float, deadline: float | None, job: JobRecord) -> None:
+    if deadline is None:
+        time.sleep(poll_s)
+        return
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise WaitTimeoutError(
+            f"job {job.id} is still {job.status.replace('_', ' ')}; it goes on, wait again for more"
+        )
+    time.sleep(min(poll_s, left_s))
+
+
+def _failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
+    if job.status == "canceled":
+        return JobCanceledError(f"job {job.id} was canceled; job.restart() queues it again")
+    runs = _runs(ow, job.id)
+    if not runs:
+        return JobFailedError(f"job {job.id} failed before it ran")
+    run = runs[-1]
+    message = f"job {job.id} failed: {run.error or 'no reason was given'}"
+    tail = _log_tail(ow, run)
+    return JobFailedError(f"{message}\nlast lines of its log:\n{tail}" if tail else message)
+
+
+def _log_tail(ow: OpenWeights, run: RunRecord) -> str:
+    start = max(0, run.log_bytes - _TAIL_BYTES)
+    text = b"".join(read_log_chunks(ow.backend, run.id, start)).decode(errors="replace")
+    return "\n".join(f"    {line}" for line in text.rstrip().splitlines()[-_TAIL_LINES:])

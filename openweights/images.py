@@ -1,0 +1,11 @@
+"""Container images that jobs ask for. The embedded worker runs every job whatever it says."""
+
+from __future__ import annotations
+
+TAG = "1.0"
+
+UNSLOTH_IMAGE = f"openweights/ow-unsloth:{TAG}"
+"""Training: unsloth, trl, peft, transformers. The default of every job."""
+
+VLLM_IMAGE = f"openweights/ow-vllm:{TAG}"
+"""Serving and evaluation: vLLM."""

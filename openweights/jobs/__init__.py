@@ -1,0 +1,1 @@
+"""Job kinds: one module or package each. The client side of a kind imports no training library."""

@@ -1,0 +1,297 @@
+"""Datasets that must be refused at upload, each with the line and the field that its message must
+name.
+
+`NaN`, half surrogates and bytes that are no text cannot be written with `json.dumps`, so the
+contents are raw bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A bad file.
+
+    Attributes:
+        line, field: What the first line of the error must name.
+        says: Words of the problem or the remedy.
+        errors: How many problems there are in all.
+    """
+
+    name: str
+    content: bytes
+    line: int
+    field: str
+    says: str
+    purpose: str = "conversations"
+    errors: int = 1
+
+
+def message(role: Any = "user", content: Any = "hello") -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+ANSWER = message("assistant", "hi")
+GOOD = {"messages": [message(), ANSWER]}
+PAIR = {"prompt": [message()], "chosen": [ANSWER], "rejected": [message("assistant", "no")]}
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def second(row: Any) -> bytes:
+    """A good row, and then this one."""
+    return lines(GOOD, row)
+
+
+def content(value: Any) -> bytes:
+    return second({"messages": [message(content=value), ANSWER]})
+
+
+def pair(**changes: Any) -> bytes:
+    return lines(PAIR, {**PAIR, **changes})
+
+
+WITHOUT_CHOSEN = {key: value for key, value in PAIR.items() if key != "chosen"}
+ROW = json.dumps(GOOD).encode()
+NAN_WEIGHT = b'{"messages": [{"role": "user", "content": [{"text": "a", "weight": NaN}]}]}\n'
+DUPLICATE = b'{"messages": [{"role": "assistant", "content": "a", "content": "b"}]}\n'
+
+FILES = [
+    # the file as a whole
+    Malformed("empty", b"", 1, "file", "holds no rows"),
+    Malformed("only blank lines", b"\n  \n\r\n", 1, "file", "holds no rows"),
+    Malformed("utf-8 bom", b"\xef\xbb\xbf" + ROW, 1, "file", "without BOM"),
+    Malformed("utf-16", ROW.decode().encode("utf-16"), 1, "file", "save it as UTF-8"),
+    Malformed("gzip", gzip.compress(ROW), 1, "file", "unpack it first"),
+    Malformed("zip", b"PK\x03\x04" + b"x" * 50, 1, "file", "unpack it first"),
+    Malformed("parquet", b"PAR1" + b"\x15" * 50, 1, "file", "convert it"),
+    Malformed("json array", json.dumps([GOOD], indent=1).encode(), 1, "file", "a JSON array"),
+    Malformed("pretty", json.dumps(GOOD, indent=1).encode(), 1, "file", "one line"),
+    Malformed("array on a line", lines([GOOD]), 1, "row", "is a list, not an object"),
+    Malformed("cr line ends", ROW + b"\r" + ROW, 1, "row", "CR line ends"),
+    # lines that are no JSON
+    Malformed("latin-1", ROW + b'\n{"text": "caf\xe9"}', 2, "row", "0xe9 at position 14"),
+    Malformed("truncated", ROW + b"\n" + ROW[:-6], 2, "row", "does not end"),
+    Malformed("cut at a brace", ROW + b"\n" + ROW[:-1], 2, "row", "Expecting"),
+    Malformed("csv", b"user,assistant\nhello,hi\n", 1, "row", "Expecting value", errors=2),
+    Malformed("single quotes", ROW + b"\n" + str(GOOD).encode(), 2, "row", "single quotes"),
+    Malformed("python true", ROW + b'\n{"text": True}', 2, "row", "Python's literal"),
+    Malformed("python none", ROW + b'\n{"text": None}', 2, "row", "Python's literal"),
+    Malformed("two on a line", ROW + b"\n" + ROW + ROW, 2, "row", "more than one JSON value"),
+    Malformed("trailing comma", ROW + b'\n{"text": "a",}', 2, "row", "not JSON"),
+    Malformed("line break in a string", b'{"text": "a\nb"}', 1, "row", "does not end", errors=2),
+    Malformed("nan", ROW + b'\n{"text": "a", "score": NaN}', 2, "score", "is NaN or Infinity"),
+    Malformed("infinity", ROW + b'\n{"a": {"b": [1, -Infinity]}}', 2, "a.b[1]", "not JSON"),
+    Malformed("nan weight", NAN_WEIGHT, 1, "messages[0].content[0].weight", "use a number"),
+    Malformed("duplicate key", ROW + b"\n" + DUPLICATE, 2, "content", "appears twice"),
+    Malformed("duplicate column", b'{"text": "a", "text": "b"}', 1, "text", "keep one"),
+    Malformed("huge integer", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", 1, "row", "shorten"),
+    Malformed("too deep", ROW + b"\n" + b"[" * 200_000, 2, "row", "nested too deeply"),
+    Malformed("nul bytes", ROW + b"\n" + b"\0" * 20, 2, "row", "not JSON"),
+    # rows
+    Malformed("null row", second(None), 2, "row", "is null, not an object"),
+    Malformed("string row", second("hello"), 2, "row", "is a string"),
+    Malformed("number row", second(3), 2, "row", "is the number 3"),
+    Malformed("empty row", second({}), 2, "messages", "is missing"),
+    Malformed("unknown columns", second({"q": "a", "b": "c"}), 2, "messages", "has 'q', 'b'"),
+    Malformed("sharegpt", second({"conversations": []}), 2, "messages", "rename 'conversations'"),
+    Malformed("capitals", second({"Messages": []}), 2, "messages", "rename 'Messages'"),
+    Malformed("prompts", second({"prompt": "a", "completion": "b"}), 2, "messages", "role 'user'"),
+    Malformed("pairs", second(PAIR), 2, "messages", "purpose 'preference'"),
+    Malformed("both", second({**GOOD, "text": "a"}), 2, "text", "keep one of the two"),
+    Malformed("text null", second({"text": None}), 2, "text", "is null"),
+    Malformed("text empty", second({"text": " \n"}), 2, "text", "is empty"),
+    Malformed("text a list", second({"text": ["a"]}), 2, "text", "is a list"),
+    Malformed("half a surrogate", second({"text": "a\ud83d"}), 2, "text", "surrogate"),
+    Malformed(
+        "demonstration null",
+        second({**GOOD, "demonstration": None}),
+        2,
+        "demonstration",
+        "leave it out",
+    ),
+    Malformed(
+        "demonstration empty", second({**GOOD, "demonstration": ""}), 2, "demonstration", "is empty"
+    ),
+    Malformed(
+        "demonstration a dict",
+        second({**GOOD, "demonstration": ANSWER}),
+        2,
+        "demonstration",
+        "is an object",
+    ),
+    # messages
+    Malformed("messages null", second({"messages": None}), 2, "messages", "is null"),
+    Malformed("messages a string", second({"messages": "hello"}), 2, "messages", "is a string"),
+    Malformed("messages a dict", second({"messages": ANSWER}), 2, "messages", "is an object"),
+    Malformed("messages empty", second({"messages": []}), 2, "messages", "is empty"),
+    Malformed(
+        "message a string", second({"messages": ["a", ANSWER]}), 2, "messages[0]", "is a string"
+    ),
+    Malformed("message null", second({"messages": [message(), None]}), 2, "messages[1]", "is null"),
+    Malformed(
+        "no role", second({"messages": [{"content": "a"}, ANSWER]}), 2, "messages[0].role", "add it"
+    ),
+    Malformed(
+        "no content",
+        second({"messages": [{"role": "user"}, ANSWER]}),
+        2,
+        "messages[0].content",
+        "add it",
+    ),
+    Malformed(
+        "from and value",
+        second({"messages": [{"from": "human", "value": "a"}]}),
+        2,
+        "messages[0].content",
+        "rename 'value'",
+        errors=2,
+    ),
+    Malformed(
+        "human",
+        second({"messages": [message("human"), ANSWER]}),
+        2,
+        "messages[0].role",
+        "write 'user'",
+    ),
+    Malformed(
+        "gpt",
+        second({"messages": [message(), message("gpt")]}),
+        2,
+        "messages[1].role",
+        "write 'assistant'",
+    ),
+    Malformed(
+        "capital role",
+        second({"messages": [message("User"), ANSWER]}),
+        2,
+        "messages[0].role",
+        "write 'user'",
+    ),
+    Malformed(
+        "tool",
+        second({"messages": [message("tool"), ANSWER]}),
+        2,
+        "messages[0].role",
+        "use 'system'",
+    ),
+    Malformed(
+        "role a number",
+        second({"messages": [message(1), ANSWER]}),
+        2,
+        "messages[0].role",
+        "number 1",
+    ),
+    Malformed(
+        "role null", second({"messages": [message(None), ANSWER]}), 2, "messages[0].role", "is null"
+    ),
+    Malformed(
+        "no assistant", second({"messages": [message()]}), 2, "messages", "nothing to train on"
+    ),
+    Malformed(
+        "ends with the system",
+        second({"messages": [message(), message("system")]}),
+        2,
+        "messages",
+        "the last is of role 'system'",
+    ),
+    # contents
+    Malformed("content null", content(None), 2, "messages[0].content", "is null"),
+    Malformed("content empty", content(""), 2, "messages[0].content", "is empty"),
+    Malformed("content blank", content(" \t\n"), 2, "messages[0].content", "is empty"),
+    Malformed("content a number", content(7), 2, "messages[0].content", "is the number 7"),
+    Malformed("content true", content(True), 2, "messages[0].content", "is true"),
+    Malformed("content a dict", content({"text": "a"}), 2, "messages[0].content", "is an object"),
+    Malformed("no blocks", content([]), 2, "messages[0].content", "is empty"),
+    Malformed(
+        "blank blocks", content([{"text": ""}, {"text": " "}]), 2, "messages[0].content", "is empty"
+    ),
+    Malformed("block a string", content(["a"]), 2, "messages[0].content[0]", "is a string"),
+    Malformed(
+        "block without text",
+        content([{"weight": 1}]),
+        2,
+        "messages[0].content[0].text",
+        "is missing",
+    ),
+    Malformed(
+        "block text null", content([{"text": None}]), 2, "messages[0].content[0].text", "is null"
+    ),
+    Malformed(
+        "image", content([{"type": "image_url"}]), 2, "messages[0].content[0].type", "only 'text'"
+    ),
+    Malformed(
+        "weight a string",
+        content([{"text": "a"}, {"text": "b", "weight": "1"}]),
+        2,
+        "messages[0].content[1].weight",
+        "is a string",
+    ),
+    Malformed(
+        "weight true",
+        content([{"text": "a", "weight": True}]),
+        2,
+        "messages[0].content[0].weight",
+        "is true",
+    ),
+    Malformed(
+        "weight 1e999",
+        content([{"text": "a", "weight": 0}]).replace(b": 0}", b": 1e999}"),
+        2,
+        "messages[0].content[0].weight",
+        "finite number",
+    ),
+    Malformed(
+        "tag a number",
+        content([{"text": "a", "tag": 1}]),
+        2,
+        "messages[0].content[0].tag",
+        "make it a string",
+    ),
+    Malformed(
+        "surrogate in a block",
+        content([{"text": "\udc00"}]),
+        2,
+        "messages[0].content[0].text",
+        "surrogate",
+    ),
+    # pairs
+    Malformed("conversation", lines(GOOD), 1, "prompt", "'conversations'", "preference", errors=3),
+    Malformed("no chosen", lines(PAIR, WITHOUT_CHOSEN), 2, "chosen", "is missing", "preference"),
+    Malformed("chosen a string", pair(chosen="yes"), 2, "chosen", "is a string", "preference"),
+    Malformed("chosen empty", pair(chosen=[]), 2, "chosen", "is empty", "preference"),
+    Malformed(
+        "chosen by the user",
+        pair(chosen=[message()]),
+        2,
+        "chosen[0].role",
+        "ends with",
+        "preference",
+    ),
+    Malformed("prompt a string", pair(prompt="hello"), 2, "prompt", "make it a list", "preference"),
+    Malformed("rejected null", pair(rejected=None), 2, "rejected", "is null", "preference"),
+    Malformed(
+        "rejected content",
+        pair(rejected=[message("assistant", "")]),
+        2,
+        "rejected[0].content",
+        "is empty",
+        "preference",
+    ),
+    Malformed(
+        "no preference",
+        pair(rejected=PAIR["chosen"]),
+        2,
+        "rejected",
+        "equals 'chosen'",
+        "preference",
+    ),
+    Malformed("nothing", b"\n", 1, "file", "holds no rows", "preference"),
+]

@@ -1,0 +1,287 @@
+"""Submitting a job: what is stored, what is refused and in which words, and finding it again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from openweights import ConfigError, InvalidInputError, Jobs, OpenWeights, register
+from openweights.client.mounts import expand_mounts
+from tests.client.conftest import QuietClient
+from tests.client.kinds import Echo
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    size: int = 1
+
+
+class StrictParams(BaseModel):
+    """One field for each kind of mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    learning_rate: float = Field(default=0.1, gt=0)
+    steps: int = Field(default=1, ge=1, le=10)
+    style: Literal["plain", "bold"] = "plain"
+    inner: list[Inner] = Field(default_factory=list[Inner])
+
+    @model_validator(mode="after")
+    def _bold_is_short(self) -> StrictParams:
+        if self.style == "bold" and self.steps > 5:
+            raise ValueError("steps: bold text ends after 5; lower steps or use style='plain'")
+        return self
+
+
+class Strict(Jobs):
+    params = StrictParams
+
+    def get_entrypoint(self, validated_params: BaseModel) -> str:
+        return "true"
+
+
+def test_stored_job(ow: QuietClient, tmp_path: Path) -> None:
+    class Mounting(Strict):
+        mount = {str(tmp_path / "code"): "src", str(tmp_path / "data.txt"): "in/data.txt"}
+        base_image = "me/image:1"
+
+    (tmp_path / "code" / "sub" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "code" / "main.py").write_text("print(1)")
+    (tmp_path / "code" / "sub" / "part.py").write_text("")
+    (tmp_path / "code" / "sub" / "__pycache__" / "part.pyc").write_text("")
+    (tmp_path / "data.txt").write_text("data")
+    job = Mounting(ow).create(
+        model="org/tiny", allowed_hardware=["2X h100s", "h100S"], cloud_type="ALL", priority=3
+    )
+    assert job.params.keys() == {"validated_params", "mounted_files", "cloud_type"}
+    assert job.params["validated_params"] == {
+        "model": "org/tiny",
+        "learning_rate": 0.1,
+        "steps": 1,
+        "style": "plain",
+        "inner": [],
+    }
+    mounted = job.params["mounted_files"]
+    assert set(mounted) == {"src/main.py", "src/sub/part.py", "in/data.txt"}
+    assert ow.files.content(mounted["in/data.txt"]) == b"data"
+    assert ow.files.retrieve(mounted["in/data.txt"])["purpose"] == "custom_job_file"
+    assert job["params"]["cloud_type"] == "ALL"
+    assert (job.status, job.type, job.model) == ("pending", "custom", "org/tiny")
+    assert (job.docker_image, job.requires_vram_gb, job.priority) == ("me/image:1", 24, 3)
+    assert job.allowed_hardware == ("2x H100S", "1x H100S")
+    assert job.bundle_file is not None
+    assert ow.files.retrieve(job.bundle_file)["purpose"] == "source"
+    assert repr(job) == f"Job({job.id}, pending)"
+    with pytest.raises(AttributeError, match="a job has no 'nonsense'"):
+        _ = job.nonsense
+    with pytest.raises(KeyError):
+        _ = job["nonsense"]
+
+
+MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, ["model: is required; pass it"]),
+    ({"model": 3}, ["model: must be a string, not 3"]),
+    ({"model": "a", "step": 3}, ["step: is not a parameter; did you mean 'steps'?"]),
+    (
+        {"model": "a", "zzz": 3},
+        ["zzz: is not a parameter; there are model, learning_rate, steps, style, inner"],
+    ),
+    ({"model": "a", "learning_rate": "fast"}, ["learning_rate: must be a number, not 'fast'"]),
+    ({"model": "a", "learning_rate": 0}, ["learning_rate: must be greater than 0.0, not 0"]),
+    ({"model": "a", "steps": 1.5}, ["steps: must be a whole number, not 1.5"]),
+    ({"model": "a", "steps": True}, ["steps: must be a whole number, not True"]),
+    ({"model": "a", "style": "thin"}, ["style: must be 'plain' or 'bold', not 'thin'"]),
+    ({"model": "a", "inner": [{"size": "x"}]}, ["inner[0].size: must be a whole number, not 'x'"]),
+    ({"model": "a", "inner": [{"sizes": 1}]}, ["inner[0].sizes: is not a parameter; leave it out"]),
+    ({"model": "a", "inner": "x" * 100}, ["inner: must be a list, not 'xxx"]),
+    (
+        {"model": "a", "style": "bold", "steps": 9},
+        ["steps: bold text ends after 5; lower steps or use style='plain'"],
+    ),
+    (
+        {"steps": 0, "style": "thin"},
+        ["model: is required; pass it", "steps: must be at least 1, not 0", "style: must be"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("params", "expected"), MISTAKES)
+def test_each_wrong_parameter_has_a_line(
+    ow: QuietClient, params: dict[str, Any], expected: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Strict(ow).create(**params)
+    found = str(caught.value).splitlines()
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(start)
+        assert len(line) < 150
+    assert ow.jobs.list() == []
+
+
+def test_parameter_that_would_be_ignored_is_refused(ow: QuietClient) -> None:
+    class Lenient(Strict):
+        class params(BaseModel):  # noqa: N801 - as users write it
+            a: float
+            rate: float = 1
+
+    assert Lenient(ow).create(a=5).params["validated_params"] == {"a": 5.0, "rate": 1.0}
+    with pytest.raises(ConfigError) as caught:
+        Lenient(ow).create(a="x", rates=2)
+    assert str(caught.value).splitlines() == [
+        "rates: is not a parameter; did you mean 'rate'?",
+        "a: must be a number, not 'x'",
+    ]
+
+
+CONTROLS: list[tuple[dict[str, Any], str]] = [
+    ({"cloud_type": "secure"}, "cloud_type: must be 'SECURE', 'COMMUNITY' or 'ALL', not 'secure'"),
+    ({"cloud_type": None}, "cloud_type: must be"),
+    ({"requires_vram_gb": -1}, "requires_vram_gb: must be at least 0, not -1"),
+    ({"requires_vram_gb": "80"}, "requires_vram_gb: must be a whole number, not '80'"),
+    ({"priority": 1.5}, "priority: must be a whole number, not 1.5"),
+    ({"max_attempts": 0}, "max_attempts: must be at least 1, not 0"),
+    ({"max_attempts": True}, "max_attempts: must be a whole number, not True"),
+    ({"allowed_hardware": []}, "allowed_hardware: is empty"),
+    ({"allowed_hardware": ["0x H100S"]}, "allowed_hardware: '0x H100S' is not hardware"),
+    ({"allowed_hardware": [""]}, "allowed_hardware: '' is not hardware"),
+    ({"allowed_hardware": [3]}, "allowed_hardware: 3 is not hardware"),
+    ({"allowed_hardware": ["2x; rm"]}, "allowed_hardware: '2x; rm' is not hardware"),
+]
+
+
+@pytest.mark.parametrize(("controls", "expected"), CONTROLS)
+def test_wrong_controls(ow: QuietClient, controls: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Echo(ow).create(text="a", **controls)
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("mount", "says"),
+    [
+        ({"missing.py": "a.py"}, "there is no file or folder 'missing.py'"),
+        ({"empty": "a"}, "the folder 'empty' holds no files"),
+        ({"here.txt": "/etc/a"}, "leaves the job's folder"),
+        ({"here.txt": "../a"}, "leaves the job's folder"),
+        ({"here.txt": "a/../../b"}, "leaves the job's folder"),
+        ({"here.txt": "."}, "leaves the job's folder"),
+        ({"here.txt": ""}, "leaves the job's folder"),
+        ({"here.txt": "a", "there.txt": "./a"}, "both go to 'a'"),
+    ],
+)
+def test_wrong_mounts(
+    mount: dict[str, str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("here.txt").write_text("x")
+    Path("there.txt").write_text("y")
+    with pytest.raises(InvalidInputError) as caught:
+        expand_mounts(mount)
+    assert says in str(caught.value)
+
+
+def test_folder_can_be_mounted_as_the_jobs_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.txt").write_text("x")
+    assert expand_mounts({str(tmp_path): "."}) == {"a/b.txt": tmp_path / "a" / "b.txt"}
+
+
+def test_file_name_that_is_no_text(ow: QuietClient, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+
+    class Mounting(Echo):
+        mount = {str(tmp_path): "."}
+
+    with pytest.raises(InvalidInputError, match=r"cannot mount .*udce9.*: rename it, in UTF-8"):
+        Mounting(ow).create(text="a")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_mount(ow: QuietClient, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("x")
+    secret.chmod(0)
+
+    class Mounting(Echo):
+        mount = {str(secret): "a"}
+
+    with pytest.raises(InvalidInputError, match="cannot mount"):
+        Mounting(ow).create(text="a")
+
+
+def test_check_comes_before_anything_is_stored(ow: QuietClient) -> None:
+    class Checking(Echo):
+        def check(self, validated: BaseModel) -> None:
+            raise InvalidInputError("text: the store has no such text")
+
+    with pytest.raises(InvalidInputError, match="no such text"):
+        Checking(ow).create(text="a")
+    assert ow.files.list() == [] and ow.jobs.list() == []
+
+
+def test_find(ow: QuietClient) -> None:
+    one = Echo(ow).create(text="a", meta={"sweep": 1, "seed": 3}, cloud_type="ALL")
+    two = Echo(ow).create(text="a", times=2, meta={"sweep": 1, "seed": 4})
+    three = Strict(ow).create(model="org/tiny")
+
+    def found(**params: Any) -> set[str]:
+        return {job.id for job in ow.jobs.find(**params)}
+
+    assert found(meta={"sweep": 1}) == {one.id, two.id}
+    assert found(meta={"seed": 4}) == {two.id}
+    assert found(text="a", times=1) == {one.id}
+    assert found(model="org/tiny") == {three.id}
+    assert found(cloud_type="ALL") == {one.id}
+    assert found(cloud_type="SECURE", meta={"sweep": 1}) == {two.id}
+    assert found(validated_params={"times": 2}) == {two.id}
+    assert found(validated_params={"text": "a"}, times=2) == {two.id}
+    assert found(text="b") == found(nonsense=1) == set()
+    assert found() == {one.id, two.id, three.id}
+
+
+def test_list_and_retrieve(ow: QuietClient) -> None:
+    jobs = [Echo(ow).create(text=f"a{number}") for number in range(4)]
+    jobs[1].cancel()
+    assert [job.id for job in ow.jobs.list(limit=2)] == [jobs[1].id, jobs[3].id]
+    assert [job.id for job in ow.jobs.list(limit=1, status="canceled")] == [jobs[1].id]
+    assert len(ow.jobs.list(status="pending")) == 3
+    assert ow.jobs.retrieve(jobs[0].id).status == "pending"
+    assert ow.jobs.cancel(jobs[0].id).status == "canceled"
+    assert ow.jobs.restart(jobs[0].id).status == "pending"
+    with pytest.raises(InvalidInputError, match=r"status: 'done' is none of pending"):
+        ow.jobs.list(status="done")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(LookupError, match="ftjob-000000000000"):
+        ow.jobs.retrieve("ftjob-000000000000")
+
+
+def test_register(ow: QuietClient) -> None:
+    @register("echo_for_test")
+    class Mine(Echo):
+        pass
+
+    # Also a client that is older than the kind has it.
+    assert isinstance(ow.echo_for_test, Mine)
+    assert ow.echo_for_test is ow.echo_for_test
+    assert "echo_for_test" in dir(ow)
+    assert ow.echo_for_test.create(text="a").id.startswith("mine-")
+    with pytest.raises(AttributeError, match="job kinds are echo_for_test, exec, fine_tuning"):
+        _ = ow.nonsense
+    for name in ("files", "run", "create job", "_x", "close"):
+        with pytest.raises(InvalidInputError):
+            register(name)
+    with pytest.raises(InvalidInputError, match="int is no job kind"):
+        register("other")(int)  # pyright: ignore[reportArgumentType]
+
+
+def test_building_a_client_does_no_io(home: Path) -> None:
+    ow = OpenWeights(organization_id="mine")
+    assert ow.organization_id == "mine" and ow.hf_org is None
+    assert not home.exists()
+    ow.close()

@@ -1,0 +1,119 @@
+"""Every bad row is named with line, field and remedy; good ones pass; memory stays small."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from openweights import DatasetError, OpenWeights
+from openweights.client.datasets import MAX_LINE_BYTES, check_dataset
+from tests.client.malformed_datasets import ANSWER, FILES, GOOD, PAIR, Malformed, lines, message
+
+ACCEPTED: list[tuple[str, bytes]] = [
+    ("crlf and blank lines", b"\r\n".join([lines(GOOD).strip(), b"", lines(GOOD).strip(), b"  "])),
+    ("no line end", lines(GOOD, GOOD).rstrip()),
+    ("other columns", lines({**GOOD, "id": 1, "score": None, "meta": {"a": [1.5]}})),
+    ("text", lines({"text": "once upon a time"}, GOOD)),
+    ("many turns", lines({"messages": [message("system"), message(), ANSWER, message(), ANSWER]})),
+    ("ends with the user", lines({"messages": [message(), ANSWER, message()]})),
+    ("demonstration, no answer", lines({"messages": [message()], "demonstration": "hi"})),
+    (
+        "blocks",
+        lines(
+            {
+                "messages": [
+                    message(),
+                    message(
+                        "assistant",
+                        [
+                            {"type": "text", "text": "a", "weight": -0.5, "tag": "x"},
+                            {"text": "", "weight": 0},
+                        ],
+                    ),
+                ]
+            }
+        ),
+    ),
+    ("not ascii", '{"text": "žluťoučký 🐎 \u2028 \\ud83d\\ude00"}\n'.encode()),
+]
+
+
+@pytest.mark.parametrize("bad", FILES, ids=lambda bad: bad.name)
+def test_malformed_dataset_is_refused_by_line_and_field(bad: Malformed, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(bad.content)
+    ow = OpenWeights()
+    with pytest.raises(DatasetError) as caught:
+        ow.files.upload(path, bad.purpose)
+    problems = str(caught.value).splitlines()
+    assert len(problems) == bad.errors, problems
+    assert problems[0].startswith(f"rows.jsonl:{bad.line}: {bad.field}: "), problems
+    assert bad.says in problems[0]
+    assert all(";" in problem for problem in problems), "each problem comes with its remedy"
+    assert str(tmp_path) not in str(caught.value)
+    # Nothing of it was stored.
+    assert ow.files.list() == []
+    assert not ow.files.validate(path, bad.purpose)
+
+
+@pytest.mark.parametrize(("name", "content"), ACCEPTED, ids=[name for name, _ in ACCEPTED])
+def test_good_dataset_is_taken(name: str, content: bytes) -> None:
+    assert check_dataset(BytesIO(content), "conversations", name) >= 1
+    assert check_dataset(BytesIO(lines(PAIR)), "preference", name) == 1
+
+
+def test_errors_are_counted_to_the_end() -> None:
+    rows = [{"messages": [message(content="")]} for _ in range(30)]
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(BytesIO(lines(*rows)), "conversations", "x.jsonl")
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 21
+    # Each row has two: the empty content, and nothing to train on.
+    assert problems[19].startswith("x.jsonl:10: messages: ")
+    assert problems[20] == "… and 40 more errors in x.jsonl"
+
+
+def test_line_that_is_too_long_is_skipped_in_pieces() -> None:
+    long = b'{"text": "' + b"x" * MAX_LINE_BYTES + b'"}\n'
+    content = lines(GOOD) + long + lines({"text": 1})
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(BytesIO(content), "conversations", "x.jsonl")
+    first, second = str(caught.value).splitlines()
+    assert first == "x.jsonl:2: row: is longer than 64 MiB; split it"
+    assert second.startswith("x.jsonl:3: text: is the number 1")
+
+
+class _EndlessRows:
+    """A stream of `count` rows that are made while they are read."""
+
+    def __init__(self, count: int, row: bytes) -> None:
+        self._left = count
+        self._row = row
+
+    def readline(self, size: int) -> bytes:
+        assert len(self._row) < size
+        self._left -= 1
+        return self._row if self._left >= 0 else b""
+
+
+def test_memory_does_not_grow_with_the_file() -> None:
+    def peak(row: Any, count: int) -> int:
+        stream = cast("BinaryIO", _EndlessRows(count, json.dumps(row).encode() + b"\n"))
+        tracemalloc.start()
+        try:
+            check_dataset(stream, "conversations", "x.jsonl")
+        except DatasetError:
+            pass
+        finally:
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        return most
+
+    for row in (GOOD, {"messages": []}):
+        peak(row, 10)
+        assert peak(row, 5000) < peak(row, 100) + 50_000

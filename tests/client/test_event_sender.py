@@ -1,0 +1,292 @@
+"""Events reach the store in order and once, whatever happens to the process or the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from openweights import InvalidInputError, StoreUnavailableError
+from openweights.backends.base import Backend
+from openweights.client.event_sender import EventSender, replay_spool
+from openweights.types import Claim, EventDraft
+from tests.client.conftest import QuietClient
+from tests.client.kinds import Echo
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run_id(ow: QuietClient, claim: Callable[[], Claim]) -> int:
+    Echo(ow).create(text="a")
+    return claim().run.id
+
+
+class AwayBackend:
+    """The real store, which is away until `returns` is set; it may have stored what it failed to
+    confirm.
+    """
+
+    def __init__(self, backend: Backend, *, loses_answers: bool = False) -> None:
+        self._backend = backend
+        self._loses_answers = loses_answers
+        self.returns = threading.Event()
+        self.failures = 0
+
+    def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
+        if self._loses_answers or self.returns.is_set():
+            self._backend.append_events(run_id, events)
+        if not self.returns.is_set():
+            self.failures += 1
+            raise StoreUnavailableError("no route to the store")
+
+
+def values(ow: QuietClient, run_id: int) -> list[Any]:
+    return [event.data["n"] for event in ow.events.list(run_id=run_id)]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ten_thousand_events_do_not_block(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    sender = EventSender(ow.backend, run_id, tmp_path)
+    start = time.process_time()
+    for number in range(10_000):
+        sender.log({"n": number, "loss": 0.5})
+    # CPU time of all threads: also what the background does meanwhile is little.
+    assert time.process_time() - start < 3.0
+    assert sender.close()
+    assert values(ow, run_id) == list(range(10_000))
+    assert list(tmp_path.glob("*.jsonl")) == []
+    events = ow.events.list(run_id=run_id)
+    moments = [event.created_at for event in events]
+    assert before < moments[0] <= moments[-1] and moments == sorted(moments)
+
+
+def test_log_takes_no_longer_while_the_store_is_away(
+    ow: QuietClient, run_id: int, tmp_path: Path
+) -> None:
+    away = AwayBackend(ow.backend)
+    sender = EventSender(cast("Backend", away), run_id, tmp_path)
+    slowest = 0.0
+    for number in range(300):
+        start = time.perf_counter()
+        sender.log({"n": number})
+        slowest = max(slowest, time.perf_counter() - start)
+    wait_until(lambda: away.failures > 0)
+    assert slowest < 1.0
+    assert not sender.flush(timeout=0.05)
+    assert values(ow, run_id) == []
+    away.returns.set()
+    assert sender.close()
+    assert values(ow, run_id) == list(range(300))
+
+
+class ForgetfulBackend(AwayBackend):
+    """The control: events get a new key each time they are sent."""
+
+    def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
+        super().append_events(run_id, [replace(event, key=uuid.uuid4().hex) for event in events])
+
+
+def test_control_without_keys_events_are_doubled(
+    ow: QuietClient, run_id: int, tmp_path: Path
+) -> None:
+    away = ForgetfulBackend(ow.backend, loses_answers=True)
+    sender = EventSender(cast("Backend", away), run_id, tmp_path)
+    sender.log({"n": 1})
+    wait_until(lambda: away.failures > 0)
+    away.returns.set()
+    assert sender.close()
+    assert len(values(ow, run_id)) > 1
+
+
+@pytest.mark.parametrize("loses_answers", [False, True])
+def test_nothing_is_lost_doubled_or_reordered(
+    ow: QuietClient, run_id: int, tmp_path: Path, loses_answers: bool
+) -> None:
+    away = AwayBackend(ow.backend, loses_answers=loses_answers)
+    sender = EventSender(cast("Backend", away), run_id, tmp_path)
+    for number in range(700):
+        sender.log({"n": number})
+        if number == 350:
+            wait_until(lambda: away.failures > 0)
+    away.returns.set()
+    assert sender.flush()
+    away.returns.clear()
+    failures = away.failures
+    for number in range(700, 900):
+        sender.log({"n": number})
+    wait_until(lambda: away.failures > failures)
+    away.returns.set()
+    assert sender.close()
+    assert values(ow, run_id) == list(range(900))
+
+
+def test_closing_in_vain_keeps_the_file_for_a_replay(
+    ow: QuietClient, run_id: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender = EventSender(
+        cast("Backend", AwayBackend(ow.backend, loses_answers=True)), run_id, tmp_path
+    )
+    for number in range(5):
+        sender.log({"n": number})
+    assert not sender.close(timeout=0.3)
+    assert str(sender.path) in caplog.text
+    # The file's five lines, though the store has them already; and another's half line is no event.
+    with sender.path.open("ab") as spool:
+        spool.write(b'{"key": "half')
+    (tmp_path / "notes.jsonl").write_text("not ours")
+    assert replay_spool(ow.backend, tmp_path) == 5
+    assert values(ow, run_id) == list(range(5))
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["notes.jsonl"]
+    assert replay_spool(ow.backend, tmp_path) == 0
+
+
+def test_replay_needs_the_store(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
+    away = AwayBackend(ow.backend)
+    sender = EventSender(cast("Backend", away), run_id, tmp_path)
+    sender.log({"n": 1})
+    sender.close(timeout=0.1)
+    with pytest.raises(StoreUnavailableError):
+        replay_spool(cast("Backend", away), tmp_path)
+    assert sender.path.exists()
+
+
+KILLED = """
+import os, signal, sys
+from openweights import OpenWeights
+ow = OpenWeights()
+if sys.argv[1] == "away":
+    from openweights import StoreUnavailableError
+    def away(*args):
+        raise StoreUnavailableError("away")
+    ow.backend.append_events = away
+for number in range(200):
+    ow.run.log({"n": number})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("store", ["away", "there"])
+def test_killed_process_leaves_all_it_logged(
+    ow: QuietClient, run_id: int, home: Path, tmp_path: Path, store: str
+) -> None:
+    spool = tmp_path / "spool"
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OPENWEIGHTS_RUN_ID": str(run_id),
+        "OPENWEIGHTS_SPOOL": str(spool),
+    }
+    ended = subprocess.run([sys.executable, "-c", KILLED, store], env=env, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (file,) = spool.glob(f"{run_id}-*.jsonl")
+    kept = [json.loads(line) for line in file.read_bytes().splitlines()]
+    assert [line["data"]["n"] for line in kept] == list(range(200))
+    assert kept[0].keys() == {"key", "created_at", "data"}
+    replay_spool(ow.backend, spool)
+    assert values(ow, run_id) == list(range(200))
+
+
+def test_exit_flushes(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
+    code = "from openweights import OpenWeights\nOpenWeights().run.log({'n': 1})"
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OPENWEIGHTS_RUN_ID": str(run_id),
+        "TMPDIR": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert values(ow, run_id) == [1]
+    assert list(tmp_path.glob("openweights-spool-*")) == []
+
+
+def test_forked_child_sends_its_own(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
+    code = """
+import os
+from openweights import OpenWeights
+run = OpenWeights().run
+run.log({"n": 1})
+run.flush()
+child = os.fork()
+run.log({"n": 2 if child else 3})
+if child:
+    os.waitpid(child, 0)
+else:
+    assert run.flush()
+    os._exit(0)
+"""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OPENWEIGHTS_RUN_ID": str(run_id),
+        "TMPDIR": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, check=True)
+    assert sorted(values(ow, run_id)) == [1, 2, 3]
+
+
+def test_replaced_attempt_stops_quietly(
+    ow: QuietClient,
+    run_id: int,
+    claim: Callable[[], Claim],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ow.backend.release_run(run_id, 1, reason="test")
+    claim()
+    sender = EventSender(ow.backend, run_id, tmp_path)
+    sender.log({"n": 1})
+    assert not sender.flush()
+    sender.log({"n": 2})
+    sender.close()
+    assert caplog.text.count("its later events are dropped") == 1
+    assert values(ow, run_id) == []
+
+
+def test_bad_value_is_refused_where_it_is_logged(
+    ow: QuietClient, run_id: int, tmp_path: Path
+) -> None:
+    sender = EventSender(ow.backend, run_id, tmp_path)
+    with pytest.raises(InvalidInputError, match="'model'"):
+        sender.log({"n": 0, "model": object()})
+    sender.log({"n": 1})
+    assert sender.close()
+    assert values(ow, run_id) == [1]
+
+
+def test_many_threads_log_whole_lines(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
+    sender = EventSender(ow.backend, run_id, tmp_path)
+
+    def log(thread: int) -> None:
+        for number in range(200):
+            sender.log({"n": [thread, number], "text": "x" * 500})
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sender.close()
+    found = values(ow, run_id)
+    assert len(found) == 800
+    for thread in range(4):
+        assert [number for owner, number in found if owner == thread] == list(range(200))

@@ -1,0 +1,107 @@
+"""Files: content-addressed, streamed, without the uploader's path."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from openweights import InvalidInputError, NotFoundError
+from tests.client.conftest import QuietClient
+from tests.client.malformed_datasets import GOOD, lines
+
+
+def test_upload_and_read_back(ow: QuietClient, home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "private" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(lines(GOOD))
+    file = ow.files.upload(str(path), purpose="conversations")
+    assert file["id"].startswith("conversations:file-")
+    assert len(file["id"]) == len("conversations:file-") + 12
+    assert (file["object"], file["purpose"]) == ("file", "conversations")
+    assert (file["filename"], file["bytes"]) == ("train.jsonl", len(lines(GOOD)))
+    assert ow.files.retrieve(file["id"]) == ow.files.get_by_id(file["id"]) == file
+    assert ow.files.content(file["id"]) == lines(GOOD)
+    # Equal content is the same file, whatever its name.
+    assert ow.files.create(lines(GOOD), "conversations") == file
+    assert ow.files.list() == ow.files.list(purpose="conversations") == [file]
+    assert ow.files.list(purpose="result") == []
+    # Of where it came from, nothing is kept.
+    for stored in home.rglob("*"):
+        assert not stored.is_file() or b"private" not in stored.read_bytes()
+    target = ow.files.download(file["id"], tmp_path / "new" / "copy.jsonl")
+    assert target.read_bytes() == lines(GOOD)
+    assert [entry.name for entry in target.parent.iterdir()] == ["copy.jsonl"]
+    ow.files.delete(file["id"])
+    ow.files.delete(file["id"])
+    assert ow.files.list() == []
+    with pytest.raises(NotFoundError):
+        ow.files.content(file["id"])
+    with pytest.raises(NotFoundError):
+        ow.files.download(file["id"], tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_create_takes_what_can_be_read(ow: QuietClient, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(GOOD))
+    expected = ow.files.upload(path, "conversations")["id"]
+    with path.open("rb") as file:
+        assert ow.files.create(file, "conversations")["id"] == expected
+    assert ow.files.create(io.BytesIO(lines(GOOD)), "conversations")["id"] == expected
+    # A pipe cannot be read twice.
+    reading, writing = os.pipe()
+    os.write(writing, lines(GOOD))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert ow.files.create(pipe, "conversations")["id"] == expected
+    # From where the stream stands.
+    stream = io.BytesIO(b"not json\n" + lines(GOOD))
+    stream.readline()
+    assert ow.files.validate(stream, "conversations")
+    assert ow.files.create(stream, "conversations")["id"] == expected
+    assert ow.files.create(b"anything", "mine")["bytes"] == 8
+
+
+@pytest.mark.parametrize("purpose", ["", "a b", "../x", "a:b", None, "x" * 65])
+def test_wrong_purpose(ow: QuietClient, purpose: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^purpose: "):
+        ow.files.create(b"", purpose)
+
+
+def test_wrong_file(ow: QuietClient, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"there is no file 'missing.jsonl' \(looked at /"):
+        ow.files.upload("missing.jsonl", "conversations")
+    with pytest.raises(InvalidInputError, match="is a folder"):
+        ow.files.upload(tmp_path, "result")
+    with pytest.raises(InvalidInputError, match="open it with mode 'rb'"):
+        ow.files.create(cast("Any", io.StringIO("text")), "result")
+    with pytest.raises(InvalidInputError, match="a int is no file"):
+        ow.files.create(cast("Any", 3), "result")
+
+
+def test_large_upload_is_streamed(ow: QuietClient) -> None:
+    import tracemalloc
+
+    class Zeros(io.RawIOBase):
+        """64 MiB that are never in memory."""
+
+        left = 64 << 20
+
+        def readable(self) -> bool:
+            return True
+
+        def read(self, size: int = -1, /) -> bytes:
+            count = self.left if size < 0 else min(size, self.left)
+            self.left -= count
+            return bytes(count)
+
+    tracemalloc.start()
+    file = ow.files.create(cast("Any", Zeros()), "result")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert file["bytes"] == 64 << 20
+    assert peak < 24 << 20

@@ -1,0 +1,157 @@
+"""The self-started worker, end to end: submit, and it runs; kill it, and another one goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from openweights import JobFailedError, OpenWeights, PlatformError
+from openweights.client.local_worker import LocalWorker, log_path
+from openweights.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ow(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenWeights]:
+    """A client in an empty folder, that starts workers as it does for a user."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    client = OpenWeights()
+    yield client
+    client.close()
+
+
+def workers(home: Path) -> list[psutil.Process]:
+    """Worker processes of that store."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if "openweights.worker.main" not in command:
+                continue
+            if process.environ().get("OPENWEIGHTS_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until_gone(home: Path) -> None:
+    deadline = time.monotonic() + 20
+    while any(process.status() != psutil.STATUS_ZOMBIE for process in workers(home)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_submitted_job_runs_and_the_worker_goes_away(
+    ow: OpenWeights, home: Path, tmp_path: Path
+) -> None:
+    Path("say.py").write_text("import sys; print('hello', sys.argv[1])")
+    Path("in.txt").write_text("from the file")
+    command = 'python say.py "$(cat in.txt)" && mkdir -p uploads && echo result > uploads/r.txt'
+    job = ow.exec.create(command=command, requires_vram_gb=0)
+    text = "".join(job.logs(follow=True))
+    assert "hello from the file\n" in text
+    assert job.wait(timeout=30).status == "completed"
+    assert job.logs() == text
+    job.download(tmp_path / "results")
+    assert (tmp_path / "results" / "r.txt").read_text() == "result\n"
+    # Submitted again it is the same job, done already.
+    assert ow.exec.create(command=command).status == "completed"
+    failed = ow.exec.create(command="echo to stderr >&2; exit 3", requires_vram_gb=0)
+    with pytest.raises(JobFailedError, match=r"exit code 3(.|\n)*to stderr"):
+        failed.wait(timeout=30)
+    assert len(ow.backend.list_workers()) == 1, "one worker did both"
+    wait_until_gone(home)
+    assert ow.backend.list_workers(statuses=["active"]) == []
+    assert ow.exec.create(command="echo again").wait(timeout=30).status == "completed"
+
+
+def test_killed_worker_is_replaced(ow: OpenWeights, home: Path) -> None:
+    job = ow.exec.create(command="echo begin; sleep 1; echo end", requires_vram_gb=0)
+    for text in job.logs(follow=True):
+        if "begin" in text:
+            break
+    for process in workers(home):
+        process.kill()
+    assert job.wait(timeout=30).status == "completed"
+    assert [run.status for run in job.runs] == ["failed", "completed"]
+    assert "".join(job.logs()).endswith("begin\nend\n")
+
+
+SUBMIT = """
+import sys
+from openweights import OpenWeights
+job = OpenWeights().exec.create(command="echo " + sys.argv[1], requires_vram_gb=0)
+job.wait(timeout=60)
+"""
+
+
+def test_clients_at_the_same_time_share_one_worker(ow: OpenWeights, home: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    clients = [
+        subprocess.Popen([sys.executable, "-c", SUBMIT, str(number)], env=env)
+        for number in range(4)
+    ]
+    assert [client.wait(timeout=60) for client in clients] == [0] * 4
+    assert [job.status for job in ow.jobs.list()] == ["completed"] * 4
+    assert len(ow.backend.list_workers()) == 1
+
+
+def test_worker_outlives_the_client(ow: OpenWeights, home: Path) -> None:
+    code = SUBMIT.replace("job.wait(timeout=60)", "print(job.id)")
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code, "later"]
+    client = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    job = ow.jobs.retrieve(client.stdout.strip())
+    deadline = time.monotonic() + 20
+    while job.refresh().status != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_worker_that_cannot_start_is_reported(
+    ow: OpenWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    worker = LocalWorker(ow.settings, ow.backend)
+    deadline = time.monotonic() + 20
+    with pytest.raises(PlatformError) as caught:
+        while time.monotonic() < deadline:
+            worker.ensure()
+            time.sleep(0.02)
+    first = str(caught.value).splitlines()[0]
+    assert first.startswith("the worker ends at once (exit code 1); ")
+    assert first.endswith("/worker.log ends with:")
+    assert "encodings" in str(caught.value), "the reason is told"
+    assert str(caught.value).count("Fatal Python error") <= log_path(ow.settings).read_text().count(
+        "Fatal Python error"
+    )
+
+
+def test_settings_reach_the_worker(home: Path) -> None:
+    settings = Settings(home=home, lease_s=7.5, heartbeat_s=0.5, hf_token="secret", run_id=3)
+    env = settings.child_env({"OPENWEIGHTS_RUN_ID": "3", "OPENWEIGHTS_SPOOL": "/x", "PATH": "/bin"})
+    assert Settings.from_env(env) == Settings(
+        home=home, lease_s=7.5, heartbeat_s=0.5, hf_token="secret"
+    )
+    assert env["PATH"] == "/bin"
+
+
+def test_signals_to_the_client_do_not_reach_the_worker(ow: OpenWeights, home: Path) -> None:
+    job = ow.exec.create(command="sleep 0.5; echo done", requires_vram_gb=0)
+    (worker,) = workers(home)
+    assert os.getsid(worker.pid) == worker.pid != os.getsid(0)
+    assert job.wait(timeout=30).status == "completed"
+    worker.send_signal(signal.SIGTERM)
+    wait_until_gone(home)
