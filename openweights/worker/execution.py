@@ -1,0 +1,329 @@
+"""One job, from the claim to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from openweights.backends.base import Backend
+from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
+from openweights.settings import Settings
+from openweights.types import Claim, EventDraft, Instruction, JobRecord
+from openweights.worker.backoff import persist
+from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
+from openweights.worker.hardware import Hardware
+from openweights.worker.heartbeat import Heartbeat
+from openweights.worker.log_pump import LogPump
+from openweights.worker.process import GuardedProcess, ProcessEnd
+from openweights.worker.redaction import Redactor, secret_values
+from openweights.worker.results import collect_uploads, replay_events
+from openweights.worker.shutdown import Shutdown
+
+logger = logging.getLogger(__name__)
+
+LONGEST_REASON = 400
+NOTICE_S = 0.5
+# Exit codes of a job that SIGTERM or SIGINT ended, as the guard and as a shell say it.
+TERMINATED = frozenset({-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT})
+# Of two instructions about one run the later in this list counts.
+_WEIGHT: tuple[Instruction, ...] = ("continue", "shutdown", "timeout", "cancel", "fenced")
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What an execution needs of its worker.
+
+    Attributes:
+        env: The worker's environment, which the job gets with some additions.
+        runs: Folder in which the folders of runs are made.
+    """
+
+    backend: Backend
+    settings: Settings
+    env: Mapping[str, str]
+    runs: Path
+    hardware: Hardware
+    shutdown: Shutdown
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run came to: a status, or `released` (back to the queue), or `fenced` (not ours any
+    more).
+    """
+
+    outcome: Literal["completed", "failed", "canceled", "released", "fenced"]
+    reason: str | None = None
+
+
+def execute(claim: Claim, host: Host) -> None:
+    """Run the claimed job and report. Whatever is wrong with the job ends as its failure, not as an
+    exception.
+
+    Raises:
+        OpenWeightsError: The store took neither the result nor a failure.
+    """
+    control = RunControl()
+    with (
+        host.heartbeat.watching(claim.run.id, control.instruct),
+        host.shutdown.reaching(control),
+    ):
+        _Execution(claim, host, control).run()
+
+
+def runs_folder(settings: Settings) -> Path:
+    """Beside the embedded store; in the machine's temporary folder when the store is elsewhere."""
+    if settings.supabase_url or settings.api_key:
+        return Path(tempfile.gettempdir()) / f"openweights-runs-{os.getuid()}"
+    return settings.home / "runs"
+
+
+class RunControl:
+    """Takes instructions about one run from other threads to its process, before or after it
+    starts.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: GuardedProcess | None = None
+        self._instruction: Instruction = "continue"
+
+    @property
+    def instruction(self) -> Instruction:
+        return self._instruction
+
+    def instruct(self, instruction: Instruction) -> None:
+        """Stop the job for the reason given; the same again changes nothing."""
+        with self._lock:
+            if _WEIGHT.index(instruction) <= _WEIGHT.index(self._instruction):
+                return
+            self._instruction = instruction
+            self._apply()
+
+    def instruct_shutdown(self) -> None:
+        self.instruct("shutdown")
+
+    def kill(self) -> None:
+        """No grace (any longer)."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    def attach(self, process: GuardedProcess) -> None:
+        """From now on instructions reach `process`, and so does one that came before."""
+        with self._lock:
+            self._process = process
+            self._apply()
+
+    def _apply(self) -> None:
+        if self._process is None or self._instruction == "continue":
+            return
+        if self._instruction == "fenced":
+            self._process.kill()
+        else:
+            self._process.stop()
+
+
+class _Execution:
+    def __init__(self, claim: Claim, host: Host, control: RunControl) -> None:
+        self._job, self._run = claim.job, claim.run
+        self._host = host
+        self._control = control
+        self._hurry = host.shutdown.hurry
+        redactor = Redactor(secret_values(host.env))
+        self._log = LogPump(host.backend, claim.run.id, redactor, self._hurry)
+        self._folder: RunFolder | None = None
+
+    def run(self) -> None:
+        logger.info("job %s: run %s, attempt %s", self._job.id, self._run.id, self._run.attempt)
+        try:
+            verdict = self._reach_verdict()
+            logger.info("job %s: %s %s", self._job.id, verdict.outcome, verdict.reason or "")
+            self._report(verdict)
+        except FencedError as error:
+            logger.warning("job %s: another attempt has taken over: %s", self._job.id, error)
+        except StoreUnavailableError as error:
+            logger.error("job %s: gave up on the store: %s", self._job.id, error)
+        finally:
+            self._log.discard()
+            if self._folder is not None:
+                self._folder.remove()
+
+    def _reach_verdict(self) -> Verdict:
+        try:
+            self._folder = folder = RunFolder(self._host.runs, self._run.id)
+            self._fill(folder)
+            end = self._run_job(folder)
+            verdict = judge(self._instruction_at(end), end, self._log.last_line())
+            if verdict.outcome != "fenced":
+                self._deliver(folder, with_files=verdict.outcome != "released")
+        except (FencedError, StoreUnavailableError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one job fails that job only
+            logger.exception("job %s failed in the worker's hands", self._job.id)
+            return Verdict("failed", one_line(error))
+        return verdict
+
+    def _fill(self, folder: RunFolder) -> None:
+        """Fetch the job's files; each from its beginning again if the store goes away in it."""
+        if self._job.bundle_file:
+            self._fetch(self._job.bundle_file, lambda content: unpack(content, folder.path))
+        for target, file_id in sorted(self._job.params.get("mounted_files", {}).items()):
+            self._fetch(file_id, partial(mount, folder=folder.path, target=target))
+
+    def _fetch(self, file_id: str, use: Callable[[BinaryIO], None]) -> None:
+        def fetch() -> None:
+            with self._host.backend.open_file(file_id) as content:
+                use(content)
+
+        self._persist(fetch)
+
+    def _run_job(self, folder: RunFolder) -> ProcessEnd:
+        if self._control.instruction != "continue":
+            return ProcessEnd(None, was_stopped=True)
+        for warning in shortfalls(self._job, self._host.hardware):
+            self._log.note(warning)
+        process = GuardedProcess(
+            self._job.script,
+            folder=folder.path,
+            env=job_env(self._host, folder, self._run.id),
+            grace_s=self._host.settings.cancel_grace_s,
+            held_fds=(*self._host.backend.liveness_fds, folder.lock_fd),
+            marker=folder.marker,
+        )
+        try:
+            self._control.attach(process)
+            self._log.attach(process.output_fd)
+            return process.wait()
+        finally:
+            process.kill()
+            self._log.drain()
+            process.close()
+
+    def _instruction_at(self, end: ProcessEnd) -> Instruction:
+        # Whoever stops a whole machine or container signals all its processes: the job may be gone
+        # before the worker's own signal has been noticed.
+        if end.exit_code in TERMINATED:
+            self._host.shutdown.requested.wait(NOTICE_S)
+        instruction = self._control.instruction
+        if instruction == "continue" and self._host.shutdown.requested.is_set():
+            return "shutdown"
+        return instruction
+
+    def _deliver(self, folder: RunFolder, *, with_files: bool) -> None:
+        backend, run_id = self._host.backend, self._run.id
+        replay_events(backend, folder.spool, self._hurry)
+        if with_files:
+            collect_uploads(backend, run_id, folder.uploads, folder.path, self._hurry)
+
+    def _report(self, verdict: Verdict) -> None:
+        if verdict.outcome == "fenced":
+            return
+        if verdict.reason is not None:
+            self._log.note(f"{verdict.outcome}: {verdict.reason}")
+        self._log.finish()
+        backend, run, reason = self._host.backend, self._run, verdict.reason
+        if verdict.outcome == "released":
+            self._persist(
+                lambda: backend.release_run(run.id, run.attempt, reason=reason or "released")
+            )
+            return
+        status = verdict.outcome
+        if status == "failed":
+            draft = EventDraft(uuid.uuid4().hex, {"error": reason}, datetime.now(UTC))
+            self._persist(lambda: backend.append_events(run.id, [draft]))
+        self._persist(lambda: backend.finish_run(run.id, run.attempt, status, error=reason))
+
+    def _persist(self, call: Callable[[], object]) -> None:
+        persist(call, give_up=self._hurry)
+
+
+def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
+    """What a run came to. A job that ended before a stop reached it counts by its exit code."""
+    if instruction == "fenced":
+        return Verdict("fenced")
+    if end.was_stopped and instruction == "cancel":
+        return Verdict("canceled", "on request")
+    if end.was_stopped and instruction == "timeout":
+        return Verdict("failed", "stopped: its timeout has passed")
+    if instruction == "shutdown" and (end.was_stopped or end.exit_code in TERMINATED):
+        return Verdict("released", "its worker was shut down")
+    if end.exit_code is None:
+        return Verdict("failed", "the process that guards the job was killed, and the job with it")
+    if end.exit_code == 0:
+        return Verdict("completed")
+    return Verdict("failed", describe_exit(end.exit_code, last_line))
+
+
+def describe_exit(exit_code: int, last_line: str) -> str:
+    """One line for a job that failed by itself: `exit code 1: ValueError: no rows`."""
+    # A shell says 128 + n when its command was killed by signal n.
+    signum = -exit_code if exit_code < 0 else exit_code - 128
+    name = ""
+    if signum > 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(signum).name
+    if signum == signal.SIGKILL:
+        name += ", often for lack of memory"
+    text = f"killed by signal {signum}" if exit_code < 0 else f"exit code {exit_code}"
+    text += f" ({name})" if name else ""
+    return shorten(f"{text}: {last_line}" if last_line else text)
+
+
+def one_line(error: Exception) -> str:
+    """The reason for a failure in the worker's hands."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OpenWeightsError) and text:
+        return shorten(text)
+    return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
+
+
+def shortfalls(job: JobRecord, hardware: Hardware) -> list[str]:
+    """What the job asked for and this machine lacks, for its log; it runs all the same."""
+    found: list[str] = []
+    if job.requires_vram_gb > hardware.vram_gb:
+        found.append(
+            f"this job asks for {job.requires_vram_gb} GB of GPU memory and this machine has "
+            f"{hardware.vram_gb} ({hardware.hardware_type}): it runs anyway, only slower"
+        )
+    if job.allowed_hardware and hardware.hardware_type not in job.allowed_hardware:
+        asked = " or ".join(job.allowed_hardware)
+        found.append(f"this job asks for {asked}; it runs on {hardware.hardware_type} anyway")
+    return found
+
+
+def job_env(host: Host, folder: RunFolder, run_id: int) -> dict[str, str]:
+    """The worker's environment, with the job's code first and `python` being this Python."""
+    env = dict(host.env)
+    env["PYTHONPATH"] = _joined(str(folder.path), env.get("PYTHONPATH"))
+    env["PATH"] = _joined(os.path.dirname(sys.executable), env.get("PATH", os.defpath))
+    env["PYTHONUNBUFFERED"] = "1"
+    # OpenMP's threads spin while they wait. On cores that anything else uses too, training was 20
+    # times slower so; where the cores are free it makes no difference.
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    env["OPENWEIGHTS_RUN_ID"] = str(run_id)
+    env["OPENWEIGHTS_HOME"] = str(host.settings.home)
+    env[SPOOL_VARIABLE] = str(folder.spool)
+    env["N_GPUS"] = str(host.hardware.gpu_count)
+    return env
+
+
+def _joined(first: str, rest: str | None) -> str:
+    return f"{first}{os.pathsep}{rest}" if rest else first

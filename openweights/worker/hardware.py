@@ -1,0 +1,105 @@
+"""What this machine has, asked of `nvidia-smi` so that no worker loads torch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from openweights.errors import ConfigurationError
+
+QUERY_TIMEOUT_S = 30.0
+# First match wins, so the narrower name comes first. Keys are those of RunPod's hardware strings.
+_SHORT_NAMES = (
+    (r"H200", "H200"),
+    (r"B200", "B200"),
+    (r"H100.*NVL", "H100N"),
+    (r"H100.*(HBM3|SXM)", "H100S"),
+    (r"A100.*SXM", "A100S"),
+    (r"RTX\s*(\d{4})\s*Ada", r"\1Ada"),
+    (r"RTX\s*(A\d{4})", r"\1"),
+    (r"GeForce RTX\s*(\d{4})\s*(Ti)?\b", r"RTX\1\2"),
+    (r"\b(L40S|L40|L4|A40|A30|A100|H100|V100|T4|A10G|A10)\b", r"\1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """GPUs that jobs of this machine can use.
+
+    Attributes:
+        hardware_type: Such as "2x H100S"; "cpu" without a GPU.
+        vram_gb: Memory of all GPUs together, in GiB, each rounded down.
+    """
+
+    hardware_type: str
+    gpu_count: int
+    vram_gb: int
+
+
+CPU = Hardware("cpu", 0, 0)
+
+
+def detect(env: Mapping[str, str]) -> Hardware:
+    """The GPUs that `env` (PATH, CUDA_VISIBLE_DEVICES) makes usable.
+
+    Raises:
+        ConfigurationError: `nvidia-smi` is installed and fails: a machine that is paid for its GPUs
+            must not go on as a CPU.
+    """
+    program = shutil.which("nvidia-smi", path=env.get("PATH"))
+    if program is None:
+        return CPU
+    query = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(
+            query,
+            capture_output=True,
+            text=True,
+            timeout=QUERY_TIMEOUT_S,
+            check=True,
+            env=dict(env),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stdout", None) or getattr(error, "stderr", None) or error
+        reason = " ".join(str(detail).split())
+        raise ConfigurationError(f"nvidia-smi is there but does not work: {reason}") from error
+    return summarize(answer.stdout, env.get("CUDA_VISIBLE_DEVICES"))
+
+
+def summarize(answer: str, visible: str | None = None) -> Hardware:
+    """`nvidia-smi`'s rows of index, uuid, name and MiB, limited to the devices that
+    CUDA_VISIBLE_DEVICES names.
+    """
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line]
+    if visible is not None:
+        rows = _visible(rows, visible)
+    if not rows:
+        return CPU
+    try:
+        vram_gb = sum(int(row[3]) // 1024 for row in rows)
+    except (IndexError, ValueError):
+        raise ConfigurationError(f"nvidia-smi answered {answer.strip()!r}") from None
+    return Hardware(f"{len(rows)}x {short_name(rows[0][2])}", len(rows), vram_gb)
+
+
+def short_name(name: str) -> str:
+    """`NVIDIA H100 80GB HBM3` -> `H100S`; a name that is not known stays, without its maker."""
+    for pattern, short in _SHORT_NAMES:
+        match = re.search(pattern, name, re.IGNORECASE)
+        if match:
+            return match.expand(short)
+    return name.removeprefix("NVIDIA ").strip()
+
+
+def _visible(rows: list[list[str]], visible: str) -> list[list[str]]:
+    """As CUDA reads the variable: up to the first entry that names no device."""
+    chosen: list[list[str]] = []
+    for entry in (part.strip() for part in visible.split(",")):
+        match = next((r for r in rows if r[0] == entry or (entry and r[1].startswith(entry))), None)
+        if match is None:
+            break
+        chosen.append(match)
+    return chosen

@@ -1,0 +1,159 @@
+"""A job's output, from its pipe into the store while it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import select
+import threading
+import time
+
+from openweights.backends.base import Backend
+from openweights.errors import StoreUnavailableError
+from openweights.worker.backoff import delays
+from openweights.worker.redaction import Redactor
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 16
+SEND_BYTES = 1 << 20
+SEND_EVERY_S = 0.25
+# What waits for a store that is away. When it is full the job blocks in its next print, rather than
+# the worker growing without bound.
+MOST_WAITING_BYTES = 64 << 20
+TAIL_BYTES = 8192
+# When the job has ended, what is in the pipe is there at once; a pipe that still gives more after
+# this is held by a process that escaped, and is not waited for.
+DRAIN_S = 2.0
+
+
+class LogPump:
+    """Reads bytes, redacts them, and appends them to the run's log in order, from two threads.
+
+    One thread reads, so that the job never waits for the store; the other sends, and tries again
+    while the store is away.
+    """
+
+    def __init__(
+        self, backend: Backend, run_id: int, redactor: Redactor, give_up: threading.Event
+    ) -> None:
+        self._backend = backend
+        self._run_id = run_id
+        self._redactor = redactor
+        self._give_up = give_up
+        self._changed = threading.Condition()
+        self._waiting = bytearray()
+        self._tail = b""
+        self._is_complete = False
+        self._is_discarded = False
+        self._job_ended = threading.Event()
+        self._reader: threading.Thread | None = None
+        self._sender = threading.Thread(target=self._send, name="log sender", daemon=True)
+        self._sender.start()
+
+    def attach(self, fd: int) -> None:
+        """Begin to read the job's output."""
+        self._reader = threading.Thread(
+            target=self._read, args=(fd,), name="log reader", daemon=True
+        )
+        self._reader.start()
+
+    def note(self, text: str) -> None:
+        """A line of the worker's own, at this place of the log."""
+        self._put(self._redactor.feed(f"[openweights] {text}\n".encode()))
+
+    def drain(self) -> None:
+        """The job has ended: read what it left in the pipe. The pipe may be closed afterwards."""
+        self._job_ended.set()
+        if self._reader is not None:
+            self._reader.join()
+        self._reader = None
+
+    def finish(self) -> None:
+        """Return when all is stored, or when the worker gave up on a store that is away."""
+        self.drain()
+        self._put(self._redactor.flush())
+        with self._changed:
+            self._is_complete = True
+            self._changed.notify_all()
+        self._sender.join()
+
+    def discard(self) -> None:
+        """Store nothing more: the log is no longer ours."""
+        with self._changed:
+            self._is_discarded = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def last_line(self) -> str:
+        """The last line of the output that says something, redacted."""
+        lines = re.split(rb"[\r\n]+", self._tail.rstrip())
+        return lines[-1].decode(errors="replace").strip() if lines else ""
+
+    def _read(self, fd: int) -> None:
+        deadline = float("inf")
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([fd], [], [], 0.1)
+            if ready:
+                data = os.read(fd, READ_BYTES)
+                if not data:
+                    return
+                self._put(self._redactor.feed(data))
+            elif self._job_ended.is_set():
+                return
+            if self._job_ended.is_set():
+                deadline = min(deadline, time.monotonic() + DRAIN_S)
+
+    def _put(self, data: bytes) -> None:
+        if not data:
+            return
+        with self._changed:
+            self._tail = (self._tail + data)[-TAIL_BYTES:]
+            while len(self._waiting) >= MOST_WAITING_BYTES and not self._is_hopeless():
+                self._changed.wait(1.0)
+            if not self._is_hopeless():
+                self._waiting += data
+                self._changed.notify_all()
+
+    def _is_hopeless(self) -> bool:
+        return self._is_discarded or self._give_up.is_set()
+
+    def _send(self) -> None:
+        offset = 0
+        while data := self._next():
+            try:
+                if not self._deliver(offset, data):
+                    return
+            except Exception:  # noqa: BLE001 - a store's refusal of the log must not end the job
+                logger.exception(
+                    "run %s: the store refused the log from byte %s", self._run_id, offset
+                )
+                self.discard()
+                return
+            offset += len(data)
+            with self._changed:
+                del self._waiting[: len(data)]
+                self._changed.notify_all()
+                # Small writes are collected, so that a chatty job does not mean a write per line.
+                self._changed.wait_for(self._must_send_now, SEND_EVERY_S)
+
+    def _must_send_now(self) -> bool:
+        return self._is_complete or self._is_discarded or len(self._waiting) >= SEND_BYTES
+
+    def _next(self) -> bytes:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_complete or self._is_discarded)
+            return bytes(self._waiting[:SEND_BYTES])
+
+    def _deliver(self, offset: int, data: bytes) -> bool:
+        for delay_s in delays():
+            try:
+                self._backend.append_log(self._run_id, offset, data)
+            except StoreUnavailableError as error:
+                logger.warning("run %s: log kept, the store is away: %s", self._run_id, error)
+                if self._give_up.wait(delay_s) or self._is_discarded:
+                    return False
+            else:
+                return True
+        return False

@@ -1,0 +1,215 @@
+"""The worker's loop: register, claim, execute, and go away when asked to or when there is nothing
+to do.
+
+Run it with `python -m openweights.worker.main [--embedded] [--once]`. An embedded worker is the one
+that a client starts by itself on this machine: there is one per store, and it goes away when idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from openweights.backends import open_backend
+from openweights.backends.base import Backend
+from openweights.errors import (
+    ConfigurationError,
+    OpenWeightsError,
+    PlatformError,
+    StoreUnavailableError,
+)
+from openweights.settings import Settings
+from openweights.types import Claim, WorkerSpec
+from openweights.worker import hardware
+from openweights.worker.backoff import persist
+from openweights.worker.execution import Host, execute, runs_folder
+from openweights.worker.folder import sweep
+from openweights.worker.heartbeat import Heartbeat
+from openweights.worker.shutdown import Shutdown
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "embedded-worker.lock"
+LONGEST_POLL_S = 5.0
+LONGEST_PAUSE_S = 30.0
+
+
+def run_worker(settings: Settings, *, embedded: bool, once: bool = False) -> int:
+    """Work until told to end; returns the exit code.
+
+    Args:
+        embedded: One per store, else 0 at once; ends after `settings.worker_idle_s` without work.
+        once: Take one job, if there is one, and end.
+
+    Raises:
+        ConfigurationError: The settings or this machine do not allow a worker.
+    """
+    shutdown = Shutdown(settings.cancel_grace_s)
+    found = _detect(settings, embedded=embedded)
+    idle_s = settings.worker_idle_s if embedded else None
+    with contextlib.closing(open_backend(settings)) as backend, shutdown.on_signals():
+        while True:
+            lock = _sole_worker(settings.home) if embedded else contextlib.nullcontext(True)
+            with lock as is_sole:
+                if not is_sole:
+                    return 0
+                worker = Worker(settings, backend, found, shutdown)
+                exit_code = worker.run(once=once, idle_s=idle_s)
+            if exit_code or not embedded or once or shutdown.requested.is_set():
+                return exit_code
+            # A client that saw this worker alive a moment ago has started none. Now that the next
+            # client would start one, look once more.
+            if not backend.list_jobs(statuses=["pending"], limit=1):
+                return 0
+
+
+class Worker:
+    """One registration: from `active` to `terminated`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        found: hardware.Hardware,
+        shutdown: Shutdown,
+    ) -> None:
+        self.id = f"worker-{uuid.uuid4().hex[:12]}"
+        self._backend = backend
+        self._shutdown = shutdown
+        self._heartbeat = Heartbeat(backend, self.id, backend.heartbeat_s, shutdown.request)
+        self._runs = runs_folder(settings)
+        self._host = Host(
+            backend,
+            settings,
+            settings.child_env(),
+            self._runs,
+            found,
+            shutdown,
+            self._heartbeat,
+        )
+        self._last_run: int | None = None
+
+    def run(self, *, once: bool, idle_s: float | None) -> int:
+        """Register, work, and sign off whatever happens; returns the exit code."""
+        found = self._host.hardware
+        spec = WorkerSpec(
+            self.id,
+            hardware_type=found.hardware_type,
+            gpu_count=found.gpu_count,
+            vram_gb=found.vram_gb,
+        )
+        try:
+            persist(lambda: self._backend.register_worker(spec), give_up=self._shutdown.requested)
+            logger.info("%s: %s, %s GB", self.id, found.hardware_type, found.vram_gb)
+            with self._heartbeat:
+                self._work(once=once, idle_s=idle_s)
+        except PlatformError as error:
+            logger.error("%s ends: %s", self.id, error)
+            return 0 if self._shutdown.requested.is_set() else 1
+        finally:
+            self._sign_off()
+        return 0
+
+    def _work(self, *, once: bool, idle_s: float | None) -> None:
+        idle_since = time.monotonic()
+        failures = 0
+        while not self._shutdown.requested.is_set():
+            try:
+                has_worked = self._step()
+                failures = 0
+            except PlatformError:
+                raise
+            except Exception:  # noqa: BLE001 - the loop of a daemon: no job may end it
+                logger.exception("%s: the loop goes on after an error", self.id)
+                failures += 1
+                self._shutdown.requested.wait(min(2.0**failures, LONGEST_PAUSE_S))
+                continue
+            if once:
+                return
+            if has_worked:
+                idle_since = time.monotonic()
+                continue
+            if idle_s is not None and time.monotonic() - idle_since >= idle_s:
+                logger.info("%s: idle for %.0f s", self.id, idle_s)
+                return
+            self._shutdown.requested.wait(min(self._backend.heartbeat_s / 4, LONGEST_POLL_S))
+
+    def _step(self) -> bool:
+        """Take and execute a job; False if there is none."""
+        claim = self._claim()
+        # After the claim: what is left of the job's lost run must not meet the new one.
+        sweep(self._runs)
+        if claim is None:
+            return False
+        if claim.run.id == self._last_run:
+            # Signing off is what gives it back; executing it again would be a second execution of
+            # one run.
+            raise PlatformError(f"the store did not take the end of run {claim.run.id}")
+        self._last_run = claim.run.id
+        execute(claim, self._host)
+        return True
+
+    def _claim(self) -> Claim | None:
+        try:
+            return persist(
+                lambda: self._backend.claim_job(self.id), give_up=self._shutdown.requested
+            )
+        except StoreUnavailableError:
+            return None
+
+    def _sign_off(self) -> None:
+        # Once, without patience: a store that is away finds out by itself that this worker is gone.
+        try:
+            self._backend.set_worker_status(self.id, "terminated")
+        except OpenWeightsError as error:
+            logger.warning("%s: could not sign off: %s", self.id, error)
+
+
+def _detect(settings: Settings, *, embedded: bool) -> hardware.Hardware:
+    try:
+        return hardware.detect(settings.child_env())
+    except ConfigurationError as error:
+        if not embedded:
+            raise
+        # Nobody pays for this machine by the hour, and a broken driver is no reason to run nothing.
+        logger.warning("%s; going on without a GPU", error)
+        return hardware.CPU
+
+
+@contextlib.contextmanager
+def _sole_worker(home: Path) -> Iterator[bool]:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK_NAME).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m openweights.worker.main", description=__doc__)
+    parser.add_argument("--embedded", action="store_true", help="one per store; go away when idle")
+    parser.add_argument(
+        "--once", action="store_true", help="take one job, if there is one, and end"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        return run_worker(Settings.from_env(), embedded=options.embedded, once=options.once)
+    except OpenWeightsError as error:
+        logger.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

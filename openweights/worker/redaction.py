@@ -1,0 +1,71 @@
+"""Secret values, taken out of a job's output before it is stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+# A name that ends so holds a secret. PUBLIC_KEY and the like do not.
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|(?<!PUBLIC_)KEY|APIKEY|CREDENTIALS?)$", re.IGNORECASE
+)
+MIN_LENGTH = 8  # shorter values are words such as "true", and replacing them would garble the log
+
+
+def secret_values(env: Mapping[str, str]) -> dict[str, bytes]:
+    """Values of `env` that must not be shown, by name."""
+    return {
+        name: value.encode(errors="surrogateescape")
+        for name, value in env.items()
+        if _SECRET_NAME.search(name) and len(value) >= MIN_LENGTH
+    }
+
+
+class Redactor:
+    """Replaces secrets in a stream of bytes, also where a secret arrives in pieces.
+
+    The end of what was fed is held back only while it may be the beginning of a secret, so ordinary
+    output is not delayed.
+    """
+
+    def __init__(self, secrets: Mapping[str, bytes]) -> None:
+        self._marks = {
+            value: f"[{name} redacted]".encode() for name, value in secrets.items() if value
+        }
+        # Longest first: a secret that begins with another one is replaced as a whole.
+        self._secrets = sorted(self._marks, key=len, reverse=True)
+        self._pattern = re.compile(b"|".join(map(re.escape, self._secrets)))
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be shown by now, including what was held back before."""
+        if not self._secrets:
+            return data
+        text = self._held + data
+        hold = self._possible_start(text, 0)
+        shown: list[bytes] = []
+        position = 0
+        for match in self._pattern.finditer(text):
+            if match.start() >= hold:
+                break
+            shown += text[position : match.start()], self._marks[match.group()]
+            position = match.end()
+        if position > hold:
+            hold = self._possible_start(text, position)
+        shown.append(text[position:hold])
+        self._held = text[hold:]
+        return b"".join(shown)
+
+    def flush(self) -> bytes:
+        """The rest, at the end of the stream."""
+        held, self._held = self._held, b""
+        return self._pattern.sub(lambda match: self._marks[match.group()], held) if held else b""
+
+    def _possible_start(self, text: bytes, start: int) -> int:
+        """Where the earliest beginning of a secret starts that runs into the end of `text`."""
+        longest = len(self._secrets[0])
+        for position in range(max(start, len(text) - longest + 1), len(text)):
+            rest = text[position:]
+            if any(len(s) > len(rest) and s.startswith(rest) for s in self._secrets):
+                return position
+        return len(text)

@@ -1,0 +1,114 @@
+"""A worker's request to end: by a signal, by the store, hurried by a second signal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REPORT_S = 15.0  # after the job's grace, for delivering what it left
+
+
+class Stoppable(Protocol):
+    """What runs at the moment and has to hear of a shutdown."""
+
+    def instruct_shutdown(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Shutdown:
+    """Two stages: `requested` (end in good order) and `hurry` (kill the job, and do not wait for
+    the store).
+
+    The second follows the first by itself when the grace and the time for reporting are over.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self.requested = threading.Event()
+        self.hurry = threading.Event()
+        self._patience_s = grace_s + REPORT_S
+        self._lock = threading.RLock()
+        self._running: Stoppable | None = None
+
+    def request(self) -> None:
+        """Ask for the end; asking again changes nothing."""
+        with self._lock:
+            if self.requested.is_set():
+                return
+            self.requested.set()
+            timer = threading.Timer(self._patience_s, self.hurry_up)
+            timer.daemon = True
+            timer.start()
+            if self._running is not None:
+                self._running.instruct_shutdown()
+
+    def hurry_up(self) -> None:
+        """Ask for the end now."""
+        self.request()
+        with self._lock:
+            self.hurry.set()
+            if self._running is not None:
+                self._running.kill()
+
+    @contextlib.contextmanager
+    def reaching(self, running: Stoppable) -> Iterator[None]:
+        """Pass requests on to `running`, also one that was made before."""
+        with self._lock:
+            self._running = running
+            if self.requested.is_set():
+                running.instruct_shutdown()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running = None
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGTERM, SIGINT or SIGHUP requests the end, a second one hurries. In the main thread
+        only; elsewhere nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
+
+        def note(signum: int, _frame: object) -> None:
+            # A handler may interrupt any line, also one that holds a lock: it writes a byte and a
+            # thread does the rest.
+            with contextlib.suppress(OSError):
+                os.write(write_fd, bytes([signum]))
+
+        # A signal that our parent ignores (nohup) stays ignored.
+        before = {s: signal.getsignal(s) for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+        for signum in before:
+            signal.signal(signum, note)
+        listener = threading.Thread(target=self._listen, args=(read_fd,), daemon=True)
+        listener.start()
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            os.close(write_fd)
+            listener.join()
+            os.close(read_fd)
+
+    def _listen(self, read_fd: int) -> None:
+        while received := os.read(read_fd, 1):
+            name = signal.Signals(received[0]).name
+            if self.requested.is_set():
+                logger.warning("%s again: ending now", name)
+                self.hurry_up()
+            else:
+                logger.warning("%s: ending; the job, if any, may save and goes back", name)
+                self.request()

@@ -1,0 +1,275 @@
+"""One job from claim to end, on the real embedded store with shell scripts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from openweights.backends import open_backend
+from openweights.backends.base import Backend
+from openweights.settings import Settings
+from openweights.types import WorkerSpec
+from openweights.worker.execution import describe_exit
+from openweights.worker.folder import marker_of
+from openweights.worker.hardware import Hardware
+from openweights.worker.process import marked_processes
+from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
+
+InThread = Callable[..., WorkerThread]
+
+
+SPOOL_FILE = "$OPENWEIGHTS_SPOOL/$OPENWEIGHTS_RUN_ID-1-01234567.jsonl"
+
+
+def spool_line(key: str, data: str) -> str:
+    return f'{{"key": "{key}", "created_at": "2026-01-01T00:00:00+00:00", "data": {data}}}'
+
+
+def test_a_job_gets_its_files_and_its_environment(
+    jobs: Jobs, backend: Backend, in_thread: InThread, home: Path
+) -> None:
+    bundle = BytesIO()
+    with zipfile.ZipFile(bundle, "w") as archive:
+        archive.writestr("openweights_bundled/__init__.py", "WHERE = __file__\n")
+    bundle_file = backend.put_file(BytesIO(bundle.getvalue()), "source", "source.zip").id
+    script = (
+        "cat data/in.txt; python -c 'import sys, openweights_bundled as m; "
+        "print(sys.executable, m.WHERE)'; "
+        "echo $OPENWEIGHTS_RUN_ID $OPENWEIGHTS_HOME $N_GPUS; "
+        "test -d uploads && test -d $OPENWEIGHTS_SPOOL && pwd"
+    )
+    job = jobs.submit(script, {"data/in.txt": b"mounted\n"}, bundle_file=bundle_file)
+    with in_thread(found=Hardware("2x L40S", 2, 90)):
+        assert jobs.wait_for_end(job) == "completed"
+    run = backend.list_runs(job_id=job.id)[0]
+    folder = home / "runs" / str(run.id)
+    where = folder / "openweights_bundled" / "__init__.py"
+    assert jobs.log(job).decode().splitlines() == [
+        "mounted",
+        f"{sys.executable} {where}",
+        f"{run.id} {home} 2",
+        str(folder),
+    ]
+    assert not list((home / "runs").iterdir())
+    assert (run.attempt, run.status, run.error) == (1, "completed", None)
+
+
+def test_uploads_and_spool_become_events(jobs: Jobs, backend: Backend, worker: object) -> None:
+    lines = "\\n".join([spool_line("a", '{"loss": 2}'), spool_line("b", '{"loss": 1}')])
+    job = jobs.submit(
+        "mkdir -p uploads/deep/er made; echo one > uploads/one; echo two > uploads/deep/er/two; "
+        "echo made > made/three; ln -s ../made uploads/linked; ln -s ../../uploads made/circle; "
+        "ln -s /etc uploads/etc; ln -s /etc/passwd uploads/passwd; ln -s nowhere uploads/broken; "
+        "mkfifo uploads/pipe; "
+        f"printf '{lines}\\n{{cut' > {SPOOL_FILE}"
+    )
+    assert jobs.wait_for_end(job) == "completed"
+    events = jobs.events(job)
+    assert events[:2] == [{"loss": 2}, {"loss": 1}]
+    stored = {event["path"]: backend.open_file(event["file"]).read() for event in events[2:]}
+    assert stored == {"one": b"one\n", "deep/er/two": b"two\n", "linked/three": b"made\n"}
+    assert all(event["file"].startswith("result:file-") for event in events[2:])
+    outputs = backend.get_job(job.id).outputs
+    assert outputs is not None
+    assert outputs["loss"] == 1
+
+
+def test_a_failing_job_says_why(jobs: Jobs, worker: object) -> None:
+    cases = {
+        "echo start; echo 'ValueError: no rows' >&2; exit 3": "exit code 3: ValueError: no rows",
+        "exit 1": "exit code 1",
+        "kill -SEGV $$": "killed by signal 11 (SIGSEGV)",
+        "sh -c 'kill -KILL $$'; exit $?": "exit code 137 (SIGKILL, often for lack of memory)",
+        "not-a-command-at-all": "exit code 127: sh: 1: not-a-command-at-all: not found",
+    }
+    submitted = [(jobs.submit(script), error) for script, error in cases.items()]
+    for job, error in submitted:
+        assert jobs.wait_for_end(job) == "failed"
+        assert (jobs.error(job) or "").startswith(error)
+        assert jobs.events(job)[-1] == {"error": jobs.error(job)}
+        assert f"failed: {error}".encode() in jobs.log(job)
+
+
+def test_whatever_is_wrong_with_one_job_the_worker_goes_on(
+    jobs: Jobs, backend: Backend, worker: WorkerThread
+) -> None:
+    def file(content: bytes) -> str:
+        return backend.put_file(BytesIO(content), "source", "source.zip").id
+
+    slip = BytesIO()
+    with zipfile.ZipFile(slip, "w") as archive:
+        archive.writestr("../slipped", "x")
+    whole = BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("member", "x" * 1000)
+    damaged = whole.getvalue().replace(b"xxxx", b"yyyy", 1)
+    cases = [
+        (jobs.submit("true", bundle_file=file(b"no zip")), "not a readable zip"),
+        (jobs.submit("true", bundle_file=file(damaged)), "not a readable zip"),
+        (jobs.submit("true", bundle_file=file(slip.getvalue())), "'../slipped' leaves"),
+        (jobs.submit("true", bundle_file="source:file-0123456789ab"), "source:file-0123456789ab"),
+        (jobs.submit("true", {"../../outside": b""}), "'../../outside' leaves"),
+        (jobs.submit("true", {"/etc/outside": b""}), "'/etc/outside' leaves"),
+        (jobs.submit("true", {"uploads": b""}), "IsADirectoryError"),
+        (jobs.submit("x" * 200_000), "Argument list too long"),
+    ]
+    last = jobs.submit("echo fine")
+    for job, reason in cases:
+        assert jobs.wait_for_end(job) == "failed"
+        error = jobs.error(job) or ""
+        assert reason in error
+        assert "\n" not in error
+        assert error.encode() in jobs.log(job)
+    assert jobs.wait_for_end(last) == "completed"
+    assert worker.exit_code is None
+
+
+def test_output_is_stored_as_it_comes_in_bytes_and_without_secrets(
+    jobs: Jobs, backend: Backend, settings: Settings, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "sk-0123456789")
+    job = jobs.submit(
+        "printf '\\303'; sleep 0.3; printf '\\244 \\377 one\\n'; printf sk-0123; sleep 0.4; "
+        "printf '456789 two\\n'; while ! test -e go; do sleep 0.05; done; echo three"
+    )
+    with WorkerThread(settings, backend, Hardware("cpu", 0, 0)):
+        jobs.wait_for_log(job, b"two")
+        assert jobs.log(job) == b"\xc3\xa4 \xff one\n[MY_API_KEY redacted] two\n"
+        run = backend.list_runs(job_id=job.id)[0]
+        (home / "runs" / str(run.id) / "go").touch()
+        assert jobs.wait_for_end(job) == "completed"
+    assert jobs.log(job).endswith(b"two\nthree\n")
+
+
+def test_much_output(jobs: Jobs, worker: object) -> None:
+    job = jobs.submit("seq 1 400000")
+    assert jobs.wait_for_end(job) == "completed"
+    size = len(b"".join(b"%d\n" % n for n in range(1, 400001)))
+    log = b"".join(
+        jobs.backend.read_log(1, offset, 1 << 20) for offset in range(0, size + 1, 1 << 20)
+    )
+    assert len(log) == size
+    assert log.endswith(b"399999\n400000\n")
+
+
+def test_cancel_reaches_the_job_within_two_seconds(jobs: Jobs, worker: object, home: Path) -> None:
+    polite = jobs.submit("trap 'echo saving; exit 0' TERM; echo up; while :; do sleep 0.05; done")
+    jobs.wait_for_log(polite, b"up")
+    started = time.monotonic()
+    jobs.backend.cancel_job(polite.id)
+    run = jobs.backend.list_runs(job_id=polite.id)[0]
+    assert wait_until(lambda: jobs.backend.get_run(run.id).status == "canceled")
+    assert time.monotonic() - started < 2.0
+    assert b"saving" in jobs.log(polite)
+
+    stubborn = jobs.submit("trap '' TERM; echo up; setsid sleep 100 & while :; do sleep 0.05; done")
+    jobs.wait_for_log(stubborn, b"up")
+    jobs.backend.cancel_job(stubborn.id)
+    last = jobs.submit("echo next")
+    assert jobs.wait_for_end(last) == "completed"
+    assert jobs.status(stubborn) == "canceled"
+    assert not marked_processes(marker_of(home / "runs" / str(run.id + 1)))
+
+
+def test_a_cancel_while_the_folder_is_filled_starts_nothing(
+    jobs: Jobs, backend: Backend, in_thread: InThread
+) -> None:
+    store = Outage(backend)
+    store.away = {"open_file"}
+    job = jobs.submit("echo never", {"data": b""})
+    with in_thread(store):
+        assert wait_until(lambda: "open_file" in store.refused)
+        backend.cancel_job(job.id)
+        time.sleep(0.5)
+        store.away = False
+        assert wait_until(lambda: backend.get_run(1).status == "canceled")
+    assert jobs.log(job) == b"[openweights] canceled: on request\n"
+
+
+def test_timeout(jobs: Jobs, worker: object) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=0.5)
+    job = jobs.submit("echo up; sleep 100", timeout_at=soon)
+    assert jobs.wait_for_end(job) == "failed"
+    assert jobs.error(job) == "stopped: its timeout has passed"
+    assert b"up" in jobs.log(job)
+
+
+def test_the_job_goes_on_while_the_store_is_away(
+    jobs: Jobs, backend: Backend, in_thread: InThread, tmp_path: Path
+) -> None:
+    store = Outage(backend)
+    step = spool_line("a", '{"step": 1}')
+    job = jobs.submit(
+        f"echo before; while ! test -e {tmp_path}/away; do sleep 0.02; done; echo during; "
+        f"printf '{step}\\n' "
+        f"> {SPOOL_FILE}; "
+        f"echo result > uploads/r; touch {tmp_path}/done"
+    )
+    with in_thread(store):
+        jobs.wait_for_log(job, b"before")
+        store.away = True
+        (tmp_path / "away").touch()
+        assert wait_until((tmp_path / "done").exists)
+        assert wait_until(lambda: {"heartbeat", "append_log"} <= set(store.refused))
+        time.sleep(1.0)
+        assert jobs.status(job) == "in_progress"
+        assert b"during" not in jobs.log(job)
+        store.away = False
+        assert jobs.wait_for_end(job) == "completed"
+    assert jobs.log(job) == b"before\nduring\n"
+    assert jobs.events(job)[0] == {"step": 1}
+    assert jobs.events(job)[1]["path"] == "r"
+    assert len(jobs.events(job)) == 2
+
+
+def test_a_fenced_run_is_killed_and_writes_nothing(
+    jobs: Jobs, backend: Backend, settings: Settings
+) -> None:
+    short = Settings(home=settings.home, lease_s=0.6, heartbeat_s=0.1, cancel_grace_s=60.0)
+    store = Outage(open_backend(short))
+    of_run = marker_of(settings.home / "runs" / "1")
+    job = jobs.submit("trap '' TERM; echo up; while :; do sleep 0.05; done; echo late > uploads/x")
+    with WorkerThread(short, store, Hardware("cpu", 0, 0)) as running:
+        jobs.wait_for_log(job, b"up")
+        store.away = True
+        backend.register_worker(WorkerSpec("other"))
+        claims = []
+        assert wait_until(lambda: claims.append(backend.claim_job("other")) or claims[-1])
+        assert claims[-1].run.attempt == 2
+        store.away = False
+        assert wait_until(lambda: not marked_processes(of_run), timeout_s=3.0)
+        assert wait_until(lambda: not list((settings.home / "runs").iterdir()))
+        assert running.exit_code is None
+    assert (jobs.status(job), backend.get_run(1).status) == ("in_progress", "failed")
+    assert backend.read_log(1) == b"up\n"
+    assert jobs.events(job) == []
+    store._backend.close()
+
+
+def test_the_log_says_what_this_machine_lacks(jobs: Jobs, worker: object) -> None:
+    job = jobs.submit("echo ran", requires_vram_gb=80, allowed_hardware=("1x H200",))
+    assert jobs.wait_for_end(job) == "completed"
+    first, second, third = jobs.log(job).decode().splitlines()
+    assert "80 GB" in first
+    assert "1x H200" in second
+    assert third == "ran"
+
+
+def test_exit_codes_in_words() -> None:
+    assert describe_exit(-15, "") == "killed by signal 15 (SIGTERM)"
+    assert describe_exit(255, "x") == "exit code 255: x"
+    assert len(describe_exit(1, "y" * 1000)) == 400
+
+
+def test_folders_without_permissions_and_root(jobs: Jobs, worker: object, home: Path) -> None:
+    job = jobs.submit("mkdir locked; touch locked/x; chmod 000 locked")
+    assert jobs.wait_for_end(job) == "completed"
+    assert wait_until(lambda: not os.listdir(home / "runs"))

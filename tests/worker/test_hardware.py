@@ -1,0 +1,56 @@
+"""What `nvidia-smi` says, and what becomes of a machine without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from openweights.errors import ConfigurationError
+from openweights.worker.hardware import CPU, Hardware, detect, short_name, summarize
+
+TWO = "0, GPU-aa11, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bb22, NVIDIA H100 80GB HBM3, 81559\n"
+
+
+def test_rows_become_a_hardware_string() -> None:
+    assert summarize(TWO) == Hardware("2x H100S", 2, 158)
+    assert summarize("") == CPU
+    assert summarize(TWO, visible="1") == Hardware("1x H100S", 1, 79)
+    assert summarize(TWO, visible="GPU-bb") == Hardware("1x H100S", 1, 79)
+    # As CUDA reads it: nothing after an entry that names no device, and none at all for "".
+    assert summarize(TWO, visible="0,7,1").gpu_count == 1
+    assert summarize(TWO, visible="") == summarize(TWO, visible="-1") == CPU
+    with pytest.raises(ConfigurationError, match="No devices"):
+        summarize("No devices were found\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("NVIDIA H100 NVL", "H100N"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100S"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA GeForce RTX 3080 Ti", "RTX3080Ti"),
+        ("NVIDIA RTX 6000 Ada Generation", "6000Ada"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("Tesla V100-SXM2-16GB", "V100"),
+        ("NVIDIA Something New", "Something New"),
+    ],
+)
+def test_short_names(name: str, short: str) -> None:
+    assert short_name(name) == short
+
+
+def test_no_nvidia_smi_is_a_cpu_and_a_broken_one_is_said(tmp_path: Path) -> None:
+    assert detect({"PATH": str(tmp_path)}) == CPU
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'could not communicate with the driver'; exit 9\n")
+    program.chmod(0o755)
+    with pytest.raises(ConfigurationError, match="could not communicate with the driver"):
+        detect({"PATH": str(tmp_path)})
+    program.write_text(f"#!/bin/sh\nprintf '%s' '{TWO}'\n")
+    env = {"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0"}
+    assert detect(env) == Hardware("1x H100S", 1, 79)

@@ -1,0 +1,179 @@
+"""The loop: starting, going away when idle or told to, and what a shutdown does to the job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openweights.backends.base import Backend
+from openweights.errors import ConfigurationError, InvalidStateError
+from openweights.settings import Settings
+from openweights.worker.folder import marker_of
+from openweights.worker.main import run_worker
+from openweights.worker.process import marked_processes
+from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
+
+StartWorker = Callable[..., Any]
+
+SAVING = """
+save() { sleep 0.4; echo '{"key": "k", "created_at": "2026-01-01T00:00:00+00:00", "data": %s}' \
+  > $OPENWEIGHTS_SPOOL/$OPENWEIGHTS_RUN_ID-1-01234567.jsonl; exit 143; }
+test -e %s && exit 0
+trap save TERM; echo up; while :; do sleep 0.05; done
+"""
+
+
+def test_an_embedded_worker_is_alone_and_goes_away_when_idle(
+    jobs: Jobs, backend: Backend, start_worker: StartWorker
+) -> None:
+    job = jobs.submit("sleep 0.3")
+    first = start_worker("--embedded")
+    assert wait_until(lambda: jobs.status(job) == "in_progress")
+    second = start_worker("--embedded")
+    assert second.wait(timeout=10) == 0
+    assert jobs.wait_for_end(job) == "completed"
+    assert first.wait(timeout=10) == 0
+    (record,) = backend.list_workers()
+    assert (record.status, record.hardware_type) == ("terminated", "cpu")
+
+
+def test_no_job_is_forgotten_by_a_worker_that_goes_away(
+    jobs: Jobs, backend: Backend, settings: Settings, start_worker: StartWorker
+) -> None:
+    # A submitter starts a worker only if it sees none. Submissions fall around the moment at which
+    # the worker before gives up waiting.
+    job = jobs.submit("true")
+    process = start_worker("--embedded", OPENWEIGHTS_WORKER_IDLE_S="0.2")
+    started = 1
+    for index in range(12):
+        assert jobs.wait_for_end(job) == "completed"
+        time.sleep(0.15 + 0.015 * index)
+        job = jobs.submit("true")
+        if not backend.list_workers(statuses=["starting", "active"]):
+            process = start_worker("--embedded", OPENWEIGHTS_WORKER_IDLE_S="0.2")
+            started += 1
+    assert jobs.wait_for_end(job) == "completed"
+    assert process.wait(timeout=10) == 0
+    assert started > 1
+
+
+def test_once_takes_one_job(settings: Settings, jobs: Jobs) -> None:
+    assert run_worker(settings, embedded=False, once=True) == 0
+    first, second = jobs.submit("true"), jobs.submit("true")
+    assert run_worker(settings, embedded=False, once=True) == 0
+    assert (jobs.status(first), jobs.status(second)) == ("completed", "pending")
+
+
+def test_sigterm_lets_the_job_save_and_gives_it_back(
+    jobs: Jobs, backend: Backend, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    job = jobs.submit(SAVING % ('{"saved": 1}', tmp_path / "second"))
+    process = start_worker()
+    jobs.wait_for_log(job, b"up")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+    assert jobs.status(job) == "pending"
+    assert jobs.events(job) == [{"saved": 1}]
+    assert jobs.error(job) == "its worker was shut down"
+    assert [worker.status for worker in backend.list_workers()] == ["terminated"]
+    assert not marked_processes(f"OPENWEIGHTS_HOME={os.environ['OPENWEIGHTS_HOME']}")
+    (tmp_path / "second").touch()
+    start_worker("--once").wait(timeout=10)
+    assert [run.status for run in backend.list_runs(job_id=job.id)] == ["failed", "completed"]
+
+
+def test_a_signal_to_all_processes_at_once_gives_the_job_back(
+    jobs: Jobs, home: Path, start_worker: StartWorker
+) -> None:
+    # As a service manager does: the job is gone before its worker has done anything about it.
+    job = jobs.submit("echo up; sleep 100")
+    process = start_worker()
+    jobs.wait_for_log(job, b"up")
+    for pid in marked_processes(marker_of(home / "runs" / "1")):
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0
+    assert jobs.status(job) == "pending"
+
+
+def test_a_second_sigterm_hurries(jobs: Jobs, start_worker: StartWorker) -> None:
+    job = jobs.submit("trap '' TERM; echo up; while :; do sleep 0.05; done")
+    process = start_worker(OPENWEIGHTS_CANCEL_GRACE_S="60")
+    jobs.wait_for_log(job, b"up")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=3) == 0
+    assert jobs.status(job) == "pending"
+
+
+def test_the_store_can_ask_for_the_end(
+    jobs: Jobs, backend: Backend, in_thread: Callable[..., WorkerThread], tmp_path: Path
+) -> None:
+    job = jobs.submit(SAVING % ('{"saved": 1}', tmp_path / "never"))
+    with in_thread() as running:
+        jobs.wait_for_log(job, b"up")
+        backend.set_worker_status(running.worker.id, "shutdown")
+        running.join()
+        assert running.exit_code == 0
+    assert (jobs.status(job), jobs.events(job)) == ("pending", [{"saved": 1}])
+
+
+def test_a_worker_waits_for_its_store(
+    jobs: Jobs, backend: Backend, in_thread: Callable[..., WorkerThread]
+) -> None:
+    store = Outage(backend)
+    store.away = True
+    job = jobs.submit("true")
+    with in_thread(store) as running:
+        assert wait_until(lambda: len(store.refused) > 2)
+        store.away = False
+        assert jobs.wait_for_end(job) == "completed"
+        store.away = True
+        time.sleep(0.3)
+        running.shutdown.request()
+        running.join()
+        assert running.exit_code == 0
+
+
+class Refusing:
+    """A store with a fault: it takes no end of a run."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "finish_run":
+            raise InvalidStateError("a fault of the store")
+        return getattr(self._backend, name)
+
+
+def test_a_run_whose_end_is_refused_is_given_back_not_repeated(
+    jobs: Jobs, backend: Backend, in_thread: Callable[..., WorkerThread], tmp_path: Path
+) -> None:
+    job = jobs.submit(f"echo x >> {tmp_path}/executions")
+    with in_thread(Refusing(backend)) as running:
+        running.join()
+        assert running.exit_code == 1
+    assert (tmp_path / "executions").read_text() == "x\n"
+    assert jobs.status(job) == "pending"
+
+
+def test_a_broken_driver_ends_a_worker_but_not_an_embedded_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ConfigurationError, match="nvidia-smi"):
+        run_worker(settings, embedded=False, once=True)
+    assert run_worker(settings, embedded=True, once=True) == 0
