@@ -1,0 +1,71 @@
+"""The command `ow`: a group whose commands are imported when they are used.
+
+`ow --help` must cost next to nothing, so the one-line helps stand in `COMMANDS` beside the place of
+each command, and nothing here imports pydantic, rich or torch. A test compares the table with the
+commands' own helps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from io import TextIOWrapper
+from typing import Any, cast
+
+import click
+
+from openweights import __version__
+from openweights.cli.output import error_boundary
+
+# name -> (where the command is, its one-line help), in the order in which they are listed
+COMMANDS: dict[str, tuple[str, str]] = {
+    "ls": ("openweights.cli.ls:ls", "List jobs, the last changed first."),
+    "show": ("openweights.cli.show:show", "Show all about one job."),
+    "logs": ("openweights.cli.logs:logs", "Print the log of a job."),
+    "events": ("openweights.cli.events:events", "Print what a job has logged."),
+    "fetch": ("openweights.cli.fetch:fetch", "Fetch a file, or a job's results."),
+    "exec": ("openweights.cli.exec:exec_command", "Run a command with this folder as a job."),
+    "cancel": ("openweights.cli.cancel:cancel", "Cancel jobs."),
+    "restart": ("openweights.cli.restart:restart", "Restart failed or canceled jobs."),
+    "worker": ("openweights.cli.worker:worker", "Run a worker here, in the foreground."),
+    "demo": ("openweights.cli.demo:demo", "Train a small model here, with and without SDFT."),
+    "doctor": ("openweights.cli.doctor:doctor", "Check this installation."),
+    "version": ("openweights.cli.version:version", "Print the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands from `COMMANDS` and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Here, not around main(): further out, click has made its own error of a KeyboardInterrupt.
+        with error_boundary():
+            return super().invoke(ctx)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="openweights %(version)s")
+def main() -> None:
+    """Fine-tuning jobs on this machine or in the cloud.
+
+    A JOB is an id as `ow ls` prints it, or the beginning of one. With nothing configured, jobs run
+    on this machine, and their records lie under OPENWEIGHTS_HOME (~/.openweights).
+    """
+    # What the terminal's encoding cannot hold is shown escaped instead of being an error.
+    stdout: object = sys.stdout
+    if isinstance(stdout, TextIOWrapper):
+        cast("TextIOWrapper[Any]", stdout).reconfigure(errors="backslashreplace")

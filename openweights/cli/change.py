@@ -1,0 +1,60 @@
+"""What `ow cancel` and `ow restart` share: ids from anywhere, a result for each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from openweights.cli.output import note, one_line, print_json
+from openweights.cli.store import find_job
+from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
+from openweights.types import JobRecord, JobStatus
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+
+
+class _HasStatus(Protocol):
+    @property
+    def status(self) -> JobStatus: ...
+
+
+def change_jobs(
+    backend: Backend,
+    given: Sequence[str],
+    change: Callable[[JobRecord], _HasStatus],
+    *,
+    as_json: bool,
+) -> None:
+    """Apply `change` to each job and say how it went; exit with 1 if it failed for one of them."""
+    results: list[dict[str, str | None]] = []
+    for text in given or _ids_from_stdin():
+        try:
+            job = find_job(backend, text)
+            status = change(job).status
+        except (NotFoundError, InvalidInputError, InvalidStateError) as error:
+            results.append({"id": text, "status": None, "error": one_line(error)})
+            note(f"{one_line(text, 80)}: {error}")
+            continue
+        results.append({"id": job.id, "status": status, "error": None})
+        if not as_json:
+            click.echo(f"{job.id}  {status}")
+    if as_json:
+        print_json(results)
+    if any(result["error"] for result in results):
+        sys.exit(1)
+
+
+def _ids_from_stdin() -> list[str]:
+    """The first word of each line, so that the table of `ow ls` will do as well as its ids."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError("name at least one job, or pipe ids in")
+    lines = sys.stdin.buffer.read().decode(errors="replace").splitlines()
+    words = [line.split()[0] for line in lines if line.strip()]
+    ids = [word for word in words if word != "ID"]  # the heading of the table
+    if not words:
+        raise click.UsageError("no job ids: none were named, and standard input is empty")
+    return list(dict.fromkeys(ids))

@@ -1,0 +1,193 @@
+"""`ow doctor`: is everything here that this installation needs, and how to get what is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from openweights import __version__
+from openweights.cli.output import json_option, one_line, print_json, printable
+from openweights.cli.requirements import extras, needed_by
+from openweights.cli.store import open_store
+from openweights.errors import OpenWeightsError
+from openweights.settings import Settings
+
+_MIN_PYTHON = (3, 11)
+_LOW_DISK_GB = 5  # a small model, its adapters and checkpoints
+_MARKS = {"ok": "ok  ", "missing": "–   ", "warning": "!   ", "broken": "FAIL"}
+_COLORS = {"ok": "green", "missing": None, "warning": "yellow", "broken": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        status: `broken` is needed and does not work; `missing` is optional; `warning` works, but
+            perhaps not for long.
+        remedy: What to do about it.
+    """
+
+    name: str
+    status: Literal["ok", "missing", "warning", "broken"]
+    detail: str
+    remedy: str | None = None
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check this installation.
+
+    Looks at Python, the packages of each extra, GPUs, the folder of the store, the store itself,
+    its workers and its jobs. The exit code is 1 only if something that is needed does not work.
+    """
+    checks: list[Check] = []
+    for check in _checks():
+        checks.append(check)
+        if not as_json:
+            _print(check)
+    broken = any(check.status == "broken" for check in checks)
+    if as_json:
+        print_json({"ok": not broken, "checks": checks})
+    if broken:
+        sys.exit(1)
+
+
+def _print(check: Check) -> None:
+    mark = click.style(_MARKS[check.status], fg=_COLORS[check.status])
+    click.echo(f"{mark}  {check.name:<14}  {printable(check.detail)}")
+    if check.remedy:
+        click.echo(f"{'':<22}{printable(check.remedy)}")
+
+
+def _checks() -> Iterator[Check]:
+    yield _python()
+    yield Check("openweights", "ok", f"{__version__} in {Path(__file__).parents[1]}")
+    yield from _packages()
+    yield _gpu()
+    try:
+        settings = Settings.from_env()
+    except OpenWeightsError as error:
+        yield Check("settings", "broken", one_line(error))
+        return
+    yield _home(settings.home)
+    yield from _disk(settings.home)
+    yield from _store(settings)
+
+
+def _python() -> Check:
+    detail = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info[:2] < _MIN_PYTHON:
+        return Check("python", "broken", detail, "use Python 3.11 or newer")
+    return Check("python", "ok", detail)
+
+
+# ---- packages ------------------------------------------------------------------------------------
+
+
+def _packages() -> Iterator[Check]:
+    for extra in extras():
+        needed = needed_by(extra)
+        name = f"extra {extra}" if extra else "base packages"
+        problems = {item: problem for item in needed if (problem := item.problem()) is not None}
+        if not problems:
+            found = [f"{item.name} {importlib.metadata.version(item.name)}" for item in needed]
+            yield Check(name, "ok", ", ".join(found))
+            continue
+        packages = dict.fromkeys(item.name + item.versions for item in problems)
+        yield Check(
+            name,
+            "missing" if extra else "broken",
+            "; ".join(f"{item.name} {problem}" for item, problem in problems.items()),
+            shlex.join([sys.executable, "-m", "pip", "install", *packages]),
+        )
+
+
+# ---- machine -------------------------------------------------------------------------------------
+
+
+def _gpu() -> Check:
+    asked = "--query-gpu=name,memory.total,driver_version"
+    command = ["nvidia-smi", asked, "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        return Check("gpu", "missing", "none (no nvidia-smi): jobs run on the CPU, slowly")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("gpu", "warning", f"nvidia-smi does not answer: {one_line(error)}")
+    if answer.returncode != 0:
+        reason = one_line(answer.stderr or answer.stdout, 200)
+        return Check("gpu", "warning", f"nvidia-smi failed: {reason}", "check the NVIDIA driver")
+    gpus = [one_line(line) for line in answer.stdout.splitlines() if line.strip()]
+    if not gpus:
+        return Check("gpu", "missing", "none: jobs run on the CPU, slowly")
+    return Check("gpu", "ok", "; ".join(gpus))
+
+
+def _home(home: Path) -> Check:
+    """Whether the folder of the store can be written, or made where it does not exist yet."""
+    folder = _existing(home)
+    remedy = "set OPENWEIGHTS_HOME to a folder that you may write to"
+    if not folder.is_dir():
+        return Check("home", "broken", f"{home}: {folder} is not a folder", remedy)
+    try:
+        # access() says yes to root on a read-only file system: only writing tells.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Check("home", "broken", f"{home} cannot be written: {error.strerror}", remedy)
+    return Check("home", "ok", str(home) + ("" if home.exists() else " (not made yet)"))
+
+
+def _disk(home: Path) -> Iterator[Check]:
+    try:
+        usage = shutil.disk_usage(_existing(home))
+    except OSError:
+        return  # said by the check of the home
+    free_gb = usage.free / 1e9
+    detail = f"{free_gb:.1f} GB free of {usage.total / 1e9:.1f} GB"
+    if free_gb < _LOW_DISK_GB:
+        yield Check("disk", "warning", detail, "models and checkpoints may not fit")
+    else:
+        yield Check("disk", "ok", detail)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    for candidate in (path, *path.parents):
+        if os.path.lexists(candidate):
+            return candidate
+    return path
+
+
+# ---- store ---------------------------------------------------------------------------------------
+
+
+def _store(settings: Settings) -> Iterator[Check]:
+    url = settings.supabase_url
+    name = f"Supabase {url}" if url else f"this machine, {settings.home}"
+    try:
+        with open_store() as backend:
+            workers = backend.list_workers(statuses=("starting", "active", "shutdown"))
+            pending = len(backend.list_jobs(statuses=("pending",), limit=None))
+            running = len(backend.list_jobs(statuses=("in_progress",), limit=None))
+    except (OpenWeightsError, OSError) as error:
+        yield Check("store", "broken", f"{name}: {one_line(error)}")
+        return
+    yield Check("store", "ok", name)
+    alive = ", ".join(f"{worker.id} ({worker.hardware_type})" for worker in workers)
+    yield Check("workers", "ok", alive or "none; one starts by itself when a job is submitted")
+    yield Check("jobs", "ok", f"{pending} pending, {running} in progress")

@@ -1,0 +1,141 @@
+"""`ow exec`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from openweights.cli.logs import print_chunks
+from openweights.cli.output import INTERRUPTED, json_option, note, one_line, print_json
+from openweights.types import CLOUD_TYPES, CloudType
+
+if TYPE_CHECKING:
+    from openweights.client.jobs import Job
+
+
+class _ExecCommand(click.Command):
+    """Takes our options after COMMAND only where that is a quoted line: `ow exec "a | b" --wait`.
+
+    In `ow exec python train.py --json` the option is the script's.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = False
+        values, _, _ = self.make_parser(ctx).parse_args(list(args))
+        words: object = values.get("command")
+        # Neither an empty tuple nor click's mark for "not given" has a first word.
+        ctx.allow_interspersed_args = isinstance(words, tuple) and any(
+            _is_line(str(word)) for word in cast("tuple[object, ...]", words)[:1]
+        )
+        return super().parse_args(ctx, args)
+
+
+# How the worker begins a run's error; what follows is the last line of the log.
+_EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
+_SIGNAL = re.compile(r"killed by signal (\d{1,2})\b")
+
+
+def _is_line(word: str) -> bool:
+    return len(word.split()) > 1
+
+
+@click.command("exec", cls=_ExecCommand)
+@click.argument("command", nargs=-1, required=True)
+@click.option(
+    "--cloud-type",
+    type=click.Choice(CLOUD_TYPES, case_sensitive=False),
+    default="SECURE",
+    show_default=True,
+    help="Tier of the machine; ALL takes the cheaper one first.",
+)
+@click.option(
+    "--requires-vram-gb",
+    type=click.IntRange(min=0),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="GPU memory needed in all.",
+)
+@click.option(
+    "--allowed-hardware",
+    multiple=True,
+    metavar="HARDWARE",
+    help="Such as '2x H100S'; may be given several times. Without it, any that has the memory.",
+)
+@click.option("--wait", is_flag=True, help="Print the log as it comes; exit with the job's code.")
+@json_option
+def exec_command(
+    command: tuple[str, ...],
+    cloud_type: CloudType,
+    requires_vram_gb: int,
+    allowed_hardware: tuple[str, ...],
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Run a command with this folder as a job.
+
+    The files of the current folder travel with it, except what .gitignore names, .git, .env files
+    and virtual environments. COMMAND is either one quoted shell line, or a program and its
+    arguments, with our own options before it.
+    """
+    from openweights.client import OpenWeights
+
+    if wait and as_json:
+        raise click.UsageError("--wait prints the log, --json the job: use one of them")
+    job = OpenWeights().exec.create(
+        command=_shell_line(command),
+        cloud_type=cloud_type,
+        requires_vram_gb=requires_vram_gb,
+        allowed_hardware=list(allowed_hardware) or None,
+    )
+    if not wait:
+        if as_json:
+            print_json(job.record)
+        else:
+            click.echo(job.id)
+        return
+    sys.exit(_follow(job))
+
+
+def _follow(job: Job) -> int:
+    """Print the job's log until it ends; the exit code of the job."""
+    note(f"job {job.id}" + (" has run before; its log:" if job.status == "completed" else ""))
+    try:
+        print_chunks(job.logs(follow=True))
+    except KeyboardInterrupt:
+        note(
+            f"stopped waiting; job {job.id} goes on: `ow logs -f {job.id}` follows it, "
+            f"`ow cancel {job.id}` ends it"
+        )
+        return INTERRUPTED
+    job.refresh()
+    if job.status == "completed":
+        return 0
+    runs = job.runs
+    error = runs[-1].error if runs and job.status == "failed" else None
+    note(f"job {job.id} {job.status}" + (f": {one_line(error)}" if error else ""))
+    return exit_code(error or "")
+
+
+def exit_code(error: str) -> int:
+    """The exit code that a run's error tells of, as a shell would have reported it; else 1."""
+    if code := _EXIT_CODE.match(error):
+        return min(int(code[1]), 255) or 1
+    if signum := _SIGNAL.match(error):
+        return 128 + int(signum[1])
+    return 1
+
+
+def _shell_line(words: tuple[str, ...]) -> str:
+    if len(words) == 1:
+        return words[0]
+    if _is_line(words[0]):
+        raise click.UsageError(
+            "COMMAND is one quoted line or separate words, not both: "
+            f"{words[0]!r} is followed by {words[1]!r}"
+        )
+    return shlex.join(words)

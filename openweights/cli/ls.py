@@ -1,0 +1,94 @@
+"""`ow ls`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from openweights.cli.output import age, json_option, note, one_line, plain, print_json, print_table
+from openweights.cli.store import open_store
+from openweights.types import JOB_STATUSES, JobRecord, JobStatus
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+
+
+@click.command()
+@click.option(
+    "--status",
+    "statuses",
+    type=click.Choice(JOB_STATUSES),
+    multiple=True,
+    help="Only jobs of this status; may be given several times.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="At most so many jobs.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
+@json_option
+def ls(statuses: tuple[JobStatus, ...], limit: int, quiet: bool, as_json: bool) -> None:
+    """List jobs, the last changed first."""
+    with open_store() as backend:
+        jobs = backend.list_jobs(statuses=statuses or None, limit=limit)
+        if quiet:
+            for job in jobs:
+                click.echo(job.id)
+            return
+        last = {job.id: last_values(backend, job) for job in jobs}
+    if as_json:
+        print_json([plain(job) | {"last": last[job.id]} for job in jobs])
+    elif jobs:
+        print_table(
+            ("id", "status", "kind", "model", "age", "cloud", "last"),
+            [_row(job, last[job.id]) for job in jobs],
+        )
+    else:
+        note("no jobs" + (f" of status {', '.join(statuses)}" if statuses else " yet"))
+
+
+def kind(job: JobRecord) -> str:
+    """What a job is, in a word: the loss that it trains with; for custom jobs their ids' prefix."""
+    if job.type == "custom":
+        return job.id.partition("-")[0]
+    loss = validated_params(job).get("loss")
+    return loss if isinstance(loss, str) else job.type
+
+
+def validated_params(job: JobRecord) -> Mapping[str, Any]:
+    """The job's own parameters, without what the platform keeps beside them."""
+    params = job.params.get("validated_params")
+    return cast("Mapping[str, Any]", params) if isinstance(params, Mapping) else {}
+
+
+def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
+    """Last `step` and `loss` of the job's last run, and why it failed if it did."""
+    if job.status == "pending" and not job.attempts:
+        return {}
+    outputs = job.outputs
+    if outputs is None:
+        outputs = backend.latest_values(["step", "loss"], job_id=job.id)
+    values = {key: outputs[key] for key in ("step", "loss") if key in outputs}
+    if job.status == "failed":
+        runs = backend.list_runs(job_id=job.id, limit=1)
+        values["error"] = (runs[-1].error if runs else None) or outputs.get("error")
+    return values
+
+
+def _row(job: JobRecord, last: Mapping[str, Any]) -> tuple[str, ...]:
+    loss = last.get("loss")
+    shown = f"loss {loss:.4g}" if isinstance(loss, int | float) else ""
+    return (
+        job.id,
+        job.status,
+        kind(job),
+        job.model or "-",
+        age(job.created_at),
+        str(job.params.get("cloud_type") or "-"),
+        one_line(last.get("error") or shown or "-"),
+    )

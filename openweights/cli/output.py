@@ -1,0 +1,220 @@
+"""How `ow` speaks: tables, JSON, notes, and the one place where an error becomes a line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import click
+
+from openweights.errors import OpenWeightsError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# Wider than any table: piped output is for programs, so nothing is cut there.
+_PIPED_WIDTH = 100_000
+_GAP = 2
+_LEAST_WIDTH = 6
+_STYLES = {
+    "pending": "yellow",
+    "in_progress": "cyan",
+    "completed": "green",
+    "failed": "red",
+    "canceled": "dim",
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def error_boundary() -> Generator[None]:
+    """Turn what goes wrong inside into one line on stderr and an exit code.
+
+    What we raise on purpose, and what the operating system refuses, is said as it is. Anything else
+    is a fault of ours: its traceback goes into a file, whose name is printed. click's own errors
+    and exits pass.
+    """
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except OpenWeightsError as error:
+        fail(str(error) or type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - the boundary: no traceback reaches a terminal
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            fail(f"{_file_name(error.filename)}: {error.strerror}")
+        fail(f"{type(error).__name__}: {one_line(error)} (traceback in {_write_traceback(error)})")
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say `message` on stderr and exit with `code`."""
+    note(message)
+    sys.exit(code)
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal, on stderr; further lines are indented."""
+    lines = [printable(line) for line in message.strip().splitlines()]
+    click.echo("ow: " + "\n    ".join(lines), err=True)
+
+
+def _file_name(name: object) -> str:
+    return printable(name.decode(errors="replace") if isinstance(name, bytes) else str(name))
+
+
+def _write_traceback(error: BaseException) -> Path:
+    import tempfile
+    import traceback
+
+    from openweights.settings import Settings
+
+    text = "".join(traceback.format_exception(error))
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{id(error):x}.txt"
+    try:
+        folder = Settings.from_env().home / "errors"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except (OSError, OpenWeightsError):
+        # The home may be the very thing that is broken.
+        path = Path(tempfile.gettempdir()) / f"ow-{name}"
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """`text` without the control characters that could steer a terminal."""
+    return _CONTROL.sub(" ", text)
+
+
+def one_line(value: object, limit: int | None = None) -> str:
+    """The text of `value` on one line, cut to `limit` characters."""
+    text = " ".join(printable(str(value)).split())
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def compact(value: object) -> str:
+    """A value of a record in one line: strings as they are, everything else as JSON."""
+    return (
+        printable(value) if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    )
+
+
+def age(moment: datetime, now: datetime | None = None) -> str:
+    """How long ago `moment` was, in its largest unit: `45s`, `12m`, `3h`, `8d`."""
+    seconds = max(0, int(((now or datetime.now(UTC)) - moment).total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def local_time(moment: datetime) -> str:
+    """`moment` on this machine's clock, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under upper-case headings; the first column is never shortened.
+
+    On a terminal the other columns are cut to its width; elsewhere nothing is cut.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    room = console.width if console.is_terminal else _PIPED_WIDTH
+    console.width = _PIPED_WIDTH  # columns get their widths from us
+    # Text, not str: a model called "[bold]" is no markup.
+    cells = [[Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row] for row in rows]
+    lines = [[Text(name.upper()) for name in columns], *cells]
+    natural = [max(line[index].cell_len for line in lines) for index in range(len(columns))]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for heading, width in zip(lines[0], fit(natural, room), strict=True):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
+    for row in cells:
+        table.add_row(*row)
+    with console.capture() as printed:
+        console.print(table, crop=False)
+    for line in printed.get().splitlines():
+        click.echo(line.rstrip(), color=True)
+
+
+def fit(natural: Sequence[int], room: int) -> list[int]:
+    """Column widths that fit into `room` with the gaps between them: the widest give way first.
+
+    The first column keeps its width whatever happens, and none gets narrower than a few characters.
+    """
+    widths = list(natural)
+    room -= _GAP * (len(widths) - 1)
+    while sum(widths) > room:
+        widest = max(range(1, len(widths)), key=lambda index: widths[index], default=0)
+        if widest == 0 or widths[widest] <= _LEAST_WIDTH:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def print_fields(values: Mapping[str, object], indent: str = "") -> None:
+    """Print names and values in two columns; None and empty values are left out."""
+    shown = {name: compact(value) for name, value in values.items() if value or value in (0, False)}
+    width = max((len(name) for name in shown), default=0)
+    for name, text in shown.items():
+        click.echo(f"{indent}{printable(name):<{width}}  {text}")
+
+
+# ---- JSON ----------------------------------------------------------------------------------------
+
+
+def plain(value: object) -> Any:
+    """`value` in JSON's terms: records as objects, moments in ISO 8601, NaN as null."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {str(key): plain(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in cast("Sequence[object]", value)]
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
+
+
+def print_json(value: object) -> None:
+    """Print `value` as indented JSON."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+
+
+def print_json_array(values: Iterator[object]) -> None:
+    """Print values as one JSON array, an element a line, without holding them all."""
+    separator = "[\n"
+    for value in values:
+        click.echo(f"{separator}  {json.dumps(plain(value), ensure_ascii=False)}", nl=False)
+        separator = ",\n"
+    click.echo("[]" if separator == "[\n" else "\n]")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

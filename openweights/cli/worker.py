@@ -1,0 +1,22 @@
+"""`ow worker`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from openweights.settings import Settings
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End when there is nothing left to do.")
+def worker(once: bool) -> None:
+    """Run a worker here, in the foreground.
+
+    It takes jobs until it is told to end: Ctrl-C, or SIGTERM, lets the current job save and gives
+    it back.
+    """
+    from openweights.worker.main import run_worker
+
+    sys.exit(run_worker(Settings.from_env(), embedded=False, once=once))

@@ -1,0 +1,64 @@
+"""`ow cancel` and `ow restart`: a result for each job, ids from arguments or standard input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from openweights.backends.base import Backend
+from tests.cli.conftest import Ow, claim, submit
+
+
+@pytest.fixture
+def jobs(backend: Backend) -> Backend:
+    """Two pending jobs and a completed one."""
+    run = claim(backend, "ftjob-done").run
+    backend.finish_run(run.id, run.attempt, "completed")
+    submit(backend, "ftjob-one")
+    submit(backend, "ftjob-two")
+    return backend
+
+
+def test_cancel_says_for_each_job_how_it_went(ow: Ow, jobs: Backend) -> None:
+    answer = ow("cancel", "ftjob-one", "ftjob-done", "ftjob-none", "ftjob-t")
+    assert answer.exit_code == 1
+    assert answer.stdout.splitlines() == ["ftjob-one  canceled", "ftjob-two  canceled"]
+    completed, unknown = answer.stderr.splitlines()
+    assert completed.startswith("ow: ftjob-done: ") and "completed" in completed
+    assert unknown == "ow: ftjob-none: no job ftjob-none; `ow ls` lists them"
+    assert jobs.get_job("ftjob-one").status == "canceled"
+    assert jobs.get_job("ftjob-done").status == "completed"
+
+
+def test_cancel_takes_ids_from_the_table_of_ls(ow: Ow, jobs: Backend) -> None:
+    table = ow("ls", "--status", "pending").stdout
+    assert table.startswith("ID ")
+    answer = ow("cancel", stdin=table)
+    assert answer.exit_code == 0
+    assert sorted(answer.stdout.split()[::2]) == ["ftjob-one", "ftjob-two"]
+    assert ow("cancel", "ftjob-one").stdout == "ftjob-one  canceled\n"  # again: as it was
+
+
+def test_results_as_json(ow: Ow, jobs: Backend) -> None:
+    answer = ow("cancel", "--json", stdin="ftjob-one\n\nftjob-done\n")
+    assert answer.exit_code == 1
+    first, second = json.loads(answer.stdout)
+    assert first == {"id": "ftjob-one", "status": "canceled", "error": None}
+    assert second["status"] is None and "completed" in second["error"]
+
+
+def test_restart_makes_a_job_pending_again(ow: Ow, jobs: Backend) -> None:
+    ow("cancel", "ftjob-one")
+    answer = ow("restart", "ftjob-one", "ftjob-two")
+    assert answer.exit_code == 1
+    assert answer.stdout == "ftjob-one  pending\n"
+    assert answer.stderr.startswith("ow: ftjob-two: ")
+    assert jobs.get_job("ftjob-one").status != "canceled"
+
+
+@pytest.mark.parametrize("command", ["cancel", "restart"])
+def test_no_ids_at_all(ow: Ow, command: str) -> None:
+    answer = ow(command)
+    assert answer.exit_code == 2
+    assert "no job ids" in answer.stderr

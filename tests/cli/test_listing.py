@@ -1,0 +1,132 @@
+"""`ow ls`, `ow show` and `ow events` on a store with jobs of every status."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import pytest
+
+from openweights.backends.base import Backend
+from tests.cli.conftest import Ow, claim, log_events, submit
+
+JOBS = ("ftjob-canceled0000", "ftjob-completed000", "ftjob-failed00000", "ftjob-running0000")
+
+
+@pytest.fixture
+def filled(backend: Backend) -> Backend:
+    """Jobs of every status; the running one is at step 2."""
+    for job_id in JOBS:
+        run = claim(backend, job_id).run
+        log_events(
+            backend,
+            run.id,
+            {"step": 1, "loss": 2.0, "tag": "train"},
+            {"type": "completion", "text": "two\nlines"},
+            {"step": 2, "loss": float("nan") if "failed" in job_id else 0.123456, "tag": "eval"},
+            {"file": "result:file-0123456789ab", "path": "adapter/x.bin"},
+        )
+        backend.append_log(run.id, 0, b"hello\n")
+        if "completed" in job_id:
+            backend.finish_run(run.id, run.attempt, "completed")
+        elif "failed" in job_id:
+            backend.finish_run(run.id, run.attempt, "failed", error="exit code 3: out of\nmemory")
+        elif "canceled" in job_id:
+            backend.cancel_job(job_id)
+            backend.finish_run(run.id, run.attempt, "canceled")
+    submit(backend, "myjob-pending0000", type="custom", model=None)
+    return backend
+
+
+def test_ls_is_a_table(ow: Ow, filled: Backend) -> None:
+    answer = ow("ls")
+    assert answer.exit_code == 0
+    header, *rows = answer.stdout.splitlines()
+    assert header.split() == ["ID", "STATUS", "KIND", "MODEL", "AGE", "CLOUD", "LAST"]
+    by_id = {row.split()[0]: row for row in rows}
+    assert set(by_id) == {*JOBS, "myjob-pending0000"}
+    assert "in_progress" in by_id["ftjob-running0000"]
+    assert " sdft " in by_id["ftjob-running0000"]
+    assert "org/tiny" in by_id["ftjob-running0000"]
+    assert "loss 0.1235" in by_id["ftjob-running0000"]
+    assert "exit code 3: out of memory" in by_id["ftjob-failed00000"]
+    assert by_id["myjob-pending0000"].split()[1:4] == ["pending", "myjob", "-"]
+
+
+def test_ls_filters_before_the_limit(ow: Ow, filled: Backend) -> None:
+    # The pending job was changed last: a filter after the limit would find nothing.
+    found = json.loads(ow("ls", "--status", "completed", "--limit", "1", "--json").stdout)
+    assert [job["id"] for job in found] == ["ftjob-completed000"]
+    both = ow("ls", "-q", "--status", "completed", "--status", "failed").stdout.split()
+    assert sorted(both) == ["ftjob-completed000", "ftjob-failed00000"]
+    assert len(ow("ls", "-q", "--limit", "2").stdout.splitlines()) == 2
+
+
+def test_ls_json_holds_the_records(ow: Ow, filled: Backend) -> None:
+    found = {job["id"]: job for job in json.loads(ow("ls", "--json").stdout)}
+    failed = found["ftjob-failed00000"]
+    assert failed["last"] == {"step": 2, "loss": None, "error": "exit code 3: out of\nmemory"}
+    assert failed["params"]["validated_params"] == {"loss": "sdft", "r": 8}
+    assert datetime.fromisoformat(failed["created_at"]).tzinfo is not None
+    assert found["myjob-pending0000"]["last"] == {}
+
+
+def test_an_empty_store_says_so(ow: Ow) -> None:
+    assert ow("ls").stdout == ""
+    assert ow("ls").stderr == "ow: no jobs yet\n"
+    assert json.loads(ow("ls", "--json").stdout) == []
+    assert ow("ls", "-q").output == ""
+    assert ow("ls", "--status", "failed").stderr == "ow: no jobs of status failed\n"
+
+
+def test_show_tells_everything(ow: Ow, filled: Backend) -> None:
+    text = ow("show", "ftjob-failed00000").stdout
+    for part in (
+        "ftjob-failed00000  failed",
+        "org/tiny",
+        "parameters\n  loss  sdft\n  r     8",
+        "result:file-0123456789ab",
+        "error\n  exit code 3: out of memory",
+    ):
+        assert part in text
+    shown = json.loads(ow("show", "ftjob-failed00000", "--json").stdout)
+    assert [run["status"] for run in shown["runs"]] == ["failed"]
+    assert shown["runs"][0]["log_bytes"] == 6
+    assert shown["last"]["step"] == 2
+    assert shown["files"] == [{"path": "adapter/x.bin", "file": "result:file-0123456789ab"}]
+    assert shown["outputs"]["tag"] == "eval"
+    assert "pending" in ow("show", "myjob-pending0000").stdout
+
+
+def test_a_job_is_found_by_the_beginning_of_its_id(ow: Ow, filled: Backend) -> None:
+    assert json.loads(ow("show", "ftjob-r", "--json").stdout)["id"] == "ftjob-running0000"
+    answer = ow("show", "ftjob")
+    assert answer.exit_code == 1
+    assert answer.stderr.startswith("ow: ftjob begins 4 job ids: ftjob-canceled0000, ")
+    # A whole id is that job, also where another one begins with it.
+    submit(filled, "ftjob-running0000-more")
+    assert json.loads(ow("show", "ftjob-running0000", "--json").stdout)["id"] == "ftjob-running0000"
+
+
+def test_events_of_all_runs_or_of_one(ow: Ow, filled: Backend) -> None:
+    lines = ow("events", "ftjob-running0000").stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0].endswith("step=1 tag=train loss=2.0")
+    assert lines[1].endswith("type=completion text=two lines")
+    tagged = json.loads(ow("events", "ftjob-r", "--json", "--tag", "eval").stdout)
+    assert [event["data"]["step"] for event in tagged] == [2]
+    typed = json.loads(ow("events", "ftjob-r", "--json", "--type", "completion").stdout)
+    assert [event["data"]["text"] for event in typed] == ["two\nlines"]
+    assert json.loads(ow("events", "ftjob-r", "--json", "--type", "no").stdout) == []
+
+    run = filled.list_runs(job_id="ftjob-failed00000")[0]
+    filled.restart_job("ftjob-failed00000")
+    assert len(ow("events", "ftjob-f", "--run-id", str(run.id)).stdout.splitlines()) == 4
+    wrong = ow("events", "ftjob-r", "--run-id", str(run.id))
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith(f"ow: job ftjob-running0000 has no run {run.id}; its runs: ")
+
+
+def test_events_of_a_job_that_has_not_run(ow: Ow, filled: Backend) -> None:
+    assert ow("events", "myjob").output == ""
+    assert json.loads(ow("events", "myjob", "--json").stdout) == []
