@@ -28,6 +28,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerBase,
+    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -334,6 +335,8 @@ def sdft_train(
         log_event=log_event,
         callbacks=callbacks,
     )
+    # It prints what MetricsCallback logs.
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)
     return trainer
 

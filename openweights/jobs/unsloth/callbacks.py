@@ -1,0 +1,213 @@
+"""What happens beside the training steps: metrics, checkpoints, stopping in good order, GPU
+figures.
+
+Each callback writes through a `Reporter` and knows nothing of stores.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from openweights.errors import JobFailedError
+from openweights.jobs.unsloth.reporting import Reporter
+
+logger = logging.getLogger(__name__)
+
+GPU_STATS_EVERY_STEPS = 10
+EXIT_TERMINATED = 143  # 128 + SIGTERM, what a shell reports
+
+
+class MetricsCallback(TrainerCallback):
+    """Each entry of the trainer's log becomes one event and one line of the log.
+
+    A loss that is no finite number ends the job.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._started_at = self._started_step = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say how many steps there will be."""
+        self._started_at, self._started_step = time.monotonic(), state.global_step
+        logger.info("training for %d steps, from step %d", state.max_steps, state.global_step)
+        self._reporter.log(
+            {"type": "started", "max_steps": state.max_steps, "from_step": state.global_step}
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See `TrainerCallback`."""
+        entry = {**(logs or {}), "step": state.global_step}
+        if "train_runtime" in entry:
+            entry["type"] = "summary"
+        elif any(key.startswith("eval_") for key in entry):
+            entry["tag"] = "eval"
+        self._reporter.log(entry)
+        self._print(entry, state)
+        loss = entry.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            raise JobFailedError(
+                f"the loss is {loss} at step {state.global_step}, and nothing good can follow; "
+                f"lower "
+                "learning_rate, or look at the rows of that step"
+            )
+
+    def _print(self, entry: dict[str, Any], state: TrainerState) -> None:
+        if entry.get("type") == "summary":
+            logger.info("trained %d steps in %.1f s", state.global_step, entry["train_runtime"])
+            return
+        if entry.get("tag") == "eval":
+            logger.info("step %d: test loss %.4f", state.global_step, entry.get("eval_loss", 0.0))
+            return
+        done = max(state.global_step - self._started_step, 1)
+        per_step = (time.monotonic() - self._started_at) / done
+        logger.info(
+            "step %d/%d: loss %s, %.2f s a step, about %.0f s to go",
+            state.global_step,
+            state.max_steps,
+            f"{entry['loss']:.4f}" if isinstance(entry.get("loss"), float) else entry.get("loss"),
+            per_step,
+            per_step * (state.max_steps - state.global_step),
+        )
+
+
+class StepSeed(TrainerCallback):
+    """Makes the random numbers of a step a function of the seed and the step alone.
+
+    What happens between steps, an evaluation or a resume, then changes no dropout.
+    """
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        torch.manual_seed(random.Random(f"{args.seed}/{state.global_step}").getrandbits(63))
+
+
+class CheckpointCallback(TrainerCallback):
+    """Hands each checkpoint on as soon as the trainer has written it.
+
+    Not the one of the last step: the trainer, resumed there, would take one step more, and the
+    result itself is about to be kept.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        if state.global_step >= state.max_steps:
+            return
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        self._reporter.save_checkpoint(folder, state.global_step)
+        logger.info("checkpoint of step %d saved", state.global_step)
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM: save a checkpoint after the step that is going on, and stop.
+
+    A context manager, because the signal is to be caught before training begins, too: until then it
+    ends the process at once, as there is nothing to save.
+    """
+
+    def __init__(self) -> None:
+        self.signaled = False
+        self._training = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signaled = True
+        if not self._training:
+            raise SystemExit(EXIT_TERMINATED)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        self._training = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        if self.signaled:
+            logger.info("asked to stop; saving at step %d", state.global_step)
+            control.should_save = True
+            control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The trainer ends an epoch when it is stopped in the middle of it, too: nothing to test
+        there.
+        """
+        if self.signaled and state.epoch != int(state.epoch or 0):
+            control.should_evaluate = False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        self._training = False
+
+
+class GPUStatsCallback(TrainerCallback):
+    """Memory of the GPU, every ten steps."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        if not torch.cuda.is_available() or state.global_step % GPU_STATS_EVERY_STEPS:
+            return
+        free, _ = torch.cuda.mem_get_info()
+        self._reporter.log(
+            {
+                "step": state.global_step,
+                "tag": "gpu",
+                "gpu_name": torch.cuda.get_device_name(),
+                "gpu_memory_allocated_mb": torch.cuda.memory_allocated() / 2**20,
+                "gpu_memory_reserved_mb": torch.cuda.memory_reserved() / 2**20,
+                "gpu_memory_free_mb": free / 2**20,
+            }
+        )

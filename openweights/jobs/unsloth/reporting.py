@@ -1,0 +1,178 @@
+"""Where a training run writes: into the store when a worker runs it, else into a folder.
+
+Both keep events and checkpoints, so that a run that was killed goes on from its last checkpoint in
+either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from openweights.errors import ConfigError, NotFoundError
+from openweights.jobs.unsloth.validate import TrainingConfig
+
+if TYPE_CHECKING:
+    from openweights import OpenWeights
+    from openweights.client.runs import Run
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_PURPOSE = "checkpoint"
+
+
+class Reporter(Protocol):
+    """What the callbacks of a run need of the world outside.
+
+    Attributes:
+        job_id: Names the result.
+    """
+
+    job_id: str
+
+    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
+        """Record an event, with a file to keep when there is one."""
+        ...
+
+    def fetch(self, file: str, target: Path) -> Path:
+        """Make a dataset readable: the path of a local one, a download of a stored one."""
+        ...
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """Keep a checkpoint, and forget the one before only then."""
+        ...
+
+    def newest_checkpoint(self, target: Path) -> Path | None:
+        """The folder of the newest checkpoint of this job, over all its runs, or None."""
+        ...
+
+    def close(self, *, completed: bool) -> None:
+        """Wait until what was logged is kept. After completion there is nothing to resume."""
+        ...
+
+
+class StoreReporter:
+    """Reports to the run of a job in the store."""
+
+    def __init__(self, ow: OpenWeights, run: Run) -> None:
+        self._ow = ow
+        self._run = run
+        self.job_id = run.job_id
+        self._last_checkpoint: str | None = None
+
+    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
+        """See `Reporter`."""
+        self._run.log(data, file)
+
+    def fetch(self, file: str, target: Path) -> Path:
+        """See `Reporter`."""
+        if Path(file).is_file():
+            return Path(file)
+        return Path(self._ow.files.download(file, target))
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """See `Reporter`."""
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            archive = Path(temporary) / f"{folder.name}.tar"
+            with tarfile.open(archive, "w") as tar:
+                tar.add(folder, arcname=folder.name)
+            stored = self._ow.files.create(archive, CHECKPOINT_PURPOSE)["id"]
+        self.log({"type": "checkpoint", "step": step, "file": stored})
+        old, self._last_checkpoint = self._last_checkpoint, stored
+        # The event that names the new one must have arrived before the old one goes.
+        if self._run.flush() and old not in (None, stored):
+            self._ow.files.delete(str(old))
+
+    def newest_checkpoint(self, target: Path) -> Path | None:
+        """See `Reporter`."""
+        for step, file in self._checkpoints():
+            archive = target / "checkpoint.tar"
+            try:
+                self._ow.files.download(file, archive)
+            except NotFoundError:
+                continue
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter="data")
+            archive.unlink()
+            self._last_checkpoint = file
+            logger.info("resuming from the checkpoint of step %d", step)
+            return target / f"checkpoint-{step}"
+        return None
+
+    def _checkpoints(self) -> Iterator[tuple[int, str]]:
+        events = [
+            event.data
+            for event in self._ow.events.list(job_id=self.job_id)
+            if event.data.get("type") == "checkpoint"
+        ]
+        for data in reversed(events):
+            yield int(data["step"]), str(data["file"])
+
+    def close(self, *, completed: bool) -> None:
+        """See `Reporter`. A completed job never runs again, so its last checkpoint may stay."""
+        if not self._run.flush():
+            logger.warning("some events have not arrived yet; the worker sends them after the run")
+
+
+class FolderReporter:
+    """Reports into a folder, for a run from a config file: `events.jsonl`, files, and checkpoints
+    in `output_dir`.
+    """
+
+    def __init__(self, folder: Path, config: TrainingConfig) -> None:
+        self._folder = folder
+        self._checkpoints = Path(config.output_dir)
+        text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.job_id = config.job_id_suffix or "local"
+
+    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
+        """See `Reporter`."""
+        from openweights.client.event_json import event_data
+
+        if file is not None:
+            kept = self._folder / "files" / file.name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, kept)
+            data = {**data, "file": str(kept)}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "events.jsonl").open("a", encoding="utf-8") as events:
+            events.write(json.dumps(event_data(data)) + "\n")
+
+    def fetch(self, file: str, target: Path) -> Path:
+        """See `Reporter`."""
+        if not Path(file).is_file():
+            raise ConfigError(
+                f"{file!r} is no file on this machine; a run from a config file needs local paths"
+            )
+        return Path(file)
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """See `Reporter`. A checkpoint counts from the moment at which its mark is written."""
+        (folder / "complete").write_text(self._fingerprint, encoding="utf-8")
+        self.log({"type": "checkpoint", "step": step, "path": str(folder)})
+
+    def newest_checkpoint(self, target: Path) -> Path | None:
+        """See `Reporter`. Those of another config are left alone."""
+        found: list[tuple[int, Path]] = []
+        for mark in self._checkpoints.glob("checkpoint-*/complete"):
+            if mark.read_text(encoding="utf-8") == self._fingerprint:
+                found.append((int(mark.parent.name.rsplit("-", 1)[1]), mark.parent))
+        if not found:
+            return None
+        step, folder = max(found)
+        logger.info("resuming from the checkpoint of step %d", step)
+        return folder
+
+    def close(self, *, completed: bool) -> None:
+        """See `Reporter`. The next run of the same config starts anew."""
+        if completed:
+            for mark in self._checkpoints.glob("checkpoint-*/complete"):
+                mark.unlink()

@@ -1,0 +1,99 @@
+"""The trainer's arguments that all losses share, from a `TrainingConfig`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from openweights.jobs.unsloth.validate import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def trainer_args(config: TrainingConfig, **overrides: Any) -> SFTConfig:
+    """Arguments for a trl trainer.
+
+    Rows come tokenised and labelled from `data.py` with an own collator, so all of trl's own data
+    handling is off. `overrides` replace single arguments.
+    """
+    cuda = torch.cuda.is_available()
+    values: dict[str, Any] = {
+        "output_dir": config.output_dir,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "per_device_eval_batch_size": config.eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "warmup_steps": config.warmup_steps,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "max_grad_norm": 1.0,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "max_length": config.max_seq_length,
+        **_optimizer(config),
+        **_evaluation(config),
+        **_device(cuda),
+        "logging_strategy": "steps",
+        "logging_steps": config.logging_steps,
+        # A NaN loss is to be seen, not replaced by the average of the steps before.
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": config.save_steps,
+        "save_total_limit": 1,
+        "save_only_model": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "packing": False,
+        "loss_type": "nll",
+    }
+    args = SFTConfig(**{**values, **overrides})
+    if args.n_gpu > 1:
+        # Several GPUs in one process would be wrapped in DataParallel, which copies the adapters at
+        # each step.
+        logger.info("%d GPUs are there; this job trains on the first", args.n_gpu)
+        args._n_gpu = 1
+    return args
+
+
+def _optimizer(config: TrainingConfig) -> dict[str, Any]:
+    """`optim` and `weight_decay` in transformers' words."""
+    name, decay = config.optim, config.weight_decay
+    if name == "adamw_8bit":
+        if torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes"):
+            return {"optim": "adamw_8bit", "weight_decay": decay}
+        logger.info("optim='adamw_8bit' needs CUDA and bitsandbytes; adamw_torch is used instead")
+    if name == "adam":
+        # Adam is AdamW without decay; its own kind of decay would be another optimizer.
+        return {"optim": "adamw_torch", "weight_decay": 0.0}
+    return {"optim": "sgd" if name == "sgd" else "adamw_torch", "weight_decay": decay}
+
+
+def _evaluation(config: TrainingConfig) -> dict[str, Any]:
+    if config.test_file is None:
+        return {"eval_strategy": "no"}
+    steps = config.test_file_eval_steps
+    return {
+        "eval_strategy": config.test_file_eval_strategy,
+        # A share of all steps stays a fraction, a number of steps must be whole.
+        "eval_steps": int(steps) if steps is not None and steps >= 1 else steps,
+    }
+
+
+def _device(cuda: bool) -> dict[str, Any]:
+    bf16 = cuda and torch.cuda.is_bf16_supported()
+    return {
+        "use_cpu": not cuda,
+        "bf16": bf16,
+        "fp16": cuda and not bf16,
+        # On a CPU memory is not what is short, and recomputation costs a third more time.
+        "gradient_checkpointing": cuda,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if cuda else None,
+        "dataloader_pin_memory": cuda,
+    }

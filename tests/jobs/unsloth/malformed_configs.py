@@ -1,0 +1,140 @@
+"""Wrong configs: what was changed, the field that the message must name, and words that it must
+hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FILE = "conversations:file-0123456789ab"
+GOOD: dict[str, Any] = {"model": "org/name", "training_file": FILE, "loss": "sft"}
+SDFT: dict[str, Any] = {**GOOD, "loss": "sdft"}
+MISSING = object()  # as a value: leave the field out
+
+MALFORMED: list[tuple[dict[str, Any], str, str]] = [
+    # required fields and their kinds
+    ({**GOOD, "model": MISSING}, "model", "is required; add model="),
+    ({**GOOD, "training_file": MISSING}, "training_file", "is required"),
+    ({**GOOD, "loss": MISSING}, "loss", "is required"),
+    ({**GOOD, "model": ""}, "model", "is empty"),
+    ({**GOOD, "model": "org/name "}, "model", "padded with spaces"),
+    ({**GOOD, "model": "a/b/c"}, "model", "neither a Hugging Face id"),
+    ({**GOOD, "model": "my model"}, "model", "neither a Hugging Face id"),
+    ({**GOOD, "model": 7}, "model", "not a text"),
+    ({**GOOD, "epochs": "3"}, "epochs", "not a whole number"),
+    ({**GOOD, "epochs": 1.5}, "epochs", "not a whole number"),
+    ({**GOOD, "epochs": True}, "epochs", "not a whole number"),
+    ({**GOOD, "epochs": 0}, "epochs", "at least 1"),
+    ({**GOOD, "max_steps": -1}, "max_steps", "at least 1"),
+    ({**GOOD, "warmup_steps": -1}, "warmup_steps", "at least 0"),
+    ({**GOOD, "r": 0}, "r", "at least 1"),
+    ({**GOOD, "lora_dropout": 1.0}, "lora_dropout", "less than 1"),
+    ({**GOOD, "lora_dropout": float("nan")}, "lora_dropout", "not a finite number"),
+    ({**GOOD, "lora_bias": "some"}, "lora_bias", "choose 'all' or 'none'"),
+    ({**GOOD, "target_modules": "q_proj"}, "target_modules", "not a list"),
+    ({**GOOD, "target_modules": []}, "target_modules", "no or empty module names"),
+    ({**GOOD, "is_peft": False}, "is_peft", "full fine-tuning, which does not exist here"),
+    ({**GOOD, "load_in_4bit": "yes"}, "load_in_4bit", "not True or False"),
+    ({**GOOD, "optim": "adamax"}, "optim", "choose 'adamw_8bit'"),
+    ({**GOOD, "lr_scheduler_type": "warm"}, "lr_scheduler_type", "choose 'linear'"),
+    ({**GOOD, "seed": -1}, "seed", "at least 0"),
+    ({**GOOD, "meta": "note"}, "meta", "not a mapping"),
+    ({**GOOD, "engine": "vllm"}, "engine", "choose 'auto', 'unsloth' or 'transformers'"),
+    ({**GOOD, "chat_template": "chatml"}, "chat_template", "no Jinja template"),
+    ({**GOOD, "job_id_suffix": "a b"}, "job_id_suffix", "letters, digits"),
+    # learning rates
+    ({**GOOD, "learning_rate": 0}, "learning_rate", "outside 1e-12 to 1"),
+    ({**GOOD, "learning_rate": 5}, "learning_rate", "outside 1e-12 to 1"),
+    ({**GOOD, "learning_rate": "ten"}, "learning_rate", "may hold only numbers"),
+    ({**GOOD, "learning_rate": "10^-4"}, "learning_rate", "write ** for a power"),
+    ({**GOOD, "learning_rate": "exit()"}, "learning_rate", "may hold only numbers"),
+    ({**GOOD, "learning_rate": "10**10**10"}, "learning_rate", "too large"),
+    ({**GOOD, "learning_rate": "1/0"}, "learning_rate", "divides by zero"),
+    ({**GOOD, "learning_rate": "(-1)**0.5"}, "learning_rate", "not a real number"),
+    ({**GOOD, "learning_rate": True}, "learning_rate", "not a number"),
+    ({**GOOD, "learning_rate": None}, "learning_rate", "not a number"),
+    # losses and fields of other losses
+    ({**GOOD, "loss": "ppo"}, "loss", "choose 'sft' or 'sdft'"),
+    ({**GOOD, "loss": "dpo"}, "loss", "not available yet; use 'sft' or 'sdft'"),
+    ({**GOOD, "loss": "orpo"}, "loss", "not available yet"),
+    ({**GOOD, "loss": "grpo"}, "loss", "not available yet"),
+    ({**GOOD, "beta": 0.2}, "beta", "belongs to loss='dpo' or loss='orpo'"),
+    ({**SDFT, "packing": True}, "packing", "remove it: sdft trains on the student's own"),
+    ({**SDFT, "train_on_responses_only": True}, "train_on_responses_only", "completions only"),
+    ({**GOOD, "sdft_ema_alpha": 0.1}, "sdft_ema_alpha", "or choose loss='sdft'"),
+    ({**GOOD, "grpo_num_generations": 8}, "grpo_num_generations", "belongs to loss='grpo'"),
+    # names that do not exist
+    ({**GOOD, "learning_rat": 1e-4}, "learning_rat", "did you mean learning_rate?"),
+    ({**GOOD, "lora_r": 8}, "lora_r", "did you mean r?"),
+    ({**GOOD, "lr": 1e-4}, "lr", "did you mean learning_rate?"),
+    ({**GOOD, "num_train_epochs": 2}, "num_train_epochs", "did you mean epochs?"),
+    ({**GOOD, "my_note": "x"}, "my_note", "meta="),
+    # files
+    (
+        {**GOOD, "training_file": "preference:file-1"},
+        "training_file",
+        "has the purpose 'preference'",
+    ),
+    ({**GOOD, "training_file": "no/such.jsonl"}, "training_file", "nor a local file"),
+    ({**GOOD, "test_file": "file-1"}, "test_file", "neither a file id"),
+    # evaluation and sampling
+    ({**GOOD, "test_file_eval_strategy": "steps"}, "test_file_eval_strategy", "no test_file"),
+    ({**GOOD, "test_file_eval_steps": 5}, "test_file_eval_steps", "strategy='steps'"),
+    (
+        {
+            **GOOD,
+            "test_file": FILE,
+            "test_file_eval_strategy": "steps",
+            "test_file_eval_steps": 2.5,
+        },
+        "test_file_eval_steps",
+        "whole number of steps",
+    ),
+    (
+        {**GOOD, "logp_callback_datasets": {"a": FILE}},
+        "logp_callback_datasets",
+        "not available yet",
+    ),
+    ({**GOOD, "sampling_callbacks": [{}]}, "sampling_callbacks.0.dataset", "is required"),
+    (
+        {**GOOD, "sampling_callbacks": [{"dataset": FILE, "eval_steps": "ln"}]},
+        "sampling_callbacks.0.eval_steps",
+        "'log' or a whole number of steps",
+    ),
+    (
+        {**GOOD, "sampling_callbacks": [{"dataset": FILE, "temperature": -1.0}]},
+        "sampling_callbacks.0.temperature",
+        "at least 0",
+    ),
+    (
+        {**GOOD, "sampling_callbacks": [{"dataset": FILE, "max_token": 5}]},
+        "sampling_callbacks.0.max_token",
+        "did you mean max_tokens?",
+    ),
+    # the hub
+    ({**GOOD, "finetuned_model_id": "name"}, "finetuned_model_id", "must be org/name"),
+    ({**GOOD, "finetuned_model_id": "None/x"}, "finetuned_model_id", "no organization of yours"),
+    ({**GOOD, "finetuned_model_id": "o/{size}"}, "finetuned_model_id", "which nothing fills in"),
+    ({**GOOD, "finetuned_model_id": "o/{"}, "finetuned_model_id", "stray brace"),
+    # self-distillation
+    ({**SDFT, "sdft_ema_alpha": 1.5}, "sdft_ema_alpha", "at most 1"),
+    ({**SDFT, "sdft_temperature": 0.0}, "sdft_temperature", "greater than 0"),
+    ({**SDFT, "sdft_top_p": 0.0}, "sdft_top_p", "greater than 0"),
+    ({**SDFT, "sdft_divergence": "kl"}, "sdft_divergence", "choose 'reverse_kl'"),
+    ({**SDFT, "sdft_demo_template": "Answer."}, "sdft_demo_template", "no {demonstration}"),
+    ({**SDFT, "sdft_demo_template": "{demonstration} {x}"}, "sdft_demo_template", "holds {x}"),
+    ({**SDFT, "sdft_demo_template": "{demonstration} {}"}, "sdft_demo_template", "holds {}"),
+    (
+        {**SDFT, "sdft_demo_template": "{demonstration!r}"},
+        "sdft_demo_template",
+        "no {demonstration}",
+    ),
+    (
+        {**SDFT, "sdft_demo_template": "{demonstration}", "sdft_demo_placement": "turns"},
+        "sdft_demo_template",
+        "not used with sdft_demo_placement='turns'",
+    ),
+    ({**SDFT, "sdft_demo_repeats": 2}, "sdft_demo_repeats", "only counts with"),
+    ({**SDFT, "sdft_max_new_tokens": 2048}, "sdft_max_new_tokens", "leaves no room for a prompt"),
+    ({**SDFT, "sdft_skip_tokens": 256}, "sdft_skip_tokens", "nothing would be learned"),
+]

@@ -1,0 +1,176 @@
+"""Rows to labels: what is learned is checked by decoding it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.unsloth.data import IGNORED, Collator, prompt_token_ids, sft_examples
+from openweights.jobs.unsloth.messages import training_config
+from openweights.jobs.unsloth.rows import check_rows, read_rows
+from openweights.jobs.unsloth.spans import assistant_spans
+from openweights.jobs.unsloth.validate import TrainingConfig
+from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.tiny_model import EOS, make_tokenizer
+
+TOKENIZER: Any = make_tokenizer()
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": " Hello there, ünder "},
+    {"role": "user", "content": "Hello there, ünder"},
+    {"role": "assistant", "content": "Bye"},
+]
+# After the conversation, as some templates do it: an emptied think block, trimmed answers, another
+# end token, and no closing for the last turn.
+TRIMMING = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% if loop.last "
+    "%}<think></think>{% endif %}"
+    "{{ m['content'] | trim }}{% if not loop.last %}{{ '\n<|endoftext|>' }}{% endif %}"
+    "{% else %}U:{{ m['content'] }}|{% endif %}{% endfor %}"
+)
+REWRITING = "{% for m in messages %}{{ m['content'] | upper }}<|im_end|>{% endfor %}"
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return training_config({**GOOD, **changes})
+
+
+def learned(example: dict[str, list[int]]) -> list[str]:
+    """The learned stretches of a row, decoded."""
+    texts: list[list[int]] = [[]]
+    for label in example["labels"]:
+        if label != IGNORED:
+            texts[-1].append(label)
+        elif texts[-1]:
+            texts.append([])
+    return [TOKENIZER.decode(text) for text in texts if text]
+
+
+def test_only_answers_and_their_end_are_learned() -> None:
+    [example] = sft_examples(config(), TOKENIZER, [{"messages": TURNS}])
+    assert learned(example) == [f" Hello there, ünder {EOS}", f"Bye{EOS}"]
+    whole = TOKENIZER.apply_chat_template(TURNS, tokenize=False)
+    assert TOKENIZER.decode(example["input_ids"]) == whole
+    pairs = zip(example["input_ids"], example["labels"], strict=True)
+    assert all(label in (IGNORED, token) for token, label in pairs)
+    # The learned tokens continue exactly the prompt that generation starts from.
+    prompt = prompt_token_ids(TOKENIZER, TURNS[:-1])
+    assert (
+        example["input_ids"][: len(prompt)] == prompt and example["labels"][len(prompt)] != IGNORED
+    )
+
+
+def test_other_templates() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TRIMMING
+    ends = tokenizer.convert_tokens_to_ids([EOS, "<|endoftext|>"])
+    [example] = sft_examples(config(), tokenizer, [{"messages": TURNS[1:]}], ends=ends)
+    assert learned(example) == ["Hello there, ünder\n<|endoftext|>", f"Bye{EOS}"]
+    tokenizer.chat_template = REWRITING
+    with pytest.raises(DatasetError, match="row 1: the chat template rewrites"):
+        sft_examples(config(), tokenizer, [{"messages": TURNS}])
+    everything = config(train_on_responses_only=False)
+    assert len(sft_examples(everything, tokenizer, [{"messages": TURNS}])) == 1
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="chat_template: the model's tokenizer has none"):
+        sft_examples(config(), tokenizer, [{"messages": TURNS}])
+    tokenizer.chat_template = "{{ raise_exception('no system turn') }}{{ messages }}"
+    with pytest.raises(DatasetError, match="row 1: the chat template refuses it .no system turn"):
+        sft_examples(config(), tokenizer, [{"messages": TURNS}])
+
+
+def test_whole_conversations_text_and_blocks() -> None:
+    [example] = sft_examples(
+        config(train_on_responses_only=False), TOKENIZER, [{"messages": TURNS}]
+    )
+    assert example["labels"][0] == IGNORED and example["labels"][1:] == example["input_ids"][1:]
+    [text] = sft_examples(config(), TOKENIZER, [{"text": "Once upon"}])
+    assert TOKENIZER.decode(text["input_ids"]) == f"Once upon{EOS}"
+    assert text["labels"] == [IGNORED, *text["input_ids"][1:]]
+    blocks = [{"type": "text", "text": "By"}, {"text": "e", "tag": "x"}]
+    row = {"messages": [*TURNS[:-1], {"role": "assistant", "content": blocks}]}
+    assert sft_examples(config(), TOKENIZER, [row]) == sft_examples(
+        config(), TOKENIZER, [{"messages": TURNS}]
+    )
+
+
+def test_long_rows_are_cut_or_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        {"messages": [*TURNS[:3]]},
+        {"messages": [{"role": "user", "content": "x" * 90}, TURNS[4]]},
+    ]
+    with caplog.at_level(logging.INFO):
+        [example] = sft_examples(config(max_seq_length=50), TOKENIZER, rows)
+    assert len(example["input_ids"]) == 50 and learned(example)[0].startswith(" Hello")
+    assert (
+        "2 rows are longer than max_seq_length=50: 1 lost their end, 1 were dropped" in caplog.text
+    )
+    with pytest.raises(DatasetError, match="nothing to learn is left of any row"):
+        sft_examples(config(max_seq_length=4), TOKENIZER, rows)
+
+
+def test_collator_pads_right_or_packs() -> None:
+    rows = [{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [-100]}]
+    padded = Collator(3)(rows)
+    assert padded["input_ids"].tolist() == [[5, 6], [7, 3]]
+    assert padded["labels"].tolist() == [[-100, 6], [-100, -100]]
+    assert padded["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    packed = Collator(3, packed=True)(rows)
+    assert packed["input_ids"].tolist() == [[5, 6, 7]] and "attention_mask" not in packed
+    assert packed["position_ids"].tolist() == [[0, 1, 0]]
+
+
+def test_rows_are_checked_by_line() -> None:
+    assert read_rows([b'{"text": "a"}\n', b"\n"]) == [{"text": "a"}]
+    for lines, words in [
+        ([b"{"], "line 1: no JSON"),
+        ([b"\n", b"[]"], "line 2: list"),
+        ([], "no rows"),
+    ]:
+        with pytest.raises(DatasetError, match=words):
+            read_rows(lines)
+    weighted = [{"type": "text", "text": "x", "weight": 0.5}]
+    rows = [
+        (1, {"messages": TURNS}),
+        (3, {"messages": TURNS[:2]}),
+        (4, {"messages": [{"role": "assistant", "content": weighted}]}),
+        (5, {"messages": [{"role": "assistant"}]}),
+        (6, {"messages": "x"}),
+        (7, {"notes": "x"}),
+    ]
+    with pytest.raises(DatasetError) as caught:
+        check_rows(rows, config(), name="training_file")
+    assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
+        ["training_file:3", "messages"],
+        ["training_file:4", "messages[0]"],
+        ["training_file:5", "messages[0]"],
+        ["training_file:6", "messages"],
+        ["training_file:7", "messages"],
+    ]
+    with pytest.raises(DatasetError, match="and 5 more rows"):
+        check_rows([(n, {}) for n in range(25)], config(), name="training_file")
+    with pytest.raises(DatasetError, match="field 'demonstration'"):
+        check_rows([(1, {"messages": TURNS[:2]})], config(loss="sdft"), name="training_file")
+
+
+_word = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(_word, _word), min_size=1, max_size=4))
+def test_spans_of_any_words(pairs: list[tuple[str, str]]) -> None:
+    messages = [
+        {"role": role, "content": content}
+        for pair in pairs
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
+    text, spans = assistant_spans(
+        messages, lambda m: TOKENIZER.apply_chat_template(m, tokenize=False), [EOS]
+    )
+    assert [text[start:stop] for start, stop in spans] == [answer + EOS for _, answer in pairs]

@@ -1,0 +1,82 @@
+"""`ow.fine_tuning`: what is submitted, and what is refused before it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openweights import OpenWeights
+from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.unsloth import FineTuning
+from openweights.settings import Settings
+from tests.jobs.unsloth.malformed_configs import FILE, GOOD
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Bye"}]}
+
+
+@pytest.fixture
+def ow(home: Path) -> OpenWeights:
+    return OpenWeights(settings=Settings(home=home))
+
+
+def upload(ow: OpenWeights, tmp_path: Path, *rows: dict[str, Any]) -> str:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ow.files.upload(path, "conversations")["id"]
+
+
+def checked(ow: OpenWeights, **params: Any) -> Any:
+    kind = FineTuning(ow)
+    config = kind.validate({**GOOD, **params})
+    kind.check(config)
+    return config
+
+
+def test_ids_depend_on_what_is_trained(ow: OpenWeights, tmp_path: Path) -> None:
+    kind, file = ow.fine_tuning, upload(ow, tmp_path, ROW)
+    assert isinstance(kind, FineTuning)
+
+    def job_id(**params: Any) -> str:
+        return kind.compute_id(kind.validate({**GOOD, "training_file": file, **params}))
+
+    plain = job_id()
+    assert plain.startswith("ftjob-") and len(plain) == len("ftjob-") + 12
+    assert job_id(epochs=1, learning_rate="2e-4 / 2", packing=True) == plain
+    assert job_id(epochs=2) != plain and job_id(loss="sdft") != plain
+    assert job_id(job_id_suffix="mine").endswith("-mine")
+    # A local dataset is uploaded: what counts is its content.
+    local = tmp_path / "copy.jsonl"
+    local.write_text(json.dumps(ROW) + "\n")
+    assert job_id(training_file=str(local)) == plain
+    assert job_id(sampling_callbacks=[{"dataset": str(local)}]) == job_id(
+        sampling_callbacks=[{"dataset": file}]
+    )
+    script = kind.get_entrypoint(kind.validate(GOOD))
+    assert script == "python -m openweights.jobs.unsloth.training {job_id}"
+
+
+def test_refuses_what_the_store_shows_to_be_wrong(ow: OpenWeights, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="training_file: the store has no file"):
+        checked(ow)
+    good = upload(ow, tmp_path, ROW)
+    with pytest.raises(ConfigError, match="test_file: the store has no file"):
+        checked(ow, training_file=good, test_file=FILE)
+    with pytest.raises(ConfigError, match="push_to_hub: True needs a Hugging Face token"):
+        checked(ow, training_file=good, push_to_hub=True)
+    assert checked(ow, training_file=good, push_to_hub=False).push_to_hub is False
+    richer = OpenWeights(settings=replace(ow.settings, hf_token="hf_secret"))
+    assert checked(richer, training_file=good, push_to_hub=True).push_to_hub is True
+    text = upload(ow, tmp_path, ROW, {"text": "once"})
+    assert checked(ow, training_file=text)
+    with pytest.raises(DatasetError, match="training_file:2: .*plain text"):
+        checked(ow, training_file=text, loss="sdft")
+    with pytest.raises(DatasetError, match=r"sampling_callbacks.0.dataset:2: messages"):
+        checked(ow, training_file=good, sampling_callbacks=[{"dataset": text}])
+    shown = upload(ow, tmp_path, {"messages": ROW["messages"][:1], "demonstration": "Bye"})
+    assert checked(ow, training_file=shown, loss="sdft")
+    with pytest.raises(DatasetError, match="training_file:1: messages: none is from the assistant"):
+        checked(ow, training_file=shown)

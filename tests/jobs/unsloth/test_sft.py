@@ -1,0 +1,182 @@
+"""SFT on a tiny model: exact accumulation, packing that changes nothing, settings that reach the
+adapter.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openweights.errors import ConfigError, ConfigurationError
+from openweights.jobs.unsloth import sft
+from openweights.jobs.unsloth.data import Collator, sft_examples
+from openweights.jobs.unsloth.messages import training_config
+from openweights.jobs.unsloth.model import eos_token_ids, load_model, resolve_engine
+from openweights.jobs.unsloth.trainer_args import trainer_args
+from openweights.jobs.unsloth.validate import TrainingConfig
+from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.tiny_model import PAD, make_tiny_model
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": "Count to " + "x" * i},
+            {"role": "assistant", "content": "one, two, " + "three " * (i % 5) + "done"},
+        ]
+    }
+    for i in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def config(tiny: Path, out: Path, **changes: Any) -> TrainingConfig:
+    small = {
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "max_steps": 3,
+        "lr_scheduler_type": "constant",
+    }
+    files = {"model": str(tiny), "output_dir": str(out), "packing": False}
+    return training_config({**GOOD, **small, **files, **changes})
+
+
+def trained(settings: TrainingConfig, rows: list[dict[str, Any]] = ROWS) -> tuple[list[float], Any]:
+    """Losses by step and the final adapter."""
+    model, tokenizer = load_model(settings)
+    trainer = sft.sft_train(settings, model, tokenizer, rows, None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    adapter = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    return losses, adapter
+
+
+def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_accumulation_and_packing_equal_one_big_batch(tiny: Path, tmp_path: Path) -> None:
+    big = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    losses, adapter = trained(config(tiny, tmp_path, **big))
+    assert len(losses) == 3 and losses[2] < losses[0]
+    for variant in (small, {**big, "packing": True}, {**small, "packing": True}):
+        other_losses, other = trained(config(tiny, tmp_path, **variant))
+        assert other_losses == pytest.approx(losses, rel=1e-5), variant
+        assert distance(adapter, other) < 2e-4, variant
+    # Control: the mean of the micro-batches' means is another number, as the rows differ in length.
+    per_row = [trained(config(tiny, tmp_path, max_steps=1, **big), [row])[0][0] for row in ROWS]
+    assert abs(sum(per_row) / len(per_row) - losses[0]) > 1e-3
+
+
+def test_loss_is_that_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
+    settings = config(tiny, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    model, tokenizer = load_model(settings)
+    examples = sft_examples(settings, tokenizer, ROWS, ends=eos_token_ids(model, tokenizer))
+    total, count = 0.0, 0
+    for example in examples:
+        with torch.no_grad():
+            logits = model(torch.tensor([example["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(example["labels"][1:])
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int((labels != -100).sum())
+    assert trained(settings)[0][0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_packing_is_refused_to_a_model_that_mixes_rows(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(config(tiny, tmp_path))
+    examples = sft_examples(config(tiny, tmp_path), tokenizer, ROWS)
+    assert sft.keeps_rows_apart(model, examples)
+
+    class Mixing(torch.nn.Module):
+        """The same model, except that it ignores where rows begin."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(
+            self, input_ids: torch.Tensor, position_ids: torch.Tensor, **kwargs: Any
+        ) -> Any:
+            return self.inner(input_ids=input_ids, **kwargs)
+
+    assert not sft.keeps_rows_apart(Mixing(), examples)  # type: ignore[arg-type]
+
+
+def test_padding_and_row_order_change_no_row(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(config(tiny, tmp_path))
+    rows = sft_examples(config(tiny, tmp_path), tokenizer, ROWS)
+    collate = Collator(int(tokenizer.pad_token_id))  # type: ignore[arg-type]
+    with torch.no_grad():
+        together = model(**{k: v for k, v in collate(rows).items() if k != "labels"}).logits
+        alone = model(torch.tensor([rows[1]["input_ids"]])).logits[0]
+    torch.testing.assert_close(together[1, : len(alone)], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_adapter_is_as_configured(tiny: Path, tmp_path: Path) -> None:
+    def adapter_of(**changes: Any) -> Any:
+        return load_model(config(tiny, tmp_path, **changes))[0]
+
+    model = adapter_of(r=4, lora_alpha=8, lora_dropout=0.1, target_modules=["q_proj", "down_proj"])
+    lora = model.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.use_rslora) == (4, 8, 0.1, True)
+    names = {
+        n.split(".lora_")[0].rsplit(".", 1)[1]
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
+    assert names == {"q_proj", "down_proj"}
+    first, again, other = adapter_of(), adapter_of(), adapter_of(seed=1)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert torch.equal(first.get_parameter(key), again.get_parameter(key))
+    assert not torch.equal(first.get_parameter(key), other.get_parameter(key))
+    assert first.get_parameter(key).dtype == torch.float32
+    assert adapter_of(lora_bias="all").peft_config["default"].bias == "all"
+
+
+def test_tokens_and_template(tiny: Path, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    model, tokenizer = load_model(config(tiny, tmp_path, chat_template=template))
+    assert tokenizer.pad_token == PAD and tokenizer.padding_side == "right"
+    assert eos_token_ids(model, tokenizer) == [2, 0] == model.generation_config.eos_token_id
+    assert tokenizer.chat_template == template
+
+
+def test_what_cannot_work_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    for change, error, words in [
+        ({"model": str(tmp_path / "none")}, ConfigError, "model: there is no folder"),
+        ({"model": str(tmp_path / "empty")}, ConfigError, "model: .* cannot be loaded"),
+        ({"model": str(tmp_path / "broken")}, ConfigError, "model: .* cannot be loaded"),
+        ({"target_modules": ["c_attn"]}, ConfigError, "target_modules: .* it has down_proj"),
+    ]:
+        with pytest.raises(error, match=words) as caught:
+            load_model(config(tiny, tmp_path, **change))
+        assert "\n" not in str(caught.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigurationError, match="no CUDA GPU is visible; use engine='auto'"):
+            resolve_engine(config(tiny, tmp_path, engine="unsloth"))
+        with pytest.raises(ConfigError, match="load_in_4bit: needs a CUDA GPU"):
+            resolve_engine(config(tiny, tmp_path, load_in_4bit=True))
+
+
+def test_trainer_arguments(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        args = trainer_args(config(tiny, tmp_path, optim="adamw_8bit", max_steps=None, epochs=2))
+    assert (args.max_steps, args.num_train_epochs, args.eval_strategy) == (-1, 2, "no")
+    assert args.report_to == [] and args.disable_tqdm and not args.save_only_model
+    if not torch.cuda.is_available():
+        assert args.optim == "adamw_torch" and args.use_cpu and not args.gradient_checkpointing
+        assert "adamw_torch is used instead" in caplog.text
+    assert trainer_args(config(tiny, tmp_path, optim="adam")).weight_decay == 0
+    steps = {"test_file": GOOD["training_file"], "test_file_eval_strategy": "steps"}
+    args = trainer_args(config(tiny, tmp_path, **steps, test_file_eval_steps=7), save_steps=11)
+    assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("steps", 7, 11)

@@ -1,0 +1,298 @@
+"""The worker entry as a process of its own: its result, a kill and a resume, a stop, and its
+errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from openweights import OpenWeights
+from openweights.errors import (
+    ConfigError,
+    JobFailedError,
+    NotFoundError,
+    OpenWeightsError,
+)
+from openweights.jobs.unsloth.callbacks import StopOnSignal
+from openweights.jobs.unsloth.training import load_config, train
+from tests.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).parents[3]
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {i} and {i}?"},
+            {"role": "assistant", "content": f"That is {2 * i}."},
+        ]
+    }
+    for i in range(10)
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def params(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    data = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return {
+        "model": str(tiny),
+        "training_file": str(data),
+        "loss": "sft",
+        "lora_dropout": 0.1,  # random numbers must go on, too
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "save_steps": 4,
+        "max_steps": 14,
+    }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As the processes below have: sums in another order are other sums."""
+    torch.set_num_threads(1)
+
+
+def environment() -> dict[str, str]:
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **quiet}
+
+
+def start(folder: Path, params: dict[str, Any]) -> subprocess.Popen[str]:
+    (folder / "config.json").write_text(json.dumps(params))
+    return subprocess.Popen(
+        [sys.executable, "-m", "openweights.jobs.unsloth.training", "config.json"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "uploads" / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Loss by step; of a step that was repeated, the last."""
+    return {e["step"]: e["loss"] for e in events(folder) if "loss" in e}
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "uploads" / "adapter" / "adapter_model.safetensors")
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def slow(params: dict[str, Any]) -> dict[str, Any]:
+    """The same training, with sampling that leaves time to be hit by a signal."""
+    sampling = {"dataset": params["training_file"], "eval_steps": 1, "max_tokens": 40}
+    return {**params, "sampling_callbacks": [sampling]}
+
+
+@pytest.fixture(scope="module")
+def whole(params: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nobody disturbed, and its log."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, log = finish(start(folder, {**params, "test_file": params["training_file"]}))
+    assert code == 0, log
+    return folder, log
+
+
+def test_result_events_and_log(whole: tuple[Path, str], params: dict[str, Any], tiny: Path) -> None:
+    folder, log = whole
+    assert list(losses(folder)) == list(range(1, 15)), "each step once"
+    kinds = [e.get("type") or e.get("tag") or "train" for e in events(folder)]
+    # Ten rows are two and a half optimizer steps: three an epoch, and the stop in the middle of the
+    # fifth.
+    assert kinds.count("eval") == 5 and kinds.count("checkpoint") == 3
+    assert events(folder)[0] == {"type": "started", "max_steps": 14, "from_step": 0}
+    base = AutoModelForCausalLM.from_pretrained(tiny)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "uploads" / "adapter")
+    ids = tokenizer(tokenizer.apply_chat_template(ROWS[0]["messages"], tokenize=False))["input_ids"]
+    with torch.no_grad():
+        before = base(torch.tensor([ids])).logits
+        tuned = PeftModel.from_pretrained(base, str(folder / "uploads" / "adapter"))
+        after = tuned(torch.tensor([ids])).logits
+    assert float((before - after).abs().max()) > 0.1
+    config = json.loads((folder / "uploads" / "config.json").read_text())
+    assert config["model"] == str(tiny) and config["max_steps"] == 14
+    record = json.loads((folder / "uploads" / "reproducibility.json").read_text())
+    assert record["steps"] == 14 and record["seed"] == 3407 and record["versions"]["trl"]
+    assert len(record["data"]["training_file"]["sha256"]) == 64
+    assert "step 14/14: loss" in log and "done: the adapter is in uploads/adapter" in log
+    assert "it/s" not in log and "%|" not in log and "{'loss'" not in log
+
+
+def test_killed_and_resumed_equals_undisturbed(
+    whole: tuple[Path, str],
+    params: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = {**params, "test_file": params["training_file"]}
+    slowed = slow(params)
+    process = start(tmp_path, slowed)
+    # Step 6 lies between the checkpoints of 4 and 8.
+    wait_for(lambda: 6 in losses(tmp_path), process)
+    process.kill()
+    finish(process)
+    assert not (tmp_path / "uploads" / "adapter").exists() and 14 not in losses(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train(slowed)
+    resumed = [e for e in events(tmp_path) if e.get("type") == "started"][1]
+    assert resumed["from_step"] >= 4
+    assert losses(tmp_path) == losses(whole[0])
+    expected = adapter(whole[0])
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in adapter(tmp_path).items())
+    # Control: another seed is another run.
+    other = train({**params, "seed": 1, "max_steps": 1, "output_dir": "other"})
+    assert other.state.log_history[0]["loss"] != losses(whole[0])[1]
+
+
+class StopAt(TrainerCallback):
+    """Sends this process the signal that a worker sends when it stops a job."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["within an epoch", "at its end"])
+def test_terminated_saves_and_goes_on(
+    step: int,
+    whole: tuple[Path, str],
+    params: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = slow({**params, "test_file": params["training_file"], "save_steps": 1000})
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        train(params, extra_callbacks=[StopAt(step)])
+    assert stopped.value.code == 143 and not (tmp_path / "uploads" / "adapter").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert max(losses(tmp_path)) in (step, step + 1), "after the step, or the one after it"
+    train(params)
+    assert losses(tmp_path) == losses(whole[0])
+    samples = [e for e in events(tmp_path) if e.get("type") == "samples"]
+    assert [e["step"] for e in samples] == list(range(15)), "each once, also over the stop"
+    tests = [e["eval_loss"] for e in events(tmp_path) if e.get("tag") == "eval"]
+    assert tests == [e["eval_loss"] for e in events(whole[0]) if e.get("tag") == "eval"]
+
+
+def test_terminated_before_training_ends_at_once() -> None:
+    with pytest.raises(SystemExit) as stopped, StopOnSignal():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert stopped.value.code == 143
+
+
+def test_in_a_job_of_the_store(
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ow = OpenWeights()
+    data = ow.files.upload(params["training_file"], "conversations")["id"]
+    small = {**params, "training_file": data, "save_steps": 2, "max_steps": 6}
+    for name in ("first", "second"):
+        # The second run has an empty disk, and finds the checkpoint in the store.
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        train(small, run=ow.run)
+    ow.run.flush()
+    logged = [event.data for event in ow.events.list(job_id=ow.run.job_id)]
+    assert [e["step"] for e in logged if "loss" in e] == [1, 2, 3, 4, 5, 6, 5, 6]
+    assert [e["from_step"] for e in logged if e.get("type") == "started"] == [0, 4]
+    saved = [e for e in logged if e.get("type") == "checkpoint"]
+    assert [e["step"] for e in saved] == [2, 4]
+    # Of the checkpoints only the last is still there.
+    assert ow.files.retrieve(saved[1]["file"])["purpose"] == "checkpoint"
+    with pytest.raises(NotFoundError):
+        ow.files.retrieve(saved[0]["file"])
+    first, second = adapter(tmp_path / "first"), adapter(tmp_path / "second")
+    assert all(torch.equal(tensor, first[name]) for name, tensor in second.items())
+    ow.run.update("completed")
+
+
+def test_wrong_input_ends_in_one_line(params: dict[str, Any], tmp_path: Path) -> None:
+    code, log = finish(start(tmp_path, {**params, "model": "/no/such/model"}))
+    last = log.strip().splitlines()[-1]
+    assert code == 1 and "ERROR model: there is no folder /no/such/model" in last
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"training_file": "conversations:file-0"}, "needs local paths"),
+        ({"epochs": "many"}, "epochs: is 'many', not a whole number"),
+        ({"max_seq_length": 3}, "nothing to learn is left of any row"),
+    ],
+)
+def test_what_train_raises(
+    change: dict[str, Any],
+    words: str,
+    params: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OpenWeightsError, match=words):
+        train({**params, **change})
+
+
+def test_a_loss_that_is_no_number_ends_the_job(
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_tiny_model(tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(JobFailedError, match="the loss is nan at step 1"):
+        train({**params, "model": str(folder)})
+    assert events(tmp_path)[-1]["loss"] == "NaN"
+
+
+def test_load_config(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ConfigError, match="none.json: cannot be read as JSON"):
+        load_config("none.json")
+    with pytest.raises(ConfigError, match="must hold one JSON object"):
+        load_config(str(tmp_path / "list.json"))
+    with pytest.raises(NotFoundError, match="ftjob-000000000000"):
+        load_config("ftjob-000000000000")
