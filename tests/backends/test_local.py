@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import sqlite3
 import threading
@@ -30,7 +31,8 @@ from openweights.errors import (
 )
 from openweights.types import WorkerSpec
 from tests.backends import processes
-from tests.backends.contract import BackendContract, claim, draft, spec
+from tests.backends.contract import BackendContract
+from tests.backends.steps import claim, draft, spec
 
 
 class Clock:
@@ -54,12 +56,12 @@ class TestLocalBackend(BackendContract):
 
     @pytest.fixture
     def backend(self, tmp_path: Path, clock: Clock) -> Iterator[Backend]:
-        self.clock = clock
+        self.time = clock
         with closing(LocalBackend(tmp_path / "home", lease_s=10.0, clock=clock)) as backend:
             yield backend
 
     def pass_time(self, backend: Backend, seconds: float) -> None:
-        self.clock.moment += timedelta(seconds=seconds)
+        self.time.moment += timedelta(seconds=seconds)
 
     def test_a_cached_model_breaks_ties(self, backend: Backend, clock: Clock) -> None:
         clock.step = timedelta(0)
@@ -351,7 +353,8 @@ def test_a_crash_leaves_no_half_file(home: Path, backend: LocalBackend) -> None:
     assert rest.parent.name == "incoming"
     backend.register_worker(WorkerSpec("w1"))
     assert rest.exists()  # it could still be on its way
-    os.utime(rest, (time.time() - 90_000,) * 2)
+    long_ago = time.time() - 90_000
+    os.utime(rest, (long_ago, long_ago))
     with closing(LocalBackend(home)) as later:
         later.register_worker(WorkerSpec("w2"))
     assert stored_files(home) == []
@@ -383,6 +386,19 @@ def test_organizations_do_not_share_file_ids(home: Path, backend: LocalBackend) 
 
 
 # ---- what can go wrong with the place
+
+
+def test_a_home_that_was_deleted_is_made_anew(home: Path, backend: LocalBackend) -> None:
+    backend.register_worker(WorkerSpec("w1"))
+    backend.submit_job(spec("before"))
+    shutil.rmtree(home)
+    backend.register_worker(WorkerSpec("w1"))
+    backend.submit_job(spec("after"))
+    backend.put_file(io.BytesIO(b"abc"), "result", "f")
+    with closing(LocalBackend(home)) as other:
+        assert [job.id for job in other.list_jobs()] == ["after"]
+        assert [worker.status for worker in other.list_workers()] == ["active"]
+    assert claim(backend).job.id == "after"
 
 
 def test_a_home_that_cannot_be_used(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Each thread has its own connection: SQLite then lets readers run beside a writer, and no thread
 waits behind another one's cursor. Before a fork all of them are closed, because SQLite keeps locks
 per process in memory, which a child would inherit and wrongly trust; both sides open new ones when
-they need them.
+they need them. The same happens when the database was deleted or replaced: SQLite would go on
+with a file that nobody else can see.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from openweights.errors import InvalidStateError
 
@@ -21,11 +23,21 @@ from openweights.errors import InvalidStateError
 class _Held:
     """A thread's connection; `busy` is held while it is in use."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self.db = db
+        self._file = os.stat(path)
         self.thread = weakref.ref(threading.current_thread())
         self.busy = threading.RLock()
         self.is_open = True
+
+    def belongs_here(self, path: Path) -> bool:
+        """Whether this thread made it, for the file that is there now."""
+        if self.thread() is not threading.current_thread():
+            return False
+        try:
+            return os.path.samestat(os.stat(path), self._file)
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         with self.busy:
@@ -34,9 +46,10 @@ class _Held:
 
 
 class Connections:
-    """Hands every thread its own connection, made by `connect` on first use."""
+    """Hands every thread its own connection to `path`, made by `connect` on first use."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection]) -> None:
+        self._path = path
         self._connect = connect
         self._lock = threading.RLock()
         self._by_thread: dict[int, _Held] = {}
@@ -80,13 +93,13 @@ class Connections:
 
     def _held(self) -> _Held:
         held = self._by_thread.get(threading.get_ident())
-        if held is not None and held.thread() is threading.current_thread():
+        if held is not None and held.belongs_here(self._path):
             return held
         with self._lock:
             if self._is_closed:
                 raise InvalidStateError("this store object was closed: open a new one")
             self._close_those_of_ended_threads()
-            held = self._by_thread[threading.get_ident()] = _Held(self._connect())
+            held = self._by_thread[threading.get_ident()] = _Held(self._connect(), self._path)
             return held
 
     def _close_those_of_ended_threads(self) -> None:

@@ -69,33 +69,20 @@ def start_run(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Put a pending job in progress with a new run; returns the new columns of both."""
     attempt = job["attempts"] + 1
+    both = {"status": "in_progress", "worker_id": worker_id}
+    new_job = {**both, "attempts": attempt, "updated_at": now}
     db.execute(
-        "UPDATE jobs SET status = 'in_progress', attempts = ?, worker_id = ?, updated_at = ? "
-        "WHERE seq = ?",
-        (attempt, worker_id, now, job["seq"]),
+        "UPDATE jobs SET status = :status, attempts = :attempts, worker_id = :worker_id, "
+        "updated_at = :updated_at WHERE seq = :seq",
+        {**new_job, "seq": job["seq"]},
     )
+    new_run = {**both, "job_id": job["id"], "attempt": attempt, "created_at": now}
     cursor = db.execute(
         "INSERT INTO runs (job_id, worker_id, attempt, status, lease_expires_at, created_at) "
-        "VALUES (?, ?, ?, 'in_progress', ?, ?)",
-        (job["id"], worker_id, attempt, lease_expires_at, now),
+        "VALUES (:job_id, :worker_id, :attempt, :status, :lease_expires_at, :created_at)",
+        {**new_run, "lease_expires_at": lease_expires_at},
     )
-    new_job = {
-        "status": "in_progress",
-        "attempts": attempt,
-        "worker_id": worker_id,
-        "updated_at": now,
-    }
-    new_run = {
-        "id": cursor.lastrowid,
-        "job_id": job["id"],
-        "worker_id": worker_id,
-        "attempt": attempt,
-        "status": "in_progress",
-        "created_at": now,
-        "ended_at": None,
-        "error": None,
-    }
-    return new_job, new_run
+    return new_job, {**new_run, "id": cursor.lastrowid, "ended_at": None, "error": None}
 
 
 def end_run(

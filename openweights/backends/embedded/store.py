@@ -50,7 +50,8 @@ class Store:
         self.heartbeat_s = heartbeat_s
         self.organization_id = organization_id
         self._clock = clock
-        self._connections = Connections(self._connect)
+        self._path = home / "openweights.db"
+        self._connections = Connections(self._path, self._connect)
         self._files = FileFolder(home / "files", organization_id)
         self._logs = LogFolder(home / "logs")
         self._locks = WorkerLocks(home / "workers")
@@ -120,7 +121,7 @@ class Store:
         for folder in (self.home, *(self.home / name for name in ("files", "logs", "workers"))):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         db = sqlite3.connect(
-            self.home / "openweights.db",
+            self._path,
             timeout=_BUSY_TIMEOUT_S,
             isolation_level=None,
             check_same_thread=False,

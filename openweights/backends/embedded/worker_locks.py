@@ -43,7 +43,9 @@ class WorkerLocks:
         """
         path = self._path(worker_id)
         if worker_id in self._fds:
-            return False
+            if _is_file_at(self._fds[worker_id], path):
+                return False
+            os.close(self._fds.pop(worker_id))  # the store was deleted meanwhile
         give_up_at = time.monotonic() + _PATIENCE_S
         while (fd := self._try_exclusive(path, os.O_CREAT)) is None:
             if time.monotonic() > give_up_at:
@@ -114,10 +116,17 @@ class WorkerLocks:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         except FileNotFoundError:
             return None
-        with suppress(BlockingIOError, FileNotFoundError):
+        with suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The file may have been removed, or replaced, between open and lock.
-            if os.path.samestat(os.fstat(fd), path.stat()):
+            if _is_file_at(fd, path):
                 return fd
         os.close(fd)
         return None
+
+
+def _is_file_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False

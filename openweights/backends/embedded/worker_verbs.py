@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 
 from openweights.backends.embedded import lifecycle, records
@@ -26,7 +26,7 @@ class WorkerVerbs(Store):
         columns = records.worker_columns(worker)
         if not self._is_swept:
             self._sweep()
-        with clear_errors(self.home):
+        with self._read():  # makes the home, should it be gone
             # Before the row, so that nobody sees an active worker without a lock.
             is_new = self._locks.take(worker.id)
         try:
@@ -40,7 +40,7 @@ class WorkerVerbs(Store):
                     {
                         **columns,
                         "status": "active",
-                        "incarnation": uuid.uuid4().hex,
+                        "incarnation": os.urandom(8).hex(),
                         "created_at": now,
                         "pinged_at": now,
                     },

@@ -1,0 +1,6 @@
+"""Failed assertions of the contract show their values, although it is no test file itself."""
+
+import pytest
+
+_PARTS = ("contract_jobs", "contract_runs", "contract_workers", "life_cycle")
+pytest.register_assert_rewrite(*(f"tests.backends.{part}" for part in _PARTS))
