@@ -1,0 +1,45 @@
+# make demo    train a small model here, with and without SDFT (about ten minutes on two cores)
+# make test    the tests
+# make lint    ruff and pyright
+# make clean   remove what these made
+#
+# Each makes its virtual environment in .venv when it is not there; afterwards that takes no time.
+# PYTHON=python3.12 chooses another Python; ARGS="..." is handed on: make test ARGS="-k sdft".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: demo test lint setup clean
+
+demo: $(VENV)/.demo
+	$(BIN)/ow demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+setup: $(VENV)/.dev
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "installing openweights[demo] into $(VENV): a minute or two, about 1.6 GB"
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing openweights[dev] into $(VENV): a minute or two, about 1.7 GB"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(VENV)/.demo $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "openweights needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build trajectories.png

@@ -1,0 +1,138 @@
+"""The README says what is there: its example, tables and tree are compared with the code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import openweights
+from openweights.cli import COMMANDS
+from openweights.client import OpenWeights
+from openweights.client.job_kinds import Jobs
+from openweights.client.jobs import Job
+from openweights.jobs.unsloth.validate import AVAILABLE_LOSSES, FILE_PURPOSES, TrainingConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(heading: str) -> str:
+    """The text below a heading, up to the next one."""
+    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", README, re.M | re.S)
+    assert match, heading
+    return match[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The rows of the first table in `text`, without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[2:]]
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def code(language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def calls(source: str) -> list[tuple[str, ast.Call]]:
+    """The calls of a script, by the dotted name of what is called."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [(ast.unparse(call.func), call) for call in found]
+
+
+def test_example_uses_what_exists() -> None:
+    scripts = [*code("python"), (ROOT / "cookbook/sdft/sdft_smollm2.py").read_text()]
+    assert len(scripts) == 2
+    client = OpenWeights()
+    create = set(inspect.signature(Jobs.create).parameters) | set(TrainingConfig.model_fields)
+    for script in scripts:
+        for name, call in calls(script):
+            keywords = {str(keyword.arg) for keyword in call.keywords}
+            target, _, method = name.partition(".")
+            if name == "ow.fine_tuning.create":
+                assert keywords <= create, keywords - create
+            elif target == "ow":
+                function = client
+                for part in method.split("."):
+                    function = getattr(function, part)
+                assert keywords <= set(inspect.signature(function).parameters), name
+            elif target == "job":
+                inspect.signature(getattr(Job, method)).bind(
+                    None, *call.args, **dict.fromkeys(keywords)
+                )
+        imported = [n for n in ast.walk(ast.parse(script)) if isinstance(n, ast.ImportFrom)]
+        for statement in imported:
+            if statement.module == "openweights":
+                assert all(hasattr(openweights, alias.name) for alias in statement.names)
+
+
+def test_example_is_accepted() -> None:
+    """Its parameters are valid, with a real upload; the model is not loaded for that."""
+    ow = OpenWeights()
+    data = ROOT / "cookbook/sdft/data/train.jsonl"
+    file = ow.files.upload(data, purpose="conversations")["id"]
+    (call,) = [call for name, call in calls(code("python")[0]) if name == "ow.fine_tuning.create"]
+    params = {
+        str(keyword.arg): file
+        if keyword.arg == "training_file"
+        else ast.literal_eval(keyword.value)
+        for keyword in call.keywords
+    }
+    config = ow.fine_tuning.validate(params)
+    ow.fine_tuning.check(config)
+    assert config.loss == "sdft"
+
+
+def test_methods_named_in_the_text_exist() -> None:
+    for method in re.findall(r"`job\.(\w+)\(", README):
+        assert callable(getattr(Job, method)), method
+
+
+def test_command_table_lists_the_commands() -> None:
+    names = [row[0].strip("`").split()[1] for row in rows(section("The command `ow`"))]
+    assert sorted(names) == sorted(COMMANDS)
+
+
+def test_tables_of_losses_and_sdft_fields_are_complete() -> None:
+    losses = {row[0].strip("`"): row for row in rows(section("Losses"))}
+    assert {name: row[1].strip("`") for name, row in losses.items()} == FILE_PURPOSES
+    assert {name for name, row in losses.items() if row[2] == "works"} == set(AVAILABLE_LOSSES)
+    fields = {row[0].strip("`"): row[1].strip("`") for row in rows(section("SDFT"))}
+    defaults = {
+        name: "built in" if field.default is None else str(field.default)
+        for name, field in TrainingConfig.model_fields.items()
+        if name.startswith("sdft_")
+    }
+    assert fields == defaults
+
+
+def test_tree_lists_what_is_there() -> None:
+    (tree,) = code("text")
+    folders: list[str] = []
+    named: set[str] = set()
+    for line in tree.splitlines():
+        indent, entry = len(line) - len(line.lstrip()), line.strip()
+        if indent > 2 * len(folders):  # the second line of a description
+            names, prefix = re.findall(r"[\w.]+\.py", entry), "/".join(folders)
+        else:
+            folders = folders[: indent // 2]
+            name, _, text = entry.partition("  ")
+            names, prefix = [name], "/".join(folders)
+            if name.endswith("/"):
+                folders.append(name.rstrip("/"))
+                inside = "/".join(folders)
+                named |= {f"{inside}/{file}" for file in re.findall(r"[\w.]+\.py", text)}
+        named |= {f"{prefix}/{name}".strip("/") for name in names}
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert not missing
+    packages = {path.parent.name for path in (ROOT / "openweights").glob("*/__init__.py")}
+    assert packages <= {path.split("/")[1] for path in named if path.startswith("openweights/")}
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.M), target
