@@ -82,7 +82,9 @@ _PAIRS = [
 ]
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0, vocab: int = 320, layers: int = 2) -> Path:
+def make_tiny_model(
+    folder: Path, *, seed: int = 0, vocab: int = 320, layers: int = 2, head_dim: int = 8
+) -> Path:
     """Save a random model and its tokenizer to `folder`, which is returned; loads in well under a
     second.
     """
@@ -95,6 +97,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, vocab: int = 320, layers: in
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=512,
         initializer_range=0.3,  # some contrast: uniform logits would hide errors
         eos_token_id=tokenizer.eos_token_id,

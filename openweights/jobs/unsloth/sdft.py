@@ -43,6 +43,7 @@ from openweights.jobs.unsloth.divergence import (
     linear_divergence,
     logits_divergence,
 )
+from openweights.jobs.unsloth.engines import rollout_engine
 from openweights.jobs.unsloth.model import eos_token_ids
 from openweights.jobs.unsloth.rollout import (
     Rollout,
@@ -333,6 +334,7 @@ def sdft_train(
         ema_alpha=config.sdft_ema_alpha,
         skip_tokens=config.sdft_skip_tokens,
         log_event=log_event,
+        engine=rollout_engine(config.sdft_rollout_engine, model, int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
         callbacks=callbacks,
     )
     # It prints what MetricsCallback logs.

@@ -123,6 +123,7 @@ class TrainingConfig(BaseModel):
         sdft_demo_placement: "turns" shows the demonstration as earlier user and assistant turns.
         sdft_demo_repeats: How often it is shown then.
         sdft_skip_tokens: First tokens of a completion that are left out of the loss.
+        sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
         engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
         meta: Free; for `ow.jobs.find(meta={…})`.
     """
@@ -190,6 +191,7 @@ class TrainingConfig(BaseModel):
     sdft_top_p: float = Field(default=1.0, gt=0, le=1)
     sdft_divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     sdft_skip_tokens: int = Field(default=0, ge=0)
+    sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph"] = "auto"
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
 
     @field_validator("model", "training_file", "test_file", "output_dir")

@@ -1,0 +1,188 @@
+"""Whole optimizer steps of SDFT against trl's trainer, on the same rows in the same process.
+
+    python -m tests.benchmarks.sdft_step [--batch 32 --micro 32 --new 256] [--trl-micro 8]
+
+The model has a 7 B model's shape and random weights, with a LoRA of rank 32; prompts have about 200
+tokens, the teacher's about 500. No token ends a completion, so every step generates as much. trl
+runs with full logits, one generation a prompt and an EMA teacher: the same work as ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from openweights.jobs.unsloth.engines import rollout_engine
+from openweights.jobs.unsloth.rollout import SamplingParams
+from openweights.jobs.unsloth.sdft import SDFTTrainer
+from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
+from openweights.jobs.unsloth.trainer_args import trainer_args
+from openweights.jobs.unsloth.validate import TrainingConfig
+from tests.benchmarks.models import PAD, adapted, byte_tokenizer, qwen_7b
+
+PROMPT, DEMONSTRATION = 180, 250
+
+
+class StepTimes(TrainerCallback):
+    """Seconds from the end of a step to the end of the next, so that rollouts count."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        torch.cuda.synchronize()
+        self._last = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(round(now - self._last, 3))
+        self._last = now
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": chr(97 + i % 26) * PROMPT},
+                {"role": "assistant", "content": "z" * DEMONSTRATION},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Steps of `SDFTTrainer` with the engine that "auto" takes."""
+    data = folder / "rows.jsonl"
+    data.touch()
+    config = TrainingConfig(
+        model="random/qwen-7b-shape",
+        training_file=str(data),
+        loss="sdft",
+        sdft_divergence=options.divergence,
+        sdft_demo_template="{prompt}\n\n{demonstration}",
+        sdft_max_new_tokens=options.new,
+        max_seq_length=2048,
+        per_device_train_batch_size=options.micro,
+        gradient_accumulation_steps=options.batch // options.micro,
+        max_steps=options.steps,
+        learning_rate=1e-5,
+        optim="adamw_torch",
+        output_dir=str(folder / "ours"),
+    )
+    tokenizer, model, times = byte_tokenizer(), adapted(qwen_7b()), StepTimes()
+    trainer = SDFTTrainer(
+        model,
+        trainer_args(config, save_strategy="no"),
+        processing_class=tokenizer,
+        train_dataset=on_policy_dataset(sdft_examples(config, tokenizer, rows(512))),
+        sampling=SamplingParams(options.new, 1.0, 1.0, ()),
+        divergence=config.sdft_divergence,
+        engine=rollout_engine(options.engine, model, PAD),
+        callbacks=[times],
+    )
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "divergence" in entry][-1]
+    parts = {k: round(log[k], 3) for k in ("rollout_s", "teacher_s", "student_s", "divergence")}
+    return figures("ours", times, parts | {"engine": options.engine})
+
+
+def run_trl(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Steps of trl's `SDFTTrainer`."""
+    from trl.experimental.sdft import SDFTConfig
+    from trl.experimental.sdft import SDFTTrainer as TRLTrainer
+
+    data = [
+        {"prompt": row["messages"][:1], "privileged_context": row["messages"][1]["content"]}
+        for row in rows(512)
+    ]
+    arguments = SDFTConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=options.trl_micro,
+        gradient_accumulation_steps=options.batch // options.trl_micro,
+        max_steps=options.trl_steps,
+        max_completion_length=options.new,
+        max_prompt_length=600,
+        num_generations=1,
+        bf16=True,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        learning_rate=1e-5,
+        teacher_model_kind="ema",
+        teacher_update_rate=0.02,
+        teacher_prompt_template="{prompt}\n\n{privileged_context}",
+        distillation_mode="full_logits",
+        distillation_alpha=1.0,
+        distillation_is_clip=None,
+    )
+    times = StepTimes()
+    model = adapted(qwen_7b())
+    lora = model.peft_config["default"]
+    trainer = TRLTrainer(
+        model=model.unload(),
+        args=arguments,
+        train_dataset=Dataset.from_list(data),
+        processing_class=byte_tokenizer(),
+        callbacks=[times],
+        peft_config=lora,
+    )
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    return figures("trl", times, {"micro": options.trl_micro})
+
+
+def figures(name: str, times: StepTimes, more: dict[str, Any]) -> dict[str, Any]:
+    """The first step compiles and captures; the best of the others counts."""
+    return {
+        "what": name,
+        "step_s": min(times.seconds[1:]),
+        "all_steps_s": times.seconds,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+        **more,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--micro", type=int, default=32)
+    parser.add_argument("--new", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--divergence", default="reverse_kl")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--trl-micro", type=int, default=8, help="0 leaves trl out")
+    parser.add_argument("--trl-steps", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {vars(options)}")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run in (run_ours, run_trl) if options.trl_micro else (run_ours,):
+            results.append(run(options, Path(folder)))
+            print(json.dumps(results[-1]), flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+    if len(results) > 1:
+        print(f"ratio: {results[1]['step_s'] / results[0]['step_s']:.2f} times as fast as trl")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
