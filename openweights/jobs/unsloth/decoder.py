@@ -286,7 +286,7 @@ def _adapter(module: Any) -> _Adapter | None:
 
 
 @torch.no_grad()
-def _share_storage(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _share_storage(parameters: Sequence[Tensor]) -> Tensor:
     """One tensor that holds the parameters one after the other; they become views of it."""
     if len(parameters) == 1:
         return parameters[0].data

@@ -5,6 +5,9 @@ vocabulary gathers both normalisers and the expectations with a running softmax,
 the gradient. Logits are read in the precision they come in and everything is summed in float32.
 """
 
+# Triton has no types, and is there only where CUDA is.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -109,7 +112,7 @@ def divergence_kernel(
     teacher: Tensor,
     weights: Tensor,
     grad: Tensor | None,
-    stats: tuple[Tensor, Tensor, Tensor],
+    stats: tuple[Tensor, ...],
     kind: str,
     scale: float,
     softcap: float | None,

@@ -1,5 +1,8 @@
 """`torch_ops` in Triton; imported on CUDA only."""
 
+# Triton has no types, and is there only where CUDA is.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import torch
