@@ -25,6 +25,7 @@ class Settings:
         run_id: `OPENWEIGHTS_RUN_ID`, set by the worker inside a job.
         spool_dir: `OPENWEIGHTS_SPOOL`, set by the worker inside a job: where events wait until they
             are stored.
+        n_gpus: `N_GPUS`, set by the worker inside a job; 0 without a GPU.
         lease_s: `OPENWEIGHTS_LEASE_S`: a worker silent for longer loses its job.
         heartbeat_s: `OPENWEIGHTS_HEARTBEAT_S`: None lets the store choose.
         worker_idle_s: `OPENWEIGHTS_WORKER_IDLE_S`: a self-started worker goes away after this long
@@ -40,6 +41,7 @@ class Settings:
     hf_org: str | None = None
     run_id: int | None = None
     spool_dir: Path | None = None
+    n_gpus: int = 0
     lease_s: float = 60.0
     heartbeat_s: float | None = None
     worker_idle_s: float = 60.0
@@ -64,6 +66,7 @@ class Settings:
             hf_org=env.get("HF_ORG") or env.get("HF_USER") or None,
             run_id=None if run_id is None else int(run_id),
             spool_dir=Path(spool).absolute() if spool else None,
+            n_gpus=int(_number(env, "N_GPUS") or 0),
             lease_s=_seconds(env, "OPENWEIGHTS_LEASE_S", 60.0),
             heartbeat_s=_number(env, "OPENWEIGHTS_HEARTBEAT_S"),
             worker_idle_s=_seconds(env, "OPENWEIGHTS_WORKER_IDLE_S", 60.0),

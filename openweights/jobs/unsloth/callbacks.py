@@ -20,6 +20,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
+from openweights.jobs.unsloth.ranks import any_rank
 from openweights.jobs.unsloth.reporting import Reporter
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class StepSeed(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See `TrainerCallback`."""
-        torch.manual_seed(random.Random(f"{args.seed}/{state.global_step}").getrandbits(63))
+        text = f"{args.seed}/{state.global_step}/{args.process_index}"
+        torch.manual_seed(random.Random(text).getrandbits(63))
 
 
 class CheckpointCallback(TrainerCallback):
@@ -166,6 +168,8 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See `TrainerCallback`."""
+        # Ranks are signaled at different moments and must stop after the same step.
+        self.signaled = any_rank(self.signaled)
         if self.signaled:
             logger.info("asked to stop; saving at step %d", state.global_step)
             control.should_save = True

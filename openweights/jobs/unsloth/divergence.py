@@ -225,7 +225,7 @@ def _score_fused(
     stats: Tensor,
     grad: Tensor | None,
 ) -> None:
-    """`_score` on CUDA: logits in float32, two passes over them, the gradient in the head's type."""
+    """`_score` on CUDA: logits in float32, two passes over them, gradient in the head's type."""
     from openweights.jobs.unsloth.divergence_kernel import divergence_kernel
 
     student, teacher = _raw_logits(student_hidden, head), _raw_logits(teacher_hidden, head)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError
+from openweights.jobs.unsloth.ranks import local_rank
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _load_transformers(config: TrainingConfig) -> tuple[Any, Any]:
         location,
         dtype=base_dtype(location),
         quantization_config=_four_bit() if config.load_in_4bit else None,
-        device_map={"": 0} if torch.cuda.is_available() else None,
+        device_map={"": local_rank()} if torch.cuda.is_available() else None,
     )
     model.config.use_cache = False
     lora = LoraConfig(

@@ -45,6 +45,7 @@ from openweights.jobs.unsloth.divergence import (
 )
 from openweights.jobs.unsloth.engines import rollout_engine
 from openweights.jobs.unsloth.model import eos_token_ids
+from openweights.jobs.unsloth.ranks import average_gradients, sum_over_ranks
 from openweights.jobs.unsloth.rollout import (
     Rollout,
     RolloutEngine,
@@ -166,7 +167,7 @@ class SDFTTrainer(SFTTrainer):
                 self._scoring_batch("", micro, own)
                 | self._scoring_batch("teacher_", teacher_micro, own)
             )
-        return scored, len(rollout.completions)
+        return scored, sum_over_ranks(len(rollout.completions), self.accelerator)
 
     def _rollout(self, prompts: list[list[int]]) -> Rollout:
         step = self.state.global_step
@@ -178,7 +179,7 @@ class SDFTTrainer(SFTTrainer):
         self._record("truncated_share", count - sum(rollout.ended), count)
         self._record("rollout_s", rollout.seconds, 1)
         self._record("rollout_tokens_per_s", rollout.tokens, rollout.seconds)
-        if self._log_event and step % COMPLETIONS_EVERY_STEPS == 0:
+        if self._log_event and step % COMPLETIONS_EVERY_STEPS == 0 and self.args.process_index == 0:
             self._log_event(self._completions_event(step, prompts, rollout))
         return rollout
 
@@ -240,12 +241,24 @@ class SDFTTrainer(SFTTrainer):
         self._record("divergence", float(output.per_token.sum()), tokens)
         self._record("entropy", float(output.entropy.sum()), tokens)
         self._record("agreement", float(output.agreement.sum()), tokens)
-        loss = output.loss
+        # Gradients are averaged over ranks, and each rank holds its share of the sum.
+        loss = output.loss * self.accelerator.num_processes
         if not self.model_accepts_loss_kwargs:
             # The Trainer divides by the number of micro-batches in this case; the weights have done
             # so already.
             loss = loss * self.current_gradient_accumulation_steps
         return (loss, {}) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """A micro-batch. The loss does not pass through DDP's forward, so the last one of a step
+        averages the gradients over the ranks here."""
+        is_on_policy = "teacher_input_ids" in inputs
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if is_on_policy and self.accelerator.sync_gradients:
+            average_gradients(self._network, self.accelerator)
+        return loss
 
     def _score(self, inputs: dict[str, Tensor], weights: Tensor) -> DivergenceOutput:
         base = base_model(self._network)
@@ -278,7 +291,9 @@ class SDFTTrainer(SFTTrainer):
         """Adds the weighted means since the last log, and the teacher's drift, to a training
         log."""
         if self._sums and "loss" in logs:
-            for name, (total, weight) in self._sums.items():
+            names = list(self._sums)
+            totals = sum_over_ranks([self._sums[name] for name in names], self.accelerator)
+            for name, (total, weight) in zip(names, totals, strict=True):
                 logs[name] = total / weight if weight else 0.0
             logs["teacher_drift"] = self.teacher.drift()
             self._sums.clear()

@@ -22,6 +22,7 @@ from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.reporting import FolderReporter, Reporter, StoreReporter
 from openweights.jobs.unsloth.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -77,17 +78,21 @@ def train(
         if stop.signaled and trainer.state.global_step < trainer.state.max_steps:
             reporter.close(completed=False)
             raise SystemExit(EXIT_TERMINATED)
-    _finish(config, trainer, tokenizer, reporter)
+    if trainer.is_world_process_zero():
+        _finish(config, trainer, tokenizer, reporter)
     return trainer
 
 
 def _reporter(config: TrainingConfig, run: Run | None) -> Reporter:
     from openweights import OpenWeights
+    from openweights.jobs.unsloth.ranks import FollowerReporter, rank
 
     ow = OpenWeights()
     if run is None and ow.settings.run_id is None:
-        return FolderReporter(UPLOADS, config)
-    return StoreReporter(ow, run or ow.run)
+        reporter: Reporter = FolderReporter(UPLOADS, config)
+    else:
+        reporter = StoreReporter(ow, run or ow.run)
+    return FollowerReporter(reporter, rank()) if rank() else reporter
 
 
 def _load_rows(config: TrainingConfig, reporter: Reporter, field: str, file: str) -> Rows:
@@ -183,7 +188,6 @@ def _finish(
 def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
     """A push that fails is told in log and events: the training it would spoil has succeeded."""
     from openweights.jobs.unsloth.hub import push_result
-    from openweights.settings import Settings
 
     settings = Settings.from_env()
     if config.push_to_hub is False or (config.push_to_hub is None and not settings.hf_token):
@@ -227,7 +231,10 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         logger.error("usage: python -m openweights.jobs.unsloth.training <job id | config.json>")
         return 2
+    from openweights.jobs.unsloth.ranks import relaunch
+
     try:
+        relaunch(Settings.from_env().n_gpus, arguments)
         train(load_config(arguments[0]))
     except OpenWeightsError as error:
         logger.debug("why", exc_info=True)

@@ -1,0 +1,106 @@
+"""Several processes, one for each GPU: how a job becomes them, and what they tell each other.
+
+Every rank samples and scores its own rows. Gradients, the number of sequences in a step and what is
+logged are summed over all of them, so a step equals that of one process with all rows, to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from openweights.jobs.unsloth.reporting import Reporter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def rank() -> int:
+    """This process's number; 0 reports and saves."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """The number of this process's GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def relaunch(processes: int, arguments: Sequence[str]) -> None:
+    """Replace this process by torchrun with so many ranks of the training module.
+
+    Returns at once where one is enough, or where this is a rank already.
+    """
+    if processes < 2 or "LOCAL_RANK" in os.environ:
+        return
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    module = ["-m", "openweights.jobs.unsloth.training", *arguments]
+    os.execv(sys.executable, [sys.executable, *launcher, *module])
+
+
+def sum_over_ranks(value: Any, accelerator: Accelerator) -> Any:
+    """Numbers, or nested lists of them, summed over all ranks in float64; in the shape given."""
+    if accelerator.num_processes == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is set on some rank; every rank must ask."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(tensor)
+    return bool(tensor)
+
+
+def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
+    """Mean over ranks of every trainable parameter's gradient, in one message for each type."""
+    if accelerator.num_processes == 1:
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for dtype in {p.dtype for p in parameters}:
+        gradients = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= accelerator.num_processes
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+class FollowerReporter:
+    """The reporter of every rank but the first: reads what the run needs, writes nothing."""
+
+    def __init__(self, leader: Reporter, number: int) -> None:
+        self._leader = leader
+        self._folder = f"rank-{number}"
+        self.job_id = leader.job_id
+
+    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
+        """Nothing: the first rank says it."""
+
+    def fetch(self, file: str, target: Path) -> Path:
+        """See `Reporter`; a copy of its own, since ranks share a folder."""
+        return self._leader.fetch(file, target.parent / self._folder / target.name)
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """Nothing: the first rank does."""
+
+    def newest_checkpoint(self, target: Path) -> Path | None:
+        """See `Reporter`; a copy of its own."""
+        return self._leader.newest_checkpoint(target / self._folder)
+
+    def close(self, *, completed: bool) -> None:
+        """Nothing."""
