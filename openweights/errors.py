@@ -1,19 +1,18 @@
 """Every error that this package raises on purpose.
 
     OpenWeightsError
-    ├── InvalidInputError (ValueError)         what you passed cannot work; says where and what
-    would │   ├── DatasetError                       a row of a file, named by line and field
-    │   └── ConfigError                        a parameter, named by field
-    ├── NotFoundError (LookupError)            no job, run, file or worker of that id
-    ├── InvalidStateError (RuntimeError)       the state machine forbids it, e.g. cancel of a
-    completed job ├── ConfigurationError (RuntimeError)      this installation: a package, a key or
-    a setting is missing ├── JobFailedError (RuntimeError)          your job failed; the platform
-    did its part │   └── JobCanceledError
-    ├── WaitTimeoutError (TimeoutError)        the job is still going; waiting for it was limited
-    └── PlatformError (RuntimeError)           the store or a worker failed; your job may be fine
-        ├── StoreUnavailableError              worth trying again
-        └── FencedError                        this attempt was replaced by a newer one; stop
-        quietly
+    ├── InvalidInputError (ValueError)       what you passed cannot work: where, and what would
+    │   ├── DatasetError                     a row of a file, named by line and field
+    │   └── ConfigError                      a parameter, named by field
+    ├── NotFoundError (LookupError)          no job, run, file or worker of that id
+    ├── InvalidStateError (RuntimeError)     not in this state, such as cancel of a completed job
+    ├── ConfigurationError (RuntimeError)    this installation lacks a package, a key, a setting
+    ├── JobFailedError (RuntimeError)        your job failed; the platform did its part
+    │   └── JobCanceledError
+    ├── WaitTimeoutError (TimeoutError)      the job goes on; waiting for it was limited
+    └── PlatformError (RuntimeError)         the store or a worker failed; your job may be fine
+        ├── StoreUnavailableError            worth trying again
+        └── FencedError                      a newer attempt has taken over; stop quietly
 
 Each class also inherits the built-in that code unaware of this package would catch.
 """

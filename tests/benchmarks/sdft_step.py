@@ -4,7 +4,9 @@
 
 The model has a 7 B model's shape and random weights, with a LoRA of rank 32; prompts have about 200
 tokens, the teacher's about 500. No token ends a completion, so every step generates as much. trl
-runs with full logits, one generation a prompt and an EMA teacher: the same work as ours.
+runs with full logits, one generation a prompt and an EMA teacher: the same work as ours. With
+`--training-engine unsloth` ours trains through unsloth, which is imported first; trl is left out,
+because unsloth replaces its trainers.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+if "unsloth" in sys.argv:
+    import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from openweights.jobs.unsloth.engines import rollout_engine
+from openweights.jobs.unsloth.model import load_model
 from openweights.jobs.unsloth.rollout import SamplingParams
 from openweights.jobs.unsloth.sdft import SDFTTrainer
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
@@ -81,7 +88,8 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         optim="adamw_torch",
         output_dir=str(folder / "ours"),
     )
-    tokenizer, model, times = byte_tokenizer(), adapted(qwen_7b()), StepTimes()
+    model, tokenizer = load_ours(options, config, folder)
+    times = StepTimes()
     trainer = SDFTTrainer(
         model,
         trainer_args(config, save_strategy="no"),
@@ -97,6 +105,16 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     log = [entry for entry in trainer.state.log_history if "divergence" in entry][-1]
     parts = {k: round(log[k], 3) for k in ("rollout_s", "teacher_s", "student_s", "divergence")}
     return figures("ours", times, parts | {"engine": options.engine})
+
+
+def load_ours(options: argparse.Namespace, config: TrainingConfig, folder: Path) -> Any:
+    """The model with its adapter, and the tokenizer; unsloth loads them from a folder."""
+    if options.training_engine == "transformers":
+        return adapted(qwen_7b()), byte_tokenizer()
+    saved = folder / "model"
+    qwen_7b().save_pretrained(saved)
+    byte_tokenizer().save_pretrained(saved)
+    return load_model(config.model_copy(update={"model": str(saved), "r": 32, "lora_alpha": 32}))
 
 
 def run_trl(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -166,11 +184,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--divergence", default="reverse_kl")
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--training-engine", default="transformers")
     parser.add_argument("--trl-micro", type=int, default=8, help="0 leaves trl out")
     parser.add_argument("--trl-steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {vars(options)}")
+    if options.training_engine == "unsloth":
+        options.trl_micro = 0
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for run in (run_ours, run_trl) if options.trl_micro else (run_ours,):
