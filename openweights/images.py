@@ -6,6 +6,3 @@ TAG = "1.0"
 
 UNSLOTH_IMAGE = f"openweights/ow-unsloth:{TAG}"
 """Training: unsloth, trl, peft, transformers. The default of every job."""
-
-VLLM_IMAGE = f"openweights/ow-vllm:{TAG}"
-"""Serving and evaluation: vLLM."""

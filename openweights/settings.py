@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from openweights.errors import ConfigurationError
@@ -21,7 +21,8 @@ class Settings:
 
     Attributes:
         home: Folder of the embedded store (`OPENWEIGHTS_HOME`, default `~/.openweights`).
-        api_key: `OPENWEIGHTS_API_KEY`; with `supabase_url` it selects the Supabase store.
+        api_key: `OPENWEIGHTS_API_KEY`. It and `supabase_url` (`SUPABASE_URL`) name a store
+            elsewhere, which this version refuses.
         run_id: `OPENWEIGHTS_RUN_ID`, set by the worker inside a job.
         spool_dir: `OPENWEIGHTS_SPOOL`, set by the worker inside a job: where events wait until they
             are stored.
@@ -34,10 +35,11 @@ class Settings:
     """
 
     home: Path
-    api_key: str | None = None
+    # Not shown: a printed client or a traceback with locals must not tell a secret.
+    api_key: str | None = field(default=None, repr=False)
     supabase_url: str | None = None
-    supabase_anon_key: str | None = None
-    hf_token: str | None = None
+    supabase_anon_key: str | None = field(default=None, repr=False)
+    hf_token: str | None = field(default=None, repr=False)
     hf_org: str | None = None
     run_id: int | None = None
     spool_dir: Path | None = None
@@ -67,7 +69,7 @@ class Settings:
             run_id=None if run_id is None else int(run_id),
             spool_dir=Path(spool).absolute() if spool else None,
             n_gpus=int(_number(env, "N_GPUS") or 0),
-            lease_s=_seconds(env, "OPENWEIGHTS_LEASE_S", 60.0),
+            lease_s=_lease(env),
             heartbeat_s=_number(env, "OPENWEIGHTS_HEARTBEAT_S"),
             worker_idle_s=_seconds(env, "OPENWEIGHTS_WORKER_IDLE_S", 60.0),
             cancel_grace_s=_seconds(env, "OPENWEIGHTS_CANCEL_GRACE_S", 20.0),
@@ -121,6 +123,16 @@ def _number(env: Mapping[str, str], name: str) -> float | None:
     if not 0 <= value < math.inf:
         raise ConfigurationError(
             f"{name}={text!r} is not a number of at least 0; unset it or give one"
+        )
+    return value
+
+
+def _lease(env: Mapping[str, str]) -> float:
+    value = _seconds(env, "OPENWEIGHTS_LEASE_S", 60.0)
+    if value == 0:
+        raise ConfigurationError(
+            "OPENWEIGHTS_LEASE_S must be greater than 0: every worker would lose its job at once; "
+            "unset it"
         )
     return value
 

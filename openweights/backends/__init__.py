@@ -1,4 +1,4 @@
-"""Stores of jobs, runs, events and files. `open_backend` picks the one that the settings name."""
+"""Stores of jobs, runs, events and files. `open_backend` opens the one on this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
 
 def open_backend(settings: Settings) -> Backend:
-    """The store that `settings` name; opening it does no I/O.
+    """The store in `settings.home`; opening it does no I/O.
 
     Raises:
-        ConfigurationError: A key without a project, or a project without a key.
+        ConfigurationError: `settings` hold a key or a project: they mean a store elsewhere, which
+            this version does not have.
     """
     if settings.api_key or settings.supabase_url:
         raise ConfigurationError(

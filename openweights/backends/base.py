@@ -72,8 +72,14 @@ class Backend(Protocol):
         """The content, as a stream that the caller closes."""
         ...
 
-    def list_files(self, *, purpose: str | None = None, limit: int = 100) -> list[FileRecord]:
-        """Newest first."""
+    def list_files(
+        self, *, purpose: str | None = None, limit: int | None = 100
+    ) -> list[FileRecord]:
+        """Newest first.
+
+        Args:
+            limit: None for all.
+        """
         ...
 
     def delete_file(self, file_id: str) -> None:

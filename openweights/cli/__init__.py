@@ -60,10 +60,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="openweights %(version)s")
 def main() -> None:
-    """Fine-tuning jobs on this machine or in the cloud.
+    """Fine-tuning jobs on this machine.
 
-    A JOB is an id as `ow ls` prints it, or the beginning of one. With nothing configured, jobs run
-    on this machine, and their records lie under OPENWEIGHTS_HOME (~/.openweights).
+    A JOB is an id as `ow ls` prints it, or the beginning of one. The records of jobs lie under
+    OPENWEIGHTS_HOME (~/.openweights).
     """
     # What the terminal's encoding cannot hold is shown escaped instead of being an error.
     stdout: object = sys.stdout

@@ -50,7 +50,7 @@ def _is_line(word: str) -> bool:
     type=click.Choice(CLOUD_TYPES, case_sensitive=False),
     default="SECURE",
     show_default=True,
-    help="Tier of the machine; ALL takes the cheaper one first.",
+    help="Stored with the job; counts on RunPod only, which this version does not use.",
 )
 @click.option(
     "--requires-vram-gb",

@@ -10,7 +10,7 @@ from openweights.settings import Settings
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="End when there is nothing left to do.")
+@click.option("--once", is_flag=True, help="Take one job at most, and end.")
 def worker(once: bool) -> None:
     """Run a worker here, in the foreground.
 

@@ -23,6 +23,7 @@ from openweights.client.jobs import Job, JobCollection
 from openweights.client.local_worker import LocalWorker
 from openweights.client.results import read_log_chunks
 from openweights.client.runs import Run, RunCollection, ScriptRun
+from openweights.errors import ConfigurationError, NotFoundError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,10 +43,12 @@ class OpenWeights:
     attributes: `ow.fine_tuning.create(...)`, and `ow.<name>` for each `@register("<name>")`.
 
     Args:
-        supabase_url: Project that holds the jobs; default: `SUPABASE_URL`.
+        supabase_url: Project that holds the jobs; default: `SUPABASE_URL`. This version has the
+            store on this machine only, and refuses one elsewhere on first use.
         supabase_key: Its public key; default: `SUPABASE_ANON_KEY`.
         auth_token: An `ow_…` key; default: `OPENWEIGHTS_API_KEY`.
-        organization_id: Override; default: the key's organization.
+        organization_id: Whose jobs these are; the store on this machine knows "local" alone, and
+            anything else is refused on first use.
         settings: All of the above and more, instead of the environment.
 
     Attributes:
@@ -105,18 +108,32 @@ class OpenWeights:
 
     @property
     def backend(self) -> Backend:
-        """The store, opened on first use."""
+        """The store, opened on first use.
+
+        Raises:
+            ConfigurationError: The settings name another store than the one on this machine.
+        """
         with self._lock:
             if self._backend is None:
                 from openweights.backends import open_backend
 
-                self._backend = open_backend(self.settings)
+                self._backend = self._checked(open_backend(self.settings))
             return self._backend
+
+    def _checked(self, backend: Backend) -> Backend:
+        asked = self._organization_id
+        if asked and asked != backend.organization_id:
+            backend.close()
+            raise ConfigurationError(
+                f"the store on this machine holds the organization {backend.organization_id!r}, "
+                f"not {asked!r}; leave organization_id out"
+            )
+        return backend
 
     @property
     def organization_id(self) -> str:
         """Whose jobs and files these are."""
-        return self._organization_id or self.backend.organization_id
+        return self.backend.organization_id
 
     @property
     def hf_org(self) -> str | None:
@@ -152,20 +169,25 @@ class OpenWeights:
         """File id of the source bundle, built and uploaded once for each state of the package."""
         with self._lock:
             state = signature(package_folder())
-            if self._bundle is None or self._bundle[0] != state:
+            if self._bundle is None or self._bundle[0] != state or not self._has(self._bundle[1]):
                 content = BytesIO(build_bundle())
                 record = self.backend.put_file(content, BUNDLE_PURPOSE, "openweights.zip")
                 self._bundle = (state, record.id)
             return self._bundle[1]
 
     def ensure_worker(self) -> None:
-        """With the embedded store: start a worker if none is alive."""
-        if self.settings.api_key or self.settings.supabase_url:
-            return
+        """Start a worker if none of the store is alive."""
         with self._lock:
             if self._worker is None:
                 self._worker = LocalWorker(self.settings, self.backend)
             self._worker.ensure()
+
+    def _has(self, file_id: str) -> bool:
+        try:
+            self.backend.open_file(file_id).close()
+        except NotFoundError:
+            return False
+        return True
 
     def iterate_log(self, run_id: int) -> Iterator[bytes]:
         """The log of a run so far, in pieces."""

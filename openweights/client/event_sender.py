@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from openweights.client.event_json import event_data
 from openweights.errors import (
     FencedError,
+    InvalidStateError,
     NotFoundError,
     OpenWeightsError,
     PlatformError,
@@ -82,17 +83,32 @@ class EventSender:
         self._thread = threading.Thread(
             target=self._send_all, name="openweights-events", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            os.close(self._file)
+            self.path.unlink()
+            raise InvalidStateError(
+                f"run {run_id} can log nothing more: the process is ending"
+            ) from error
         atexit.register(self.close)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more events."""
+        return self._closing
 
     def log(self, data: Mapping[str, Any]) -> None:
         """Write an event down, to be sent soon.
 
         Raises:
             InvalidInputError: `data` is no JSON; the message names the key.
+            InvalidStateError: It is closed.
         """
         line = _line(event_data(data))
         with self._lock:
+            if self._closing:
+                raise InvalidStateError(f"the event sender of run {self.run_id} is closed")
             if self._given_up:
                 return
             self._append(line)
@@ -118,14 +134,16 @@ class EventSender:
         if os.getpid() != self.pid:
             # A forked child: thread and file are its parent's.
             return False
-        done = self.flush(timeout)
+        self.flush(timeout)
         with self._lock:
             if self._closing:
-                return done
+                return self._sent >= self._written
             self._closing = True
             self._change.notify_all()
         atexit.unregister(self.close)
         self._thread.join(timeout=1.0)
+        # Now, not before: an event may have come between the flush and the closing.
+        done = self._sent >= self._written
         os.close(self._file)
         if done or self._given_up:
             self.path.unlink(missing_ok=True)

@@ -38,8 +38,8 @@ def collect_files(folder: Path) -> dict[str, Path]:
     """Path below `folder` -> file, for each file to take along.
 
     Left out: what a `.gitignore` (here, below, or above up to the repository's root) ignores;
-        `.git`, `.env*`, virtual
-    environments, caches and a folder `uploads`; links that lead out of the folder.
+    `.git`, `.env*`, virtual environments, caches and a folder `uploads`; links to folders, to what
+    is never taken along, and out of the folder.
     """
     folder = folder.resolve()
     files = {
@@ -57,8 +57,9 @@ def _walk(root: Path, folder: Path, rules: _Rules) -> Iterator[Path]:
             if _takes_folder(root, path) and not _is_ignored(path, rules, is_folder=True):
                 yield from _walk(root, path, rules)
         elif not _is_never_taken(entry.name) and not _is_ignored(path, rules, is_folder=False):
-            if _leads_out(root, path, entry.is_symlink()):
-                logger.warning("%s is left out: it is a link that leads out of the folder", path)
+            refused = _refusal(root, path) if entry.is_symlink() else None
+            if refused:
+                logger.warning("%s is left out: it is a link %s", path, refused)
             elif entry.is_file():
                 yield path
 
@@ -79,13 +80,19 @@ def _takes_folder(root: Path, path: Path) -> bool:
 
 def _is_never_taken(name: str) -> bool:
     """Secrets; and `.git`, which is a file in a work tree or a submodule."""
-    return (
-        name == ".git" or name == ".env" or name.startswith((".env.", ".envrc")) or name == ".netrc"
-    )
+    return name in (".git", ".netrc") or name.lower().startswith(".env")
 
 
-def _leads_out(root: Path, path: Path, is_link: bool) -> bool:
-    return is_link and not path.resolve().is_relative_to(root)
+def _refusal(root: Path, link: Path) -> str | None:
+    """Why a link cannot travel, or None if it can, as a copy of its file."""
+    target = Path(os.path.realpath(link))
+    if not target.is_relative_to(root):
+        return "that leads out of the folder"
+    if target.is_dir():
+        return "to a folder; use the folder itself, or a copy"
+    if any(map(_is_never_taken, target.relative_to(root).parts)):
+        return "to what is never taken along"
+    return None
 
 
 def _is_ignored(path: Path, rules: _Rules, *, is_folder: bool) -> bool:

@@ -90,8 +90,8 @@ class FileCollection:
         """`retrieve` under its older name."""
         return self.retrieve(file_id)
 
-    def list(self, purpose: str | None = None, limit: int = 100) -> list[File]:
-        """Newest first."""
+    def list(self, purpose: str | None = None, limit: int | None = 100) -> list[File]:
+        """The newest `limit` (None: all), newest first."""
         return [
             _as_dict(record) for record in self._ow.backend.list_files(purpose=purpose, limit=limit)
         ]
@@ -102,7 +102,12 @@ class FileCollection:
             return stream.read()
 
     def download(self, file_id: str, path: str | os.PathLike[str]) -> Path:
-        """Write the file to `path`, completely or not at all."""
+        """Write the file to `path`, completely or not at all.
+
+        Raises:
+            InvalidInputError: Nothing can be written there.
+            NotFoundError: There is no file of that id.
+        """
         target = Path(path)
         write_stream_to(self._ow.backend, file_id, target)
         return target
@@ -155,6 +160,10 @@ def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
 def _open_path(path: Path) -> BinaryIO:
     if path.is_dir():
         raise InvalidInputError(f"{path} is a folder; pass a file")
+    if os.path.exists(path) and not path.is_file():
+        raise InvalidInputError(
+            f"{path} is a pipe or a device, not a file; open it, and pass it to ow.files.create"
+        )
     try:
         return path.open("rb")
     except FileNotFoundError:

@@ -1,9 +1,8 @@
 """Job kinds: what turns keyword arguments into a job.
 
 A kind is a subclass of `Jobs`: a model of its parameters, the files it needs, and the command that
-    runs them. `register` gives
-it a name, and `ow.<name>.create(...)` submits it. The collection of all jobs, whatever their kind,
-is `ow.jobs`.
+runs them. `register` gives it a name, and `ow.<name>.create(...)` submits it. The collection of all
+jobs, whatever their kind, is `ow.jobs`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from openweights import images
 from openweights.client.jobs import Job
 from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params, spelled
+from openweights.client.param_json import dumped, plain
 from openweights.errors import ConfigError, InvalidInputError
 from openweights.types import CLOUD_TYPES, CloudType, JobSpec, JobType
 
@@ -57,8 +57,8 @@ class Jobs:
         job_type: How listings call it.
         id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
             say False: their command comes from the parameters, so that a new version of this
-            package does not run everything again. Files of a non-empty `mount` are part of the id
-            in any case.
+            package does not run everything again. It holds for the class that says so, not for its
+            subclasses, which may run something else.
     """
 
     mount: ClassVar[dict[str, str]] = {}
@@ -124,7 +124,7 @@ class Jobs:
         vram = type(self).requires_vram_gb if requires_vram_gb is None else requires_vram_gb
         _check_controls(cloud_type, vram, priority, max_attempts)
         hardware = normalize_hardware(allowed_hardware)
-        validated = self.validate(params)
+        validated = self.validate({name: plain(value, name) for name, value in params.items()})
         self.check(validated)
         spec = replace(
             self._spec(validated, cloud_type),
@@ -151,7 +151,7 @@ class Jobs:
             type=self.job_type,
             script=_JOB_ID.sub(job_id, script),
             params={
-                "validated_params": validated.model_dump(mode="json"),
+                "validated_params": dumped(validated),
                 "mounted_files": mounted,
                 "cloud_type": cloud_type,
             },
@@ -188,12 +188,11 @@ class Jobs:
         """
         content: dict[str, Any] = {
             "kind": type(self).__name__,
-            "params": validated.model_dump(mode="json", exclude_defaults=True),
+            "params": dumped(validated, exclude_defaults=True),
             "organization": self.ow.backend.organization_id,
         }
-        if self.id_covers_mounts:
+        if self.id_covers_mounts or "id_covers_mounts" not in vars(type(self)):
             content["script"] = script
-        if self.id_covers_mounts or self.mount:
             content["mounted_files"] = dict(mounted_files or {})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         suffix = getattr(validated, "job_id_suffix", None)

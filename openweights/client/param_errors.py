@@ -1,16 +1,20 @@
-"""pydantic's errors in our words: a line for each parameter that says what would work."""
+"""pydantic's errors in our words: a line for each parameter, with what is wrong and what to do."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
+# What a job kind says of a name that the model does not have, or None for the general words.
+Unknown = Callable[[str, "type[BaseModel]"], str | None]
+
 _SHOWN = 60  # characters of a wrong value
+_LISTED = 12  # so many names of parameters fit into a message
 _BOUNDS = {
     "greater_than": ("greater than", "gt"),
     "greater_than_equal": ("at least", "ge"),
@@ -27,20 +31,36 @@ _TYPES = {
     "tuple": "a tuple",
     "model": "a dict",
 }
+# Branches of a union, which pydantic puts into the location of an error.
+_BRANCHES = frozenset({"bool", "constrained-float", "constrained-int", "float", "int", "str"})
 
 
-def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One line for each wrong field of `model`: field, what is wrong, what would work."""
-    lines = [_line(detail, model) for detail in error.errors(include_url=False)]
-    return list(dict.fromkeys(lines))
+def describe_validation_error(
+    error: ValidationError, model: type[BaseModel], *, unknown: Unknown | None = None
+) -> list[str]:
+    """One line for each wrong field of `model`: field, what is wrong, what would work.
+
+    A check of several fields may raise a `PydanticCustomError` whose context has `problems`: by
+    field what is wrong.
+    """
+    found: dict[str, list[ErrorDetails]] = {}
+    lines: dict[str, str] = {}
+    for detail in error.errors(include_url=False):
+        if "problems" in detail.get("ctx", {}):
+            lines.update(detail.get("ctx", {})["problems"])
+        else:
+            found.setdefault(_field(_place(detail)), []).append(detail)
+    # The branches of a union all complain of the same value.
+    lines = {field: _what(details, model, unknown) for field, details in found.items()} | lines
+    return [f"{field}: {what}" if field else what for field, what in lines.items()]
 
 
 def ignored_params(params: Mapping[str, Any], model: type[BaseModel]) -> list[str]:
     """A line for each parameter that pydantic's default is to ignore: it is mostly a slip."""
     if model.model_config.get("extra", "ignore") != "ignore" or not _takes_names(model):
         return []
-    unknown = [name for name in params if name not in model.model_fields]
-    return [f"{name}: {_unknown((name,), model)}" for name in unknown]
+    names = [name for name in params if name not in model.model_fields]
+    return [f"{name}: {_unknown((name,), model)}" for name in names]
 
 
 def spelled(values: Iterable[object]) -> str:
@@ -49,9 +69,15 @@ def spelled(values: Iterable[object]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
+def shown(value: object) -> str:
+    """The value as code, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
 def closest(name: str, known: Sequence[str]) -> str | None:
     """The known name that `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)), None)
 
 
 def _takes_names(model: type[BaseModel]) -> bool:
@@ -60,48 +86,89 @@ def _takes_names(model: type[BaseModel]) -> bool:
     return all(field.alias is None and field.validation_alias is None for field in fields)
 
 
-def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    field = _field(detail["loc"])
-    return f"{field}: {_what(detail, model)}" if field else _what(detail, model)
+def _place(detail: ErrorDetails) -> tuple[int | str, ...]:
+    """Where the error is, without the branches of unions."""
+    first, *rest = detail["loc"] or ("",)
+    return first, *(p for p in rest if isinstance(p, int) or not ("[" in p or p in _BRANCHES))
 
 
-def _field(loc: tuple[int | str, ...]) -> str:
+def _field(place: tuple[int | str, ...]) -> str:
     path = ""
-    for part in loc:
+    for part in place:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
 
-def _what(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    kind = detail["type"]
-    context: Mapping[str, Any] = detail.get("ctx") or {}
-    given = _shown(detail["input"])
-    if kind == "missing":
+def _what(
+    details: Sequence[ErrorDetails], model: type[BaseModel], unknown: Unknown | None = None
+) -> str:
+    detail = details[0]
+    if detail["type"] == "missing":
         return "is required; pass it"
-    if kind == "extra_forbidden":
-        return _unknown(detail["loc"], model)
-    if kind == "literal_error" or kind == "enum":
-        return f"must be {context['expected']}, not {given}"
+    if detail["type"] == "extra_forbidden":
+        return _unknown(_place(detail), model, unknown)
+    wanted = [_wanted(detail) for detail in details]
+    if None not in wanted:
+        words = " or ".join(dict.fromkeys(str(words) for words in wanted))
+        return f"must be {words}, not {shown(detail['input'])}{_remedy(_place(detail), model)}"
+    if detail["type"] == "value_error":
+        return str(detail.get("ctx", {}).get("error", detail["msg"]))
+    return f"{detail['msg'][:1].lower()}{detail['msg'][1:]} (got {shown(detail['input'])})"
+
+
+def _wanted(detail: ErrorDetails) -> str | None:
+    """What the value must be, where a few words say it."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in ("literal_error", "enum"):
+        return str(context["expected"])
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return f"must be {words} {context[key]}, not {given}"
-    if kind == "value_error":
-        return str(context.get("error", detail["msg"]))
-    wanted = _TYPES.get(kind.split("_")[0])
-    if wanted is not None and kind.endswith(("_type", "_parsing", "_from_float")):
-        return f"must be {wanted}, not {given}"
-    return f"{detail['msg'][:1].lower()}{detail['msg'][1:]} (got {given})"
+        return f"{words} {context[key]}"
+    if kind == "finite_number":
+        return "a finite number"
+    if kind.endswith(("_type", "_parsing", "_from_float")):
+        return _TYPES.get(kind.split("_")[0])
+    return None
 
 
-def _unknown(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    known = list(model.model_fields)
-    meant = closest(str(loc[-1]), known) if len(loc) == 1 else None
-    if meant is not None:
+def _remedy(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """What to do about a wrong value, where there is more to say than what it must be."""
+    owner = _owner(place, model)
+    field = None if owner is None else owner.model_fields.get(str(place[-1]))
+    if field is None or field.is_required():
+        return ""
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return f"; correct it, or remove it for the default {shown(default)}"
+
+
+def _unknown(
+    place: tuple[int | str, ...], model: type[BaseModel], unknown: Unknown | None = None
+) -> str:
+    name, owner = str(place[-1]), _owner(place, model)
+    if owner is None:
+        return "is not a parameter; leave it out"
+    if unknown is not None and (said := unknown(name, owner)):
+        return said
+    known = list(owner.model_fields)
+    if meant := closest(name, known):
         return f"is not a parameter; did you mean {meant!r}?"
-    listed = f"; there are {', '.join(known)}" if len(loc) == 1 and len(known) <= 12 else ""  # noqa: PLR2004
-    return f"is not a parameter{listed or '; leave it out'}"
+    if len(known) <= _LISTED:
+        return f"is not a parameter; there are {', '.join(known)}"
+    return "is not a parameter; leave it out"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+def _owner(place: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel] | None:
+    """The model, `model` or one inside it, that has or lacks the last name of `place`."""
+    owner: type[BaseModel] | None = model
+    for part in place[:-1]:
+        if isinstance(part, str):
+            field = owner.model_fields.get(part) if owner is not None else None
+            owner = None if field is None else _inner_model(field.annotation)
+    return owner
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation such as `list[Model] | None`."""
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        return annotation
+    return next(filter(None, map(_inner_model, get_args(annotation))), None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ def write_results(backend: Backend, events: Iterable[EventRecord], target: Path)
     """Write each file of the events that have `file` and `path`; of equal paths the last one.
 
     Raises:
-        InvalidInputError: A path leaves `target`; nothing was written.
+        InvalidInputError: A path leaves `target`; nothing was written. Or one cannot be written.
     """
     files: dict[Path, str] = {}
     for event in events:
@@ -33,10 +34,13 @@ def write_results(backend: Backend, events: Iterable[EventRecord], target: Path)
 
 
 def write_log(backend: Backend, run_id: int, target: Path) -> Path:
-    """Write `<run id>.log`."""
-    target.mkdir(parents=True, exist_ok=True)
+    """Write `<run id>.log`.
+
+    Raises:
+        InvalidInputError: It cannot be written there.
+    """
     path = target / f"{run_id}.log"
-    with path.open("wb") as out:
+    with _writing(path), path.open("wb") as out:
         for chunk in read_log_chunks(backend, run_id):
             out.write(chunk)
     return path
@@ -50,15 +54,31 @@ def read_log_chunks(backend: Backend, run_id: int, offset: int = 0) -> Iterator[
 
 
 def write_stream_to(backend: Backend, file_id: str, path: Path) -> None:
-    """Write a stored file to `path`, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a stored file to `path`, completely or not at all.
+
+    Raises:
+        InvalidInputError: It cannot be written there.
+        NotFoundError: There is no file of that id.
+    """
+    # Not named after the file, whose name may be as long as names can be.
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    with backend.open_file(file_id) as content, _writing(path):
+        try:
+            with partial.open("wb") as out:
+                shutil.copyfileobj(content, out, 1 << 20)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Makes the folder of `path`, and names `path` in what goes wrong."""
     try:
-        with backend.open_file(file_id) as content, partial.open("wb") as out:
-            shutil.copyfileobj(content, out, 1 << 20)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _inside(target: Path, path: str) -> Path:

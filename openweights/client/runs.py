@@ -6,6 +6,7 @@ import atexit
 import os
 import shlex
 import sys
+import threading
 import uuid
 from datetime import datetime
 from pathlib import Path
@@ -13,15 +14,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from openweights.client.event_sender import EventSender
 from openweights.client.results import write_log, write_results
+from openweights.client.script_end import ScriptEnd
 from openweights.errors import FencedError, PlatformError
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from openweights.backends.base import Backend
     from openweights.client import OpenWeights
 
 EVENT_FILE_PURPOSE = "event"
+
+# Held while an event is written down or a sender is exchanged, so that no event meets a sender that
+# is closed; and during a fork, so that the child does not find it held for ever.
+_sending = threading.RLock()
+os.register_at_fork(
+    before=_sending.acquire, after_in_parent=_sending.release, after_in_child=_sending.release
+)
 
 
 class Run:
@@ -94,17 +104,23 @@ class Run:
         if file is not None:
             stored = self._ow.files.create(file, EVENT_FILE_PURPOSE)
             data = {**data, "file": stored["id"]}
-        self._open_sender().log(data)
+        backend = self._ow.backend
+        with _sending:
+            self._open_sender(backend).log(data)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that this process has logged is stored; says whether it is."""
-        return self._sender is None or self._sender.flush(timeout)
+        sender = self._sender
+        return sender is None or sender.flush(timeout)
 
     def close(self) -> None:
-        """Send what this process has logged, and stop sending. The run itself goes on."""
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        """Send what this process has logged, and stop sending. The run itself goes on, and what is
+        logged afterwards is sent, too.
+        """
+        with _sending:
+            sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.close()
 
     def update(
         self, status: Literal["completed", "failed", "canceled"], error: str | None = None
@@ -131,39 +147,41 @@ class Run:
         files = write_results(self._ow.backend, self.events, target)
         return [*files, write_log(self._ow.backend, self.id, target)]
 
-    def _open_sender(self) -> EventSender:
-        if self._sender is None or self._sender.pid != os.getpid():
-            self._sender = EventSender(self._ow.backend, self.id, self._ow.settings.spool_dir)
-        return self._sender
+    def _open_sender(self, backend: Backend) -> EventSender:
+        sender = self._sender
+        if sender is None or sender.is_closed or sender.pid != os.getpid():
+            sender = self._sender = EventSender(backend, self.id, self._ow.settings.spool_dir)
+        return sender
 
 
 class ScriptRun(Run):
     """The run of a script that no worker started; it ends with the process, as failed after an
-    uncaught exception.
+    uncaught exception or a `sys.exit` with an error. Of the command line only the script's name is
+    kept: its arguments may be secrets.
     """
 
     def __init__(self, ow: OpenWeights) -> None:
         spec = JobSpec(
             id=f"sjob-{uuid.uuid4().hex[:12]}",
             type="script",
-            script=shlex.join([os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]]),
+            script=shlex.quote(os.path.basename(sys.argv[0]) or "python"),
             params={"validated_params": {}, "mounted_files": {}, "cloud_type": "SECURE"},
         )
         record = ow.backend.start_script_run(spec).run
         super().__init__(ow, record.id, record)
         self._pid = os.getpid()
+        self._script_end = ScriptEnd()
         atexit.register(self._end)
 
     def _end(self) -> None:
         if os.getpid() != self._pid:
             return
         self.close()
-        # The interpreter keeps here what ended the program.
-        error: BaseException | None = getattr(sys, "last_value", None)
+        error = self._script_end.error()
+        self._script_end.restore()
         status = "completed" if error is None else "failed"
-        text = None if error is None else f"{type(error).__name__}: {error}"
         try:
-            self._ow.backend.finish_run(self.id, self.attempt, status, error=text)
+            self._ow.backend.finish_run(self.id, self.attempt, status, error=error)
         except (FencedError, PlatformError):
             # Ended by hand, or the store is away: there is nobody left to tell.
             return

@@ -55,7 +55,7 @@ class Plan:
         general_tokens: Longest answer to a general prompt.
     """
 
-    steps: int = 24
+    steps: int = 32
     batch_rows: int = 8
     learning_rate: float = 3e-4
     max_new_tokens: int = 16
@@ -95,7 +95,7 @@ class Study:
 
     Attributes:
         model: Name of the base model.
-        rows: Rows that each method saw, repetitions counted.
+        rows: Rows of the training file.
         gate: Score of the base model on training orders, without and with the demonstration.
         base: Score of the base model on the held-out orders.
     """
@@ -232,7 +232,8 @@ class Demo:
 
         plan = self.plan
         self._say("Teacher gate: does the demonstration in its conversation help the base model?")
-        sample = read_questions(self._data / "train.jsonl", plan.gate_rows)
+        train = read_questions(self._data / "train.jsonl")
+        sample = train[: plan.gate_rows]
         gate = teacher_gate(chat, sample, repeats=DEMO_REPEATS, max_new_tokens=plan.max_new_tokens)
         for label, result in zip(("without it", "with it   "), gate, strict=True):
             self._say(f"  {label}  format {result.format:.2f}  correct {result.correct:.2f}")
@@ -240,7 +241,7 @@ class Demo:
         return Study(
             model=self.model.name,
             plan=plan,
-            rows=plan.steps * plan.batch_rows,
+            rows=len(train),
             gate=gate,
             base=score(answers, tests),
             samples=list(tests[:3]),

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -85,9 +84,7 @@ def execute(claim: Claim, host: Host) -> None:
 
 
 def runs_folder(settings: Settings) -> Path:
-    """Beside the embedded store; in the machine's temporary folder when the store is elsewhere."""
-    if settings.supabase_url or settings.api_key:
-        return Path(tempfile.gettempdir()) / f"openweights-runs-{os.getuid()}"
+    """Where the folders of runs are made: beside the embedded store."""
     return settings.home / "runs"
 
 
@@ -227,7 +224,8 @@ class _Execution:
         backend, run_id = self._host.backend, self._run.id
         replay_events(backend, folder.spool, self._hurry)
         if with_files:
-            collect_uploads(backend, run_id, folder.uploads, folder.path, self._hurry)
+            uploads, note = folder.uploads, self._log.note
+            collect_uploads(backend, run_id, uploads, folder.path, self._hurry, note)
 
     def _report(self, verdict: Verdict) -> None:
         if verdict.outcome == "fenced":
@@ -315,9 +313,11 @@ def job_env(host: Host, folder: RunFolder, run_id: int) -> dict[str, str]:
     env["PYTHONPATH"] = _joined(str(folder.path), env.get("PYTHONPATH"))
     env["PATH"] = _joined(os.path.dirname(sys.executable), env.get("PATH", os.defpath))
     env["PYTHONUNBUFFERED"] = "1"
-    # OpenMP's threads spin while they wait. On cores that anything else uses too, training was 20
-    # times slower so; where the cores are free it makes no difference.
-    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin for milliseconds while they wait. On cores that something else uses too,
+    # training was 20 times slower so. Not spinning at all makes two free cores as slow as one, so
+    # they spin for a moment only.
+    if "OMP_WAIT_POLICY" not in env:
+        env.setdefault("GOMP_SPINCOUNT", "20000")
     env["OPENWEIGHTS_RUN_ID"] = str(run_id)
     env["OPENWEIGHTS_HOME"] = str(host.settings.home)
     env[SPOOL_VARIABLE] = str(folder.spool)

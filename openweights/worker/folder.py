@@ -139,7 +139,7 @@ def unpack(bundle: BinaryIO, folder: Path) -> None:
 
 
 def mount(content: BinaryIO, folder: Path, target: str) -> None:
-    """Write a mounted file to its target.
+    """Write a mounted file to its target. One that begins with `#!` is made executable.
 
     Raises:
         InvalidInputError: The target leaves the folder.
@@ -147,7 +147,11 @@ def mount(content: BinaryIO, folder: Path, target: str) -> None:
     path = inside(folder, target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
+        beginning = content.read(2)
+        file.write(beginning)
         shutil.copyfileobj(content, file)
+    if beginning == b"#!":
+        path.chmod(path.stat().st_mode | 0o111)
 
 
 def _lock(path: Path) -> int | None:

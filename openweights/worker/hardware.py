@@ -13,8 +13,8 @@ from openweights.errors import ConfigurationError
 QUERY_TIMEOUT_S = 30.0
 # First match wins, so the narrower name comes first. Keys are those of RunPod's hardware strings.
 _SHORT_NAMES = (
-    (r"H200", "H200"),
-    (r"B200", "B200"),
+    (r"\bH200", "H200"),
+    (r"\bB200", "B200"),
     (r"H100.*NVL", "H100N"),
     (r"H100.*(HBM3|SXM)", "H100S"),
     (r"A100.*SXM", "A100S"),

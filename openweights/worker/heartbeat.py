@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from openweights.errors import StoreUnavailableError
+from openweights.errors import NotFoundError, StoreUnavailableError
 from openweights.types import Instruction
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,10 @@ class Heartbeat:
                 if not is_away:
                     logger.warning("heartbeat: the store is away: %s", error)
                 is_away = True
+            except NotFoundError as error:
+                logger.error("heartbeat: the store was deleted or replaced: %s", error)
+                self._stop_all()
+                return
             except Exception:  # noqa: BLE001 - the loop of a daemon: the lease must not end with one error
                 logger.exception("heartbeat failed")
             else:
@@ -80,3 +84,10 @@ class Heartbeat:
             self._on_shutdown()
         elif watched is not None and instruction != "continue":
             watched[1](instruction)
+
+    def _stop_all(self) -> None:
+        """Worker or run is gone from the store: whatever the job makes, nobody will take it."""
+        watched = self._watched
+        if watched is not None:
+            watched[1]("fenced")
+        self._on_shutdown()

@@ -60,8 +60,12 @@ class LogPump:
         self._reader.start()
 
     def note(self, text: str) -> None:
-        """A line of the worker's own, at this place of the log."""
-        self._put(self._redactor.feed(f"[openweights] {text}\n".encode()))
+        """A line of the worker's own, at this place of the log; it is no output of the job. Not to
+        be used while the job is running.
+        """
+        self._put(self._redactor.flush())
+        line = f"[openweights] {text}\n".encode(errors="backslashreplace")
+        self._put(self._redactor.feed(line) + self._redactor.flush(), is_output=False)
 
     def drain(self) -> None:
         """The job has ended: read what it left in the pipe. The pipe may be closed afterwards."""
@@ -105,11 +109,12 @@ class LogPump:
             if self._job_ended.is_set():
                 deadline = min(deadline, time.monotonic() + DRAIN_S)
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes, *, is_output: bool = True) -> None:
         if not data:
             return
         with self._changed:
-            self._tail = (self._tail + data)[-TAIL_BYTES:]
+            if is_output:
+                self._tail = (self._tail + data)[-TAIL_BYTES:]
             while len(self._waiting) >= MOST_WAITING_BYTES and not self._is_hopeless():
                 self._changed.wait(1.0)
             if not self._is_hopeless():

@@ -21,6 +21,7 @@ from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.errors import (
     ConfigurationError,
+    NotFoundError,
     OpenWeightsError,
     PlatformError,
     StoreUnavailableError,
@@ -163,6 +164,8 @@ class Worker:
             )
         except StoreUnavailableError:
             return None
+        except NotFoundError as error:
+            raise PlatformError(f"the store does not know this worker any more: {error}") from error
 
     def _sign_off(self) -> None:
         # Once, without patience: a store that is away finds out by itself that this worker is gone.

@@ -5,19 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-# A name that ends so holds a secret. PUBLIC_KEY and the like do not.
+# A name that ends so, or so with a number, holds a secret. PUBLIC_KEY and the like do not, and PWD
+# alone is the current folder.
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|(?<!PUBLIC_)KEY|APIKEY|CREDENTIALS?)$", re.IGNORECASE
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|(?<=_)PWD|PASSPHRASE|PAT|(?<!PUBLIC_)KEYS?|APIKEYS?"
+    r"|CREDENTIALS?)(?:_?\d+)?$",
+    re.IGNORECASE,
 )
+_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/:@]*:([^\s/@]+)@", re.IGNORECASE)
 MIN_LENGTH = 8  # shorter values are words such as "true", and replacing them would garble the log
 
 
 def secret_values(env: Mapping[str, str]) -> dict[str, bytes]:
-    """Values of `env` that must not be shown, by name."""
+    """Values of `env` that must not be shown, by name; of a URL with a password, the password."""
+    found = {name: value for name, value in env.items() if _SECRET_NAME.search(name)}
+    for name, value in env.items():
+        if name not in found and (url := _URL_PASSWORD.search(value)):
+            found[name] = url[1]
     return {
         name: value.encode(errors="surrogateescape")
-        for name, value in env.items()
-        if _SECRET_NAME.search(name) and len(value) >= MIN_LENGTH
+        for name, value in found.items()
+        if len(value) >= MIN_LENGTH
     }
 
 

@@ -6,9 +6,10 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from openweights.backends.base import Backend
 from openweights.types import EventDraft
@@ -31,30 +32,44 @@ def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> No
 
 
 def collect_uploads(
-    backend: Backend, run_id: int, uploads: Path, folder: Path, give_up: threading.Event
-) -> int:
-    """Store each file under `uploads` and log its event `{path, file}`. Returns how many.
+    backend: Backend,
+    run_id: int,
+    uploads: Path,
+    folder: Path,
+    give_up: threading.Event,
+    note: Callable[[str], None],
+) -> None:
+    """Store each file under `uploads` and log its event `{path, file}`.
 
     Links are followed while they stay inside `folder`, so that a job can upload what it made
-    elsewhere without a copy.
+    elsewhere without a copy. What cannot be stored is left out with a line to `note`.
     """
-    count = 0
-    for path, name in upload_files(uploads, folder):
+    for path, name in upload_files(uploads, folder, note):
+        try:
+            name.encode()
+            opened = path.open("rb")
+        except UnicodeEncodeError:
+            note(f"uploads: {name!r} is not stored: its name is not UTF-8")
+            continue
+        except OSError as error:
+            note(f"uploads: {name!r} is not stored: {error.strerror}")
+            continue
 
-        def store(path: Path = path, name: str = name) -> None:
-            with path.open("rb") as content:
-                record = backend.put_file(content, "result", path.name)
+        def store(content: BinaryIO = opened, path: Path = path, name: str = name) -> None:
+            content.seek(0)
+            record = backend.put_file(content, "result", path.name)
             # The key comes from the path, so that trying again does not log the file twice.
             key = "result-" + hashlib.sha256(f"{run_id}/{name}".encode()).hexdigest()[:32]
             data = {"path": name, "file": record.id}
             backend.append_events(run_id, [EventDraft(key, data, datetime.now(UTC))])
 
-        persist(store, give_up=give_up)
-        count += 1
-    return count
+        with opened:
+            persist(store, give_up=give_up)
 
 
-def upload_files(uploads: Path, folder: Path) -> Iterator[tuple[Path, str]]:
+def upload_files(
+    uploads: Path, folder: Path, note: Callable[[str], None]
+) -> Iterator[tuple[Path, str]]:
     """Files below `uploads` with their name relative to it, sorted; each real folder once."""
     root = folder.resolve()
     seen: set[Path] = set()
@@ -62,17 +77,25 @@ def upload_files(uploads: Path, folder: Path) -> Iterator[tuple[Path, str]]:
     def walk(directory: Path) -> Iterator[Path]:
         real = directory.resolve()
         if real in seen or not real.is_relative_to(root):
-            logger.warning("uploads: %s leads out of the job's folder or in a circle", directory)
+            note(f"{_shown(directory)} leads out of the job's folder or in a circle")
             return
         seen.add(real)
-        for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as error:
+            note(f"{_shown(directory)} is not stored: {error.strerror}")
+            return
+        for entry in entries:
             path = Path(entry.path)
-            if entry.is_dir():
+            if os.path.isdir(path):
                 yield from walk(path)
-            elif entry.is_file() and path.resolve().is_relative_to(root):
+            elif os.path.isfile(path) and path.resolve().is_relative_to(root):
                 yield path
             else:
-                logger.warning("uploads: %s: not a file of the job's folder", path)
+                note(f"{_shown(path)} is not stored: it is not a file of the job's folder")
+
+    def _shown(path: Path) -> str:
+        return f"uploads: {path.relative_to(uploads).as_posix()!r}"
 
     if uploads.is_dir():
         for path in walk(uploads):

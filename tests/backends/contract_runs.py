@@ -149,8 +149,14 @@ class RunContract(Contract):
         first = start(backend)
         backend.append_events(first.run.id, [draft(step=1), draft(old=True)])
         backend.finish_run(first.run.id, 1, "failed")
-        backend.append_events(first.run.id, [draft(step=2)])  # late, but not replaced yet
-        assert backend.get_job("job-1").outputs == {"step": 2, "old": True}
+        late = draft(step=2)
+        backend.append_events(first.run.id, [late])  # late, but not replaced yet
+        job = backend.get_job("job-1")
+        assert job.outputs == {"step": 2, "old": True}
+        # What adds nothing does not make it the job that was changed last.
+        backend.append_events(first.run.id, [late])
+        backend.append_events(first.run.id, [])
+        assert backend.get_job("job-1") == job
         backend.restart_job("job-1")
         assert backend.latest_values(job_id="job-1") == {"step": 2, "old": True}
         second = claim(backend)

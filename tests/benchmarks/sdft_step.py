@@ -6,7 +6,8 @@ The model has a 7 B model's shape and random weights, with a LoRA of rank 32; pr
 tokens, the teacher's about 500. No token ends a completion, so every step generates as much. trl
 runs with full logits, one generation a prompt and an EMA teacher: the same work as ours. With
 `--training-engine unsloth` ours trains through unsloth, which is imported first; trl is left out,
-because unsloth replaces its trainers.
+because unsloth replaces its trainers. Under `torchrun --nproc-per-node 2 -m
+tests.benchmarks.sdft_step --micro 16 --trl-micro 0` two GPUs share the batch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -29,6 +31,7 @@ from transformers import TrainerCallback
 
 from openweights.jobs.unsloth.engines import rollout_engine
 from openweights.jobs.unsloth.model import load_model
+from openweights.jobs.unsloth.ranks import local_rank
 from openweights.jobs.unsloth.rollout import SamplingParams
 from openweights.jobs.unsloth.sdft import SDFTTrainer
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
@@ -57,6 +60,11 @@ class StepTimes(TrainerCallback):
         self._last = now
 
 
+def ranks() -> int:
+    """Processes that share a batch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def rows(count: int) -> list[dict[str, Any]]:
     return [
         {
@@ -82,7 +90,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sdft_max_new_tokens=options.new,
         max_seq_length=2048,
         per_device_train_batch_size=options.micro,
-        gradient_accumulation_steps=options.batch // options.micro,
+        gradient_accumulation_steps=options.batch // (options.micro * ranks()),
         max_steps=options.steps,
         learning_rate=1e-5,
         optim="adamw_torch",
@@ -192,16 +200,18 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {vars(options)}")
     if options.training_engine == "unsloth":
         options.trl_micro = 0
+    torch.cuda.set_device(local_rank())
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for run in (run_ours, run_trl) if options.trl_micro else (run_ours,):
             results.append(run(options, Path(folder)))
-            print(json.dumps(results[-1]), flush=True)
+            if local_rank() == 0:
+                print(json.dumps(results[-1] | {"gpus": ranks()}), flush=True)
             gc.collect()
             torch.cuda.empty_cache()
     if len(results) > 1:
         print(f"ratio: {results[1]['step_s'] / results[0]['step_s']:.2f} times as fast as trl")
-    if options.json:
+    if options.json and local_rank() == 0:
         options.json.write_text(json.dumps(results, indent=2))
 
 

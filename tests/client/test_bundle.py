@@ -61,3 +61,13 @@ def test_uploaded_once(ow: QuietClient) -> None:
     assert ow.bundle_file() == first == QuietClient(settings=ow.settings).bundle_file()
     assert [file["id"] for file in ow.files.list(purpose="source")] == [first]
     assert ow.files.content(first) == build_bundle()
+
+
+def test_uploaded_again_when_it_is_gone(ow: QuietClient, home: Path) -> None:
+    first = ow.bundle_file()
+    ow.files.delete(first)
+    assert ow.bundle_file() == first
+    assert ow.files.content(first) == build_bundle()
+    shutil.rmtree(home)
+    assert ow.bundle_file() == first
+    assert ow.files.content(first) == build_bundle()

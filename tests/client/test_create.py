@@ -9,8 +9,16 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from openweights import ConfigError, InvalidInputError, Jobs, OpenWeights, register
+from openweights import (
+    ConfigError,
+    ConfigurationError,
+    InvalidInputError,
+    Jobs,
+    OpenWeights,
+    register,
+)
 from openweights.client.mounts import expand_mounts
+from openweights.settings import Settings
 from tests.client.conftest import QuietClient
 from tests.client.kinds import Echo
 
@@ -97,7 +105,10 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": "a", "steps": True}, ["steps: must be a whole number, not True"]),
     ({"model": "a", "style": "thin"}, ["style: must be 'plain' or 'bold', not 'thin'"]),
     ({"model": "a", "inner": [{"size": "x"}]}, ["inner[0].size: must be a whole number, not 'x'"]),
-    ({"model": "a", "inner": [{"sizes": 1}]}, ["inner[0].sizes: is not a parameter; leave it out"]),
+    (
+        {"model": "a", "inner": [{"sizes": 1}]},
+        ["inner[0].sizes: is not a parameter; did you mean 'size'?"],
+    ),
     ({"model": "a", "inner": "x" * 100}, ["inner: must be a list, not 'xxx"]),
     (
         {"model": "a", "style": "bold", "steps": 9},
@@ -281,7 +292,62 @@ def test_register(ow: QuietClient) -> None:
 
 
 def test_building_a_client_does_no_io(home: Path) -> None:
-    ow = OpenWeights(organization_id="mine")
-    assert ow.organization_id == "mine" and ow.hf_org is None
+    ow = OpenWeights(organization_id="local")
+    assert ow.organization_id == "local" and ow.hf_org is None
     assert not home.exists()
     ow.close()
+
+
+def test_organization_that_the_store_does_not_have(home: Path) -> None:
+    ow = OpenWeights(organization_id="mine")
+    for use in (lambda: ow.organization_id, ow.jobs.list, lambda: ow.run):
+        with pytest.raises(ConfigurationError, match="'local', not 'mine'"):
+            use()
+    ow.close()
+
+
+def test_secrets_are_not_shown() -> None:
+    secrets = {"OPENWEIGHTS_API_KEY": "ow_1", "HF_TOKEN": "hf_2", "SUPABASE_ANON_KEY": "anon_3"}
+    settings = Settings.from_env(secrets)
+    assert (settings.api_key, settings.hf_token) == ("ow_1", "hf_2")
+    assert not [value for value in secrets.values() if value in f"{settings!r} {settings}"]
+
+
+def test_lease_must_last() -> None:
+    with pytest.raises(ConfigurationError, match="OPENWEIGHTS_LEASE_S must be greater than 0"):
+        Settings.from_env({"OPENWEIGHTS_LEASE_S": "0"})
+    assert Settings.from_env({"OPENWEIGHTS_LEASE_S": ""}).lease_s == 60
+
+
+class _Scalar:
+    """As numpy's and torch's are."""
+
+    def __init__(self, *values: float) -> None:
+        self._values = values
+
+    def item(self) -> float:
+        if len(self._values) != 1:
+            raise ValueError("can only convert an array of size 1")
+        return self._values[0]
+
+
+def test_scalars_in_meta_become_numbers(ow: QuietClient) -> None:
+    plain = Echo(ow).create(text="a", meta={"seed": 3, "rates": [0.5, {"x": True}]})
+    job = Echo(ow).create(
+        text="a", meta={"seed": _Scalar(3), "rates": [_Scalar(0.5), {"x": _Scalar(True)}]}
+    )
+    assert job.id == plain.id
+    assert Echo(ow).create(text="a", times=_Scalar(2)).params["validated_params"]["times"] == 2
+
+
+@pytest.mark.parametrize("value", [object(), _Scalar(1, 2), [{1, object()}], {"a": {"b": len}}])
+def test_meta_that_is_no_json(ow: QuietClient, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^meta: is not JSON \(.*\); use numbers"):
+        Echo(ow).create(text="a", meta={"x": value})
+
+
+def test_meta_that_holds_itself(ow: QuietClient) -> None:
+    meta: dict[str, Any] = {}
+    meta["x"] = [meta]
+    with pytest.raises(ConfigError, match=r"^meta: is nested too deeply, or holds itself$"):
+        Echo(ow).create(text="a", meta=meta)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import pytest
 
-from openweights import InvalidInputError, StoreUnavailableError
+from openweights import InvalidInputError, InvalidStateError, StoreUnavailableError
 from openweights.backends.base import Backend
 from openweights.client.event_sender import EventSender, replay_spool
 from openweights.types import Claim, EventDraft
@@ -158,6 +158,15 @@ def test_closing_in_vain_keeps_the_file_for_a_replay(
     assert values(ow, run_id) == list(range(5))
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["notes.jsonl"]
     assert replay_spool(ow.backend, tmp_path) == 0
+
+
+def test_a_closed_sender_says_so(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
+    sender = EventSender(ow.backend, run_id, tmp_path)
+    assert sender.close()
+    # The next descriptor is the one that the sender had: nothing may be written to it.
+    with (tmp_path / "other").open("wb"), pytest.raises(InvalidStateError, match="is closed"):
+        sender.log({"n": 1})
+    assert (tmp_path / "other").read_bytes() == b""
 
 
 def test_replay_needs_the_store(ow: QuietClient, run_id: int, tmp_path: Path) -> None:

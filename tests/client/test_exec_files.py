@@ -80,6 +80,7 @@ def test_never(tmp_path: Path) -> None:
     write(
         tmp_path,
         *("main.py", ".env", ".env.local", ".envrc", "sub/.env", ".netrc", ".git/config"),
+        *(".env-prod", ".env_local", ".Env", ".ENV.PROD", ".env2/secret"),
         *("venv-of-mine/pyvenv.cfg", "venv-of-mine/bin/python", "conda/conda-meta/history"),
         *("__pycache__/main.pyc", "sub/__pycache__/x.pyc", "node_modules/x/index.js"),
         *(
@@ -105,12 +106,17 @@ def test_links(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "secret.txt")
     (root / "inside.txt").symlink_to(root / "real" / "a.txt")
     (root / "outside.txt").symlink_to(tmp_path / "secret.txt")
+    write(root, ".env")
+    (root / "settings").symlink_to(".env")
     (root / "broken.txt").symlink_to(root / "nothing")
     (root / "folder").symlink_to(root / "real")
     (root / "loop").symlink_to(root)
     os.mkfifo(root / "pipe")
     assert set(collect_files(root)) == {"real/a.txt", "inside.txt"}
-    assert "outside.txt is left out" in caplog.text
+    assert "outside.txt is left out: it is a link that leads out of the folder" in caplog.text
+    assert "folder is left out: it is a link to a folder" in caplog.text
+    assert "loop is left out: it is a link to a folder" in caplog.text
+    assert "settings is left out: it is a link to what is never taken along" in caplog.text
 
 
 def test_exec_job(ow: QuietClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

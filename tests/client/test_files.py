@@ -83,6 +83,29 @@ def test_wrong_file(ow: QuietClient, tmp_path: Path) -> None:
         ow.files.create(cast("Any", 3), "result")
 
 
+def test_pipe_at_a_path_is_refused_at_once(ow: QuietClient, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InvalidInputError, match="is a pipe or a device, not a file"):
+            ow.files.upload(path, "conversations")
+
+
+def test_download_where_nothing_can_be_written(ow: QuietClient, tmp_path: Path) -> None:
+    file = ow.files.create(b"x", "result")["id"]
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "below", tmp_path / "file" / "a" / "b", tmp_path):
+        with pytest.raises(InvalidInputError, match=f"cannot write {path}: "):
+            ow.files.download(file, path)
+    assert ow.files.download(file, tmp_path / ("x" * 255)).read_bytes() == b"x"
+
+
+def test_all_files_are_listed_without_a_limit(ow: QuietClient) -> None:
+    for number in range(101):
+        ow.files.create(str(number).encode(), "result")
+    assert len(ow.files.list()) == 100
+    assert len(ow.files.list(limit=None)) == 101
+
+
 def test_large_upload_is_streamed(ow: QuietClient) -> None:
     import tracemalloc
 

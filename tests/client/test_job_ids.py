@@ -129,6 +129,38 @@ def test_command_and_mounted_files_are_in_the_id_of_custom_jobs(
     )
 
 
+def test_subclass_of_a_built_in_kind_that_runs_something_else(
+    ow: QuietClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openweights.jobs.exec import Exec
+    from openweights.jobs.unsloth import FineTuning
+
+    class Command(FineTuning):
+        def get_entrypoint(self, validated_params: BaseModel) -> str:
+            return "python my_training.py {job_id}"
+
+    class Files(FineTuning):
+        def mounted_paths(self) -> dict[str, Path]:
+            return {"openweights/jobs/unsloth/training.py": tmp_path / "mine.py"}
+
+    Command.__name__ = Files.__name__ = "FineTuning"
+    file = ow.files.create(lines(GOOD), "conversations")["id"]
+    params = {"model": "org/tiny", "training_file": file, "loss": "sdft"}
+    found = [_create(ow, params, FineTuning).id, _create(ow, params, Command).id]
+    for source in ("print(1)", "print(2)"):
+        (tmp_path / "mine.py").write_text(source)
+        found.append(_create(ow, params, Files).id)
+    assert len(set(found)) == 4
+    # Those of the built-in kinds stay as they are, whatever the version.
+    params["training_file"] = "conversations:file-0123456789ab"
+    built_in = FineTuning(ow)
+    validated = built_in.validate(params)
+    assert built_in.compute_id(validated, {}, "one") == "ftjob-d6c027c0a09a"
+    assert built_in.compute_id(validated, {}, "two") == "ftjob-d6c027c0a09a"
+    executed = Exec(ow).validate({"command": "true"})
+    assert Exec(ow).compute_id(executed, {"a": "b"}, "true") == "execjob-225e55b33ae3"
+
+
 def test_suffix_ends_the_id(ow: QuietClient) -> None:
     job = _create(ow, {"text": "a", "job_id_suffix": "sweep-3"})
     assert job.id.startswith("echo-") and job.id.endswith("-sweep-3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from openweights import InvalidInputError, NotFoundError, OpenWeights
+from openweights.client.runs import Run
 from openweights.types import Claim
 from tests.client.conftest import QuietClient, append
 from tests.client.kinds import Echo
@@ -72,17 +74,22 @@ def test_collection(ow: QuietClient, claim: Callable[[], Claim]) -> None:
 
 
 def _script(code: str, *arguments: str) -> int:
+    return _process(code, *arguments).returncode
+
+
+def _process(code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     code = "from openweights import OpenWeights\now = OpenWeights()\n" + code
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, env=env, check=False, capture_output=True).returncode
+    return subprocess.run(command, env=env, check=False, capture_output=True)
 
 
 def test_script_run_ends_with_its_process(ow: QuietClient) -> None:
-    assert _script("ow.run.log({'n': 1})", "--lr", "1 e") == 0
+    assert _script("ow.run.log({'n': 1})", "--key", "sk-123") == 0
     (job,) = ow.jobs.list()
     assert job.id.startswith("sjob-") and job.type == "script" and job.status == "completed"
-    assert job.script.endswith("--lr '1 e'") and str(REPOSITORY) not in job.script
+    # An argument may be a secret, and the path is nobody's business.
+    assert job.script == "-c"
     assert job.outputs == {"n": 1}
     assert _script("ow.run.log({'n': 2})\nraise ValueError('no such luck')") == 1
     failed = ow.jobs.list(limit=1)[0]
@@ -95,6 +102,113 @@ def test_script_run_ends_with_its_process(ow: QuietClient) -> None:
     # Using the client without `ow.run` makes no run.
     assert _script("ow.jobs.list()") == 0
     assert len(ow.jobs.list()) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "returncode", "error"),
+    [
+        ("import sys; sys.exit(3)", 3, "SystemExit: 3"),
+        ("import sys; sys.exit('no rows')", 1, "SystemExit: no rows"),
+        ("import argparse; argparse.ArgumentParser().parse_args(['x'])", 2, "SystemExit: 2"),
+        ("import sys\nwith open('/dev/null'):\n    sys.exit(4)", 4, "SystemExit: 4"),
+        ("raise KeyboardInterrupt", -2, "KeyboardInterrupt"),
+        ("import sys; sys.exit()", 0, None),
+        ("import sys; sys.exit(0)", 0, None),
+        ("import sys\ntry:\n    sys.exit(3)\nexcept SystemExit:\n    pass", 0, None),
+        ("import sys\ntry:\n    sys.exit(3)\nexcept SystemExit:\n    raise", 3, "SystemExit: 3"),
+        ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass", 0, None),
+        # One that a thread, or a session before the run, has ended with is not the program's.
+        (
+            "import sys, threading\nthread = threading.Thread(target=sys.exit, args=(3,))\n"
+            "thread.start()\nthread.join()",
+            0,
+            None,
+        ),
+        ("import sys\nsys.last_value = ValueError('of before')", 0, None),
+    ],
+)
+def test_how_a_script_ends(ow: QuietClient, code: str, returncode: int, error: str | None) -> None:
+    assert _script(f"ow.run.log({{'n': 1}})\n{code}") == returncode
+    (job,) = ow.jobs.list()
+    assert job.status == ("completed" if error is None else "failed")
+    assert job.runs[0].error == error
+
+
+def test_hooks_of_others_go_on(ow: QuietClient) -> None:
+    code = """
+import sys
+def mine(kind, error, traceback):
+    sys.stdout.write(f"mine: {error}")
+sys.excepthook = mine
+ow.run.log({'n': 1})
+raise ValueError('twice told')
+"""
+    ended = _process(code)
+    assert (ended.returncode, ended.stdout) == (1, b"mine: twice told")
+    assert ow.jobs.list()[0].runs[0].error == "ValueError: twice told"
+
+
+def test_logging_goes_on_after_a_close(ow: QuietClient, claim: Callable[[], Claim]) -> None:
+    Echo(ow).create(text="a")
+    run = OpenWeights(settings=replace(ow.settings, run_id=claim().run.id)).run
+
+    def log(thread: int) -> None:
+        for number in range(100):
+            run.log({"n": [thread, number]})
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        run.close()
+    run.close()
+    found = [event.data["n"] for event in run.events]
+    assert sorted(found) == [[thread, number] for thread in range(4) for number in range(100)]
+
+
+def test_threads_share_a_sender_from_the_first_event_on(
+    ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path
+) -> None:
+    Echo(ow).create(text="a")
+    settings = replace(ow.settings, run_id=claim().run.id, spool_dir=tmp_path / "spool")
+    for _ in range(20):
+        run = OpenWeights(settings=settings).run
+        start = threading.Barrier(8)
+
+        def log(run: Run = run, start: threading.Barrier = start) -> None:
+            start.wait()
+            run.log({"n": 1})
+
+        threads = [threading.Thread(target=log) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        run.close()
+        # A second sender's spool would still be there: nobody has closed it.
+        assert list((tmp_path / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".bin", "ž" * 127])
+def test_results_with_long_names(
+    ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path, name: str
+) -> None:
+    job = Echo(ow).create(text="a")
+    append(ow.backend, claim().run.id, _result(ow, b"long", name))
+    job.download(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"long"
+
+
+def test_results_that_cannot_be_written(
+    ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path
+) -> None:
+    job = Echo(ow).create(text="a")
+    append(ow.backend, claim().run.id, _result(ow, b"long", "x" * 300))
+    with pytest.raises(InvalidInputError, match="cannot write .*: File name too long"):
+        job.download(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInputError, match="cannot write .*file"):
+        job.runs[0].download(tmp_path / "file")
 
 
 def _result(ow: QuietClient, content: bytes, path: Any) -> dict[str, Any]:

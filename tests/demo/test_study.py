@@ -71,7 +71,7 @@ def test_cookbook_script_trains(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("'agreement':") == 24
+    assert done.stdout.count("'agreement':") == 32
     folder = tmp_path / OpenWeights().jobs.list()[0].id
     assert (folder / "adapter" / "adapter_config.json").is_file()
     assert (folder / "training.png").is_file()

@@ -98,6 +98,35 @@ def test_a_failing_job_says_why(jobs: Jobs, worker: object) -> None:
         assert f"failed: {error}".encode() in jobs.log(job)
 
 
+def test_a_note_is_no_reason(jobs: Jobs, worker: object) -> None:
+    silent = jobs.submit("exit 3", requires_vram_gb=24)
+    speaking = jobs.submit("printf 'no rows'; exit 3", requires_vram_gb=24)
+    assert jobs.wait_for_end(silent) == jobs.wait_for_end(speaking) == "failed"
+    assert b"asks for 24 GB" in jobs.log(silent)
+    assert jobs.error(silent) == "exit code 3"
+    assert jobs.error(speaking) == "exit code 3: no rows"
+
+
+def test_scripts_can_be_executed(jobs: Jobs, worker: object) -> None:
+    files = {"run.sh": b"#!/bin/sh\necho ran $1\n", "data.txt": b"#", "empty": b""}
+    job = jobs.submit("./run.sh well && ! test -x data.txt && ! test -x empty", files)
+    assert jobs.wait_for_end(job) == "completed"
+    assert jobs.log(job) == b"ran well\n"
+
+
+def test_what_cannot_be_stored_does_not_take_the_rest_along(jobs: Jobs, worker: object) -> None:
+    job = jobs.submit(
+        "cd uploads; echo a > a; echo z > z; python -c \"open(b'odd\\xff', 'w')\"; "
+        "ln -s loop loop; mkfifo pipe; mkdir deep; echo x > deep/$(printf 'x%.0s' $(seq 255))"
+    )
+    assert jobs.wait_for_end(job) == "completed", jobs.log(job)
+    assert [event["path"] for event in jobs.events(job)] == ["a", "deep/" + "x" * 255, "z"]
+    log = jobs.log(job).decode()
+    assert "[openweights] uploads: 'odd\\udcff' is not stored: its name is not UTF-8\n" in log
+    assert "[openweights] uploads: 'pipe' is not stored" in log
+    assert "[openweights] uploads: 'loop' is not stored" in log
+
+
 def test_whatever_is_wrong_with_one_job_the_worker_goes_on(
     jobs: Jobs, backend: Backend, worker: WorkerThread
 ) -> None:

@@ -29,6 +29,9 @@ def test_rows_become_a_hardware_string() -> None:
     [
         ("NVIDIA H100 NVL", "H100N"),
         ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200 480GB"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA B200", "B200"),
         ("NVIDIA A100-SXM4-80GB", "A100S"),
         ("NVIDIA A100 80GB PCIe", "A100"),
         ("NVIDIA L40S", "L40S"),

@@ -19,10 +19,36 @@ def test_names_of_secrets() -> None:
         "SSH_PUBLIC_KEY": "ssh-ed25519 AAAA",
         "TOKENIZERS_PARALLELISM": "false-or-true",
         "SHORT_TOKEN": "true",
+        "HF_TOKEN_2": "hf_other_one",
+        "OPENAI_KEY2": "sk-other-one",
+        "GITHUB_PAT": "github_pat_1",
+        "API_KEYS": "first,second",
+        "MYSQL_PWD": "pwd-of-mysql",
+        "GPG_PASSPHRASE": "open sesame",
+        "PWD": "/home/somebody",
+        "OLDPWD": "/home/somebody",
+        "PUBLIC_KEYS": "ssh-ed25519 AAAA",
+        "SSH_AUTH_SOCKET_3": "/tmp/socket-of-mine",
         "PATH": "/usr/local/bin",
     }
-    expected = {"HF_TOKEN", "OPENWEIGHTS_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"}
+    expected = {
+        *("HF_TOKEN", "OPENWEIGHTS_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"),
+        *("HF_TOKEN_2", "OPENAI_KEY2", "GITHUB_PAT", "API_KEYS", "MYSQL_PWD", "GPG_PASSPHRASE"),
+    }
     assert set(secret_values(env)) == expected
+
+
+def test_passwords_in_urls() -> None:
+    env = {
+        "DATABASE_URL": "postgres://me:correct-horse@db.example:5432/jobs?x=1",
+        "REDIS": "redis://:battery-staple@cache",
+        "HOMEPAGE": "https://example.org:8080/a@b",
+        "PLAIN": "https://me@example.org",
+    }
+    found = {"DATABASE_URL": b"correct-horse", "REDIS": b"battery-staple"}
+    assert secret_values(env) == found
+    shown = Redactor(found).feed(env["DATABASE_URL"].encode() + b"\n")
+    assert shown == b"postgres://me:[DATABASE_URL redacted]@db.example:5432/jobs?x=1\n"
 
 
 def test_a_secret_in_two_pieces_and_ordinary_output_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -142,6 +143,22 @@ def test_a_worker_waits_for_its_store(
         running.shutdown.request()
         running.join()
         assert running.exit_code == 0
+
+
+@pytest.mark.parametrize("script", ["", "trap '' TERM; echo up; while :; do sleep 0.05; done"])
+def test_a_worker_whose_store_was_deleted_ends(
+    jobs: Jobs, backend: Backend, start_worker: StartWorker, home: Path, script: str
+) -> None:
+    if script:
+        job = jobs.submit(script)
+    process = start_worker(OPENWEIGHTS_CANCEL_GRACE_S="60")
+    if script:
+        jobs.wait_for_log(job, b"up")
+    else:
+        assert wait_until(backend.list_workers)
+    shutil.rmtree(home)
+    assert process.wait(timeout=10) in (0, 1)
+    assert not marked_processes(f"OPENWEIGHTS_HOME={home}")
 
 
 class Refusing:

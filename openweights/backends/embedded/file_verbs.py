@@ -66,11 +66,14 @@ class FileVerbs(Store):
                     f"the content of {file_id} is gone from {self.home / 'files'}: upload it again"
                 ) from None
 
-    def list_files(self, *, purpose: str | None = None, limit: int = 100) -> list[FileRecord]:
+    def list_files(
+        self, *, purpose: str | None = None, limit: int | None = 100
+    ) -> list[FileRecord]:
         query, values = matching("SELECT * FROM files", {"purpose": purpose})
         with self._read() as db:
             query += " ORDER BY created_at DESC, seq DESC LIMIT ?"
-            return [records.file_record(row) for row in db.execute(query, (*values, limit))]
+            rows = db.execute(query, (*values, -1 if limit is None else limit))
+            return [records.file_record(row) for row in rows]
 
     def delete_file(self, file_id: str) -> None:
         with self._write() as db:

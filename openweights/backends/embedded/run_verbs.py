@@ -106,12 +106,13 @@ class RunVerbs(Store):
                     f"run {run_id} of job {run['job_id']} was replaced by attempt "
                     f"{run['job_attempts']}: its events are not taken any more"
                 )
-            db.executemany(
+            cursor = db.executemany(
                 "INSERT INTO events (run_id, key, data, created_at) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (run_id, key) DO NOTHING",
                 rows,
             )
-            if run["status"] != "in_progress" and run["job_status"] in ENDED:
+            is_late = run["status"] != "in_progress" and run["job_status"] in ENDED
+            if is_late and cursor.rowcount > 0:
                 outputs = lifecycle.latest_of_run(db, run_id)
                 lifecycle.end_job(db, run["job_id"], run["job_status"], outputs, self._now())
 

@@ -12,7 +12,7 @@ from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, NotFoundError
 from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.rows import check_rows, numbered_rows
-from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
+from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig, model_location
 from openweights.types import JobType
 
 
@@ -33,13 +33,15 @@ class FineTuning(Jobs):
         return "ftjob"
 
     def validate(self, params: dict[str, Any]) -> TrainingConfig:
-        """The parameters, checked, with local datasets uploaded.
+        """The parameters, checked, with local datasets uploaded and a model's folder in full.
 
         Raises:
             ConfigError: A line for each field that is wrong, and what would work.
             DatasetError: A local dataset has rows that cannot be used.
         """
-        return self._upload_local(training_config(params))
+        config = training_config(params)
+        model = model_location(config.model)
+        return self._upload_local(config.model_copy(update={"model": model}))
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""
@@ -56,12 +58,11 @@ class FineTuning(Jobs):
         config = cast(TrainingConfig, validated)
         if config.push_to_hub and not self.ow.settings.hf_token:
             raise ConfigError(
-                "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove "
-                "push_to_hub (the "
-                "result is kept in the store in any case)"
+                "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove push_to_hub "
+                "(the result is kept in the store in any case)"
             )
         for index, sampling in enumerate(config.sampling_callbacks or []):
-            self._check_file(config, f"sampling_callbacks.{index}.dataset", sampling.dataset)
+            self._check_file(config, f"sampling_callbacks[{index}].dataset", sampling.dataset)
         self._check_file(config, "training_file", config.training_file)
         if config.test_file is not None:
             self._check_file(config, "test_file", config.test_file)
@@ -71,8 +72,8 @@ class FineTuning(Jobs):
             content = self.ow.backend.open_file(file)
         except NotFoundError:
             raise ConfigError(
-                f"{field}: the store has no file {file}; upload it with ow.files.upload(path, "
-                f"purpose=…)"
+                f"{field}: the store has no file {file}; upload it with "
+                "ow.files.upload(path, purpose=…)"
             ) from None
         with content:
             check_rows(numbered_rows(content), config, name=field)

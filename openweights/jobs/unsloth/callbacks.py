@@ -1,5 +1,4 @@
-"""What happens beside the training steps: metrics, checkpoints, stopping in good order, GPU
-figures.
+"""What happens beside the training steps: metrics, checkpoints, stops in good order, GPU figures.
 
 Each callback writes through a `Reporter` and knows nothing of stores.
 """
@@ -20,13 +19,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
+from openweights.jobs.unsloth.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.ranks import any_rank
 from openweights.jobs.unsloth.reporting import Reporter
 
 logger = logging.getLogger(__name__)
 
 GPU_STATS_EVERY_STEPS = 10
-EXIT_TERMINATED = 143  # 128 + SIGTERM, what a shell reports
 
 
 class MetricsCallback(TrainerCallback):
@@ -69,8 +68,7 @@ class MetricsCallback(TrainerCallback):
         if isinstance(loss, float) and not math.isfinite(loss):
             raise JobFailedError(
                 f"the loss is {loss} at step {state.global_step}, and nothing good can follow; "
-                f"lower "
-                "learning_rate, or look at the rows of that step"
+                "lower learning_rate, or look at the rows of that step"
             )
 
     def _print(self, entry: dict[str, Any], state: TrainerState) -> None:
@@ -179,9 +177,7 @@ class StopOnSignal(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The trainer ends an epoch when it is stopped in the middle of it, too: nothing to test
-        there.
-        """
+        """Stopped within an epoch, the trainer says that it has ended; nothing to test then."""
         if self.signaled and state.epoch != int(state.epoch or 0):
             control.should_evaluate = False
 

@@ -177,8 +177,7 @@ def _report(
     if cut:
         logger.warning(
             "%s: %d rows are longer than max_seq_length=%d: %d lost their end, %d were dropped "
-            "because "
-            "nothing to learn was left",
+            "because nothing to learn was left",
             name,
             cut,
             limit,
@@ -187,6 +186,14 @@ def _report(
         )
     if text_rows := sum("messages" not in row for row in rows):
         logger.info("%s: %d rows are plain text and are learned as a whole", name, text_rows)
+
+
+def pad_right(rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and attention mask of shape (B, T), padded on the right with `filler`."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return ids, mask
 
 
 @dataclass(slots=True)
@@ -205,18 +212,9 @@ class Collator:
         return self._pack(rows) if self.packed else self._pad(rows)
 
     def _pad(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-
-        def padded(key: str, filler: int) -> torch.Tensor:
-            return torch.tensor([[*r[key], *[filler] * (longest - len(r[key]))] for r in rows])
-
-        return {
-            "input_ids": padded("input_ids", self.pad_token_id),  # (B, T)
-            "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor(
-                [[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows]
-            ),
-        }
+        ids, mask = pad_right([row["input_ids"] for row in rows], self.pad_token_id)
+        labels, _ = pad_right([row["labels"] for row in rows], IGNORED)
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
     def _pack(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
         def joined(key: str) -> torch.Tensor:

@@ -1,5 +1,4 @@
-"""What the student and the teacher of self-distillation read: the prompt, and the prompt with a
-demonstration.
+"""What student and teacher of self-distillation read.
 
 The student sees the prompt x, the teacher x and a demonstration c (trl calls it privileged
 context). Pure functions over messages, without torch: the client checks rows with them before a job
@@ -8,12 +7,15 @@ is submitted, the trainer renders what they return.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from string import Formatter
 from typing import Any, Literal
 
 Message = dict[str, str]
 Placement = Literal["template", "turns"]
+
+# The two fields of a template. All other text stays as it is, braces too, as in JSON or LaTeX.
+_FIELD = re.compile(r"\{(demonstration|prompt)\}")
 
 # After the paper's template (section 3): the prompt, the demonstration as an example of an answer,
 # and the request for an answer of one's own with the thinking that leads to it.
@@ -70,7 +72,7 @@ def teacher_messages(
     Args:
         prompt: Messages that end with a user turn.
         template: Holds `{demonstration}` and may hold `{prompt}`, else the last user turn is put
-            before it; becomes the last user turn. None for the built-in one.
+            before it; becomes the last user turn. Other braces are text. None for the built-in one.
         placement: "turns" instead inserts the last user turn and the demonstration as its answer,
             `repeats` times, before the last user turn. Small models need that to learn from it in
             context.
@@ -80,18 +82,18 @@ def teacher_messages(
         shown: list[Message] = [question, {"role": "assistant", "content": demonstration}]
         return [*history, *shown * repeats, question]
     text = template or DEMONSTRATION_TEMPLATE
-    if "prompt" not in {name for _, name, *_ in Formatter().parse(text)}:
+    if "prompt" not in template_fields(text):
         text = "{prompt}\n\n" + text
-    filled = _fill(text, {"prompt": question["content"], "demonstration": demonstration})
+    values = {"prompt": question["content"], "demonstration": demonstration}
+    filled = _FIELD.sub(lambda field: values[field[1]], text)
     return [*history, {"role": "user", "content": filled}]
+
+
+def template_fields(template: str) -> set[str]:
+    """Those of `demonstration` and `prompt` that the template fills in."""
+    return set(_FIELD.findall(template))
 
 
 def flat_text(content: str | Sequence[Mapping[str, Any]]) -> str:
     """A message's content as one string, whether it is one or a list of text blocks."""
     return content if isinstance(content, str) else "".join(block["text"] for block in content)
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    # Not str.format: a name with an attribute or index would reach into the values.
-    parts = Formatter().parse(template)
-    return "".join(text + (values[name] if name is not None else "") for text, name, *_ in parts)

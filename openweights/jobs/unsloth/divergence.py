@@ -19,6 +19,7 @@ to a scalar and always build the head's gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -84,14 +85,21 @@ class DivergenceOutput(NamedTuple):
 
 
 def divergence_from_logits(
-    student_logits: Tensor, teacher_logits: Tensor, kind: Divergence
+    student_logits: Tensor, teacher_logits: Tensor, kind: Divergence, top_k: int | None = None
 ) -> Tensor:
     """Divergence per token, shape (N,), differentiable in the student's logits of shape (N, V).
 
     The readable definition; it keeps several (N, V) tensors for the backward pass.
+
+    Args:
+        top_k: Compare on the student's so many most likely words and, as one more, all the rest
+            together. None for the whole vocabulary.
     """
     log_p = student_logits.log_softmax(-1)
     log_q = teacher_logits.detach().log_softmax(-1)
+    if top_k is not None and top_k < student_logits.shape[-1]:
+        words = student_logits.topk(top_k).indices
+        log_p, log_q = (_with_rest(x.gather(-1, words)) for x in (log_p, log_q))
     match kind:
         case "reverse_kl":
             return _kl(log_p, log_q)
@@ -110,6 +118,7 @@ def linear_divergence(
     kind: Divergence,
     *,
     chunk_tokens: int | None = None,
+    top_k: int | None = None,
 ) -> DivergenceOutput:
     """Weighted divergence of N tokens through a shared frozen head.
 
@@ -122,6 +131,7 @@ def linear_divergence(
         kind: Which divergence.
         chunk_tokens: Tokens whose logits are alive at a time; None for 512 on CUDA (half a GiB of
             them for 128k words, at full speed) and 1024 elsewhere.
+        top_k: See `divergence_from_logits`; without the kernel, so slower on CUDA.
 
     Raises:
         ValueError: Shapes do not match.
@@ -134,16 +144,21 @@ def linear_divergence(
     if chunk_tokens is None:
         chunk_tokens = CUDA_CHUNK_TOKENS if student_hidden.is_cuda else CHUNK_TOKENS
     return DivergenceOutput(
-        *_LinearDivergence.apply(student_hidden, teacher_hidden, head, weights, kind, chunk_tokens)
+        *_LinearDivergence.apply(
+            student_hidden, teacher_hidden, head, weights, kind, chunk_tokens, top_k
+        )
     )
 
 
 def logits_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, kind: Divergence
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    weights: Tensor,
+    kind: Divergence,
+    top_k: int | None = None,
 ) -> DivergenceOutput:
-    """`linear_divergence` for heads that are themselves trained: from logits of shape (N, V), by
-    autograd."""
-    per_token = divergence_from_logits(student_logits, teacher_logits, kind)
+    """`linear_divergence` for heads that are trained, too: from logits (N, V), by autograd."""
+    per_token = divergence_from_logits(student_logits, teacher_logits, kind, top_k)
     with torch.no_grad():
         log_p = student_logits.log_softmax(-1)
         entropy = _entropy(log_p)
@@ -152,8 +167,10 @@ def logits_divergence(
 
 
 class _LinearDivergence(torch.autograd.Function):
-    """Computes the hidden states' gradient while the chunk's logits are there; backward only scales
-    it."""
+    """Computes the hidden states' gradient while the chunk's logits are there.
+
+    Backward only scales it.
+    """
 
     @staticmethod
     def forward(
@@ -164,13 +181,14 @@ class _LinearDivergence(torch.autograd.Function):
         weights: Tensor,
         kind: Divergence,
         chunk_tokens: int,
+        top_k: int | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(student_hidden.dtype, torch.float32)
         count = student_hidden.shape[0]
         stats = torch.empty(3, count, dtype=dtype, device=student_hidden.device)
         grad = torch.empty_like(student_hidden) if ctx.needs_input_grad[0] else None
         use_kernel = student_hidden.is_cuda and student_hidden.dtype != torch.float64
-        score = _score_fused if use_kernel else _score
+        score = _score_fused if use_kernel and top_k is None else partial(_score, top_k=top_k)
         for start in range(0, count, chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             score(
@@ -192,7 +210,7 @@ class _LinearDivergence(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         loss_grad = grad_outputs[0]
         scaled = None if grad is None else grad * loss_grad.to(grad.dtype)
-        return scaled, None, None, None, None, None
+        return scaled, None, None, None, None, None, None
 
 
 def _score(
@@ -203,14 +221,19 @@ def _score(
     kind: Divergence,
     stats: Tensor,
     grad: Tensor | None,
+    *,
+    top_k: int | None = None,
 ) -> None:
     """Fill in a chunk's divergence, entropy, agreement (3, N), and the hidden states' gradient."""
     student, teacher = head.logits(student_hidden), head.logits(teacher_hidden)
     stats[2] = _agreement(student, teacher)
-    log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
-    del teacher
+    log_p = student.log_softmax(-1)
     stats[1] = _entropy(log_p)
-    stats[0], logits_grad = _divergence_and_grad(log_p, log_q, kind)
+    if top_k is None:
+        stats[0], logits_grad = _divergence_and_grad(log_p, teacher.log_softmax(-1), kind)
+    else:
+        del log_p
+        stats[0], logits_grad = _top_k_divergence_and_grad(student, teacher, kind, top_k)
     if grad is not None:
         logits_grad.mul_(weights[:, None])
         grad.copy_(head.hidden_grad(student, logits_grad))
@@ -263,6 +286,24 @@ def _divergence_and_grad(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tupl
             kl_p = (p * log_ratio).sum(-1)
             grad = p.mul_(log_ratio.sub_(kl_p[:, None])).mul_(0.5)
             return (kl_p + _kl(log_q, log_m)) / 2, grad
+
+
+def _top_k_divergence_and_grad(
+    student: Tensor, teacher: Tensor, kind: Divergence, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """As `_divergence_and_grad`, by autograd."""
+    with torch.enable_grad():
+        leaf = student.detach().requires_grad_()
+        divergence = divergence_from_logits(leaf, teacher, kind, top_k)
+        (grad,) = torch.autograd.grad(divergence.sum(), leaf)
+    return divergence.detach(), grad
+
+
+def _with_rest(log_p: Tensor) -> Tensor:
+    """Appends the log-probability of everything that is not listed."""
+    # Rounding may bring the sum to 1, whose rest would have no logarithm.
+    listed = log_p.logsumexp(-1, keepdim=True).clamp(max=-1e-7)
+    return torch.cat([log_p, torch.log(-torch.expm1(listed))], dim=-1)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:

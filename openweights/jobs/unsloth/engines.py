@@ -21,8 +21,8 @@ EngineName = Literal["auto", "transformers", "cuda_graph"]
 def rollout_engine(name: EngineName, model: nn.Module, pad_token_id: int) -> RolloutEngine:
     """The engine called `name`; "auto" takes `cuda_graph` wherever it can compute the model.
 
-    Measured on an H100 with a 7 B model, 32 prompts and 256 new tokens, `cuda_graph` is nine times
-    as fast as `generate`, and it was never slower (`tests/benchmarks/RESULTS.md`).
+    `cuda_graph` is the faster one wherever both can compute the model; how much faster is in
+    `tests/benchmarks/RESULTS.md`.
 
     Raises:
         ConfigError: `cuda_graph` was asked for and cannot compute this model here.

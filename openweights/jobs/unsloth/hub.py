@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from openweights.errors import ConfigurationError
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.validate import TrainingConfig, model_location
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,13 @@ def push_result(
     api = HfApi(token=token)
     org = org or retried(lambda: str(api.whoami()["name"]), "asking whose token this is")
     repo = repository_id(config, job_id=job_id, org=org)
-    retried(
-        lambda: api.create_repo(repo, private=config.push_to_private, exist_ok=True),
-        f"creating {repo}",
-    )
     with tempfile.TemporaryDirectory() as temporary:
+        # First, so that a merge that fails leaves no empty repository behind.
         folder = merge(config, adapter, Path(temporary)) if config.merge_before_push else adapter
+        retried(
+            lambda: api.create_repo(repo, private=config.push_to_private, exist_ok=True),
+            f"creating {repo}",
+        )
         retried(
             lambda: api.upload_folder(
                 repo_id=repo, folder_path=str(folder), commit_message=f"openweights {job_id}"
@@ -58,9 +59,7 @@ def push_result(
 
 
 def repository_id(config: TrainingConfig, *, job_id: str, org: str) -> str:
-    """`finetuned_model_id` with its fields filled in; characters that the hub refuses become
-    dashes.
-    """
+    """`finetuned_model_id`, filled in; characters that the hub refuses become dashes."""
     filled = config.finetuned_model_id.format(
         org_id=org,
         model_name=Path(config.model).name,
@@ -77,8 +76,6 @@ def merge(config: TrainingConfig, adapter: Path, folder: Path) -> Path:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from openweights.jobs.unsloth.model import model_location
 
     base = AutoModelForCausalLM.from_pretrained(
         model_location(config.model), dtype=torch.bfloat16, device_map="cpu"

@@ -11,6 +11,8 @@ import math
 import operator
 from collections.abc import Callable
 
+from openweights.client.param_errors import shown
+
 MAX_TEXT = 100
 MAX_RATE = 1.0
 MIN_RATE = 1e-12
@@ -31,14 +33,15 @@ def parse_learning_rate(value: object) -> float:
         ValueError: It is no rate; the message says what is wrong and what would work.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"is {value!r}, not a number; give one such as 1e-4 or '2e-4 / 3'")
+        raise ValueError(f"is {shown(value)}, not a number; give one such as 1e-4 or '2e-4 / 3'")
     number = _calculate(value) if isinstance(value, str) else _as_float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{value!r} is not a finite number; give one such as 1e-4")
+        raise ValueError(f"{shown(value)} is not a finite number; give one such as 1e-4")
     rate = number if number >= 0 else _as_float(10.0 ** max(number, -400.0))
     if not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(
-            f"{value!r} is {rate:g}, outside {MIN_RATE:g} to {MAX_RATE:g}; give one such as 1e-4"
+            f"{shown(value)} is {rate:g}, outside {MIN_RATE:g} to {MAX_RATE:g}; "
+            "give one such as 1e-4"
         )
     return rate
 

@@ -1,5 +1,4 @@
-"""Loads the model with a fresh adapter, on either engine; the only file that knows which one is
-used.
+"""Loads the model with a fresh adapter; the only file that knows which engine is used.
 
 unsloth must be imported before trl, transformers and peft: `prepare_engine` is called before any of
 them is imported, which is why their imports stand inside functions here and in `training.py`.
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError
-from openweights.jobs.unsloth.ranks import local_rank
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.launcher import local_rank
+from openweights.jobs.unsloth.validate import TrainingConfig, model_location
+from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,17 +58,14 @@ def resolve_engine(config: TrainingConfig) -> Engine:
         engine = "transformers"
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
-            "load_in_4bit: needs a CUDA GPU and the package bitsandbytes, which this machine "
-            "lacks; "
-            "remove it, or run the job where there is a GPU"
+            "load_in_4bit: this machine lacks a CUDA GPU or the package bitsandbytes; remove it, "
+            "or run the job where there is a GPU"
         )
     return engine
 
 
 def prepare_engine(config: TrainingConfig) -> Engine:
-    """Choose the engine and import it; to be called before trl, transformers or peft are
-    imported.
-    """
+    """Choose the engine and import it, before trl, transformers or peft are imported."""
     engine = resolve_engine(config)
     if engine == "unsloth":
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -140,7 +136,7 @@ def _load_unsloth(config: TrainingConfig) -> tuple[Any, Any]:
         max_seq_length=config.max_seq_length,
         dtype=None,
         load_in_4bit=config.load_in_4bit,
-        token=os.environ.get("HF_TOKEN"),
+        token=Settings.from_env().hf_token,
     )
     model = fast.FastLanguageModel.get_peft_model(
         model,
@@ -216,18 +212,6 @@ def _four_bit() -> Any:
     )
 
 
-def model_location(model: str) -> str:
-    """A local folder in full, anything else as it is.
-
-    Raises:
-        ConfigError: It is written as a path, but no folder is there.
-    """
-    folder = Path(model).expanduser()
-    if not folder.is_dir() and model.startswith(("/", "./", "../", "~")):
-        raise ConfigError(f"model: there is no folder {model} on this machine; correct the path")
-    return str(folder.resolve()) if folder.is_dir() else model
-
-
 def _existing_modules(model: PreTrainedModel, config: TrainingConfig) -> list[str]:
     """The asked-for target modules that the model has.
 
@@ -299,17 +283,17 @@ def _load_problem(name: str, error: Exception) -> str:
     if "gated" in text or "401" in text or "403" in text:
         return (
             f"model: {name} is gated or private; ask for access and set HF_TOKEN to a token that "
-            f"has it"
+            "has it"
         )
     if "No space left" in text:
         return (
             f"model: there is no disk space left to load {name}; free some, or set HF_HOME to a "
-            f"larger disk"
+            "larger disk"
         )
     if "not a valid model identifier" in text or "404" in text or "not a local folder" in text:
         return (
             f"model: {name!r} was not found, neither as a folder nor on the Hugging Face hub; "
-            f"check the spelling"
+            "check the spelling"
         )
     if "connect" in text or "offline" in text:
         return (
@@ -318,6 +302,6 @@ def _load_problem(name: str, error: Exception) -> str:
         )
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return (
-        f"model: {name} cannot be loaded: {first}; give a causal language model in the Hugging "
-        f"Face format"
+        f"model: {name} cannot be loaded: {first}; give a causal language model in the "
+        "Hugging Face format"
     )

@@ -1,4 +1,4 @@
-"""Several processes, one for each GPU: how a job becomes them, and what they tell each other.
+"""Several processes, one for each GPU (`launcher.py`): what they tell each other.
 
 Every rank samples and scores its own rows. Gradients, the number of sequences in a step and what is
 logged are summed over all of them, so a step equals that of one process with all rows, to rounding.
@@ -6,9 +6,7 @@ logged are summed over all of them, so a step equals that of one process with al
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +17,6 @@ from openweights.jobs.unsloth.reporting import Reporter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def rank() -> int:
-    """This process's number; 0 reports and saves."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_rank() -> int:
-    """The number of this process's GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def relaunch(processes: int, arguments: Sequence[str]) -> None:
-    """Replace this process by torchrun with so many ranks of the training module.
-
-    Returns at once where one is enough, or where this is a rank already.
-    """
-    if processes < 2 or "LOCAL_RANK" in os.environ:
-        return
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    module = ["-m", "openweights.jobs.unsloth.training", *arguments]
-    os.execv(sys.executable, [sys.executable, *launcher, *module])
 
 
 def sum_over_ranks(value: Any, accelerator: Accelerator) -> Any:

@@ -1,7 +1,6 @@
 """Where a training run writes: into the store when a worker runs it, else into a folder.
 
-Both keep events and checkpoints, so that a run that was killed goes on from its last checkpoint in
-either.
+Both keep events and checkpoints, so a run that was killed goes on from its last checkpoint in both.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from openweights.errors import ConfigError, NotFoundError
+from openweights.errors import ConfigError, NotFoundError, PlatformError
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
@@ -116,14 +115,21 @@ class StoreReporter:
             yield int(data["step"]), str(data["file"])
 
     def close(self, *, completed: bool) -> None:
-        """See `Reporter`. A completed job never runs again, so its last checkpoint may stay."""
+        """See `Reporter`. Without its checkpoints a job that runs again starts anew."""
         if not self._run.flush():
             logger.warning("some events have not arrived yet; the worker sends them after the run")
+        if not completed or self._last_checkpoint is None:
+            return
+        try:
+            self._ow.files.delete(self._last_checkpoint)
+        except PlatformError as error:
+            logger.warning("the last checkpoint stays in the store: %s", error)
 
 
 class FolderReporter:
-    """Reports into a folder, for a run from a config file: `events.jsonl`, files, and checkpoints
-    in `output_dir`.
+    """Reports into a folder, for a run from a config file: `events.jsonl` and files.
+
+    Checkpoints stay in `output_dir`.
     """
 
     def __init__(self, folder: Path, config: TrainingConfig) -> None:

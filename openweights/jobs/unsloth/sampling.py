@@ -1,7 +1,8 @@
-"""Completions sampled while the model trains, as files of the run: `{type: "samples", step, file,
-tag}`.
+"""Completions sampled while the model trains, as files of the run.
 
-Sampling leaves the training untouched: random states and the model's mode are put back.
+Each is an event `{type: "samples", step, tag, path, file}`; a job's download delivers the file as
+`samples/<tag>-<step>.jsonl`. The training is left untouched: random states and the model's mode are
+put back.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 
 def is_due(step: int, schedule: int | str) -> bool:
-    """Whether to sample at `step`: every `schedule` steps, or for "log" at 1 to 10, 20, … 100, 200,
-    …
+    """Whether to sample at `step`, which is always so at step 0.
 
-    Step 0 is always due.
+    Args:
+        schedule: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …
     """
     if step == 0:
         return True
@@ -107,9 +108,8 @@ class Sampler(TrainerCallback):
             with path.open("w", encoding="utf-8") as file:
                 for row, completion in zip(self._rows, completions, strict=True):
                     file.write(json.dumps({**row, "completion": completion}) + "\n")
-            self._reporter.log(
-                {"type": "samples", "step": step, "tag": self._settings.tag}, file=path
-            )
+            event = {"type": "samples", "step": step, "tag": self._settings.tag}
+            self._reporter.log({**event, "path": f"samples/{path.name}"}, file=path)
         logger.info("step %d: %d samples (%s)", step, len(completions), self._settings.tag)
 
 

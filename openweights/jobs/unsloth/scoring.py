@@ -17,8 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def teacher_gate(model: nn.Module, examples: Sequence[SDFTExample]) -> dict[str, Any]:
-    """How much the demonstration in its prompt helps the model: SDFT can only teach what this
-    shows.
+    """How much the demonstration in its prompt helps the model; SDFT can teach no more than that.
 
     Returns:
         An event with the mean log-probability per token of the demonstrations, given the prompt
@@ -49,8 +48,10 @@ def teacher_gate(model: nn.Module, examples: Sequence[SDFTExample]) -> dict[str,
 
 
 def token_weights(loss_mask: Tensor, sequences: int) -> Tensor:
-    """Weight of each scored token, packed in row order: 1 / (tokens of its sequence * `sequences`).
-    Shape (N,)."""
+    """Weight of each scored token: 1 / (tokens of its sequence * `sequences`).
+
+    Packed in row order, shape (N,).
+    """
     per_row = loss_mask.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
     return (1.0 / (per_row * sequences)).expand_as(loss_mask)[loss_mask]
 

@@ -36,7 +36,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from openweights.jobs.unsloth.data import sft_examples
+from openweights.jobs.unsloth.data import pad_right, sft_examples
 from openweights.jobs.unsloth.divergence import (
     Divergence,
     DivergenceOutput,
@@ -64,7 +64,6 @@ from openweights.jobs.unsloth.scoring import (
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
     on_policy_dataset,
-    pad_right,
     sdft_examples,
     unpad,
 )
@@ -105,6 +104,8 @@ class SDFTTrainer(SFTTrainer):
         ema_alpha: Share of the student in each teacher update.
         skip_tokens: First completion tokens that are left out of the loss (the paper's code uses 3
             against phrases that refer to the demonstration).
+        top_k: Compare on the student's so many likeliest words and the rest as one more; None for
+            the whole vocabulary.
         log_event: Receives sampled completions as JSON; None to drop them.
         engine: Draws the completions; None for transformers' `generate`.
     """
@@ -119,6 +120,7 @@ class SDFTTrainer(SFTTrainer):
         divergence: Divergence = "reverse_kl",
         ema_alpha: float = 0.02,
         skip_tokens: int = 0,
+        top_k: int | None = None,
         log_event: LogEvent | None = None,
         engine: RolloutEngine | None = None,
         callbacks: Iterable[TrainerCallback] = (),
@@ -136,6 +138,7 @@ class SDFTTrainer(SFTTrainer):
         self.sampling = sampling
         self.divergence: Divergence = divergence
         self.skip_tokens = skip_tokens
+        self.top_k = top_k
         self.teacher = EMATeacher(model, ema_alpha)
         # First in line: what callbacks after it see, and save, is the teacher after the step.
         self.callback_handler.callbacks.insert(0, EMATeacherCallback(self.teacher))
@@ -204,8 +207,9 @@ class SDFTTrainer(SFTTrainer):
     def _scoring_batch(
         self, prefix: str, prompts: list[list[int]], completions: list[list[int]]
     ) -> dict[str, Tensor]:
-        """Prompt and completion as one row, padded on the right: left-padded rows give NaN
-        gradients on CUDA.
+        """Prompt and completion as one row, padded on the right.
+
+        Left-padded rows give NaN gradients on CUDA.
 
         `loss_mask` (B, T) marks the positions whose next-token distribution is scored; row by row
         it marks the same completion tokens for student and teacher, so the packed positions of both
@@ -222,7 +226,7 @@ class SDFTTrainer(SFTTrainer):
             f"{prefix}loss_mask": loss_mask,
         }
 
-    # ---- scoring: once per micro-batch -----------------------------------------------------------
+    # ---- scoring: once per micro-batch
 
     def compute_loss(
         self,
@@ -231,8 +235,7 @@ class SDFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean over the optimizer step's sequences of each one's mean divergence per completion
-        token."""
+        """Mean over the step's sequences of each one's mean divergence per completion token."""
         if "teacher_input_ids" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights = token_weights(inputs["loss_mask"], num_items_in_batch)
@@ -252,8 +255,11 @@ class SDFTTrainer(SFTTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """A micro-batch. The loss does not pass through DDP's forward, so the last one of a step
-        averages the gradients over the ranks here."""
+        """A micro-batch.
+
+        The loss does not pass through DDP's forward, so the last one of a step averages the
+        gradients over the ranks here.
+        """
         is_on_policy = "teacher_input_ids" in inputs
         loss = super().training_step(model, inputs, num_items_in_batch)
         if is_on_policy and self.accelerator.sync_gradients:
@@ -274,9 +280,11 @@ class SDFTTrainer(SFTTrainer):
             if head is None:
                 student = output_logits(base, student)
         if head is None:
-            output = logits_divergence(student, teacher, weights, self.divergence)
+            output = logits_divergence(student, teacher, weights, self.divergence, self.top_k)
         else:
-            output = linear_divergence(student, teacher, head, weights, self.divergence)
+            output = linear_divergence(
+                student, teacher, head, weights, self.divergence, top_k=self.top_k
+            )
         self._record("teacher_s", teacher_done - started, 1)
         self._record("student_s", time.perf_counter() - teacher_done, 1)
         return output
@@ -288,8 +296,7 @@ class SDFTTrainer(SFTTrainer):
         self._sums[name] = (total + amount, total_weight + weight)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the weighted means since the last log, and the teacher's drift, to a training
-        log."""
+        """Adds the weighted means since the last log, and the teacher's drift."""
         if self._sums and "loss" in logs:
             names = list(self._sums)
             totals = sum_over_ranks([self._sums[name] for name in names], self.accelerator)
@@ -348,6 +355,7 @@ def sdft_train(
         divergence=config.sdft_divergence,
         ema_alpha=config.sdft_ema_alpha,
         skip_tokens=config.sdft_skip_tokens,
+        top_k=config.sdft_top_k,
         log_event=log_event,
         engine=rollout_engine(config.sdft_rollout_engine, model, int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
         callbacks=callbacks,
@@ -371,8 +379,7 @@ def _test_dataset(
 def sampling_params(
     config: TrainingConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> SamplingParams:
-    """Sampling as configured; every EOS id of the model's generation config and of the tokenizer
-    ends a completion."""
+    """Sampling as configured; every end token of model and tokenizer ends a completion."""
     return SamplingParams(
         max_new_tokens=config.sdft_max_new_tokens,
         temperature=config.sdft_temperature,

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.data import Collator, prompt_token_ids
+from openweights.jobs.unsloth.data import Collator, pad_right, prompt_token_ids
 from openweights.jobs.unsloth.demonstrations import Message, split_row, teacher_messages
 from openweights.jobs.unsloth.validate import TrainingConfig
 
@@ -36,8 +35,7 @@ class SDFTExample:
 
 
 class SDFTDataCollator:
-    """Batches of on-policy rows, or of rows with labels when there are no prompts (an evaluation
-    set).
+    """Batches of on-policy rows, or of rows with labels, as an evaluation set has.
 
     On-policy: `prompt_ids`, `teacher_prompt_ids` and their masks, shape (B, T), padded on the
     right. Otherwise: `input_ids`, `attention_mask`, `labels`, shape (B, T), padded on the right,
@@ -61,8 +59,9 @@ class SDFTDataCollator:
 def sdft_examples(
     config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
 ) -> list[SDFTExample]:
-    """Render and tokenise rows; those whose teacher prompt leaves no room for a completion are
-    dropped and counted.
+    """Render and tokenise rows.
+
+    Those whose teacher prompt leaves no room for a completion are dropped and counted.
 
     Raises:
         DatasetError: A row cannot be used, or none is left.
@@ -101,17 +100,6 @@ def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:
     return Dataset.from_list(
         [{"prompt_ids": e.prompt_ids, "teacher_prompt_ids": e.teacher_prompt_ids} for e in examples]
     )
-
-
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Rows and attention mask of shape (B, T), padded on the right with `value`."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = 1
-    return ids, mask
 
 
 def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:

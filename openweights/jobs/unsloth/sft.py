@@ -1,5 +1,4 @@
-"""Supervised fine-tuning: the cross-entropy of the answers, averaged over all tokens of an
-optimizer step.
+"""Supervised fine-tuning: the mean cross-entropy of the answers' tokens in an optimizer step.
 
 The average is exact under gradient accumulation: the sum over all micro-batches is divided by the
 number of their labels, so that how a batch is split changes nothing. `packing=True` lays the rows

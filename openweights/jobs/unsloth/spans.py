@@ -55,8 +55,8 @@ def assistant_spans(
 
 _HIDDEN = (
     "the chat template rewrites assistant messages, so it cannot be told which tokens are the "
-    "answer; "
-    "give a chat_template that keeps them as they are, or set train_on_responses_only=False"
+    "answer; give a chat_template that keeps them as they are, or set "
+    "train_on_responses_only=False"
 )
 
 

@@ -59,6 +59,9 @@ def trainer_args(config: TrainingConfig, **overrides: Any) -> SFTConfig:
         # each step.
         logger.info("%d GPUs are there; this job trains on the first", args.n_gpu)
         args._n_gpu = 1
+    if not cuda and args.world_size > 1:
+        # accelerate says "cpu:0", to which torch.load cannot read the optimizer of a checkpoint.
+        args._setup_devices = torch.device("cpu")
     return args
 
 

@@ -1,5 +1,5 @@
-"""Worker side of a fine-tuning job: `python -m openweights.jobs.unsloth.training <job id |
-config.json>`.
+"""Worker side of a fine-tuning job: `python -m openweights.jobs.unsloth.training JOB_ID`, or with
+the path of a config in JSON instead.
 
 Reads the config, loads model and data, lets the loss's own trainer train, and leaves the result
 under `uploads/`. A custom trainer calls `train(config, extra_callbacks=[…])`. trl, transformers and
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, OpenWeightsError
+from openweights.jobs.unsloth.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
 from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.reporting import FolderReporter, Reporter, StoreReporter
 from openweights.jobs.unsloth.rows import check_rows, numbered_rows
@@ -58,7 +59,7 @@ def train(
     from openweights.jobs.unsloth.model import load_model, prepare_engine
 
     prepare_engine(config)
-    from openweights.jobs.unsloth.callbacks import EXIT_TERMINATED, StopOnSignal
+    from openweights.jobs.unsloth.callbacks import StopOnSignal
 
     with StopOnSignal() as stop:
         train_rows = _load_rows(config, reporter, "training_file", config.training_file)
@@ -85,7 +86,7 @@ def train(
 
 def _reporter(config: TrainingConfig, run: Run | None) -> Reporter:
     from openweights import OpenWeights
-    from openweights.jobs.unsloth.ranks import FollowerReporter, rank
+    from openweights.jobs.unsloth.ranks import FollowerReporter
 
     ow = OpenWeights()
     if run is None and ow.settings.run_id is None:
@@ -119,7 +120,7 @@ def _callbacks(
 
     samplers = []
     for index, sampling in enumerate(config.sampling_callbacks or []):
-        field = f"sampling_callbacks.{index}.dataset"
+        field = f"sampling_callbacks[{index}].dataset"
         rows = _load_rows(config, reporter, field, sampling.dataset)
         samplers.append(Sampler(sampling, rows, tokenizer, reporter, seed=config.seed))
     return [
@@ -198,9 +199,11 @@ def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
         repo = push_result(
             config, adapter, job_id=reporter.job_id, token=settings.hf_token, org=settings.hf_org
         )
-    except (OpenWeightsError, OSError, ValueError) as error:
-        logger.error("not pushed to the hub; the result is kept: %s", error)
-        reporter.log({"type": "push", "push_error": str(error)})
+    except Exception as error:  # noqa: BLE001 - whatever it is, the training it ends has succeeded
+        known = isinstance(error, OpenWeightsError)
+        text = str(error) if known else _one_line(error)
+        logger.error("not pushed to the hub; the result is kept: %s", text, exc_info=not known)
+        reporter.log({"type": "push", "push_error": text})
         return
     reporter.log({"type": "push", "pushed_to": repo})
 
@@ -231,11 +234,11 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         logger.error("usage: python -m openweights.jobs.unsloth.training <job id | config.json>")
         return 2
-    from openweights.jobs.unsloth.ranks import relaunch
-
     try:
-        relaunch(Settings.from_env().n_gpus, arguments)
-        train(load_config(arguments[0]))
+        config = load_config(arguments[0])
+        if (processes := Settings.from_env().n_gpus) > 1 and not is_rank():
+            return run_ranks(processes, arguments)
+        train(config)
     except OpenWeightsError as error:
         logger.debug("why", exc_info=True)
         logger.error("%s", error)
@@ -261,11 +264,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _set_up_logging() -> None:
-    """Our lines on standard error, and no progress bars: they would fill the log with fragments."""
+    """Our lines on standard error, of several ranks those of the first, and errors.
+
+    No progress bars: they would fill the log with fragments.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+        level=logging.ERROR if rank() else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
     )
     for noisy in ("httpx", "huggingface_hub", "filelock", "transformers.trainer_utils"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

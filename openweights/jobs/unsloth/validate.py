@@ -8,11 +8,11 @@ Client-side: no torch here.
 
 from __future__ import annotations
 
-import re
+import os
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from openweights.client.param_errors import shown, spelled
+from openweights.errors import ConfigError
+from openweights.jobs.unsloth.demonstrations import template_fields
 from openweights.jobs.unsloth.learning_rate import parse_learning_rate
 
 Loss = Literal["sft", "sdft", "dpo", "orpo", "grpo"]
@@ -59,9 +62,6 @@ DEFAULT_TARGET_MODULES = [
     "down_proj",
 ]
 
-# What looks like a field to be filled in: {name}, {name!r}, {}. Other braces, as in JSON, are text.
-_FIELD_IN_TEXT = re.compile(r"\{((?:[A-Za-z_][\w.]*)?(?:[!:][^{}]*)?)\}")
-
 Count = Annotated[int, Field(ge=1)]
 StepSchedule = Literal["log"] | Count
 
@@ -70,9 +70,39 @@ def _job_suffix(value: str) -> str:
     allowed = set(string.ascii_letters + string.digits + "-_.")
     if not value or len(value) > 64 or not set(value) <= allowed:
         raise ValueError(
-            f"{value!r} must be 1 to 64 letters, digits, '-', '_' or '.'; shorten or rename it"
+            f"{shown(value)} must be 1 to 64 letters, digits, '-', '_' or '.'; shorten or rename it"
         )
     return value
+
+
+def _available_loss(value: object) -> object:
+    if value in AVAILABLE_LOSSES:
+        return value
+    available = spelled(AVAILABLE_LOSSES)
+    if value in get_args(Loss):
+        raise ValueError(f"{value!r} is not available yet; use {available}")
+    raise ValueError(f"must be {available}, not {shown(value)}")
+
+
+def model_location(model: str) -> str:
+    """A local folder in full, anything else as it is.
+
+    Raises:
+        ConfigError: It is written as a path, but no folder is there.
+    """
+    folder = Path(os.path.expanduser(model))
+    if folder.is_dir():
+        return str(folder.resolve())
+    if _is_path(model):
+        raise ConfigError(
+            f"model: there is no folder {model} on this machine; correct the path, or give a "
+            "Hugging Face id (org/name)"
+        )
+    return model
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
 
 
 class SamplingCallback(BaseModel):
@@ -123,6 +153,8 @@ class TrainingConfig(BaseModel):
         sdft_demo_placement: "turns" shows the demonstration as earlier user and assistant turns.
         sdft_demo_repeats: How often it is shown then.
         sdft_skip_tokens: First tokens of a completion that are left out of the loss.
+        sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
+            for the whole vocabulary.
         sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
         engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
         meta: Free; for `ow.jobs.find(meta={…})`.
@@ -134,7 +166,7 @@ class TrainingConfig(BaseModel):
 
     model: str
     training_file: str
-    loss: Loss
+    loss: Annotated[Loss, BeforeValidator(_available_loss)]
     test_file: str | None = None
     chat_template: str = "default"
     finetuned_model_id: str = "{org_id}/{model_name}-{job_id}"
@@ -176,7 +208,6 @@ class TrainingConfig(BaseModel):
     train_on_responses_only: bool = True
     packing: bool = True
     logp_callback_datasets: dict[str, str] = Field(default_factory=dict)
-    eval_every_n_steps: Count = 5000
     sampling_callbacks: list[SamplingCallback] | None = None
     eval_batch_size: Count = 8
     test_file_eval_steps: float | None = Field(default=None, gt=0)
@@ -191,6 +222,7 @@ class TrainingConfig(BaseModel):
     sdft_top_p: float = Field(default=1.0, gt=0, le=1)
     sdft_divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     sdft_skip_tokens: int = Field(default=0, ge=0)
+    sdft_top_k: Count | None = None
     sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph"] = "auto"
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
 
@@ -198,16 +230,16 @@ class TrainingConfig(BaseModel):
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or value != value.strip()):
-            raise ValueError(f"{value!r} is empty or padded with spaces; give the bare name")
+            raise ValueError(f"{shown(value)} is empty or padded with spaces; give the bare name")
         return value
 
     @field_validator("model")
     @classmethod
     def _is_model_name(cls, value: str) -> str:
-        is_folder = value.startswith(("/", "./", "../", "~")) or Path(value).is_dir()
+        is_folder = _is_path(value) or Path(value).is_dir()
         if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
             raise ValueError(
-                f"{value!r} is neither a Hugging Face id (org/name) nor a folder; correct it"
+                f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
             )
         return value
 
@@ -241,17 +273,9 @@ class TrainingConfig(BaseModel):
     @field_validator("sdft_demo_template")
     @classmethod
     def _is_demo_template(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        fields = set(_FIELD_IN_TEXT.findall(value))
-        if "demonstration" not in fields:
+        if value is not None and "demonstration" not in template_fields(value):
             raise ValueError(
                 "holds no {demonstration}; write {demonstration} where it should appear"
-            )
-        if unknown := sorted(fields - {"demonstration", "prompt"}):
-            raise ValueError(
-                f"holds {{{unknown[0]}}}, but only {{demonstration}} and {{prompt}} are filled in; "
-                "write it without braces"
             )
         return value
 
@@ -300,12 +324,9 @@ def _placeholders(template: str) -> set[str]:
 
 def _problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """What is wrong between fields, as (field, what; what to do)."""
-    if config.loss not in AVAILABLE_LOSSES:
-        have = " or ".join(repr(name) for name in AVAILABLE_LOSSES)
-        yield "loss", f"{config.loss!r} is not available yet; use {have}"
-        return
     yield from _foreign_fields(config)
     yield from _file_problems(config)
+    yield from _tag_problems(config)
     yield from _sdft_problems(config)
     yield from _hub_problems(config)
     yield from _test_file_problems(config)
@@ -324,7 +345,7 @@ def _file_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     purpose = FILE_PURPOSES[config.loss]
     files = {"training_file": config.training_file, "test_file": config.test_file}
     for index, sampling in enumerate(config.sampling_callbacks or []):
-        files[f"sampling_callbacks.{index}.dataset"] = sampling.dataset
+        files[f"sampling_callbacks[{index}].dataset"] = sampling.dataset
     for field, value in files.items():
         if value is None or Path(value).is_file():
             continue
@@ -336,11 +357,20 @@ def _file_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _file_problem(value: str, purpose: str, loss: str) -> str:
     upload = f'ow.files.upload(path, purpose="{purpose}")["id"]'
     if ":file-" in value:
-        had = value.split(":", 1)[0]
+        had = shown(value.split(":", 1)[0])
         return (
-            f"has the purpose {had!r}, but loss={loss!r} reads {purpose!r}; upload it with {upload}"
+            f"has the purpose {had}, but loss={loss!r} reads {purpose!r}; upload it with {upload}"
         )
-    return f"{value!r} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
+    return f"{shown(value)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
+
+
+def _tag_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    """Tags name the files of samples, so equal ones would overwrite each other's."""
+    tags = [sampling.tag.replace("/", "_") for sampling in config.sampling_callbacks or []]
+    for index, tag in enumerate(tags):
+        if tag in tags[:index]:
+            text = f"{shown(tag)} is the tag of an earlier one, too; give each a tag of its own"
+            yield f"sampling_callbacks[{index}].tag", text
 
 
 def _sdft_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -366,8 +396,7 @@ def _sdft_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield (
             "sdft_skip_tokens",
             f"is {config.sdft_skip_tokens} of at most {config.sdft_max_new_tokens} tokens, so "
-            f"nothing "
-            "would be learned; lower it",
+            "nothing would be learned; lower it",
         )
 
 
@@ -382,12 +411,11 @@ def _hub_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield (
             field,
             f"holds {{{unknown[0]}}}, which nothing fills in; use org_id, model_name, job_id or a "
-            f"name of "
-            "model_naming_extra_parameters",
+            "name of model_naming_extra_parameters",
         )
     org, _, name = config.finetuned_model_id.partition("/")
     if not org.strip() or not name.strip() or "/" in name:
-        yield field, f"{config.finetuned_model_id!r} must be org/name; give both parts"
+        yield field, f"{shown(config.finetuned_model_id)} must be org/name; give both parts"
     elif org in ("datasets", "models", "unsloth", "None"):
         yield field, f"{org!r} is no organization of yours; begin with your own, or with {{org_id}}"
 

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.jobs.unsloth.demonstrations import split_row, teacher_messages
+from openweights.jobs.unsloth.messages import training_config
+from tests.jobs.unsloth.malformed_configs import SDFT
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 QUESTION = {"role": "user", "content": "2 {x} days in hours?"}
@@ -53,8 +55,34 @@ def test_own_template_with_and_without_the_prompt() -> None:
     assert with_prompt[-1]["content"] == "<A|2 {x} days in hours?>"
     without = teacher_messages([QUESTION], "A", template="Hint: {demonstration}")
     assert without[-1]["content"] == "2 {x} days in hours?\n\nHint: A"
-    braces = teacher_messages([QUESTION], "A", template="{{{demonstration}}}")
-    assert braces[-1]["content"] == "2 {x} days in hours?\n\n{A}"
+
+
+@pytest.mark.parametrize(
+    "around",
+    ['Reply as {"a": 1}. |', "a lone { and |", "a lone } and |", "{x}|{}", "{{|}}", "{0!r:>3}|"],
+)
+def test_a_template_that_is_accepted_is_filled_in(around: str) -> None:
+    """Braces other than those of the two fields are text, for the check as for the worker."""
+    before, after = around.split("|")
+    template = f"{before}{{prompt}}{{demonstration}}{after}"
+    assert training_config({**SDFT, "sdft_demo_template": template}).sdft_demo_template == template
+    shown = teacher_messages([QUESTION], ANSWER["content"], template=template)
+    assert shown[-1]["content"] == f"{before}2 {{x}} days in hours?48 {{prompt}} hours{after}"
+
+
+@given(
+    before=st.text('{}"prompt: !\\a0.[]', max_size=30),
+    after=st.text('{}"demonstration: !\\a0.[]', max_size=30),
+)
+def test_any_text_around_the_field_stays(before: str, after: str) -> None:
+    template = f"{before}{{demonstration}}{after}"
+    config = training_config({**SDFT, "sdft_demo_template": template})
+    [turn] = teacher_messages(
+        [{"role": "user", "content": "Q"}], "A", template=config.sdft_demo_template
+    )
+    text = f"{before}A{after}".replace("{demonstration}", "A")
+    has_prompt = "{prompt}" in template
+    assert turn["content"] == (text.replace("{prompt}", "Q") if has_prompt else f"Q\n\n{text}")
 
 
 def test_turns_put_the_demonstration_before_the_question() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillation_loss
+from trl.experimental.sdft.loss_utils import (
+    compute_full_logit_self_distillation_loss,
+    compute_topk_self_distillation_loss,
+)
 
 from openweights.jobs.unsloth.divergence import (
     Divergence,
@@ -122,6 +127,33 @@ def test_unfused_path_agrees(kind: Divergence) -> None:
     torch.autograd.gradcheck(
         lambda x: divergence_from_logits(x, head.logits(teacher), kind), (logits,)
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_top_k_with_the_rest(kind: Divergence) -> None:
+    """Against trl's on the same support, by gradcheck, and the whole vocabulary as its limit."""
+    student, teacher, head, weights = random_problem(6, 30, scale=0.5)
+    options: dict[str, Any] = {"chunk_tokens": 4, "top_k": 7}
+    ours = linear_divergence(student, teacher, head, weights, kind, **options)
+    theirs = compute_topk_self_distillation_loss(
+        head.logits(student),
+        head.logits(teacher),
+        distillation_topk=7,
+        distillation_alpha=TRL_ALPHA[kind],
+        distillation_add_tail=True,
+    )
+    torch.testing.assert_close(ours.per_token, theirs.detach(), rtol=1e-6, atol=1e-9)
+    torch.autograd.gradcheck(
+        lambda hidden: linear_divergence(hidden, teacher, head, weights, kind, **options).loss,
+        (student,),
+    )
+    whole = linear_divergence(student, teacher, head, weights, kind)
+    every = linear_divergence(student, teacher, head, weights, kind, top_k=30)
+    torch.testing.assert_close(every.per_token, whole.per_token)
+    assert (ours.per_token <= whole.per_token + 1e-12).all(), "merging words hides differences"
+    logits = head.logits(student.detach())
+    unfused = logits_divergence(logits, head.logits(teacher), weights, kind, top_k=7)
+    torch.testing.assert_close(unfused.per_token, ours.per_token)
 
 
 @pytest.mark.parametrize("kind", KINDS)

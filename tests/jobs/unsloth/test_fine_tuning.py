@@ -59,6 +59,23 @@ def test_ids_depend_on_what_is_trained(ow: OpenWeights, tmp_path: Path) -> None:
     assert script == "python -m openweights.jobs.unsloth.training {job_id}"
 
 
+def test_a_model_folder_is_stored_in_full(
+    ow: OpenWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job runs elsewhere than in the folder in which it was submitted."""
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kind = FineTuning(ow)
+    for model in ("models/tiny", "./models/tiny", "~/models/tiny", "models/../models/tiny"):
+        assert kind.validate({**GOOD, "model": model}).model == str(folder.resolve())
+    assert kind.validate({**GOOD, "model": "models/other"}).model == "models/other"
+    for model in ("./models/other", "../tiny", "/no/model", "~/tiny", "~nobody-of-that-name/x"):
+        with pytest.raises(ConfigError, match=f"^model: there is no folder {model} .*; correct"):
+            kind.validate({**GOOD, "model": model})
+
+
 def test_refuses_what_the_store_shows_to_be_wrong(ow: OpenWeights, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="training_file: the store has no file"):
         checked(ow)
@@ -74,7 +91,7 @@ def test_refuses_what_the_store_shows_to_be_wrong(ow: OpenWeights, tmp_path: Pat
     assert checked(ow, training_file=text)
     with pytest.raises(DatasetError, match="training_file:2: .*plain text"):
         checked(ow, training_file=text, loss="sdft")
-    with pytest.raises(DatasetError, match=r"sampling_callbacks.0.dataset:2: messages"):
+    with pytest.raises(DatasetError, match=r"sampling_callbacks\[0\].dataset:2: messages"):
         checked(ow, training_file=good, sampling_callbacks=[{"dataset": text}])
     shown = upload(ow, tmp_path, {"messages": ROW["messages"][:1], "demonstration": "Bye"})
     assert checked(ow, training_file=shown, loss="sdft")

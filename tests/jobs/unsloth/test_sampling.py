@@ -73,6 +73,7 @@ def test_samples_leave_the_training_as_it_is(tmp_path: Path, temperature: float)
     assert [(e["type"], e["step"], e["tag"]) for e in first] == [
         ("samples", step, "a/b") for step in (0, 2, 3)
     ]
+    assert [e["path"] for e in first] == [f"samples/a_b-{step}.jsonl" for step in (0, 2, 3)]
     rows = first[0]["rows"]
     assert [row["messages"][-1]["role"] for row in rows] == ["user"] * 3 and rows[0]["id"] == 7
     assert all(isinstance(row["completion"], str) for row in rows)

@@ -90,7 +90,7 @@ class EchoEngine:
 
 def make_trainer(model: Any, folder: Path, tmp_path: Path, **changes: Any) -> SDFTTrainer:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    keys = ("divergence", "ema_alpha", "skip_tokens", "engine", "callbacks")
+    keys = ("divergence", "top_k", "ema_alpha", "skip_tokens", "engine", "callbacks")
     own = {key: changes.pop(key) for key in keys if key in changes}
     settings = config(tmp_path, **changes)
     examples = sdft_examples(settings, tokenizer, ROWS)
@@ -121,7 +121,7 @@ def scoring_batch(trainer: SDFTTrainer, rows: Sequence[int], extra: int = 0) -> 
 
 
 def slow_loss(
-    trainer: SDFTTrainer, batch: dict[str, Tensor], kind: Divergence, skip: int = 0
+    trainer: SDFTTrainer, batch: dict[str, Tensor], kind: Divergence, top_k: int | None
 ) -> Tensor:
     """The loss by its definition: one sequence at a time, no padding, full logits."""
     per_sequence = []
@@ -139,7 +139,7 @@ def slow_loss(
                     teacher_logits = trainer.model(input_ids=teacher_ids).logits[0, :-1]
         count = int(batch["loss_mask"][i].sum())
         student_logits = scored[0][1][-count:]
-        per_token = divergence_from_logits(student_logits, teacher_logits[-count:], kind)
+        per_token = divergence_from_logits(student_logits, teacher_logits[-count:], kind, top_k)
         per_sequence.append(per_token.mean())
     return torch.stack(per_sequence).mean()
 
@@ -181,13 +181,16 @@ def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> No
     assert (scored == 2).sum() == 3, "the end token of each row is in the loss"
 
 
+@pytest.mark.parametrize("top_k", [None, 9])
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
 @pytest.mark.parametrize("modules", [("q_proj", "up_proj"), ("q_proj", "lm_head")])
 def test_loss_and_gradients_equal_the_definition(
-    folder: Path, tmp_path: Path, kind: Divergence, modules: tuple[str, ...]
+    folder: Path, tmp_path: Path, kind: Divergence, modules: tuple[str, ...], top_k: int | None
 ) -> None:
     """Also when the head itself is trained, so that student and teacher do not share it."""
-    trainer = make_trainer(load(folder, modules=modules), folder, tmp_path, divergence=kind)
+    trainer = make_trainer(
+        load(folder, modules=modules), folder, tmp_path, divergence=kind, top_k=top_k
+    )
     perturb(trainer.model, 1)
     trainer.teacher.update()
     perturb(trainer.model, 2)
@@ -199,7 +202,7 @@ def test_loss_and_gradients_equal_the_definition(
     loss.backward()
     fast = grads(trainer.model)
     trainer.model.zero_grad()
-    slow = slow_loss(trainer, batch, kind)
+    slow = slow_loss(trainer, batch, kind, top_k)
     slow.backward()
 
     assert loss > 0.01

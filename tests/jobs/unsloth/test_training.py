@@ -227,25 +227,77 @@ def test_in_a_job_of_the_store(
 ) -> None:
     ow = OpenWeights()
     data = ow.files.upload(params["training_file"], "conversations")["id"]
+    sampling = {"dataset": data, "eval_steps": 4, "max_tokens": 4, "tag": "a/b"}
     small = {**params, "training_file": data, "save_steps": 2, "max_steps": 6}
-    for name in ("first", "second"):
-        # The second run has an empty disk, and finds the checkpoint in the store.
+
+    def run_in(name: str, *callbacks: TrainerCallback) -> list[dict[str, Any]]:
+        """Each run has an empty disk, and finds what it needs in the store."""
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        train(small, run=ow.run)
-    ow.run.flush()
-    logged = [event.data for event in ow.events.list(job_id=ow.run.job_id)]
-    assert [e["step"] for e in logged if "loss" in e] == [1, 2, 3, 4, 5, 6, 5, 6]
-    assert [e["from_step"] for e in logged if e.get("type") == "started"] == [0, 4]
-    saved = [e for e in logged if e.get("type") == "checkpoint"]
-    assert [e["step"] for e in saved] == [2, 4]
-    # Of the checkpoints only the last is still there.
-    assert ow.files.retrieve(saved[1]["file"])["purpose"] == "checkpoint"
-    with pytest.raises(NotFoundError):
-        ow.files.retrieve(saved[0]["file"])
-    first, second = adapter(tmp_path / "first"), adapter(tmp_path / "second")
-    assert all(torch.equal(tensor, first[name]) for name, tensor in second.items())
+        train({**small, "sampling_callbacks": [sampling]}, run=ow.run, extra_callbacks=callbacks)
+        return logged()
+
+    def logged() -> list[dict[str, Any]]:
+        ow.run.flush()
+        return [event.data for event in ow.events.list(job_id=ow.run.job_id)]
+
+    with pytest.raises(SystemExit):
+        run_in("first", StopAt(4))
+    saved = [e for e in logged() if e.get("type") == "checkpoint"]
+    assert [e["step"] for e in saved] == [2, 4, 5]
+    assert [is_stored(ow, e["file"]) for e in saved] == [False, False, True], "the last alone"
+    done = run_in("second")
+    assert [e["step"] for e in done if "loss" in e] == [1, 2, 3, 4, 5, 6]
+    assert not [e for e in done if e.get("type") == "checkpoint" and is_stored(ow, e["file"])]
+    # Events name checkpoints that are gone: whoever runs the job again starts anew.
+    again = run_in("third")
+    assert [e["from_step"] for e in again if e.get("type") == "started"] == [0, 5, 0]
+    second, third = adapter(tmp_path / "second"), adapter(tmp_path / "third")
+    assert all(torch.equal(tensor, third[name]) for name, tensor in second.items())
     ow.run.update("completed")
+    target = tmp_path / "download"
+    ow.jobs.retrieve(ow.run.job_id).download(target)
+    assert sorted(path.name for path in (target / "samples").iterdir()) == [
+        f"a_b-{step}.jsonl" for step in (0, 4, 6)
+    ]
+    assert "completion" in json.loads((target / "samples/a_b-6.jsonl").read_text().splitlines()[0])
+
+
+def is_stored(ow: OpenWeights, file: str) -> bool:
+    try:
+        return ow.files.retrieve(file)["id"] == file
+    except NotFoundError:
+        return False
+
+
+class Spoil(TrainerCallback):
+    """Leaves the base model's weights unreadable once training is over, before they are merged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.weights = folder / "model.safetensors"
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.weights.unlink()
+        self.weights.write_bytes(b"no tensors")
+
+
+def test_a_push_that_fails_does_not_fail_the_job(
+    params: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setenv("HF_ORG", "me")
+    base = make_tiny_model(tmp_path / "base")
+    train({**params, "model": str(base), "max_steps": 1}, extra_callbacks=[Spoil(base)])
+    assert adapter(tmp_path)
+    pushed = [e for e in events(tmp_path) if e.get("type") == "push"]
+    assert [list(e) for e in pushed] == [["type", "push_error"]]
+    assert pushed[0]["push_error"].startswith("SafetensorError: ")
+    assert "not pushed to the hub; the result is kept" in caplog.text
+    assert "Traceback" in caplog.text, "to find out why"
 
 
 def test_wrong_input_ends_in_one_line(params: dict[str, Any], tmp_path: Path) -> None:
@@ -259,7 +311,7 @@ def test_wrong_input_ends_in_one_line(params: dict[str, Any], tmp_path: Path) ->
     ("change", "words"),
     [
         ({"training_file": "conversations:file-0"}, "needs local paths"),
-        ({"epochs": "many"}, "epochs: is 'many', not a whole number"),
+        ({"epochs": "many"}, "epochs: must be a whole number, not 'many'"),
         ({"max_seq_length": 3}, "nothing to learn is left of any row"),
     ],
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigError
+from openweights.jobs import unsloth
 from openweights.jobs.unsloth.learning_rate import parse_learning_rate
 from openweights.jobs.unsloth.messages import training_config
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD, MALFORMED, MISSING, SDFT
@@ -31,6 +35,7 @@ def test_refuses_and_says_what_to_do(params: dict[str, Any], field: str, words: 
     lines = str(caught.value).splitlines()
     assert [line for line in lines if line.startswith(f"{field}: ") and words in line], lines
     assert all("Traceback" not in line and "pydantic" not in line for line in lines)
+    assert all(len(line) < 400 for line in lines), "long values are cut"
     assert caught.value.__suppress_context__
 
 
@@ -59,7 +64,10 @@ def test_stored_config_holds_only_what_counts_and_is_read_back() -> None:
 def test_nested_and_local(tmp_path: Path) -> None:
     local = tmp_path / "rows.jsonl"
     local.write_text("{}\n")
-    sampling = [{"dataset": str(local), "eval_steps": "log"}, {"dataset": FILE, "eval_steps": 3}]
+    sampling: list[dict[str, Any]] = [
+        {"dataset": str(local), "eval_steps": "log"},
+        {"dataset": FILE, "eval_steps": 3, "tag": "other"},
+    ]
     config = training_config(
         {
             **GOOD,
@@ -97,6 +105,30 @@ def test_any_text_is_a_rate_or_refused(text: str) -> None:
         assert 1e-12 <= parse_learning_rate(text) <= 1.0
     except ValueError as error:
         assert str(error)
+
+
+SOURCES = Path(unsloth.__file__).parent
+
+
+def test_every_imported_package_is_declared() -> None:
+    project = tomllib.loads((SOURCES.parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["train"], *extras["unsloth"]]
+    declared = {re.split(r"[^\w-]", line)[0] for line in lines}
+    # triton is part of torch where there is CUDA, pydantic_core of pydantic everywhere.
+    declared |= {"openweights", "triton", "pydantic_core", *sys.stdlib_module_names}
+    for path in SOURCES.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            assert {name.split(".")[0] for name in names} <= declared, path
+
+
+def test_settings_alone_read_the_environment() -> None:
+    for path in SOURCES.glob("*.py"):
+        # What torch.distributed reads is the launcher's to write and to read.
+        if path.name != "launcher.py":
+            assert not re.search(r"getenv|environ(\.get|\[[^]]+\](?! = ))", path.read_text()), path
 
 
 def test_client_side_needs_no_torch() -> None:

@@ -1,0 +1,56 @@
+"""Parameters as JSON: scalars of numpy and torch become Python's, the rest is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from openweights.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_DEEPEST = 100
+
+
+def plain(value: object, field: str, depth: int = 0) -> Any:
+    """`value` with each scalar that has `.item()`, also inside lists and dicts, as Python's own.
+
+    Raises:
+        ConfigError: It is nested without an end.
+    """
+    if depth > _DEEPEST:
+        raise ConfigError(f"{field}: is nested too deeply, or holds itself")
+    if type(value) is dict:
+        items = cast("dict[object, object]", value).items()
+        return {plain(key, field): plain(item, field, depth + 1) for key, item in items}
+    if type(value) is list:
+        return [plain(item, field, depth + 1) for item in cast("list[object]", value)]
+    item = cast("Callable[[], object] | None", getattr(value, "item", None))
+    if not callable(item):
+        return value
+    try:
+        return item()
+    except (TypeError, ValueError, RuntimeError):
+        return value  # of more than one value
+
+
+def dumped(validated: BaseModel, *, exclude_defaults: bool = False) -> dict[str, Any]:
+    """The parameters as JSON.
+
+    Raises:
+        ConfigError: A value is no JSON; a line for each such field.
+    """
+    try:
+        return validated.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    except ValueError:
+        wrong = [line for name in type(validated).model_fields if (line := _wrong(validated, name))]
+        raise ConfigError("\n".join(wrong)) from None
+
+
+def _wrong(validated: BaseModel, name: str) -> str:
+    try:
+        validated.model_dump(mode="json", include={name})
+    except ValueError as error:
+        return f"{name}: is not JSON ({error}); use numbers, strings, lists and dicts"
+    return ""
