@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as the worker does
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch

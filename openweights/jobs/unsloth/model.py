@@ -58,8 +58,8 @@ def resolve_engine(config: TrainingConfig) -> Engine:
         engine = "transformers"
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
-            "load_in_4bit: this machine lacks a CUDA GPU or the package bitsandbytes; remove it, "
-            "or run the job where there is a GPU"
+            "load_in_4bit: needs a CUDA GPU and the package bitsandbytes, which this machine "
+            "lacks; remove it, or run the job where there is a GPU"
         )
     return engine
 
