@@ -27,7 +27,7 @@ from openweights.worker.heartbeat import Heartbeat
 from openweights.worker.log_pump import LogPump
 from openweights.worker.process import GuardedProcess, ProcessEnd
 from openweights.worker.redaction import Redactor, secret_values
-from openweights.worker.results import collect_uploads, replay_events
+from openweights.worker.results import collect_uploads, drop_checkpoints, replay_events
 from openweights.worker.shutdown import Shutdown
 
 logger = logging.getLogger(__name__)
@@ -244,6 +244,8 @@ class _Execution:
             draft = EventDraft(uuid.uuid4().hex, {"error": reason}, datetime.now(UTC))
             self._persist(lambda: backend.append_events(run.id, [draft]))
         self._persist(lambda: backend.finish_run(run.id, run.attempt, status, error=reason))
+        if status == "completed":
+            self._persist(lambda: drop_checkpoints(backend, self._job.id))
 
     def _persist(self, call: Callable[[], object]) -> None:
         persist(call, give_up=self._hurry)

@@ -31,6 +31,21 @@ def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> No
         logger.warning("%s: not all of it are events: %s", spool, error)
 
 
+def drop_checkpoints(backend: Backend, job_id: str) -> None:
+    """Delete the checkpoints of a job that has completed: nothing will resume from them.
+
+    They are the files of purpose `checkpoint` that its `{"type": "checkpoint"}` events name.
+    """
+    named = {
+        str(event.data.get("file"))
+        for event in backend.list_events(job_id=job_id)
+        if event.data.get("type") == "checkpoint"
+    }
+    for file_id in named:
+        if file_id.startswith("checkpoint:"):
+            backend.delete_file(file_id)
+
+
 def collect_uploads(
     backend: Backend,
     run_id: int,

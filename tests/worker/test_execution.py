@@ -82,6 +82,19 @@ def test_uploads_and_spool_become_events(jobs: Jobs, backend: Backend, worker: o
     assert outputs["loss"] == 1
 
 
+def test_checkpoints_go_when_the_job_has_completed_and_only_then(
+    jobs: Jobs, backend: Backend, worker: object
+) -> None:
+    stored: dict[str, str] = {}
+    for name, code in (("good", 0), ("bad", 1)):
+        stored[name] = backend.put_file(BytesIO(name.encode()), "checkpoint", "c.tar").id
+        line = spool_line(name, f'{{"type": "checkpoint", "step": 1, "file": "{stored[name]}"}}')
+        job = jobs.submit(f"printf '{line}\\n' > {SPOOL_FILE}; exit {code}")
+        assert jobs.wait_for_end(job) == ("failed" if code else "completed")
+        assert jobs.events(job)[0]["file"] == stored[name]
+    assert wait_until(lambda: [f.id for f in backend.list_files()] == [stored["bad"]])
+
+
 def test_a_failing_job_says_why(jobs: Jobs, worker: object) -> None:
     cases = {
         "echo start; echo 'ValueError: no rows' >&2; exit 3": "exit code 3: ValueError: no rows",

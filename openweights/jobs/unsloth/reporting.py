@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from openweights.errors import ConfigError, NotFoundError, PlatformError
+from openweights.errors import ConfigError, NotFoundError
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
@@ -115,15 +115,9 @@ class StoreReporter:
             yield int(data["step"]), str(data["file"])
 
     def close(self, *, completed: bool) -> None:
-        """See `Reporter`. Without its checkpoints a job that runs again starts anew."""
+        """See `Reporter`. The worker drops the last checkpoint once it has stored the result."""
         if not self._run.flush():
             logger.warning("some events have not arrived yet; the worker sends them after the run")
-        if not completed or self._last_checkpoint is None:
-            return
-        try:
-            self._ow.files.delete(self._last_checkpoint)
-        except PlatformError as error:
-            logger.warning("the last checkpoint stays in the store: %s", error)
 
 
 class FolderReporter:

@@ -16,6 +16,7 @@ sampled is part of the loss, and a teacher prompt that does not fit is left out 
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import defaultdict
@@ -70,6 +71,8 @@ from openweights.jobs.unsloth.sdft_data import (
 from openweights.jobs.unsloth.teacher import EMATeacher
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 COMPLETIONS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
@@ -360,6 +363,7 @@ def sdft_train(
         engine=rollout_engine(config.sdft_rollout_engine, model, int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
         callbacks=callbacks,
     )
+    logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
     # It prints what MetricsCallback logs.
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume_from)

@@ -110,6 +110,11 @@ class EMATeacher:
                 for name, tensor in zip(self._names, values, strict=True):
                     tensor.copy_(file.get_tensor(f"{kind}.{name}"))
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the averages and of the first weights that the drift is measured from."""
+        return 2 * sum(average.numel() * average.element_size() for average in self._average)
+
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name; the tensors are the teacher's own."""
         return dict(zip(self._names, self._average, strict=True))

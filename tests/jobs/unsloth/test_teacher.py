@@ -103,6 +103,7 @@ def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
     restored = EMATeacher(model, 0.1)
     restored.load(tmp_path)
     assert restored.step == 3 and restored.drift() == teacher.drift()
+    assert teacher.size_bytes == 2 * 4 * (6 * 5 + 5 * 4 + 4)
     assert all(torch.equal(a, restored.state()[n]) for n, a in teacher.state().items())
 
 
