@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,6 +16,16 @@ from openweights.settings import Settings
 _PREFIXES = ("OPENWEIGHTS_", "OW_", "SUPABASE_", "HF_", "RUNPOD_", "WANDB_", "OPENAI_")
 # Where downloads are kept, and whether there may be any, is the machine's to say.
 _KEPT = frozenset({"HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OW_TEST_SUPABASE_URL"})
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches the processes that tests start.
+
+    A shell starts what it puts into the background with SIGINT ignored, and every process below
+    inherits that: a test that interrupts one would wait for ever.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
