@@ -28,6 +28,7 @@ from openweights.errors import (
 )
 from openweights.jobs.unsloth.callbacks import StopOnSignal
 from openweights.jobs.unsloth.training import load_config, train
+from openweights.worker.results import drop_checkpoints
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[3]
@@ -248,6 +249,8 @@ def test_in_a_job_of_the_store(
     assert [is_stored(ow, e["file"]) for e in saved] == [False, False, True], "the last alone"
     done = run_in("second")
     assert [e["step"] for e in done if "loss" in e] == [1, 2, 3, 4, 5, 6]
+    assert is_stored(ow, saved[-1]["file"]), "until the worker has stored the result"
+    drop_checkpoints(ow.backend, ow.run.job_id)
     assert not [e for e in done if e.get("type") == "checkpoint" and is_stored(ow, e["file"])]
     # Events name checkpoints that are gone: whoever runs the job again starts anew.
     again = run_in("third")
