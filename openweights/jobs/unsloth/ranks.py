@@ -38,6 +38,14 @@ def any_rank(flag: bool) -> bool:
     return bool(tensor)
 
 
+def leave() -> None:
+    """End the process group in good order: threads of its own that are left when Python ends may
+    abort the process.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     """Mean over ranks of every trainable parameter's gradient, in one message for each type."""
     if accelerator.num_processes == 1:

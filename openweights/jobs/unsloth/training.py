@@ -60,6 +60,7 @@ def train(
 
     prepare_engine(config)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
+    from openweights.jobs.unsloth.ranks import leave
 
     with StopOnSignal() as stop:
         train_rows = _load_rows(config, reporter, "training_file", config.training_file)
@@ -78,9 +79,11 @@ def train(
         )
         if stop.signaled and trainer.state.global_step < trainer.state.max_steps:
             reporter.close(completed=False)
+            leave()
             raise SystemExit(EXIT_TERMINATED)
     if trainer.is_world_process_zero():
         _finish(config, trainer, tokenizer, reporter)
+    leave()
     return trainer
 
 

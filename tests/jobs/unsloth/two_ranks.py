@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from openweights.jobs.unsloth.ranks import leave
 from tests.jobs.unsloth.test_sdft import EchoEngine, adapters, load, make_trainer, perturb
 
 
@@ -36,6 +37,7 @@ def main(model_folder: Path, folder: Path, batch_size: int) -> None:
             {"student": adapters(model), "teacher": trainer.teacher.state()}, folder / "weights.pt"
         )
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    leave()
 
 
 if __name__ == "__main__":
