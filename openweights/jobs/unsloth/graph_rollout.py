@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from openweights.jobs.unsloth.data import pad_right
 from openweights.jobs.unsloth.decoder import KVCache, LlamaDecoder, UnsupportedModelError
 from openweights.jobs.unsloth.rollout import Rollout, SamplingParams, cut_at_eos, seeded
 
@@ -120,10 +121,7 @@ class _Session:
         logits = []
         for start in range(0, self._rows, at_once):
             part = prompts[start : start + at_once]
-            width = max(map(len, part))
-            ids = torch.full((len(part), width), self._pad, dtype=torch.long)
-            for i, prompt in enumerate(part):
-                ids[i, : len(prompt)] = torch.tensor(prompt)
+            ids, _ = pad_right(part, self._pad)
             part_lengths = lengths[start : start + at_once]
             logits.append(self._decoder.prefill(ids.to(device), part_lengths, self._cache, start))
         self._count.zero_()

@@ -140,12 +140,7 @@ def _load_unsloth(config: TrainingConfig) -> tuple[Any, Any]:
     )
     model = fast.FastLanguageModel.get_peft_model(
         model,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=_existing_modules(model, config),
-        bias=config.lora_bias,
-        use_rslora=config.use_rslora,
+        **_lora_options(model, config),
         use_gradient_checkpointing="unsloth",
         random_state=config.seed,
         max_seq_length=config.max_seq_length,
@@ -167,16 +162,20 @@ def _load_transformers(config: TrainingConfig) -> tuple[Any, Any]:
         device_map={"": local_rank()} if torch.cuda.is_available() else None,
     )
     model.config.use_cache = False
-    lora = LoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=_existing_modules(model, config),
-        bias=config.lora_bias,
-        use_rslora=config.use_rslora,
-        task_type="CAUSAL_LM",
-    )
+    lora = LoraConfig(**_lora_options(model, config), task_type="CAUSAL_LM")
     return get_peft_model(model, lora), tokenizer
+
+
+def _lora_options(model: PreTrainedModel, config: TrainingConfig) -> dict[str, Any]:
+    """The adapter, in the words that peft and unsloth share."""
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": _existing_modules(model, config),
+        "bias": config.lora_bias,
+        "use_rslora": config.use_rslora,
+    }
 
 
 def base_dtype(location: str) -> torch.dtype:
