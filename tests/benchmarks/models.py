@@ -9,6 +9,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from openweights.jobs.unsloth.lora_linear import fuse_lora
+
 PAD = 258
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TEMPLATE = (
@@ -41,9 +43,13 @@ def qwen_7b(layers: int = 28) -> Any:
 
 
 def adapted(base: Any) -> Any:
-    """With a LoRA of rank 32 on all linear layers, whose parameters are float32."""
+    """With a LoRA of rank 32 on all linear layers, whose parameters are float32, as jobs train
+    it.
+    """
     lora = LoraConfig(r=32, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
-    return get_peft_model(base, lora)
+    model = get_peft_model(base, lora)
+    fuse_lora(model)
+    return model
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

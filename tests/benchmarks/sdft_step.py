@@ -7,7 +7,8 @@ tokens, the teacher's about 500. No token ends a completion, so every step gener
 runs with full logits, one generation a prompt and an EMA teacher: the same work as ours. With
 `--training-engine unsloth` ours trains through unsloth, which is imported first; trl is left out,
 because unsloth replaces its trainers. Under `torchrun --nproc-per-node 2 -m
-tests.benchmarks.sdft_step --micro 16 --trl-micro 0` two GPUs share the batch.
+tests.benchmarks.sdft_step --micro 16 --trl-micro 0` two GPUs share the batch. `--monitor 32`
+measures 32 conversations after every step, as `MonitoringCallback` does, and says what that takes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from openweights.jobs.unsloth.engines import rollout_engine
+from openweights.jobs.unsloth.launcher import local_rank
 from openweights.jobs.unsloth.model import load_model
-from openweights.jobs.unsloth.ranks import local_rank
+from openweights.jobs.unsloth.monitoring import MonitoringCallback
 from openweights.jobs.unsloth.rollout import SamplingParams
 from openweights.jobs.unsloth.sdft import SDFTTrainer
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
@@ -98,6 +100,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     model, tokenizer = load_ours(options, config, folder)
     times = StepTimes()
+    events: list[dict[str, Any]] = []
     trainer = SDFTTrainer(
         model,
         trainer_args(config, save_strategy="no"),
@@ -106,12 +109,14 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sampling=SamplingParams(options.new, 1.0, 1.0, ()),
         divergence=config.sdft_divergence,
         engine=rollout_engine(options.engine, model, PAD),
-        callbacks=[times],
+        callbacks=[times, *monitoring(options.monitor, config, tokenizer, events)],
     )
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "divergence" in entry][-1]
     parts = {k: round(log[k], 3) for k in ("rollout_s", "teacher_s", "student_s", "divergence")}
+    if options.monitor:
+        parts["monitoring_s"] = round(min(event["monitoring_s"] for event in events), 3)
     return figures("ours", times, parts | {"engine": options.engine})
 
 
@@ -123,6 +128,25 @@ def load_ours(options: argparse.Namespace, config: TrainingConfig, folder: Path)
     qwen_7b().save_pretrained(saved)
     byte_tokenizer().save_pretrained(saved)
     return load_model(config.model_copy(update={"model": str(saved), "r": 32, "lora_alpha": 32}))
+
+
+def monitoring(
+    conversations: int, config: TrainingConfig, tokenizer: Any, events: list[dict[str, Any]]
+) -> list[MonitoringCallback]:
+    """Measures after every step, along a direction too; nothing without conversations."""
+    if not conversations:
+        return []
+    direction = torch.ones(3584)
+    return [
+        MonitoringCallback(
+            config,
+            tokenizer,
+            rows(conversations),
+            events.append,
+            every_steps=1,
+            direction=direction,
+        )
+    ]
 
 
 def run_trl(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -193,6 +217,7 @@ def main() -> None:
     parser.add_argument("--divergence", default="reverse_kl")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--training-engine", default="transformers")
+    parser.add_argument("--monitor", type=int, default=0, help="conversations to monitor")
     parser.add_argument("--trl-micro", type=int, default=8, help="0 leaves trl out")
     parser.add_argument("--trl-steps", type=int, default=2)
     parser.add_argument("--json", type=Path)

@@ -153,6 +153,8 @@ def _load_transformers(config: TrainingConfig) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from openweights.jobs.unsloth.lora_linear import fuse_lora
+
     location = model_location(config.model)
     tokenizer = AutoTokenizer.from_pretrained(location)
     model = AutoModelForCausalLM.from_pretrained(
@@ -163,7 +165,9 @@ def _load_transformers(config: TrainingConfig) -> tuple[Any, Any]:
     )
     model.config.use_cache = False
     lora = LoraConfig(**_lora_options(model, config), task_type="CAUSAL_LM")
-    return get_peft_model(model, lora), tokenizer
+    adapted = get_peft_model(model, lora)
+    fuse_lora(adapted)
+    return adapted, tokenizer
 
 
 def _lora_options(model: PreTrainedModel, config: TrainingConfig) -> dict[str, Any]:
