@@ -6,3 +6,6 @@ TAG = "1.0"
 
 UNSLOTH_IMAGE = f"openweights/ow-unsloth:{TAG}"
 """Training: unsloth, trl, peft, transformers. The default of every job."""
+
+MANAGER_IMAGE = f"openweights/ow-manager:{TAG}"
+"""The cluster manager, for `ow deploy`; it needs no GPU."""

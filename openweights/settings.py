@@ -12,7 +12,86 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from openweights.credentials import Credentials, read_credentials
 from openweights.errors import ConfigurationError
+from openweights.types import CloudType
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """What a cluster manager tells the worker in a pod; all None for a worker on its own.
+
+    Attributes:
+        worker_id: `WORKER_ID`: the row that was written for it.
+        docker_image: `DOCKER_IMAGE`: the image that the pod was started with.
+        cloud_type: `OPENWEIGHTS_CLOUD_TYPE`: the tier of the pod.
+        pod_id: `RUNPOD_POD_ID`, set by RunPod.
+        ttl_hours: `TTL_HOURS`: the worker takes no further job after this long, and ends.
+        notice_s: `OPENWEIGHTS_NOTICE_S`: from SIGTERM to SIGKILL when the machine is taken away.
+    """
+
+    worker_id: str | None = None
+    docker_image: str | None = None
+    cloud_type: CloudType | None = None
+    pod_id: str | None = None
+    ttl_hours: float | None = None
+    notice_s: float | None = None
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> PodSettings:
+        """Read `env`; raises ConfigurationError."""
+        cloud_type = env.get("OPENWEIGHTS_CLOUD_TYPE") or None
+        if cloud_type not in (None, "SECURE", "COMMUNITY"):
+            raise ConfigurationError(
+                f"OPENWEIGHTS_CLOUD_TYPE={cloud_type!r} must be SECURE or COMMUNITY; unset it"
+            )
+        return cls(
+            worker_id=env.get("WORKER_ID") or None,
+            docker_image=env.get("DOCKER_IMAGE") or None,
+            cloud_type=cloud_type,
+            pod_id=env.get("RUNPOD_POD_ID") or None,
+            ttl_hours=_number(env, "TTL_HOURS"),
+            notice_s=_number(env, "OPENWEIGHTS_NOTICE_S"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What a cluster manager reads from its own environment.
+
+    Attributes:
+        runpod_api_key: `OPENWEIGHTS_RUNPOD_API_KEY`, else `RUNPOD_API_KEY`; never enters a
+            worker's pod.
+        runpod_url: `RUNPOD_API_BASE_URL`, which RunPod's SDK reads, too.
+        max_workers: `MAX_WORKERS`: pods at most, over all kinds of jobs together.
+        pod_env: Variables, named by `OPENWEIGHTS_POD_ENV` with commas between, that every pod gets.
+        machine_env: What a process on this very machine needs besides; nothing secret.
+    """
+
+    runpod_api_key: str | None = field(default=None, repr=False)
+    runpod_url: str | None = None
+    max_workers: int = 8
+    pod_env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    machine_env: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> ClusterSettings:
+        """Read `env` (default: the process's environment).
+
+        Raises:
+            ConfigurationError: A variable does not hold what it must.
+        """
+        env = os.environ if env is None else env
+        max_workers = _number(env, "MAX_WORKERS")
+        return cls(
+            runpod_api_key=env.get("OPENWEIGHTS_RUNPOD_API_KEY")
+            or env.get("RUNPOD_API_KEY")
+            or None,
+            runpod_url=env.get("RUNPOD_API_BASE_URL") or None,
+            max_workers=8 if max_workers is None else int(max_workers),
+            pod_env=_pod_env(env),
+            machine_env={name: env[name] for name in _OF_THE_MACHINE if name in env},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +100,21 @@ class Settings:
 
     Attributes:
         home: Folder of the embedded store (`OPENWEIGHTS_HOME`, default `~/.openweights`).
-        api_key: `OPENWEIGHTS_API_KEY`. It and `supabase_url` (`SUPABASE_URL`) name a store
-            elsewhere, which this version refuses.
+        api_key: `OPENWEIGHTS_API_KEY`: a key of the organization. It and `supabase_url`
+            (`SUPABASE_URL`) name a store in a Supabase project, instead of the embedded one.
+        supabase_anon_key: `SUPABASE_ANON_KEY`: the project's public key. Where `SUPABASE_URL` is
+            not set, not even to nothing, all three come from what `ow login` has stored.
+        secrets_key: `OPENWEIGHTS_SECRETS_KEY`: opens the organization's secrets, on a worker.
         run_id: `OPENWEIGHTS_RUN_ID`, set by the worker inside a job.
         spool_dir: `OPENWEIGHTS_SPOOL`, set by the worker inside a job: where events wait until they
             are stored.
         n_gpus: `N_GPUS`, set by the worker inside a job; 0 without a GPU.
         lease_s: `OPENWEIGHTS_LEASE_S`: a worker silent for longer loses its job.
         heartbeat_s: `OPENWEIGHTS_HEARTBEAT_S`: None lets the store choose.
-        worker_idle_s: `OPENWEIGHTS_WORKER_IDLE_S`: a self-started worker goes away after this long
-            without work.
+        worker_idle_s: `OPENWEIGHTS_WORKER_IDLE_S`: a worker that was not started by hand goes away
+            after this long without work.
         cancel_grace_s: `OPENWEIGHTS_CANCEL_GRACE_S`: from SIGTERM to SIGKILL when a job is stopped.
+        pod: What a worker in a cluster's pod is told.
     """
 
     home: Path
@@ -39,6 +122,7 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     supabase_url: str | None = None
     supabase_anon_key: str | None = field(default=None, repr=False)
+    secrets_key: str | None = field(default=None, repr=False)
     hf_token: str | None = field(default=None, repr=False)
     hf_org: str | None = None
     run_id: int | None = None
@@ -48,6 +132,7 @@ class Settings:
     heartbeat_s: float | None = None
     worker_idle_s: float = 60.0
     cancel_grace_s: float = 20.0
+    pod: PodSettings = PodSettings()
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -59,11 +144,16 @@ class Settings:
         env = os.environ if env is None else env
         run_id = _number(env, "OPENWEIGHTS_RUN_ID")
         spool = env.get("OPENWEIGHTS_SPOOL")
+        home = home_folder(env)
+        # The address first: a stored key is not for another project.
+        stored = None if "SUPABASE_URL" in env else read_credentials(home)
+        stored = stored or Credentials("", "", "")
         return cls(
-            home=_home(env),
-            api_key=env.get("OPENWEIGHTS_API_KEY") or None,
-            supabase_url=env.get("SUPABASE_URL") or None,
-            supabase_anon_key=env.get("SUPABASE_ANON_KEY") or None,
+            home=home,
+            api_key=env.get("OPENWEIGHTS_API_KEY") or stored.api_key or None,
+            supabase_url=env.get("SUPABASE_URL") or stored.supabase_url or None,
+            supabase_anon_key=env.get("SUPABASE_ANON_KEY") or stored.supabase_anon_key or None,
+            secrets_key=env.get("OPENWEIGHTS_SECRETS_KEY") or None,
             hf_token=env.get("HF_TOKEN") or None,
             hf_org=env.get("HF_ORG") or env.get("HF_USER") or None,
             run_id=None if run_id is None else int(run_id),
@@ -73,18 +163,27 @@ class Settings:
             heartbeat_s=_number(env, "OPENWEIGHTS_HEARTBEAT_S"),
             worker_idle_s=_seconds(env, "OPENWEIGHTS_WORKER_IDLE_S", 60.0),
             cancel_grace_s=_seconds(env, "OPENWEIGHTS_CANCEL_GRACE_S", 20.0),
+            pod=PodSettings.from_env(env),
         )
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the store is a Supabase project, and not the one on this machine."""
+        return bool(self.api_key or self.supabase_url)
+
     def child_env(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of a worker process that must see these very settings, and no run of
-        ours.
+        """The environment of a worker process or a job that must see these very settings, and
+        neither a run of ours nor the key that opens secrets.
 
         Args:
             env: What it starts from (default: the process's environment).
         """
         child = dict(os.environ if env is None else env)
-        for name in ("OPENWEIGHTS_RUN_ID", "OPENWEIGHTS_SPOOL"):
+        for name in ("OPENWEIGHTS_RUN_ID", "OPENWEIGHTS_SPOOL", "OPENWEIGHTS_SECRETS_KEY"):
             child.pop(name, None)
+        if not self.is_remote:
+            # Set to nothing, it also keeps the child from what `ow login` has stored meanwhile.
+            child["SUPABASE_URL"] = ""
         values = {
             "OPENWEIGHTS_HOME": self.home,
             "OPENWEIGHTS_API_KEY": self.api_key,
@@ -101,7 +200,13 @@ class Settings:
         return child
 
 
-def _home(env: Mapping[str, str]) -> Path:
+def home_folder(env: Mapping[str, str] | None = None) -> Path:
+    """The folder `OPENWEIGHTS_HOME` of `env` (default: the process's environment).
+
+    Raises:
+        ConfigurationError: It names none.
+    """
+    env = os.environ if env is None else env
     text = env.get("OPENWEIGHTS_HOME") or "~/.openweights"
     try:
         return Path(text).expanduser().absolute()
@@ -140,3 +245,34 @@ def _lease(env: Mapping[str, str]) -> float:
 def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     value = _number(env, name)
     return default if value is None else value
+
+
+_OF_THE_MACHINE = (
+    *("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"),
+    *("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE"),
+)
+
+# A pod that had these could start others, or act for the whole organization.
+_NEVER_IN_PODS = frozenset(
+    {
+        "RUNPOD_API_KEY",
+        "OPENWEIGHTS_RUNPOD_API_KEY",
+        "OPENWEIGHTS_API_KEY",
+        "SUPABASE_SERVICE_ROLE_KEY",
+    }
+)
+
+
+def _pod_env(env: Mapping[str, str]) -> dict[str, str]:
+    names = [name.strip() for name in env.get("OPENWEIGHTS_POD_ENV", "").split(",")]
+    wanted = [name for name in names if name]
+    for name in wanted:
+        if name in _NEVER_IN_PODS:
+            raise ConfigurationError(
+                f"OPENWEIGHTS_POD_ENV: {name} must not enter a pod; take it out"
+            )
+        if name not in env:
+            raise ConfigurationError(
+                f"OPENWEIGHTS_POD_ENV: {name} is not set; set it or take it out"
+            )
+    return {name: env[name] for name in wanted}

@@ -44,6 +44,8 @@ class JobSpec:
         priority: Higher is taken first.
         max_attempts: Runs that may lose their worker before the job fails.
         timeout_at: The job is stopped at this moment.
+        max_cost_usd: The job is stopped once its runs have cost so much; counts where pods have
+            prices, and is not kept by the store on this machine.
     """
 
     id: str
@@ -58,6 +60,7 @@ class JobSpec:
     priority: int = 0
     max_attempts: int = 3
     timeout_at: datetime | None = None
+    max_cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +181,86 @@ class Claim:
 
     job: JobRecord
     run: RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow(WorkerRecord):
+    """A worker with what the cluster manager keeps of its pod.
+
+    Attributes:
+        provider: Who runs its pod, such as "runpod"; None for a worker that nobody manages.
+        price_usd_per_hour: Of the whole pod; None when it is not known.
+        started_at: From when the pod is paid for.
+        ended_at: The pod is known to be gone since then.
+    """
+
+    provider: str | None = None
+    price_usd_per_hour: float | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A pending job with what decides when its worker may be started.
+
+    Attributes:
+        owner: The key that submitted it.
+        usd_left: What it, and its key, may still spend; None without a cap.
+    """
+
+    job: JobRecord
+    owner: str = ""
+    usd_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key of an organization, without the key itself.
+
+    Attributes:
+        prefix: Its first characters, by which its owner knows it.
+        role: `admin`, `member` or `worker`.
+        worker_id: The only worker that it may be, for a key of that role.
+        email: The member's that it belongs to.
+        spent_usd: What its jobs have cost so far.
+    """
+
+    id: str
+    name: str
+    prefix: str
+    role: str
+    worker_id: str | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    budget_usd: float | None = None
+    email: str = ""
+    spent_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was just made: the only time that `key` is told."""
+
+    id: str
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord:
+    """A member of an organization; `role` is `admin` or `member`."""
+
+    id: str
+    email: str
+    role: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRecord:
+    """A secret of an organization, without its value."""
+
+    name: str
+    updated_at: datetime

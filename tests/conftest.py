@@ -7,15 +7,21 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from openweights.errors import PlatformError
 from openweights.settings import Settings
 
+if TYPE_CHECKING:
+    from tests.supabase_double.postgres import PostgresServer
+    from tests.supabase_double.team import Team
+
 _PREFIXES = ("OPENWEIGHTS_", "OW_", "SUPABASE_", "HF_", "RUNPOD_", "WANDB_", "OPENAI_")
 # Where downloads are kept, and whether there may be any, is the machine's to say.
-_KEPT = frozenset({"HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OW_TEST_SUPABASE_URL"})
+_KEPT = frozenset({"HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"})
+_KEPT_PREFIX = "OW_TEST_SUPABASE_"
 
 
 def pytest_configure() -> None:
@@ -32,7 +38,7 @@ def pytest_configure() -> None:
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """None of our variables, and an empty home; its self-started workers are asked to end."""
     for name in os.environ:
-        if name.startswith(_PREFIXES) and name not in _KEPT:
+        if name.startswith(_PREFIXES) and not (name in _KEPT or name.startswith(_KEPT_PREFIX)):
             monkeypatch.delenv(name)
     folder = tmp_path / "home"
     monkeypatch.setenv("OPENWEIGHTS_HOME", str(folder))
@@ -47,6 +53,45 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def home(clean_environment: None, tmp_path: Path) -> Path:
     """The folder of the embedded store."""
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The PostgreSQL of this test run, started when the first test asks for it."""
+    from tests.supabase_double.postgres import running_server
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def project(postgres: PostgresServer) -> str:
+    """URL of a database of the test's own, with our schema."""
+    return postgres.create_project()
+
+
+@pytest.fixture(scope="session")
+def double(postgres: PostgresServer) -> Iterator[str]:
+    """The address of a server that has every database as a Supabase project."""
+    from tests.supabase_double.team import running_double
+
+    with running_double(postgres) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def shared_project(postgres: PostgresServer) -> str:
+    """URL of a database in which many tests have an organization each."""
+    return postgres.create_project()
+
+
+@pytest.fixture
+def team(shared_project: str, double: str) -> Iterator[Team]:
+    """An organization of the test's own, in a project that the double serves."""
+    from tests.supabase_double.team import Team
+
+    with closing(Team(shared_project, double)) as team:
+        yield team
 
 
 def _stop_workers(settings: Settings) -> None:

@@ -12,7 +12,8 @@ from openweights.cli import COMMANDS
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs
 from openweights.client.jobs import Job
-from openweights.jobs.unsloth.validate import AVAILABLE_LOSSES, FILE_PURPOSES, TrainingConfig
+from openweights.jobs.unsloth.grpo_fields import REWARD_NAMES
+from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,7 +100,6 @@ def test_command_table_lists_the_commands() -> None:
 def test_tables_of_losses_and_sdft_fields_are_complete() -> None:
     losses = {row[0].strip("`"): row for row in rows(section("Losses"))}
     assert {name: row[1].strip("`") for name, row in losses.items()} == FILE_PURPOSES
-    assert {name for name, row in losses.items() if row[2] == "works"} == set(AVAILABLE_LOSSES)
     fields = {row[0].strip("`"): row[1].strip("`") for row in rows(section("SDFT"))}
     defaults = {
         name: "built in" if name == "sdft_demo_template" else str(field.default)
@@ -107,6 +107,11 @@ def test_tables_of_losses_and_sdft_fields_are_complete() -> None:
         if name.startswith("sdft_")
     }
     assert fields == defaults
+
+
+def test_table_of_rewards_is_complete() -> None:
+    named = {name for row in rows(section("GRPO")) for name in re.findall(r"`([\w.:]+)`", row[0])}
+    assert named == {*REWARD_NAMES, "file.py:function"}
 
 
 def test_tree_lists_what_is_there() -> None:

@@ -23,6 +23,7 @@ from openweights.client.jobs import Job, JobCollection
 from openweights.client.local_worker import LocalWorker
 from openweights.client.results import read_log_chunks
 from openweights.client.runs import Run, RunCollection, ScriptRun
+from openweights.client.secrets import SecretCollection
 from openweights.errors import ConfigurationError, NotFoundError
 from openweights.settings import Settings
 
@@ -37,26 +38,30 @@ logger = logging.getLogger(__name__)
 
 
 class OpenWeights:
-    """A client. Without a key it uses the store on this machine, under `OPENWEIGHTS_HOME`.
+    """A client. Without a key it uses the store on this machine, under `OPENWEIGHTS_HOME`; with a
+    key and an address, a Supabase project.
 
     Building one does no I/O; the store is opened when something first needs it. Job kinds are
     attributes: `ow.fine_tuning.create(...)`, and `ow.<name>` for each `@register("<name>")`.
 
     Args:
-        supabase_url: Project that holds the jobs; default: `SUPABASE_URL`. This version has the
-            store on this machine only, and refuses one elsewhere on first use.
+        supabase_url: Project that holds the jobs; default: `SUPABASE_URL`.
         supabase_key: Its public key; default: `SUPABASE_ANON_KEY`.
-        auth_token: An `ow_…` key; default: `OPENWEIGHTS_API_KEY`.
-        organization_id: Whose jobs these are; the store on this machine knows "local" alone, and
-            anything else is refused on first use.
+        auth_token: An `ow_…` key; default: `OPENWEIGHTS_API_KEY`. Without `SUPABASE_URL` the
+            defaults are what `ow login` has stored.
+        organization_id: Whose jobs these are. The key, or the store on this machine, says that;
+            what you give is compared with it on first use.
         settings: All of the above and more, instead of the environment.
 
     Attributes:
         files, jobs, runs, events: What the store holds.
+        secrets: What a project keeps for jobs that name it.
         settings: What the environment said when the client was built.
     """
 
-    RESERVED: ClassVar[frozenset[str]] = frozenset({"files", "jobs", "runs", "events", "settings"})
+    RESERVED: ClassVar[frozenset[str]] = frozenset(
+        {"files", "jobs", "runs", "events", "secrets", "settings"}
+    )
 
     if TYPE_CHECKING:
         fine_tuning: FineTuning
@@ -82,6 +87,7 @@ class OpenWeights:
         self.jobs = JobCollection(self)
         self.runs = RunCollection(self)
         self.events = EventCollection(self)
+        self.secrets = SecretCollection(self)
         self._organization_id = organization_id
         self._lock = threading.RLock()
         self._backend: Backend | None = None
@@ -111,7 +117,8 @@ class OpenWeights:
         """The store, opened on first use.
 
         Raises:
-            ConfigurationError: The settings name another store than the one on this machine.
+            ConfigurationError: Address or keys of a project are missing, or the organization is
+                another one.
         """
         with self._lock:
             if self._backend is None:
@@ -122,11 +129,13 @@ class OpenWeights:
 
     def _checked(self, backend: Backend) -> Backend:
         asked = self._organization_id
-        if asked and asked != backend.organization_id:
+        if asked and asked != (found := backend.organization_id):
             backend.close()
+            whose = "OPENWEIGHTS_API_KEY belongs to"
+            if not self.settings.is_remote:
+                whose = "the store on this machine holds"
             raise ConfigurationError(
-                f"the store on this machine holds the organization {backend.organization_id!r}, "
-                f"not {asked!r}; leave organization_id out"
+                f"{whose} the organization {found!r}, not {asked!r}; leave organization_id out"
             )
         return backend
 
@@ -176,7 +185,11 @@ class OpenWeights:
             return self._bundle[1]
 
     def ensure_worker(self) -> None:
-        """Start a worker if none of the store is alive."""
+        """Start a worker if none of the store on this machine is alive; a project's workers are
+        started by others.
+        """
+        if self.settings.is_remote:
+            return
         with self._lock:
             if self._worker is None:
                 self._worker = LocalWorker(self.settings, self.backend)

@@ -6,7 +6,8 @@ counted.
 
 `conversations` rows hold `messages` (with at least one assistant message or a `demonstration`:
 without them there would be nothing to train on) or `text`. `preference` rows hold `prompt`,
-`chosen` and `rejected`. Other columns are free.
+`chosen` and `rejected`, `multiple_choice` rows `question`, `choices` and `answer`. Other columns
+are free.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
+from openweights.client.questions import parse_question
 from openweights.errors import DatasetError
 
-CHECKED_PURPOSES = ("conversations", "preference")
+CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
 MAX_LINE_BYTES = 64 << 20
 LISTED_ERRORS = 20
 
@@ -98,7 +100,7 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
     Raises:
         DatasetError: Rows cannot be used.
     """
-    check_row = _check_conversation if purpose == "conversations" else _check_preference
+    check_row = _ROW_CHECKS[purpose]
     problems = _Problems(name)
     rows = 0
     for number, raw in _lines(stream, problems):
@@ -274,6 +276,20 @@ def _check_preference(row: Mapping[str, Any], report: Report) -> None:
             )
     if "chosen" in row and row["chosen"] == row.get("rejected"):
         report("rejected", "equals 'chosen', so there is no preference; remove the row")
+
+
+def _check_question(row: Mapping[str, Any], report: Report) -> None:
+    try:
+        parse_question(row)
+    except ValueError as error:
+        report(*str(error).split(": ", 1))
+
+
+_ROW_CHECKS = {
+    "conversations": _check_conversation,
+    "preference": _check_preference,
+    "multiple_choice": _check_question,
+}
 
 
 def _column_hint(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -47,8 +48,9 @@ BATCH_BYTES = 1 << 20
 FLUSH_AT_EXIT_S = 30.0
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 10.0
-# Events that come in quick succession share a batch.
+# Events that come in quick succession share a batch; one of this size is not held back.
 _GATHER_S = 0.05
+_GATHER_BYTES = 1 << 16
 _SPOOL_NAME = re.compile(r"(\d+)-\d+-[0-9a-f]{8}\.jsonl")
 
 
@@ -80,6 +82,8 @@ class EventSender:
         self._sent = 0
         self._closing = False
         self._given_up = False
+        self._flushing = 0
+        self._sent_at = -math.inf
         self._thread = threading.Thread(
             target=self._send_all, name="openweights-events", daemon=True
         )
@@ -121,8 +125,10 @@ class EventSender:
             Whether it is.
         """
         with self._lock:
+            self._flushing += 1
             self._change.notify_all()
             self._change.wait_for(lambda: self._sent >= self._written or self._given_up, timeout)
+            self._flushing -= 1
             return self._sent >= self._written
 
     def close(self, timeout: float = FLUSH_AT_EXIT_S) -> bool:
@@ -172,14 +178,13 @@ class EventSender:
         retry_s = _FIRST_RETRY_S
         with self.path.open("rb") as lines:
             while True:
+                if not self._wait_for_lines():
+                    return
                 lines.seek(self._sent)
                 batch, size = _read_batch(lines)
-                if not batch:
-                    if not self._wait_for_lines():
-                        return
-                    continue
                 if self._send(batch):
                     retry_s = _FIRST_RETRY_S
+                    self._sent_at = time.monotonic()
                     with self._lock:
                         self._sent += size
                         self._change.notify_all()
@@ -194,8 +199,13 @@ class EventSender:
             self._change.wait_for(lambda: self._closing or self._written > self._sent)
             if self._written == self._sent:
                 return False
-        time.sleep(_GATHER_S)
+            due_s = self._sent_at + self._backend.pace_s - time.monotonic()
+            self._change.wait_for(self._must_send_now, max(due_s, _GATHER_S))
         return True
+
+    def _must_send_now(self) -> bool:
+        is_waited_for = self._closing or self._flushing > 0
+        return is_waited_for or self._written - self._sent >= _GATHER_BYTES
 
     def _pause(self, seconds: float) -> bool:
         """Wait before trying again; True when the sender was closed meanwhile."""

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from openweights import images
-from openweights.client.jobs import Job
+from openweights.client.jobs import Job, moment_after
 from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params, spelled
 from openweights.client.param_json import dumped, plain
-from openweights.errors import ConfigError, InvalidInputError
-from openweights.types import CLOUD_TYPES, CloudType, JobSpec, JobType
+from openweights.client.secrets import wanted_secrets
+from openweights.errors import ConfigError, InvalidInputError, InvalidStateError
+from openweights.gpu_names import gpu_key
+from openweights.types import CLOUD_TYPES, CloudType, JobRecord, JobSpec, JobType
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -34,6 +37,9 @@ MOUNT_PURPOSE = "custom_job_file"
 # need.
 _BUILT_IN = {
     "fine_tuning": "openweights.jobs.unsloth:FineTuning",
+    "weighted_sft": "openweights.jobs.weighted_sft:WeightedSFT",
+    "logprob": "openweights.jobs.logprob:LogProb",
+    "multiple_choice": "openweights.jobs.multiple_choice:MultipleChoice",
     "exec": "openweights.jobs.exec:Exec",
 }
 _REGISTERED: dict[str, type[Jobs]] = {}
@@ -104,6 +110,9 @@ class Jobs:
         cloud_type: CloudType = "SECURE",
         priority: int = 0,
         max_attempts: int = 3,
+        timeout: float | None = None,
+        max_cost_usd: float | None = None,
+        secrets: Sequence[str] | str = (),
         **params: Any,
     ) -> Job:
         """Submit a job, or return the one that does the same.
@@ -111,18 +120,25 @@ class Jobs:
         Args:
             allowed_hardware: Such as `["2x H100S", "1x H200"]`; None for any that has the memory.
             docker_image: Image of the workers that may take it; default: the kind's.
-            requires_vram_gb: GPU memory needed in all, in GiB; default: the kind's.
+            requires_vram_gb: GPU memory needed in all, in GiB; default: the kind's, or what the
+                hardware that is named has.
             cloud_type: `SECURE`, `COMMUNITY`, or `ALL`, which takes the cheaper one first.
             priority: Higher is taken first.
             max_attempts: Runs that may lose their worker before the job fails.
+            timeout: Seconds from now after which the job is stopped; `job.set_timeout` moves it.
+            max_cost_usd: It is stopped once its runs have cost so much; for pods with a price.
+            secrets: Names of the organization's secrets, such as `["HF_TOKEN"]`, that the job gets
+                as variables. They are no part of what makes two jobs the same.
             **params: The parameters of the kind.
 
         Raises:
             ConfigError: A parameter is wrong; the message has a line for each.
             InvalidInputError: A file to mount is not there, or the look-ups of the kind failed.
         """
-        vram = type(self).requires_vram_gb if requires_vram_gb is None else requires_vram_gb
+        default = 0 if allowed_hardware else type(self).requires_vram_gb
+        vram = default if requires_vram_gb is None else requires_vram_gb
         _check_controls(cloud_type, vram, priority, max_attempts)
+        _check_limits(timeout, max_cost_usd)
         hardware = normalize_hardware(allowed_hardware)
         validated = self.validate({name: plain(value, name) for name, value in params.items()})
         self.check(validated)
@@ -132,10 +148,15 @@ class Jobs:
             allowed_hardware=hardware,
             priority=priority,
             max_attempts=max_attempts,
+            timeout_at=moment_after(timeout),
+            max_cost_usd=max_cost_usd,
         )
         if docker_image:
             spec = replace(spec, docker_image=docker_image)
+        if wanted := wanted_secrets(self.ow, secrets):
+            spec = replace(spec, params={**spec.params, "secrets": wanted})
         record = self.ow.backend.submit_job(spec)
+        _check_secrets(record, wanted)
         if record.status == "pending":
             self.ow.ensure_worker()
         return Job(self.ow, record)
@@ -281,7 +302,27 @@ def _one_hardware(item: object) -> str:
     count = int(found[1] or 1) if found else 0
     if found is None or not 1 <= count <= 64:  # noqa: PLR2004 - more GPUs than any host has
         raise ConfigError(f"allowed_hardware: {item!r} is not hardware; write it like '2x H100S'")
-    return f"{count}x {found[2].upper()}"
+    return f"{count}x {gpu_key(found[2]) or found[2].upper()}"
+
+
+def _check_secrets(record: JobRecord, wanted: list[str]) -> None:
+    """A job that waits or runs already keeps the secrets that it was submitted with."""
+    named: list[str] = record.params.get("secrets", [])
+    absent = [name for name in wanted if name not in named]
+    if absent and record.status in ("pending", "in_progress"):
+        raise InvalidStateError(
+            f"job {record.id} is {record.status} already, without {', '.join(absent)}: cancel it, "
+            "and submit it again"
+        )
+
+
+def _check_limits(timeout: object, max_cost_usd: object) -> None:
+    for name, value in (("timeout", timeout), ("max_cost_usd", max_cost_usd)):
+        if value is None:
+            continue
+        number = math.nan if isinstance(value, bool) else value
+        if not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise ConfigError(f"{name}: must be a number above 0, not {value!r}; leave it out")
 
 
 def _check_controls(

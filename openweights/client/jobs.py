@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -51,6 +51,7 @@ class Job:
     organization_id: str
     worker_id: str | None
     timeout_at: datetime | None
+    max_cost_usd: float | None
     created_at: datetime
     updated_at: datetime
 
@@ -96,6 +97,11 @@ class Job:
         """
         self.record = self._ow.backend.restart_job(self.id)
         self._ow.ensure_worker()
+        return self
+
+    def set_timeout(self, timeout: float | None) -> Job:
+        """Stop it so many seconds from now, if it has not ended by then; None lets it run."""
+        self.record = self._ow.backend.set_timeout(self.id, moment_after(timeout))
         return self
 
     def refresh(self) -> Job:
@@ -263,3 +269,8 @@ class JobCollection:
         if validated:
             where["validated_params"] = {**where.get("validated_params", {}), **validated}
         return [Job(self._ow, job) for job in self._ow.backend.list_jobs(where=where, limit=None)]
+
+
+def moment_after(seconds: float | None) -> datetime | None:
+    """The moment so many seconds from now; None for none."""
+    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)

@@ -29,6 +29,8 @@ _Result = TypeVar("_Result")
 
 _TAIL_LINES = 20
 _TAIL_BYTES = 1 << 14
+# After so long without a run, somebody who looks is told what the job waits for.
+_SILENT_S = 15.0
 # A store that is away for longer is not worth waiting for.
 _PATIENCE_S = 300.0
 _LONGEST_PAUSE_S = 10.0
@@ -73,6 +75,7 @@ def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) 
         yield from _follow_run(ow, job_id, run_id, poll_s)
         return
     seen = _runs_to_skip(ow, job_id)
+    tell_at = time.monotonic() + _SILENT_S
     while True:
         # Read before the runs: a job that has ended gets no more of them.
         job = patiently(lambda: ow.backend.get_job(job_id))
@@ -83,8 +86,16 @@ def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) 
         elif job.status in ENDED:
             return
         else:
+            if time.monotonic() > tell_at:
+                tell_at = float("inf")
+                _say_it_waits(job)
             time.sleep(poll_s)
             ow.ensure_worker()
+
+
+def _say_it_waits(job: JobRecord) -> None:
+    needs = f" with {job.requires_vram_gb} GB of GPU memory" if job.requires_vram_gb else ""
+    logger.warning("job %s waits for a worker%s; `ow doctor` lists the workers", job.id, needs)
 
 
 def _follow_run(ow: OpenWeights, job_id: str, run_id: int, poll_s: float) -> Iterator[str]:

@@ -22,8 +22,21 @@ class QuietClient(OpenWeights):
         pass
 
 
+def _store(home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which store the environment names, for the client and the processes that it starts."""
+    if request.param == "supabase":
+        request.getfixturevalue("team").set_environment(monkeypatch.setenv)
+    return request.param
+
+
+_supabase_too = pytest.param("supabase", marks=pytest.mark.slow)
+store = pytest.fixture(params=["local", _supabase_too], name="store")(_store)
+# For a file that imports it: both stores also in the default run.
+every_store = pytest.fixture(params=["local", "supabase"], name="store")(_store)
+
+
 @pytest.fixture
-def ow(home: Path) -> Iterator[QuietClient]:
+def ow(store: str) -> Iterator[QuietClient]:
     client = QuietClient()
     yield client
     client.close()

@@ -54,6 +54,13 @@ def content(value: Any) -> bytes:
     return second({"messages": [message(content=value), ANSWER]})
 
 
+ASKED = {"question": "What is it?", "choices": ["a", "b"], "answer": 1}
+
+
+def asked(**changes: Any) -> bytes:
+    return lines(ASKED, {**ASKED, **changes})
+
+
 def pair(**changes: Any) -> bytes:
     return lines(PAIR, {**PAIR, **changes})
 
@@ -294,4 +301,12 @@ FILES = [
         "preference",
     ),
     Malformed("nothing", b"\n", 1, "file", "holds no rows", "preference"),
+    # questions
+    Malformed("no question", asked(question=" "), 2, "question", "is missing", "multiple_choice"),
+    Malformed("one choice", asked(choices=["a"]), 2, "choices", "two or more", "multiple_choice"),
+    Malformed("twice", asked(choices=["a", "a"]), 2, "choices", "twice", "multiple_choice"),
+    Malformed("no text", asked(choices=["a", 2]), 2, "choices", "list of two", "multiple_choice"),
+    Malformed("other answer", asked(answer="c"), 2, "answer", "from 0 to 1", "multiple_choice"),
+    Malformed("position", asked(answer=2), 2, "answer", "from 0 to 1", "multiple_choice"),
+    Malformed("yes", asked(answer=True), 2, "answer", "neither one", "multiple_choice"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from openweights import (
     ConfigError,
     ConfigurationError,
     InvalidInputError,
+    JobFailedError,
     Jobs,
     OpenWeights,
     register,
@@ -80,7 +82,7 @@ def test_stored_job(ow: QuietClient, tmp_path: Path) -> None:
     assert ow.files.retrieve(mounted["in/data.txt"])["purpose"] == "custom_job_file"
     assert job["params"]["cloud_type"] == "ALL"
     assert (job.status, job.type, job.model) == ("pending", "custom", "org/tiny")
-    assert (job.docker_image, job.requires_vram_gb, job.priority) == ("me/image:1", 24, 3)
+    assert (job.docker_image, job.requires_vram_gb, job.priority) == ("me/image:1", 0, 3)
     assert job.allowed_hardware == ("2x H100S", "1x H100S")
     assert job.bundle_file is not None
     assert ow.files.retrieve(job.bundle_file)["purpose"] == "source"
@@ -351,3 +353,20 @@ def test_meta_that_holds_itself(ow: QuietClient) -> None:
     meta["x"] = [meta]
     with pytest.raises(ConfigError, match=r"^meta: is nested too deeply, or holds itself$"):
         Echo(ow).create(text="a", meta=meta)
+
+
+@pytest.mark.parametrize("name", ["timeout", "max_cost_usd"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "10"])
+def test_limits_that_make_no_sense(ow: OpenWeights, name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: must be a number above 0"):
+        ow.exec.create(command="true", **{name: value})
+
+
+def test_a_job_is_stopped_in_time() -> None:
+    ow = OpenWeights()
+    before = datetime.now(UTC)
+    job = ow.exec.create(command="sleep 60", timeout=1.0)
+    assert job.timeout_at is not None and job.timeout_at - before > timedelta(seconds=1)
+    with pytest.raises(JobFailedError, match="time"):
+        job.wait(timeout=30)
+    assert ow.exec.create(command="true").set_timeout(60).set_timeout(None).timeout_at is None

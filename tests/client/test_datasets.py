@@ -12,7 +12,16 @@ import pytest
 
 from openweights import DatasetError, OpenWeights
 from openweights.client.datasets import MAX_LINE_BYTES, check_dataset
-from tests.client.malformed_datasets import ANSWER, FILES, GOOD, PAIR, Malformed, lines, message
+from tests.client.malformed_datasets import (
+    ANSWER,
+    ASKED,
+    FILES,
+    GOOD,
+    PAIR,
+    Malformed,
+    lines,
+    message,
+)
 
 ACCEPTED: list[tuple[str, bytes]] = [
     ("crlf and blank lines", b"\r\n".join([lines(GOOD).strip(), b"", lines(GOOD).strip(), b"  "])),
@@ -65,6 +74,7 @@ def test_malformed_dataset_is_refused_by_line_and_field(bad: Malformed, tmp_path
 def test_good_dataset_is_taken(name: str, content: bytes) -> None:
     assert check_dataset(BytesIO(content), "conversations", name) >= 1
     assert check_dataset(BytesIO(lines(PAIR)), "preference", name) == 1
+    assert check_dataset(BytesIO(lines(ASKED)), "multiple_choice", name) == 1
 
 
 def test_errors_are_counted_to_the_end() -> None:

@@ -22,7 +22,7 @@ from openweights import InvalidInputError, InvalidStateError, StoreUnavailableEr
 from openweights.backends.base import Backend
 from openweights.client.event_sender import EventSender, replay_spool
 from openweights.types import Claim, EventDraft
-from tests.client.conftest import QuietClient
+from tests.client.conftest import QuietClient, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
 
 REPOSITORY = Path(__file__).parents[2]
@@ -44,6 +44,7 @@ class AwayBackend:
         self._loses_answers = loses_answers
         self.returns = threading.Event()
         self.failures = 0
+        self.pace_s = backend.pace_s
 
     def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
         if self._loses_answers or self.returns.is_set():

@@ -19,6 +19,13 @@ from tests.client.conftest import QuietClient
 from tests.client.kinds import BuiltInEcho, Echo, EchoParams, Shout
 from tests.client.malformed_datasets import GOOD, lines
 
+
+@pytest.fixture
+def store() -> str:
+    """The one whose organization the ids below are of."""
+    return "local"
+
+
 TEXT = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8)
 PARAMS = st.fixed_dictionaries(
     {"text": TEXT},

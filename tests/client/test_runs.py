@@ -262,8 +262,10 @@ def test_download(ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path) -
 
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", "link/x", "", ".", "a\0b"])
 def test_result_paths_that_leave_the_folder(
-    ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path, path: str
+    ow: QuietClient, store: str, claim: Callable[[], Claim], tmp_path: Path, path: str
 ) -> None:
+    if store == "supabase" and "\0" in path:
+        pytest.skip("PostgreSQL holds no NUL: another character is stored in its place")
     job = Echo(ow).create(text="a")
     run = claim().run
     append(ow.backend, run.id, _result(ow, b"good", "good.txt"), _result(ow, b"evil", path))

@@ -25,7 +25,7 @@ from openweights import (
 )
 from openweights.client.waiting import patiently
 from openweights.types import Claim, EventRecord
-from tests.client.conftest import QuietClient, append
+from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
 
 REPOSITORY = Path(__file__).parents[2]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 from pydantic import BaseModel
 
-from openweights.client.job_kinds import Jobs
+from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError, NotFoundError
+from openweights.jobs.unsloth.grpo_fields import (
+    RewardSpec,
+    check_source,
+    reward_choices,
+    with_files,
+)
 from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.rows import check_rows, numbered_rows
-from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig, model_location
+from openweights.jobs.unsloth.validate import TrainingConfig, model_location
 from openweights.types import JobType
 
 
@@ -39,14 +44,14 @@ class FineTuning(Jobs):
             ConfigError: A line for each field that is wrong, and what would work.
             DatasetError: A local dataset has rows that cannot be used.
         """
-        config = training_config(params)
+        kind = cast("type[TrainingConfig]", type(self).params)
+        config = training_config(params, kind)
         model = model_location(config.model)
         return self._upload_local(config.model_copy(update={"model": model}))
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""
-        command = ["python", "-m", "openweights.jobs.unsloth.training"]
-        return f"{shlex.join(command)} {{job_id}}"
+        return "python -m openweights.jobs.unsloth.training {job_id}"
 
     def check(self, validated: BaseModel) -> None:
         """See that the files are there and that the loss can use their rows.
@@ -61,39 +66,56 @@ class FineTuning(Jobs):
                 "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove push_to_hub "
                 "(the result is kept in the store in any case)"
             )
-        for index, sampling in enumerate(config.sampling_callbacks or []):
-            self._check_file(config, f"sampling_callbacks[{index}].dataset", sampling.dataset)
-        self._check_file(config, "training_file", config.training_file)
-        if config.test_file is not None:
-            self._check_file(config, "test_file", config.test_file)
+        for field, (file, _) in config.dataset_files().items():
+            self._check_file(config, field, file)
+        for choice in reward_choices(config.grpo_reward_function):
+            if choice.is_stored:
+                self._open("grpo_reward_function", str(choice.file)).close()
 
     def _check_file(self, config: TrainingConfig, field: str, file: str) -> None:
+        with self._open(field, file) as content:
+            check_rows(numbered_rows(content), config, name=field)
+
+    def _open(self, field: str, file: str) -> BinaryIO:
         try:
-            content = self.ow.backend.open_file(file)
+            return self.ow.backend.open_file(file)
         except NotFoundError:
             raise ConfigError(
                 f"{field}: the store has no file {file}; upload it with "
                 "ow.files.upload(path, purpose=…)"
             ) from None
-        with content:
-            check_rows(numbered_rows(content), config, name=field)
 
     def _upload_local(self, config: TrainingConfig) -> TrainingConfig:
-        purpose = FILE_PURPOSES[config.loss]
-        found: dict[str, Any] = {}
-        for field in ("training_file", "test_file"):
-            file = getattr(config, field)
-            if file is not None and Path(file).is_file():
-                found[field] = self.ow.files.upload(file, purpose)["id"]
-        if config.sampling_callbacks:
-            found["sampling_callbacks"] = [
-                sampling.model_copy(
-                    update={
-                        "dataset": self.ow.files.upload(sampling.dataset, "conversations")["id"]
-                    }
-                )
-                if Path(sampling.dataset).is_file()
-                else sampling
-                for sampling in config.sampling_callbacks
-            ]
+        """The config with ids of stored files in place of local ones."""
+        stored = {
+            field: self.ow.files.upload(file, purpose)["id"] if Path(file).is_file() else file
+            for field, (file, purpose) in config.dataset_files().items()
+        }
+        found: dict[str, Any] = {
+            field: stored[field] for field in ("training_file", "test_file") if field in stored
+        }
+        found["logp_callback_datasets"] = {
+            name: stored[f"logp_callback_datasets[{name!r}]"]
+            for name in config.logp_callback_datasets
+        }
+        for field in ("sampling_callbacks", "mcq_callbacks"):
+            if callbacks := getattr(config, field):
+                found[field] = [
+                    callback.model_copy(update={"dataset": stored[f"{field}[{index}].dataset"]})
+                    for index, callback in enumerate(callbacks)
+                ]
+        if config.loss == "grpo":
+            found["grpo_reward_function"] = self._stored_rewards(config.grpo_reward_function)
         return config.model_copy(update=found)
+
+    def _stored_rewards(self, spec: RewardSpec) -> RewardSpec:
+        """The rewards with ids of stored files in place of local ones: their text is part of what
+        the job does. What a subclass mounts stays as it is.
+        """
+        mounted, stored = self.mounted_paths(), {}
+        for choice in reward_choices(spec):
+            if choice.file is not None and not choice.is_stored and choice.file not in mounted:
+                path = Path(choice.file).expanduser()
+                check_source(path, choice.name)
+                stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
+        return with_files(spec, stored)

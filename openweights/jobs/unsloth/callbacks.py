@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from openweights.errors import JobFailedError
 from openweights.jobs.unsloth.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.ranks import any_rank
 from openweights.jobs.unsloth.reporting import Reporter
+from openweights.jobs.unsloth.rollout import derived_seed
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,12 @@ GPU_STATS_EVERY_STEPS = 10
 class MetricsCallback(TrainerCallback):
     """Each entry of the trainer's log becomes one event and one line of the log.
 
-    A loss that is no finite number ends the job.
+    A loss that is no finite number ends the job. `record` is logged at the start.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, record: Mapping[str, Any] | None = None) -> None:
         self._reporter = reporter
+        self._record = record
         self._started_at = self._started_step = 0.0
 
     def on_train_begin(
@@ -47,6 +49,9 @@ class MetricsCallback(TrainerCallback):
         self._reporter.log(
             {"type": "started", "max_steps": state.max_steps, "from_step": state.global_step}
         )
+        if self._record is not None:
+            # Here, too, and not in the result alone: a run that fails was one nevertheless.
+            self._reporter.log({"type": "reproducibility", "record": self._record})
 
     def on_log(
         self,
@@ -76,18 +81,30 @@ class MetricsCallback(TrainerCallback):
             logger.info("trained %d steps in %.1f s", state.global_step, entry["train_runtime"])
             return
         if entry.get("tag") == "eval":
-            logger.info("step %d: test loss %.4f", state.global_step, entry.get("eval_loss", 0.0))
+            told = _figures(entry, "eval_")
+            logger.info("step %d: test %s", state.global_step, told)
             return
         done = max(state.global_step - self._started_step, 1)
         per_step = (time.monotonic() - self._started_at) / done
         logger.info(
-            "step %d/%d: loss %s, %.2f s a step, about %.0f s to go",
+            "step %d/%d: %s, %.2f s a step, about %.0f s to go",
             state.global_step,
             state.max_steps,
-            f"{entry['loss']:.4f}" if isinstance(entry.get("loss"), float) else entry.get("loss"),
+            _figures(entry),
             per_step,
             per_step * (state.max_steps - state.global_step),
         )
+
+
+def _figures(entry: Mapping[str, Any], prefix: str = "") -> str:
+    """Loss and, where there is one, reward of a log entry, in words."""
+    given = {
+        name: entry.get(prefix + name) for name in ("loss", "reward") if prefix + name in entry
+    }
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in given.items()
+    )
 
 
 class StepSeed(TrainerCallback):
@@ -100,24 +117,41 @@ class StepSeed(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See `TrainerCallback`."""
-        text = f"{args.seed}/{state.global_step}/{args.process_index}"
-        torch.manual_seed(random.Random(text).getrandbits(63))
+        torch.manual_seed(derived_seed(args.seed, state.global_step, args.process_index))
 
 
 class CheckpointCallback(TrainerCallback):
-    """Hands each checkpoint on as soon as the trainer has written it.
+    """Hands each checkpoint on as soon as the trainer has written it, and asks for one when the
+    last is `save_minutes` old: a machine that just disappears costs no more than that.
 
     Not the one of the last step: the trainer, resumed there, would take one step more, and the
     result itself is about to be kept.
     """
 
-    def __init__(self, reporter: Reporter) -> None:
+    def __init__(self, reporter: Reporter, save_minutes: float) -> None:
         self._reporter = reporter
+        self._every_s = save_minutes * 60
+        self._saved_at = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        self._saved_at = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `TrainerCallback`."""
+        # The clocks of ranks differ, and a checkpoint is made by all of them or by none.
+        if any_rank(time.monotonic() - self._saved_at >= self._every_s):
+            control.should_save = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See `TrainerCallback`."""
+        self._saved_at = time.monotonic()
         if state.global_step >= state.max_steps:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

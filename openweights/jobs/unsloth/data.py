@@ -1,26 +1,34 @@
-"""Rows of a `conversations` file -> token ids and labels.
+"""Rows of a `conversations` file -> token ids, labels and weights.
 
 Labels are made here and nowhere else: -100 for what is read, the token itself for what is learned.
 With `train_on_responses_only` that is each assistant message with the end token that closes its
 turn. The first token of a sequence is never a label: nothing predicts it.
+
+A block of a message may have a weight, which then counts for each of its tokens, whoever says it;
+a token across two blocks belongs to the first, and the end token of a turn has the weight of what
+stands before it. Everything else that is learned weighs 1.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.model import eos_token_ids
-from openweights.jobs.unsloth.rows import Row, plain_messages
-from openweights.jobs.unsloth.spans import Message, Span, assistant_spans
+from openweights.jobs.unsloth.rows import Row, is_weighted, named_row, plain_messages
+from openweights.jobs.unsloth.spans import Message, MessageSpan, assistant_messages, message_spans
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 IGNORED = -100
+Piece = tuple[int, int, float]  # characters from, up to, and their weight
+Example = dict[str, list[Any]]  # the columns of one row, a value for each token
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +38,12 @@ def render_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = False,
+    **options: Any,
 ) -> str:
     """The conversation as one text.
+
+    Args:
+        options: What the template reads beside the messages.
 
     Raises:
         ConfigError: The tokenizer has no chat template.
@@ -45,7 +57,10 @@ def render_chat(
 
     try:
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **options,
         )
     except TemplateError as error:
         raise ValueError(f"the chat template refuses it ({error}); correct the messages") from None
@@ -53,27 +68,36 @@ def render_chat(
     return text
 
 
-def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """What the model continues to answer the conversation."""
-    text = render_chat(tokenizer, messages, add_generation_prompt=True)
+def prompt_token_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any
+) -> list[int]:
+    """What the model continues to answer the conversation; `options` as of `render_chat`."""
+    text = render_chat(tokenizer, messages, add_generation_prompt=True, **options)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(slots=True)
 class Encoded:
-    """One row for the trainer."""
+    """One row for the trainer.
+
+    Attributes:
+        labels: -100 where nothing is learned, which is so where the weight is 0.
+        weights: Of each token.
+        offsets: Of each token, its first character and the one behind it; empty for plain text.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    weights: list[float]
+    offsets: list[tuple[int, int]]
 
 
 def encode_row(
     row: Row, tokenizer: PreTrainedTokenizerBase, *, responses_only: bool, ends: Sequence[str]
 ) -> Encoded:
-    """Tokens and labels of a row, of whatever length.
+    """Tokens, labels and weights of a row, of whatever length.
 
-    A `text` row is learned as a whole and closed with the end token. A conversation that the
-    template leaves open after an assistant message is closed with it, too.
+    A `text` row is learned as a whole and closed with the end token.
 
     Raises:
         ValueError: The row cannot be rendered.
@@ -81,22 +105,69 @@ def encode_row(
     if "messages" not in row:
         return _encode_text(row, tokenizer)
     messages = plain_messages(row)
-    if responses_only:
-        text, spans = assistant_spans(messages, lambda m: render_chat(tokenizer, m), ends)
-        if not spans:
-            raise ValueError(
-                "field 'messages': no assistant message to learn from; add one, or set "
-                "train_on_responses_only=False"
-            )
-    else:
-        text = render_chat(tokenizer, messages)
-        spans = [(0, len(text))]
+    everything = set(range(len(messages)))
+    learned = set(assistant_messages(messages)) if responses_only else everything
+    weighted = {i for i in everything if is_weighted({"messages": [row["messages"][i]]})}
+    if not learned | weighted:
+        raise ValueError(
+            "field 'messages': no assistant message to learn from; add one, or set "
+            "train_on_responses_only=False"
+        )
+    wanted = learned | weighted if responses_only else weighted
+    text, spans = rendered_spans(messages, wanted, tokenizer, ends)
+    pieces: list[Piece] = []
+    position = 0
+    for span in spans:
+        outside = [] if responses_only else [(position, span.start, 1.0)]
+        content = row["messages"][span.message]["content"]
+        pieces += outside + _weighted_pieces(span, content, float(span.message in learned))
+        position = span.end
+    if not responses_only:
+        pieces.append((position, len(text), 1.0))
+    return encode_pieces(text, pieces, tokenizer)
+
+
+def rendered_spans(
+    messages: Sequence[Message],
+    wanted: Collection[int],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[str],
+) -> tuple[str, list[MessageSpan]]:
+    """The conversation as one text, and where the wanted messages are in it.
+
+    A last assistant message whose turn the template leaves open is closed with the end token.
+
+    Raises:
+        ValueError: See `message_spans`.
+    """
+    text, spans = message_spans(messages, wanted, lambda m: render_chat(tokenizer, m), ends)
     if messages[-1]["role"] == "assistant" and not text.rstrip().endswith(tuple(ends)):
-        if responses_only and spans[-1][1] < len(text):
-            text = text[: spans[-1][1]]
-        spans[-1] = (spans[-1][0], len(text) + len(str(tokenizer.eos_token)))
-        text += str(tokenizer.eos_token)
-    return _encode_spans(text, spans, tokenizer)
+        end = str(tokenizer.eos_token)
+        if len(messages) - 1 in wanted:
+            text = text[: spans[-1].end]
+            spans[-1] = replace(spans[-1], end=len(text) + len(end))
+        text += end
+    return text, spans
+
+
+def _weighted_pieces(span: MessageSpan, content: Any, default: float) -> list[Piece]:
+    """A message block by block, and the end token that closes its turn."""
+    blocks = [{"text": content}] if isinstance(content, str) else content
+    pieces: list[Piece] = []
+    weight = default
+    for (start, stop), block in zip(block_spans(span, content), blocks, strict=True):
+        if start < stop:
+            weight = float(default if block.get("weight") is None else block["weight"])
+            pieces.append((start, stop, weight))
+    return [*pieces, (span.stop, span.end, weight)]
+
+
+def block_spans(span: MessageSpan, content: Any) -> list[tuple[int, int]]:
+    """Where each block of a message is in the rendered text; a string is one block."""
+    texts = [content] if isinstance(content, str) else [block["text"] for block in content]
+    stops = list(accumulate(map(len, texts), initial=span.start - span.trimmed))
+    inside = [min(max(stop, span.start), span.stop) for stop in stops]
+    return list(pairwise(inside))
 
 
 def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -106,22 +177,38 @@ def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     ids = list(tokenizer(text)["input_ids"])
     if ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
-    return Encoded(ids, [IGNORED, *ids[1:]])
+    return Encoded(ids, [IGNORED, *ids[1:]], [0.0, *[1.0] * (len(ids) - 1)], [])
 
 
-def _encode_spans(text: str, spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Labels for every token that touches a span."""
+def encode_pieces(
+    text: str, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase
+) -> Encoded:
+    """Tokens of a rendered text; each has the weight of the first piece that it touches.
+
+    Args:
+        pieces: In order, without overlap; what is in none weighs 0.
+    """
     # The template wrote the special tokens that the model wants; adding more would double them.
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, labels = list(encoding["input_ids"]), []
-    remaining = list(spans)
-    for token, (start, stop) in zip(ids, encoding["offset_mapping"], strict=True):
-        while remaining and remaining[0][1] <= start:
+    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    weights = [0.0 if at is None else pieces[at][2] for at in pieces_of_tokens(offsets, pieces)]
+    weights[0] = 0.0
+    labels = [token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)]
+    return Encoded(ids, labels, weights, offsets)
+
+
+def pieces_of_tokens(
+    offsets: Sequence[tuple[int, int]], pieces: Sequence[Sequence[float]]
+) -> list[int | None]:
+    """For each token the index of the first piece that it touches, or None."""
+    found: list[int | None] = []
+    remaining = [index for index, piece in enumerate(pieces) if piece[0] < piece[1]]
+    for start, stop in offsets:
+        while remaining and pieces[remaining[0]][1] <= start:
             remaining.pop(0)
-        learned = bool(remaining) and stop > remaining[0][0] and stop > start
-        labels.append(token if learned else IGNORED)
-    labels[0] = IGNORED
-    return Encoded(ids, labels)
+        touches = bool(remaining) and pieces[remaining[0]][0] < stop and start < stop
+        found.append(remaining[0] if touches else None)
+    return found
 
 
 def sft_examples(
@@ -131,15 +218,17 @@ def sft_examples(
     *,
     ends: Sequence[int] | None = None,
     name: str = "training_file",
-) -> list[dict[str, list[int]]]:
+    with_weights: bool = False,
+) -> list[Example]:
     """Rows for the trainer: `input_ids` and `labels`, at most `max_seq_length` tokens each.
 
-    A longer row loses its end; when nothing to learn is left of it, it is dropped. Both are counted
-    in the log.
+    A longer row loses its end; when nothing to learn is left of it, it is dropped, except for a row
+    whose weights say so. Both are counted in the log.
 
     Args:
         ends: Ids of the end tokens (`model.eos_token_ids`); None for the tokenizer's only.
         name: What the rows are called in messages.
+        with_weights: Give each row `weights`, too.
 
     Raises:
         DatasetError: A row cannot be used, or none is left.
@@ -148,24 +237,20 @@ def sft_examples(
     texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in end_ids]
     limit, cut, kept = config.max_seq_length, 0, []
     for number, row in enumerate(rows, start=1):
-        try:
+        with named_row(name, number):
             encoded = encode_row(
                 row, tokenizer, responses_only=config.train_on_responses_only, ends=texts
             )
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise DatasetError(f"{name}: row {number}: {error}") from None
         cut += len(encoded.input_ids) > limit
-        if any(label != IGNORED for label in encoded.labels[:limit]):
-            kept.append({"input_ids": encoded.input_ids[:limit], "labels": encoded.labels[:limit]})
+        columns = ["input_ids", "labels", *(["weights"] if with_weights else [])]
+        example = {column: getattr(encoded, column)[:limit] for column in columns}
+        if is_weighted(row) or any(label != IGNORED for label in example["labels"]):
+            kept.append(example)
     _report(name, rows, kept, cut, limit)
     return kept
 
 
-def _report(
-    name: str, rows: Sequence[Row], kept: Sequence[dict[str, list[int]]], cut: int, limit: int
-) -> None:
+def _report(name: str, rows: Sequence[Row], kept: Sequence[Example], cut: int, limit: int) -> None:
     dropped = len(rows) - len(kept)
     if not kept:
         raise DatasetError(
@@ -188,7 +273,7 @@ def _report(
         logger.info("%s: %d rows are plain text and are learned as a whole", name, text_rows)
 
 
-def pad_right(rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_right(rows: Sequence[Sequence[Any]], filler: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and attention mask of shape (B, T), padded on the right with `filler`."""
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
@@ -208,21 +293,31 @@ class Collator:
     pad_token_id: int
     packed: bool = False
 
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
         return self._pack(rows) if self.packed else self._pad(rows)
 
-    def _pad(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        ids, mask = pad_right([row["input_ids"] for row in rows], self.pad_token_id)
-        labels, _ = pad_right([row["labels"] for row in rows], IGNORED)
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-    def _pack(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        def joined(key: str) -> torch.Tensor:
-            return torch.tensor([[token for row in rows for token in row[key]]])
-
-        positions = [p for row in rows for p in range(len(row["input_ids"]))]
-        return {
-            "input_ids": joined("input_ids"),  # (1, sum of T)
-            "labels": joined("labels"),
-            "position_ids": torch.tensor([positions]),
+    def _pad(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
+        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED, "weights": 0.0}
+        columns = {
+            name: pad_right([row[name] for row in rows], fillers[name])
+            for name in fillers
+            if name in rows[0]
         }
+        batch = {name: values for name, (values, _) in columns.items()}
+        return _counted({**batch, "attention_mask": columns["input_ids"][1]})
+
+    def _pack(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
+        batch = {
+            name: torch.tensor([[value for row in rows for value in row[name]]])  # (1, sum of T)
+            for name in ("input_ids", "labels", "weights")
+            if name in rows[0]
+        }
+        positions = [p for row in rows for p in range(len(row["input_ids"]))]
+        return _counted({**batch, "position_ids": torch.tensor([positions])})
+
+
+def _counted(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch with the size of its weights by row, when it has weights."""
+    if "weights" not in batch:
+        return batch
+    return {**batch, "item_counts": batch["weights"].abs().sum(-1)}

@@ -17,6 +17,12 @@ from openweights.jobs.unsloth.validate import TrainingConfig
 # What people type who come from other trainers.
 OTHER_NAMES = {
     "alpha": "lora_alpha",
+    "epsilon": "grpo_epsilon",
+    "judge_model": "grpo_judge_model",
+    "max_completion_length": "grpo_max_completion_length",
+    "num_generations": "grpo_num_generations",
+    "reward_funcs": "grpo_reward_function",
+    "reward_function": "grpo_reward_function",
     "batch_size": "per_device_train_batch_size",
     "dataset": "training_file",
     "dropout": "lora_dropout",
@@ -41,30 +47,30 @@ OTHER_NAMES = {
 }
 
 
-def training_config(params: Mapping[str, Any]) -> TrainingConfig:
+def training_config(
+    params: Mapping[str, Any], kind: type[TrainingConfig] = TrainingConfig
+) -> TrainingConfig:
     """Check a job's parameters.
+
+    Args:
+        kind: The fields that there are.
 
     Raises:
         ConfigError: Everything that is wrong, one problem a line.
     """
     try:
-        return TrainingConfig(**params)
+        return kind(**params)
     except ValidationError as error:
-        lines = describe_validation_error(error, TrainingConfig, unknown=_unknown)
+        lines = describe_validation_error(error, kind, unknown=_unknown)
         raise ConfigError("\n".join(lines)) from None
 
 
 def _unknown(name: str, model: type[BaseModel]) -> str | None:
     """See `param_errors.Unknown`."""
-    if model is not TrainingConfig:
+    if not issubclass(model, TrainingConfig):
         return None
-    if name == "eval_every_n_steps":
-        return (
-            "is not read by any loss; remove it, and use test_file_eval_steps, or eval_steps of "
-            "sampling_callbacks"
-        )
-    if name == "grpo" or name.startswith("grpo_"):
-        return "belongs to loss='grpo', which is not available yet; remove it, or use loss='sdft'"
+    if name == "grpo":
+        return "is not a parameter; give its fields one by one, as grpo_num_generations=8"
     if name in OTHER_NAMES:
         return f"is not a parameter; did you mean {OTHER_NAMES[name]!r}?"
     if closest(name, list(TrainingConfig.model_fields)) is None:

@@ -7,7 +7,9 @@ them is imported, which is why their imports stand inside functions here and in 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +56,8 @@ def resolve_engine(config: TrainingConfig) -> Engine:
             f"engine='unsloth': {lack}; use engine='auto' or engine='transformers'"
         )
     engine: Engine = "unsloth" if cuda and installed else "transformers"
-    if config.engine == "transformers":
+    # vLLM is driven by trl; unsloth would want to load it by itself.
+    if config.engine == "transformers" or config.grpo_use_vllm:
         engine = "transformers"
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
@@ -68,6 +71,9 @@ def prepare_engine(config: TrainingConfig) -> Engine:
     """Choose the engine and import it, before trl, transformers or peft are imported."""
     engine = resolve_engine(config)
     if engine == "unsloth":
+        if config.loss == "grpo":
+            # Its compiled log-softmax breaks on completions of changing lengths; read at import.
+            os.environ["UNSLOTH_COMPILE_DISABLE"] = "partial"
         import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports]
     return engine
 
@@ -104,6 +110,46 @@ def load_model(config: TrainingConfig) -> tuple[PeftModel, PreTrainedTokenizerBa
         tokenizer.chat_template = config.chat_template
     _describe(model, config, engine)
     return model, tokenizer
+
+
+def load_trained(
+    location: str, *, chat_template: str = "default"
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """A model to be scored, not trained, and its tokenizer, with tokens as `load_model` sets them.
+
+    Args:
+        location: Folder or Hugging Face id of a model, or of an adapter, whose base is loaded, too.
+
+    Raises:
+        ConfigError: It cannot be loaded; one line that says why.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    location = model_location(location)
+    with _clear_errors(location):
+        found = find_adapter_config_file(location)
+        adapter = json.loads(Path(found).read_text()) if found else {}
+        base = model_location(adapter.get("base_model_name_or_path", location))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(location)
+        except (OSError, ValueError):
+            # An adapter may come without one.
+            tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=base_dtype(base),
+            device_map={"": 0} if torch.cuda.is_available() else None,
+        )
+        if found:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, location)
+    _set_tokens(model, tokenizer)
+    if chat_template != "default":
+        tokenizer.chat_template = chat_template
+    logger.info("loaded %s on %s", location, device_name())
+    return model.eval(), tokenizer
 
 
 def _describe(model: Any, config: TrainingConfig, engine: Engine) -> None:
@@ -249,7 +295,7 @@ def eos_token_ids(
     return list(dict.fromkeys(known))
 
 
-def _set_tokens(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give tokenizer and configs one pad token, and the generation config every end token."""
     if tokenizer.eos_token is None:
         raise ConfigError("model: its tokenizer has no end token; choose a model that has one")

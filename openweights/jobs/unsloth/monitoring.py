@@ -75,16 +75,23 @@ class MonitoringCallback(TrainerCallback):
         self._batches = [collate(examples[start : start + batch_size]) for start in starts]
         self._initial: list[Tensor] = []
 
-    def on_train_begin(
+    def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remember the first weights and find the direction; measure, at step 0."""
+        """Remember the first weights and find the direction: a resumed run loads others later."""
         model = kwargs["model"]
         self._initial = [p.detach().clone() for p in _trained(model)]
         if isinstance(self._direction, tuple):
             self._direction = self._contrast(model, *self._direction)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, at step 0."""
+        if not self._initial:
+            self.on_init_end(args, state, control, **kwargs)
         if state.global_step == 0:
-            self._measure(model, 0)
+            self._measure(kwargs["model"], 0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,6 +6,7 @@ logged are summed over all of them, so a step equals that of one process with al
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from openweights.jobs.unsloth.reporting import Reporter
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+GLOO_REST_S = 0.5  # for threads that have nothing left to do but to end
+
 
 def sum_over_ranks(value: Any, accelerator: Accelerator) -> Any:
     """Numbers, or nested lists of them, summed over all ranks in float64; in the shape given."""
@@ -26,6 +29,13 @@ def sum_over_ranks(value: Any, accelerator: Accelerator) -> Any:
     tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(tensor)
     return tensor.tolist()
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 1
+    return torch.distributed.get_world_size()
 
 
 def any_rank(flag: bool) -> bool:
@@ -43,6 +53,10 @@ def leave() -> None:
     abort the process.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if torch.distributed.get_backend() == "gloo":
+            # Its threads need Python to let go of the last message, and are then waited for by a
+            # main thread that keeps Python to itself: both would wait for ever.
+            time.sleep(GLOO_REST_S)
         torch.distributed.destroy_process_group()
 
 

@@ -6,15 +6,14 @@ import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from openweights.jobs.unsloth.model import device_name, resolve_engine
+from openweights.jobs.unsloth.ranks import world_size
+from openweights.jobs.unsloth.reporting import local_copy
 from openweights.jobs.unsloth.validate import TrainingConfig
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 PACKAGES = (
     "openweights",
@@ -27,25 +26,43 @@ PACKAGES = (
     "tokenizers",
     "unsloth",
     "bitsandbytes",
+    "vllm",
 )
 
 
-def reproducibility(config: TrainingConfig, trainer: Trainer) -> dict[str, Any]:
-    """Versions, seed, hashes of the data, and where it ran."""
-    model: Any = trainer.model
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "device": device_name(),
+        "devices": world_size(),
         "cuda": torch.version.cuda,
+    }
+
+
+def reproducibility(config: TrainingConfig, model: Any) -> dict[str, Any]:
+    """The environment, the config, the model and hashes of every file that was read."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    return {
+        **environment(),
         "engine": resolve_engine(config),
         "seed": config.seed,
+        "config": config.model_dump(mode="json"),
         "model": config.model,
         "model_commit": getattr(model.config, "_commit_hash", None),
-        "base_dtype": str(next(p for p in model.parameters() if not p.requires_grad).dtype),
-        "data": {name: _data(config, name) for name in ("training_file", "test_file")},
-        "steps": trainer.state.global_step,
+        "base_dtype": str(frozen[0].dtype) if frozen else None,
+        "data": {
+            field: {"file": file, "sha256": file_hash(local_copy(field, file))}
+            for field, (file, _) in config.dataset_files().items()
+        },
     }
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -56,13 +73,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _data(config: TrainingConfig, field: str) -> dict[str, str] | None:
-    """The file as named in the config, and the hash of what was read."""
-    file = getattr(config, field)
-    if file is None:
-        return None
-    path = Path(file) if Path(file).is_file() else Path("data") / f"{field}.jsonl"
-    with path.open("rb") as content:
-        return {"file": file, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}

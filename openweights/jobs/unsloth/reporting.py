@@ -11,7 +11,7 @@ import logging
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_PURPOSE = "checkpoint"
+
+
+def local_copy(field: str, file: str) -> Path:
+    """Where the dataset of a field is read: a local file as it is, a stored one in `data/`."""
+    return Path(file) if Path(file).is_file() else Path("data") / f"{field.replace('/', '_')}.jsonl"
 
 
 class Reporter(Protocol):
@@ -55,6 +60,28 @@ class Reporter(Protocol):
     def close(self, *, completed: bool) -> None:
         """Wait until what was logged is kept. After completion there is nothing to resume."""
         ...
+
+
+def log_rows(
+    reporter: Reporter, event: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], *, folder: str
+) -> None:
+    """Record an event with rows as a JSONL file, which a job's download delivers at its `path`.
+
+    Args:
+        event: Has `tag` and `step`, which name the file.
+        folder: Of the path.
+    """
+    name = f"{event['tag'].replace('/', '_')}-{event['step']}.jsonl"
+    with tempfile.TemporaryDirectory() as temporary:
+        path = write_rows(rows, Path(temporary) / name)
+        reporter.log({**event, "path": f"{folder}/{name}"}, file=path)
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Write a JSONL file, and return its path."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
 
 
 class StoreReporter:

@@ -7,6 +7,7 @@ so a resumed run samples what the uninterrupted one would have.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed for a step, a rank or a batch that does not depend on what was sampled before."""
+    return random.Random("/".join(map(str, parts))).getrandbits(63)
 
 
 @contextmanager

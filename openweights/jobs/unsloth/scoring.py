@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openweights.jobs.unsloth.divergence import Head
-from openweights.jobs.unsloth.rollout import evaluating
-from openweights.jobs.unsloth.sdft_data import SDFTExample
-
-logger = logging.getLogger(__name__)
-
-
-def teacher_gate(model: nn.Module, examples: Sequence[SDFTExample]) -> dict[str, Any]:
-    """How much the demonstration in its prompt helps the model; SDFT can teach no more than that.
-
-    Returns:
-        An event with the mean log-probability per token of the demonstrations, given the prompt
-        alone (`logp_without`) and given the teacher's prompt (`logp_with`), over `rows` rows.
-    """
-    base = base_model(model)
-    device = next(model.parameters()).device
-    means = {}
-    for name, prompts in (
-        ("logp_without", [e.prompt_ids for e in examples]),
-        ("logp_with", [e.teacher_prompt_ids for e in examples]),
-    ):
-        total, count = 0.0, 0
-        for prompt, example in zip(prompts, examples, strict=True):
-            ids = torch.tensor([prompt + example.demonstration_ids], device=device)
-            with evaluating(model):
-                logits = base(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-            targets = ids[0, len(prompt) :, None]
-            total += float(logits.float().log_softmax(-1).gather(-1, targets).sum())
-            count += len(targets)
-        means[name] = total / count
-    logger.info(
-        "teacher gate: demonstrations have log-prob %.3f per token given the prompt, %.3f with "
-        "the demonstration in it",
-        means["logp_without"], means["logp_with"],
-    )  # fmt: skip
-    return {"type": "teacher_gate", "step": 0, "rows": len(examples), **means}
 
 
 def token_weights(loss_mask: Tensor, sequences: int) -> Tensor:

@@ -17,9 +17,7 @@ sampled is part of the loss, and a teacher prompt that does not fit is left out 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,12 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     PreTrainedTokenizerBase,
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from openweights.jobs.unsloth.data import pad_right, sft_examples
 from openweights.jobs.unsloth.divergence import (
@@ -46,12 +43,13 @@ from openweights.jobs.unsloth.divergence import (
 )
 from openweights.jobs.unsloth.engines import rollout_engine
 from openweights.jobs.unsloth.model import eos_token_ids
-from openweights.jobs.unsloth.ranks import average_gradients, sum_over_ranks
+from openweights.jobs.unsloth.ranks import sum_over_ranks
 from openweights.jobs.unsloth.rollout import (
     Rollout,
     RolloutEngine,
     SamplingParams,
     TransformersRollout,
+    derived_seed,
     evaluating,
 )
 from openweights.jobs.unsloth.scoring import (
@@ -59,7 +57,6 @@ from openweights.jobs.unsloth.scoring import (
     frozen_head,
     output_logits,
     scored_hidden,
-    teacher_gate,
     token_weights,
 )
 from openweights.jobs.unsloth.sdft_data import (
@@ -68,8 +65,9 @@ from openweights.jobs.unsloth.sdft_data import (
     sdft_examples,
     unpad,
 )
-from openweights.jobs.unsloth.teacher import EMATeacher
-from openweights.jobs.unsloth.trainer_args import trainer_args
+from openweights.jobs.unsloth.step_mean import ExactMeanTrainer
+from openweights.jobs.unsloth.teacher import EMATeacher, teacher_gate
+from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -94,7 +92,7 @@ class EMATeacherCallback(TrainerCallback):
         self._teacher.update()
 
 
-class SDFTTrainer(SFTTrainer):
+class SDFTTrainer(ExactMeanTrainer):
     """`SFTTrainer` whose batches are the student's own completions, scored against an EMA teacher.
 
     Batches without on-policy columns get the ordinary SFT cross-entropy.
@@ -131,7 +129,7 @@ class SDFTTrainer(SFTTrainer):
     ) -> None:
         pad_token_id = int(processing_class.pad_token_id)  # type: ignore[arg-type]
         super().__init__(
-            model=model,  # type: ignore[arg-type]
+            model,
             args=args,
             processing_class=processing_class,
             data_collator=SDFTDataCollator(pad_token_id),
@@ -146,10 +144,8 @@ class SDFTTrainer(SFTTrainer):
         # First in line: what callbacks after it see, and save, is the teacher after the step.
         self.callback_handler.callbacks.insert(0, EMATeacherCallback(self.teacher))
         self.engine = engine or TransformersRollout(model, pad_token_id)
-        self._network = model
         self._pad_token_id = pad_token_id
         self._log_event = log_event
-        self._sums: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
 
     # ---- rollouts: once per optimizer step
 
@@ -177,7 +173,7 @@ class SDFTTrainer(SFTTrainer):
 
     def _rollout(self, prompts: list[list[int]]) -> Rollout:
         step = self.state.global_step
-        seed = rollout_seed(self.args.seed, step, self.args.process_index)
+        seed = derived_seed(self.args.seed, step, self.args.process_index)
         rollout = self.engine.generate(prompts, self.sampling, seed=seed)
         count = len(prompts)
         self._record("completion_length", rollout.tokens, count)
@@ -247,27 +243,8 @@ class SDFTTrainer(SFTTrainer):
         self._record("divergence", float(output.per_token.sum()), tokens)
         self._record("entropy", float(output.entropy.sum()), tokens)
         self._record("agreement", float(output.agreement.sum()), tokens)
-        # Gradients are averaged over ranks, and each rank holds its share of the sum.
-        loss = output.loss * self.accelerator.num_processes
-        if not self.model_accepts_loss_kwargs:
-            # The Trainer divides by the number of micro-batches in this case; the weights have done
-            # so already.
-            loss = loss * self.current_gradient_accumulation_steps
+        loss = self._share(output.loss)
         return (loss, {}) if return_outputs else loss
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> Tensor:
-        """A micro-batch.
-
-        The loss does not pass through DDP's forward, so the last one of a step averages the
-        gradients over the ranks here.
-        """
-        is_on_policy = "teacher_input_ids" in inputs
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if is_on_policy and self.accelerator.sync_gradients:
-            average_gradients(self._network, self.accelerator)
-        return loss
 
     def _score(self, inputs: dict[str, Tensor], weights: Tensor) -> DivergenceOutput:
         base = base_model(self._network)
@@ -294,19 +271,10 @@ class SDFTTrainer(SFTTrainer):
 
     # ---- logs and checkpoints
 
-    def _record(self, name: str, amount: float, weight: float) -> None:
-        total, total_weight = self._sums[name]
-        self._sums[name] = (total + amount, total_weight + weight)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the weighted means since the last log, and the teacher's drift."""
+        """Adds the teacher's drift."""
         if self._sums and "loss" in logs:
-            names = list(self._sums)
-            totals = sum_over_ranks([self._sums[name] for name in names], self.accelerator)
-            for name, (total, weight) in zip(names, totals, strict=True):
-                logs[name] = total / weight if weight else 0.0
             logs["teacher_drift"] = self.teacher.drift()
-            self._sums.clear()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -364,10 +332,7 @@ def sdft_train(
         callbacks=callbacks,
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
-    # It prints what MetricsCallback logs.
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from)
-    return trainer
+    return set_to_work(trainer, resume_from)
 
 
 def _test_dataset(
@@ -390,11 +355,6 @@ def sampling_params(
         top_p=config.sdft_top_p,
         eos_token_ids=tuple(eos_token_ids(base_model(model), tokenizer)),
     )
-
-
-def rollout_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for each step and rank that does not depend on what was sampled before."""
-    return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
 
 
 def _drop_event(event: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openweights.errors import ConfigError, DatasetError
+from openweights.errors import DatasetError
 from openweights.jobs.unsloth.data import Collator, pad_right, prompt_token_ids
 from openweights.jobs.unsloth.demonstrations import Message, split_row, teacher_messages
+from openweights.jobs.unsloth.rows import named_row
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,8 @@ def sdft_examples(
     examples: list[SDFTExample] = []
     longest = 0
     for line, row in enumerate(rows, start=1):
-        try:
+        with named_row("training_file", line):
             example = _render(config, tokenizer, *split_row(row))
-        except ConfigError:
-            raise
-        except ValueError as error:
-            raise DatasetError(f"training_file: row {line}: {error}") from None
         longest = max(longest, len(example.teacher_prompt_ids))
         if len(example.teacher_prompt_ids) <= limit:
             examples.append(example)

@@ -1,5 +1,8 @@
 """Supervised fine-tuning: the mean cross-entropy of the answers' tokens in an optimizer step.
 
+Where blocks have weights the loss is sum(weight * cross-entropy) / sum(|weight|): a weight of 0
+leaves a block out, a negative one makes it less likely.
+
 The average is exact under gradient accumulation: the sum over all micro-batches is divided by the
 number of their labels, so that how a batch is split changes nothing. `packing=True` lays the rows
 of a batch end to end instead of padding them; batches, steps and loss stay the same. It is used
@@ -10,17 +13,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
-from openweights.jobs.unsloth.data import Collator, sft_examples
+from openweights.jobs.unsloth.data import Collator, Example, sft_examples
+from openweights.jobs.unsloth.logprobs import scored_log_probs
 from openweights.jobs.unsloth.model import eos_token_ids
-from openweights.jobs.unsloth.trainer_args import trainer_args
+from openweights.jobs.unsloth.rows import is_weighted
+from openweights.jobs.unsloth.scoring import base_model
+from openweights.jobs.unsloth.step_mean import StepMeanTrainer, SummedLoss
+from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 # Logits of one row may differ by this share of their size between packed and alone: rounding, not
@@ -50,20 +59,16 @@ def sft_train(
         DatasetError: A row cannot be used, or none fits into `max_seq_length`.
     """
     ends = eos_token_ids(model, tokenizer)
-    examples = sft_examples(config, tokenizer, train_rows, ends=ends)
-    tests = (
-        sft_examples(config, tokenizer, test_rows, ends=ends, name="test_file")
-        if test_rows
-        else None
-    )
-    packed = config.packing and keeps_rows_apart(model, examples)
-    if config.packing:
-        logger.info(
-            "packing: rows of a batch are laid end to end"
-            if packed
-            else "packing is off: this model does not keep packed rows apart, so rows are padded"
-        )
-    trainer = SFTTrainer(
+    weighted = any(map(is_weighted, [*train_rows, *(test_rows or [])]))
+
+    def encoded(rows: list[dict[str, Any]], name: str) -> list[Example]:
+        return sft_examples(config, tokenizer, rows, ends=ends, name=name, with_weights=weighted)
+
+    examples = encoded(train_rows, "training_file")
+    tests = encoded(test_rows, "test_file") if test_rows else None
+    packed = config.packing and _may_pack(model, examples)
+    make_trainer = partial(StepMeanTrainer, summed_loss=weighted_loss) if weighted else SFTTrainer
+    trainer = make_trainer(
         model=model,
         args=trainer_args(config),
         processing_class=tokenizer,
@@ -72,10 +77,24 @@ def sft_train(
         data_collator=Collator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
         callbacks=list(callbacks),
     )
-    # It prints what MetricsCallback logs.
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from)
-    return trainer
+    return set_to_work(trainer, resume_from)
+
+
+def _may_pack(model: PeftModel, examples: Sequence[Example]) -> bool:
+    packed = keeps_rows_apart(model, examples)
+    logger.info(
+        "packing: rows of a batch are laid end to end"
+        if packed
+        else "packing is off: this model does not keep packed rows apart, so rows are padded"
+    )
+    return packed
+
+
+def weighted_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> SummedLoss:
+    """Sum of each token's weight times its cross-entropy."""
+    scored = batch["weights"] != 0
+    log_probs = scored_log_probs(base_model(model), batch, scored)
+    return SummedLoss(-(batch["weights"][scored] * log_probs).sum())
 
 
 def keeps_rows_apart(model: PeftModel, examples: Sequence[Mapping[str, list[int]]]) -> bool:

@@ -1,52 +1,74 @@
-"""Where the assistant's words are in a rendered conversation.
+"""Where messages are in a rendered conversation.
 
 The template is asked, not parsed: the conversation is rendered twice, once as it is and once with
-marks in place of the assistant's messages. What stands around the marks is scaffolding (headers,
-other turns, an inserted think block), and what stands between is what the assistant says. A
-template that treats a marked message differently is noticed, because the scaffolding no longer
-fits.
+marks in place of some messages. What stands around the marks is scaffolding (headers, other turns,
+an inserted think block), and what stands between is what those messages say. A template that treats
+a marked message differently is noticed, because the scaffolding no longer fits.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 Message = dict[str, str]
 Render = Callable[[Sequence[Message]], str]
-Span = tuple[int, int]
 
-_MARK = "ASSISTANT-SPAN-{index}-MARK"
+_MARK = "MESSAGE-SPAN-{index}-MARK"
 
 
-def assistant_spans(
-    messages: Sequence[Message], render: Render, ends: Sequence[str]
-) -> tuple[str, list[Span]]:
-    """The rendered conversation, and the character span of each assistant message in it.
+@dataclass(frozen=True, slots=True)
+class MessageSpan:
+    """Characters of one message in a rendered conversation.
 
-    A span holds the message and the end token that closes its turn, where the template writes one.
+    Attributes:
+        message: Its index.
+        start, stop: Its text.
+        end: Behind the end token that closes its turn; `stop` where the template writes none.
+        trimmed: So many characters of its content the template has cut off on the left.
+    """
+
+    message: int
+    start: int
+    stop: int
+    end: int
+    trimmed: int
+
+
+def assistant_messages(messages: Sequence[Message]) -> list[int]:
+    """The indices of what the assistant says."""
+    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def message_spans(
+    messages: Sequence[Message], wanted: Collection[int], render: Render, ends: Sequence[str]
+) -> tuple[str, list[MessageSpan]]:
+    """The rendered conversation, and where the wanted messages are in it, in their order.
 
     Args:
+        wanted: Indices of messages.
         render: Applies the chat template.
         ends: Texts of the tokens that end a turn.
 
     Raises:
-        ValueError: The template changes assistant messages in a way that hides where they are.
+        ValueError: The template changes messages in a way that hides where they are.
     """
     text = render(messages)
-    said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    marks = {index: _MARK.format(index=index) for index in said}
+    marks = {index: _MARK.format(index=index) for index in sorted(wanted)}
     marked = [
         {**message, "content": marks.get(index, message["content"])}
         for index, message in enumerate(messages)
     ]
-    scaffolds = _split(render(marked), [marks[index] for index in said])
-    spans: list[Span] = []
+    scaffolds = _split(render(marked), list(marks.values()))
+    spans: list[MessageSpan] = []
     position = _after(text, 0, scaffolds[0])
-    for index, scaffold in zip(said, scaffolds[1:], strict=True):
-        start = position
-        stop = _after(text, start, _shown(text, start, messages[index]["content"], scaffold))
-        spans.append((start, stop + _closing(scaffold, ends)))
+    for index, scaffold in zip(marks, scaffolds[1:], strict=True):
+        content = messages[index]["content"]
+        shown = _shown(text, position, content, scaffold)
+        stop = position + len(shown)
+        trimmed = content.find(shown)
+        spans.append(MessageSpan(index, position, stop, stop + _closing(scaffold, ends), trimmed))
         position = _after(text, stop, scaffold)
     if position != len(text):
         raise ValueError(_HIDDEN)
@@ -54,9 +76,8 @@ def assistant_spans(
 
 
 _HIDDEN = (
-    "the chat template rewrites assistant messages, so it cannot be told which tokens are the "
-    "answer; give a chat_template that keeps them as they are, or set "
-    "train_on_responses_only=False"
+    "the chat template rewrites messages, so it cannot be told which tokens are the answer; give a "
+    "chat_template that keeps them as they are, or set train_on_responses_only=False"
 )
 
 

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from trl import SFTConfig
 
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+
 
 def trainer_args(config: TrainingConfig, **overrides: Any) -> SFTConfig:
-    """Arguments for a trl trainer.
+    """Arguments for a trl `SFTTrainer`.
 
     Rows come tokenised and labelled from `data.py` with an own collator, so all of trl's own data
     handling is off. `overrides` replace single arguments.
     """
+    own = {
+        "max_length": config.max_seq_length,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "packing": False,
+        "loss_type": "nll",
+    }
+    return arguments(SFTConfig, config, **{**own, **overrides})
+
+
+def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Arguments:
+    """What every trainer is told, and `own`, as arguments of the given kind."""
     cuda = torch.cuda.is_available()
     values: dict[str, Any] = {
         "output_dir": config.output_dir,
@@ -31,10 +46,9 @@ def trainer_args(config: TrainingConfig, **overrides: Any) -> SFTConfig:
         "warmup_steps": config.warmup_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
-        "max_grad_norm": 1.0,
+        "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "data_seed": config.seed,
-        "max_length": config.max_seq_length,
         **_optimizer(config),
         **_evaluation(config),
         **_device(cuda),
@@ -49,11 +63,8 @@ def trainer_args(config: TrainingConfig, **overrides: Any) -> SFTConfig:
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "packing": False,
-        "loss_type": "nll",
     }
-    args = SFTConfig(**{**values, **overrides})
+    args = kind(**{**values, **own})
     if args.n_gpu > 1:
         # Several GPUs in one process would be wrapped in DataParallel, which copies the adapters at
         # each step.
@@ -65,6 +76,14 @@ def trainer_args(config: TrainingConfig, **overrides: Any) -> SFTConfig:
     return args
 
 
+def set_to_work(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:
+    """Let it train, from a checkpoint's folder when there is one, and return it."""
+    # It prints what MetricsCallback logs.
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume_from)
+    return trainer
+
+
 def _optimizer(config: TrainingConfig) -> dict[str, Any]:
     """`optim` and `weight_decay` in transformers' words."""
     name, decay = config.optim, config.weight_decay
@@ -73,13 +92,14 @@ def _optimizer(config: TrainingConfig) -> dict[str, Any]:
             return {"optim": "adamw_8bit", "weight_decay": decay}
         logger.info("optim='adamw_8bit' needs CUDA and bitsandbytes; adamw_torch is used instead")
     if name == "adam":
+        logger.info("optim='adam' has no weight decay, so weight_decay is not used")
         # Adam is AdamW without decay; its own kind of decay would be another optimizer.
         return {"optim": "adamw_torch", "weight_decay": 0.0}
     return {"optim": "sgd" if name == "sgd" else "adamw_torch", "weight_decay": decay}
 
 
 def _evaluation(config: TrainingConfig) -> dict[str, Any]:
-    if config.test_file is None:
+    if not config.has_test_set:
         return {"eval_strategy": "no"}
     steps = config.test_file_eval_steps
     return {

@@ -8,19 +8,25 @@ peft are imported after the engine was chosen, because unsloth must come before 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
+import random
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openweights.errors import ConfigError, OpenWeightsError
+from openweights.errors import ConfigError, DatasetError, OpenWeightsError
+from openweights.jobs.unsloth.job_log import one_line, set_up_logging
 from openweights.jobs.unsloth.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
 from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.reporting import FolderReporter, Reporter, StoreReporter
+from openweights.jobs.unsloth.report_to import check_report_to, report_callbacks
+from openweights.jobs.unsloth.reporting import (
+    FolderReporter,
+    Reporter,
+    StoreReporter,
+    local_copy,
+)
 from openweights.jobs.unsloth.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.settings import Settings
@@ -55,34 +61,36 @@ def train(
     """
     if not isinstance(config, TrainingConfig):
         config = training_config(config)
+    check_report_to(config.report_to)
     reporter = _reporter(config, run)
     from openweights.jobs.unsloth.model import load_model, prepare_engine
 
     prepare_engine(config)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
     from openweights.jobs.unsloth.ranks import leave
+    from openweights.jobs.unsloth.record import reproducibility
 
     with StopOnSignal() as stop:
-        train_rows = _load_rows(config, reporter, "training_file", config.training_file)
-        test_rows = None
-        if config.test_file is not None:
-            test_rows = _load_rows(config, reporter, "test_file", config.test_file)
+        data = {
+            field: _load_rows(config, reporter, field, file)
+            for field, (file, _) in config.dataset_files().items()
+        }
+        rows = _split(config, data)
         model, tokenizer = load_model(config)
-        callbacks = _callbacks(config, reporter, tokenizer, stop)
-        trainer = _train_by_loss(
-            config,
-            model,
-            tokenizer,
-            (train_rows, test_rows),
-            [*callbacks, *extra_callbacks],
-            reporter,
-        )
+        # The other ranks have copies of their own, and say nothing.
+        record = {} if rank() else reproducibility(config, model)
+        callbacks = [
+            *_callbacks(config, reporter, record, stop),
+            *_trackers(config, reporter, model, tokenizer, data),
+        ]
+        callbacks += extra_callbacks
+        trainer = _train_by_loss(config, model, tokenizer, rows, callbacks, reporter)
         if stop.signaled and trainer.state.global_step < trainer.state.max_steps:
             reporter.close(completed=False)
             leave()
             raise SystemExit(EXIT_TERMINATED)
     if trainer.is_world_process_zero():
-        _finish(config, trainer, tokenizer, reporter)
+        _finish(config, trainer, tokenizer, reporter, record)
     leave()
     return trainer
 
@@ -100,18 +108,41 @@ def _reporter(config: TrainingConfig, run: Run | None) -> Reporter:
 
 
 def _load_rows(config: TrainingConfig, reporter: Reporter, field: str, file: str) -> Rows:
-    path = reporter.fetch(file, Path("data") / f"{field}.jsonl")
+    path = reporter.fetch(file, local_copy(field, file))
     with path.open("rb") as lines:
         numbered = list(numbered_rows(lines))
     check_rows(numbered, config, name=field)
     return [row for _, row in numbered]
 
 
+def _split(config: TrainingConfig, data: Mapping[str, Rows]) -> tuple[Rows, Rows | None]:
+    """Rows to train on, and to test with where something is tested."""
+    rows = data["training_file"]
+    if config.holdout_fraction is not None:
+        return hold_out(rows, config.holdout_fraction, config.seed)
+    return rows, data.get("test_file")
+
+
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on and to test with, both in their order; the same ones for the same seed.
+
+    Raises:
+        DatasetError: There are too few rows for both.
+    """
+    count = max(1, round(len(rows) * fraction))
+    if count >= len(rows):
+        raise DatasetError(
+            f"holdout_fraction: {fraction} of {len(rows)} rows leaves none to train on; lower it, "
+            "or give more rows"
+        )
+    held = set(random.Random(seed).sample(range(len(rows)), count))
+    logger.info("%d of %d rows are held out as the test set", count, len(rows))
+    train = [row for index, row in enumerate(rows) if index not in held]
+    return train, [rows[index] for index in sorted(held)]
+
+
 def _callbacks(
-    config: TrainingConfig,
-    reporter: Reporter,
-    tokenizer: PreTrainedTokenizerBase,
-    stop: TrainerCallback,
+    config: TrainingConfig, reporter: Reporter, record: Mapping[str, Any], stop: TrainerCallback
 ) -> list[TrainerCallback]:
     from openweights.jobs.unsloth.callbacks import (
         CheckpointCallback,
@@ -119,21 +150,51 @@ def _callbacks(
         MetricsCallback,
         StepSeed,
     )
-    from openweights.jobs.unsloth.sampling import Sampler
 
-    samplers = []
-    for index, sampling in enumerate(config.sampling_callbacks or []):
-        field = f"sampling_callbacks[{index}].dataset"
-        rows = _load_rows(config, reporter, field, sampling.dataset)
-        samplers.append(Sampler(sampling, rows, tokenizer, reporter, seed=config.seed))
     return [
         StepSeed(),
-        MetricsCallback(reporter),
+        MetricsCallback(reporter, record),
         GPUStatsCallback(reporter),
-        *samplers,
-        CheckpointCallback(reporter),
+        *([] if rank() else report_callbacks(config.report_to, UPLOADS)),
+        CheckpointCallback(reporter, config.save_minutes),
         stop,
     ]
+
+
+def _trackers(
+    config: TrainingConfig,
+    reporter: Reporter,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Mapping[str, Rows],
+) -> list[TrainerCallback]:
+    """What measures the model while it trains, on rows by the names of `dataset_files`."""
+    from openweights.client.questions import parse_question
+    from openweights.jobs.unsloth.logprob_rows import scored_rows
+    from openweights.jobs.unsloth.model import eos_token_ids
+    from openweights.jobs.unsloth.sampling import Sampler
+    from openweights.jobs.unsloth.tracking import LogProbTracker, MultipleChoiceTracker
+
+    found: list[TrainerCallback] = []
+    for index, sampling in enumerate(config.sampling_callbacks or []):
+        rows = data[f"sampling_callbacks[{index}].dataset"]
+        found.append(Sampler(sampling, rows, tokenizer, reporter, seed=config.seed))
+    for name in config.logp_callback_datasets:
+        field = f"logp_callback_datasets[{name!r}]"
+        rows = scored_rows(
+            data[field],
+            tokenizer,
+            ends=eos_token_ids(model, tokenizer),
+            responses_only=config.train_on_responses_only,
+            limit=config.max_seq_length,
+            name=field,
+        )
+        settings = {"schedule": config.eval_every_n_steps, "batch_size": config.eval_batch_size}
+        found.append(LogProbTracker(name, rows, tokenizer, reporter, **settings))
+    for index, callback in enumerate(config.mcq_callbacks or []):
+        questions = [parse_question(row) for row in data[f"mcq_callbacks[{index}].dataset"]]
+        found.append(MultipleChoiceTracker(callback, questions, tokenizer, reporter))
+    return found
 
 
 def _train_by_loss(
@@ -146,42 +207,42 @@ def _train_by_loss(
 ) -> Trainer:
     checkpoint = reporter.newest_checkpoint(Path(config.output_dir))
     resume_from = None if checkpoint is None else str(checkpoint)
+    common: dict[str, Any] = {"callbacks": callbacks, "resume_from": resume_from}
     match config.loss:
         case "sft":
             from openweights.jobs.unsloth.sft import sft_train
 
-            return sft_train(
-                config, model, tokenizer, *rows, callbacks=callbacks, resume_from=resume_from
-            )
+            return sft_train(config, model, tokenizer, *rows, **common)
         case "sdft":
             from openweights.jobs.unsloth.sdft import sdft_train
 
-            return sdft_train(
-                config,
-                model,
-                tokenizer,
-                *rows,
-                callbacks=callbacks,
-                resume_from=resume_from,
-                log_event=reporter.log,
-            )
-        case other:
-            raise ConfigError(f"loss: {other!r} is not available yet; use 'sft' or 'sdft'")
+            return sdft_train(config, model, tokenizer, *rows, **common, log_event=reporter.log)
+        case "grpo":
+            from openweights.jobs.unsloth.grpo_ft import grpo_train
+
+            outside = {"fetch": reporter.fetch, "log_event": reporter.log}
+            return grpo_train(config, model, tokenizer, *rows, **common, **outside)
+        case "dpo" | "orpo":
+            from openweights.jobs.unsloth.preference import preference_train
+
+            return preference_train(config, model, tokenizer, *rows, **common)
 
 
 def _finish(
-    config: TrainingConfig, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+    config: TrainingConfig,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    reporter: Reporter,
+    record: Mapping[str, Any],
 ) -> None:
     """Leave the result under uploads/, and push it when that is wanted."""
-    from openweights.jobs.unsloth.record import reproducibility
-
     adapter = UPLOADS / "adapter"
     model: Any = trainer.model
     # "auto" would ask the hub about the base model's vocabulary; no adapter of ours trains it.
     model.save_pretrained(str(adapter), save_embedding_layers=False)
     tokenizer.save_pretrained(str(adapter))
-    record = reproducibility(config, trainer)
-    for name, content in (("config", config.model_dump(mode="json")), ("reproducibility", record)):
+    record = {**record, "steps": trainer.state.global_step}
+    for name, content in (("config", record["config"]), ("reproducibility", record)):
         text = json.dumps(content, indent=2, sort_keys=True)
         (UPLOADS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     _push(config, adapter, reporter)
@@ -204,7 +265,7 @@ def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the training it ends has succeeded
         known = isinstance(error, OpenWeightsError)
-        text = str(error) if known else _one_line(error)
+        text = str(error) if known else one_line(error)
         logger.error("not pushed to the hub; the result is kept: %s", text, exc_info=not known)
         reporter.log({"type": "push", "push_error": text})
         return
@@ -233,7 +294,7 @@ def load_config(source: str) -> TrainingConfig:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; the exit status tells whether it went well, the last line of the log why not."""
-    _set_up_logging()
+    set_up_logging()
     if len(arguments) != 1:
         logger.error("usage: python -m openweights.jobs.unsloth.training <job id | config.json>")
         return 2
@@ -248,38 +309,9 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - the end of the process: told in full, then in one line
         logger.exception("training failed")
-        logger.error("%s", _one_line(error))
+        logger.error("%s", one_line(error))
         return 1
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or "No space left" in text or "failed writing file" in text:
-        return "the disk is full; free some space, or raise save_steps"
-    if "out of memory" in text.lower():
-        return (
-            "the GPU's memory is full; lower per_device_train_batch_size or max_seq_length, use "
-            "load_in_4bit=True, or ask for more with requires_vram_gb"
-        )
-    return f"{type(error).__name__}: {text[:500]}"
-
-
-def _set_up_logging() -> None:
-    """Our lines on standard error, of several ranks those of the first, and errors.
-
-    No progress bars: they would fill the log with fragments.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    logging.basicConfig(
-        level=logging.ERROR if rank() else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("httpx", "huggingface_hub", "filelock", "transformers.trainer_utils"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

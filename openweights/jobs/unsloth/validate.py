@@ -12,7 +12,7 @@ import os
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,30 +27,34 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from openweights.client.param_errors import shown, spelled
+from openweights.client.param_errors import shown
 from openweights.errors import ConfigError
+from openweights.jobs.unsloth.config_problems import (
+    field_losses,
+    file_problems,
+    foreign_field_problems,
+    hub_problems,
+    preference_problems,
+    sdft_problems,
+    tag_problems,
+    test_set_problems,
+)
 from openweights.jobs.unsloth.demonstrations import template_fields
+from openweights.jobs.unsloth.grpo_fields import (
+    DEFAULT_JUDGE,
+    RewardSpec,
+    grpo_problems,
+    reward_choices,
+)
 from openweights.jobs.unsloth.learning_rate import parse_learning_rate
 
 Loss = Literal["sft", "sdft", "dpo", "orpo", "grpo"]
-AVAILABLE_LOSSES = ("sft", "sdft")
 FILE_PURPOSES = {
     "sft": "conversations",
     "sdft": "conversations",
     "grpo": "conversations",
     "dpo": "preference",
     "orpo": "preference",
-}
-# Fields that only some losses read; all others count for every loss. `sdft_*` belongs to sdft.
-FIELD_LOSSES: dict[str, tuple[str, ...]] = {
-    "beta": ("dpo", "orpo"),
-    "packing": ("sft",),
-    "train_on_responses_only": ("sft",),
-}
-# What to do when a field of another loss was given; sdft_* and the rest have general words.
-FIELD_REMEDIES = {
-    ("packing", "sdft"): "remove it: sdft trains on the student's own completions, one by one",
-    ("train_on_responses_only", "sdft"): "remove it: sdft always trains on completions only",
 }
 DEFAULT_TARGET_MODULES = [
     "q_proj",
@@ -75,15 +79,6 @@ def _job_suffix(value: str) -> str:
     return value
 
 
-def _available_loss(value: object) -> object:
-    if value in AVAILABLE_LOSSES:
-        return value
-    available = spelled(AVAILABLE_LOSSES)
-    if value in get_args(Loss):
-        raise ValueError(f"{value!r} is not available yet; use {available}")
-    raise ValueError(f"must be {available}, not {shown(value)}")
-
-
 def model_location(model: str) -> str:
     """A local folder in full, anything else as it is.
 
@@ -103,6 +98,33 @@ def model_location(model: str) -> str:
 
 def _is_path(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~"))
+
+
+def _bare_name(value: str) -> str:
+    if not value.strip() or value != value.strip():
+        raise ValueError(f"{shown(value)} is empty or padded with spaces; give the bare name")
+    return value
+
+
+def _model_name(value: str) -> str:
+    is_folder = _is_path(_bare_name(value)) or Path(value).is_dir()
+    if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
+        raise ValueError(
+            f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
+        )
+    return value
+
+
+def _chat_template(value: str) -> str:
+    if value != "default" and ("messages" not in value or "{" not in value):
+        raise ValueError(
+            "is no Jinja template over `messages`; give its text, or 'default' for the model's own"
+        )
+    return value
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+ChatTemplate = Annotated[str, AfterValidator(_chat_template)]
 
 
 class SamplingCallback(BaseModel):
@@ -127,6 +149,24 @@ class SamplingCallback(BaseModel):
     max_tokens: Count = 600
 
 
+class MultipleChoiceCallback(BaseModel):
+    """Questions with several answers, scored while the model trains.
+
+    Attributes:
+        dataset: `multiple_choice` file.
+        eval_steps: As of `SamplingCallback`.
+        batch_size: Choices scored in one forward.
+        tag: Names this callback in its events.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    dataset: str
+    eval_steps: StepSchedule = 10
+    batch_size: Count = 8
+    tag: str = "multiple_choice"
+
+
 class TrainingConfig(BaseModel):
     """A fine-tuning job's parameters, flat.
 
@@ -144,10 +184,19 @@ class TrainingConfig(BaseModel):
         learning_rate: A number, or arithmetic such as "2e-4 / 3"; negative means an exponent (-4 is
             1e-4).
         max_steps: Optimizer steps; counts instead of `epochs` when given.
-        beta: dpo and orpo only.
+        beta: dpo, orpo and grpo only: how strongly the model is held near what it was; grpo alone
+            takes 0, which needs no reference model.
+        max_grad_norm: Longer gradients are cut to this norm; 0 cuts none.
         packing: sft only: several rows in one sequence where the engine keeps them apart.
+        logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
+            followed: before training, every `eval_every_n_steps`, and at the end.
+        eval_every_n_steps: Every so many steps, or "log", as of `SamplingCallback`.
+        mcq_callbacks: Questions with several answers, asked while the model trains.
+        report_to: "wandb" or "tensorboard", where the package is installed.
+        holdout_fraction: This share of the training rows, drawn by `seed`, is the test set.
         save_steps: A checkpoint goes into the store after so many steps; a lost run resumes from
             it.
+        save_minutes: And after so many minutes, so that a machine that is taken away costs no more.
         sdft_ema_alpha: Share of the student that the teacher takes over per step; 0 freezes it.
         sdft_demo_template: Teacher's last user turn; must hold {demonstration}, may hold {prompt}.
         sdft_demo_placement: "turns" shows the demonstration as earlier user and assistant turns.
@@ -156,6 +205,20 @@ class TrainingConfig(BaseModel):
         sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
             for the whole vocabulary.
         sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
+        grpo_num_generations: Completions of each prompt, which are compared with one another.
+        grpo_max_completion_length: Tokens; completions are cut here.
+        grpo_temperature, grpo_top_p: How completions are drawn.
+        grpo_epsilon: The policy's ratio counts only within 1 ± this.
+        grpo_loss_type: How token losses are averaged, as in trl.
+        grpo_scale_rewards: Advantages are divided by the deviation of the group, of the batch, or
+            not at all.
+        grpo_enable_thinking: Passed to the chat template; None leaves it out.
+        grpo_think_end_tag: Ends the reasoning of a completion; rewards judge what comes after it.
+        grpo_use_vllm: Draw completions with vLLM in the same process.
+        grpo_reward_function: A name, `file.py:function`, a list of them, or {name: weight}.
+        grpo_judge_model: Grades the completions for `llm_judge` and `similarity_judge`.
+        grpo_max_failed_reward_fraction: The job ends when a larger share of rewards fails for
+            several steps in a row.
         engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
         meta: Free; for `ow.jobs.find(meta={…})`.
     """
@@ -164,11 +227,11 @@ class TrainingConfig(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
     )
 
-    model: str
+    model: ModelName
     training_file: str
-    loss: Annotated[Loss, BeforeValidator(_available_loss)]
+    loss: Loss
     test_file: str | None = None
-    chat_template: str = "default"
+    chat_template: ChatTemplate = "default"
     finetuned_model_id: str = "{org_id}/{model_name}-{job_id}"
     model_naming_extra_parameters: dict[str, str] | None = None
     job_id_suffix: Annotated[str, AfterValidator(_job_suffix)] | None = None
@@ -202,16 +265,22 @@ class TrainingConfig(BaseModel):
         "constant_with_warmup",
     ] = "linear"
     seed: int = Field(default=3407, ge=0, lt=2**32)
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     save_steps: Count = 5000
+    save_minutes: float = Field(default=15.0, gt=0)
     output_dir: str = "./tmp"
     train_on_responses_only: bool = True
     packing: bool = True
     logp_callback_datasets: dict[str, str] = Field(default_factory=dict)
+    eval_every_n_steps: StepSchedule = 5000
     sampling_callbacks: list[SamplingCallback] | None = None
+    mcq_callbacks: list[MultipleChoiceCallback] | None = None
+    report_to: list[Literal["wandb", "tensorboard"]] = Field(default_factory=list)
     eval_batch_size: Count = 8
     test_file_eval_steps: float | None = Field(default=None, gt=0)
     test_file_eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    holdout_fraction: float | None = Field(default=None, gt=0, lt=1)
     meta: dict[str, Any] | None = None
     sdft_ema_alpha: float = Field(default=0.02, ge=0, le=1)
     sdft_demo_template: str | None = None
@@ -224,24 +293,25 @@ class TrainingConfig(BaseModel):
     sdft_skip_tokens: int = Field(default=0, ge=0)
     sdft_top_k: Count | None = None
     sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph"] = "auto"
+    grpo_num_generations: int = Field(default=8, ge=2)
+    grpo_max_completion_length: Count = 512
+    grpo_temperature: float = Field(default=0.9, gt=0)
+    grpo_top_p: float = Field(default=1.0, gt=0, le=1)
+    grpo_epsilon: float = Field(default=0.2, gt=0)
+    grpo_loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    grpo_scale_rewards: Literal["group", "batch", "none"] = "group"
+    grpo_enable_thinking: bool | None = None
+    grpo_think_end_tag: str = Field(default="</think>", min_length=1)
+    grpo_use_vllm: bool = False
+    grpo_reward_function: RewardSpec = "rouge_l"
+    grpo_judge_model: str = Field(default=DEFAULT_JUDGE, min_length=1)
+    grpo_max_failed_reward_fraction: float = Field(default=0.5, ge=0, lt=1)
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
 
-    @field_validator("model", "training_file", "test_file", "output_dir")
+    @field_validator("training_file", "test_file", "output_dir")
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
-        if value is not None and (not value.strip() or value != value.strip()):
-            raise ValueError(f"{shown(value)} is empty or padded with spaces; give the bare name")
-        return value
-
-    @field_validator("model")
-    @classmethod
-    def _is_model_name(cls, value: str) -> str:
-        is_folder = _is_path(value) or Path(value).is_dir()
-        if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
-            raise ValueError(
-                f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
-            )
-        return value
+        return value if value is None else _bare_name(value)
 
     @field_validator("is_peft")
     @classmethod
@@ -260,16 +330,6 @@ class TrainingConfig(BaseModel):
             raise ValueError("has no or empty module names; give some such as ['q_proj', 'v_proj']")
         return value
 
-    @field_validator("chat_template")
-    @classmethod
-    def _is_template(cls, value: str) -> str:
-        if value != "default" and ("messages" not in value or "{" not in value):
-            raise ValueError(
-                "is no Jinja template over `messages`; give its text, or 'default' for the "
-                "model's own"
-            )
-        return value
-
     @field_validator("sdft_demo_template")
     @classmethod
     def _is_demo_template(cls, value: str | None) -> str | None:
@@ -279,14 +339,10 @@ class TrainingConfig(BaseModel):
             )
         return value
 
-    @field_validator("logp_callback_datasets")
+    @field_validator("grpo_reward_function")
     @classmethod
-    def _no_logp_callbacks(cls, value: dict[str, str]) -> dict[str, str]:
-        if value:
-            raise ValueError(
-                "log-probability tracking is not available yet; remove it and use test_file or "
-                "sampling_callbacks"
-            )
+    def _has_rewards(cls, value: RewardSpec) -> RewardSpec:
+        reward_choices(value)
         return value
 
     @model_validator(mode="after")
@@ -297,145 +353,37 @@ class TrainingConfig(BaseModel):
             raise PydanticCustomError("config", "{text}", {"text": text, "problems": problems})
         return self
 
+    @property
+    def has_test_set(self) -> bool:
+        """Whether something is evaluated."""
+        return self.test_file is not None or self.holdout_fraction is not None
+
+    def dataset_files(self) -> dict[str, tuple[str, str]]:
+        """Every file that is read: by its field, the file and the purpose that it must have."""
+        own, talk = FILE_PURPOSES[self.loss], "conversations"
+        files = {"training_file": (self.training_file, own)}
+        if self.test_file is not None:
+            files["test_file"] = (self.test_file, own)
+        for name, file in self.logp_callback_datasets.items():
+            files[f"logp_callback_datasets[{name!r}]"] = (file, talk)
+        for index, sampling in enumerate(self.sampling_callbacks or []):
+            files[f"sampling_callbacks[{index}].dataset"] = (sampling.dataset, talk)
+        for index, questions in enumerate(self.mcq_callbacks or []):
+            files[f"mcq_callbacks[{index}].dataset"] = (questions.dataset, "multiple_choice")
+        return files
+
     @model_serializer(mode="wrap")
     def _only_own_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {k: v for k, v in handler(self).items() if self.loss in field_losses(k, self.loss)}
 
 
-def field_losses(field: str, loss: str) -> tuple[str, ...]:
-    """Losses that read `field`; with `loss` itself when every loss does."""
-    if field.startswith("sdft_"):
-        return ("sdft",)
-    return FIELD_LOSSES.get(field, (loss,))
-
-
-def _placeholders(template: str) -> set[str]:
-    """Names in braces; a name with a format or a conversion counts as a name of its own."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"has a stray brace ({error}); write {{{{ and }}}} for braces") from None
-    return {
-        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-        for _, name, spec, conversion in parts
-        if name is not None
-    }
-
-
 def _problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """What is wrong between fields, as (field, what; what to do)."""
-    yield from _foreign_fields(config)
-    yield from _file_problems(config)
-    yield from _tag_problems(config)
-    yield from _sdft_problems(config)
-    yield from _hub_problems(config)
-    yield from _test_file_problems(config)
-
-
-def _foreign_fields(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    for field in sorted(config.model_fields_set):
-        losses = field_losses(field, config.loss)
-        if config.loss not in losses:
-            owner = " or ".join(f"loss={name!r}" for name in losses)
-            remedy = FIELD_REMEDIES.get((field, config.loss), f"remove it, or choose {owner}")
-            yield field, f"belongs to {owner}, not to loss={config.loss!r}; {remedy}"
-
-
-def _file_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    purpose = FILE_PURPOSES[config.loss]
-    files = {"training_file": config.training_file, "test_file": config.test_file}
-    for index, sampling in enumerate(config.sampling_callbacks or []):
-        files[f"sampling_callbacks[{index}].dataset"] = sampling.dataset
-    for field, value in files.items():
-        if value is None or Path(value).is_file():
-            continue
-        wanted = purpose if field in ("training_file", "test_file") else "conversations"
-        if not value.startswith(f"{wanted}:"):
-            yield field, _file_problem(value, wanted, config.loss)
-
-
-def _file_problem(value: str, purpose: str, loss: str) -> str:
-    upload = f'ow.files.upload(path, purpose="{purpose}")["id"]'
-    if ":file-" in value:
-        had = shown(value.split(":", 1)[0])
-        return (
-            f"has the purpose {had}, but loss={loss!r} reads {purpose!r}; upload it with {upload}"
-        )
-    return f"{shown(value)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
-
-
-def _tag_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    """Tags name the files of samples, so equal ones would overwrite each other's."""
-    tags = [sampling.tag.replace("/", "_") for sampling in config.sampling_callbacks or []]
-    for index, tag in enumerate(tags):
-        if tag in tags[:index]:
-            text = f"{shown(tag)} is the tag of an earlier one, too; give each a tag of its own"
-            yield f"sampling_callbacks[{index}].tag", text
-
-
-def _sdft_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    if config.loss != "sdft":
-        return
-    if config.sdft_demo_repeats != 1 and config.sdft_demo_placement != "turns":
-        yield (
-            "sdft_demo_repeats",
-            "only counts with sdft_demo_placement='turns'; set that, or remove it",
-        )
-    if config.sdft_demo_template is not None and config.sdft_demo_placement == "turns":
-        yield (
-            "sdft_demo_template",
-            "is not used with sdft_demo_placement='turns'; remove one of the two",
-        )
-    if config.sdft_max_new_tokens >= config.max_seq_length:
-        yield (
-            "sdft_max_new_tokens",
-            f"is {config.sdft_max_new_tokens}, which leaves no room for a prompt within "
-            f"max_seq_length={config.max_seq_length}; lower it, or raise max_seq_length",
-        )
-    if config.sdft_skip_tokens >= config.sdft_max_new_tokens:
-        yield (
-            "sdft_skip_tokens",
-            f"is {config.sdft_skip_tokens} of at most {config.sdft_max_new_tokens} tokens, so "
-            "nothing would be learned; lower it",
-        )
-
-
-def _hub_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    field, extra = "finetuned_model_id", config.model_naming_extra_parameters or {}
-    try:
-        names = _placeholders(config.finetuned_model_id)
-    except ValueError as error:
-        yield field, str(error)
-        return
-    if unknown := sorted(names - {"org_id", "model_name", "job_id", *extra}):
-        yield (
-            field,
-            f"holds {{{unknown[0]}}}, which nothing fills in; use org_id, model_name, job_id or a "
-            "name of model_naming_extra_parameters",
-        )
-    org, _, name = config.finetuned_model_id.partition("/")
-    if not org.strip() or not name.strip() or "/" in name:
-        yield field, f"{shown(config.finetuned_model_id)} must be org/name; give both parts"
-    elif org in ("datasets", "models", "unsloth", "None"):
-        yield field, f"{org!r} is no organization of yours; begin with your own, or with {{org_id}}"
-
-
-def _test_file_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    steps, strategy = config.test_file_eval_steps, config.test_file_eval_strategy
-    if steps is not None and strategy != "steps":
-        yield "test_file_eval_steps", "only counts with test_file_eval_strategy='steps'; set that"
-    if strategy == "steps" and steps is None:
-        yield (
-            "test_file_eval_strategy",
-            "'steps' needs test_file_eval_steps; give a number of steps",
-        )
-    if strategy == "steps" and config.test_file is None:
-        yield (
-            "test_file_eval_strategy",
-            "'steps' has no test_file to evaluate; give test_file, or remove it",
-        )
-    if steps is not None and steps > 1 and steps != int(steps):
-        yield (
-            "test_file_eval_steps",
-            f"is {steps}; give a whole number of steps, or a share of all below 1",
-        )
+    yield from foreign_field_problems(config)
+    yield from file_problems(config)
+    yield from tag_problems(config)
+    yield from preference_problems(config)
+    yield from sdft_problems(config)
+    yield from grpo_problems(config)
+    yield from hub_problems(config)
+    yield from test_set_problems(config)

@@ -9,6 +9,8 @@ from typing import Any
 FILE = "conversations:file-0123456789ab"
 GOOD: dict[str, Any] = {"model": "org/name", "training_file": FILE, "loss": "sft"}
 SDFT: dict[str, Any] = {**GOOD, "loss": "sdft"}
+DPO: dict[str, Any] = {**GOOD, "loss": "dpo", "training_file": "preference:file-0123456789ab"}
+GRPO: dict[str, Any] = {**GOOD, "loss": "grpo"}
 MISSING = object()  # as a value: leave the field out
 
 MALFORMED: list[tuple[dict[str, Any], str, str]] = [
@@ -62,22 +64,59 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "learning_rate": True}, "learning_rate", "not a number"),
     ({**GOOD, "learning_rate": None}, "learning_rate", "not a number"),
     # losses and fields of other losses
-    ({**GOOD, "loss": "ppo"}, "loss", "must be 'sft' or 'sdft', not 'ppo'"),
-    ({**GOOD, "loss": "dpo"}, "loss", "not available yet; use 'sft' or 'sdft'"),
-    ({**GOOD, "loss": "orpo"}, "loss", "not available yet"),
-    ({**GOOD, "loss": "grpo"}, "loss", "not available yet"),
-    ({**GOOD, "beta": 0.2}, "beta", "belongs to loss='dpo' or loss='orpo'"),
+    ({**GOOD, "loss": "ppo"}, "loss", "must be 'sft', 'sdft', 'dpo', 'orpo' or 'grpo', not 'ppo'"),
+    ({**GOOD, "loss": "dpo"}, "training_file", "has the purpose 'conversations'"),
+    ({**DPO, "lora_bias": "all"}, "lora_bias", "remove it for loss='dpo'"),
+    ({**DPO, "loss": "orpo", "packing": True}, "packing", "belongs to loss='sft'"),
+    ({**DPO, "beta": 0}, "beta", "must be greater than 0 for loss='dpo'"),
+    ({**GOOD, "max_grad_norm": -1}, "max_grad_norm", "must be at least 0.0, not -1"),
+    ({**GOOD, "beta": 0.2}, "beta", "belongs to loss='dpo' or loss='orpo' or loss='grpo'"),
     ({**SDFT, "packing": True}, "packing", "remove it: sdft trains on the student's own"),
     ({**SDFT, "train_on_responses_only": True}, "train_on_responses_only", "completions only"),
     ({**GOOD, "sdft_ema_alpha": 0.1}, "sdft_ema_alpha", "or choose loss='sdft'"),
     ({**GOOD, "grpo_num_generations": 8}, "grpo_num_generations", "belongs to loss='grpo'"),
+    ({**GRPO, "sdft_ema_alpha": 0.1}, "sdft_ema_alpha", "belongs to loss='sdft'"),
+    ({**GRPO, "grpo": {"beta": 0}}, "grpo", "give its fields one by one"),
+    ({**GRPO, "num_generations": 8}, "num_generations", "did you mean 'grpo_num_generations'?"),
+    ({**GRPO, "grpo_num_generation": 8}, "grpo_num_generation", "did you mean 'grpo_num_gen"),
+    ({**GRPO, "grpo_num_generations": 1}, "grpo_num_generations", "must be at least 2, not 1"),
+    ({**GRPO, "grpo_num_generations": 6}, "grpo_num_generations", "make it a multiple of 6"),
+    ({**GRPO, "grpo_max_completion_length": 2048}, "grpo_max_completion_length", "no room for"),
+    ({**GRPO, "grpo_temperature": 0}, "grpo_temperature", "must be greater than 0.0, not 0"),
+    ({**GRPO, "grpo_loss_type": "ppo"}, "grpo_loss_type", "must be 'dapo', 'grpo', 'dr_grpo' or"),
+    ({**GRPO, "grpo_scale_rewards": True}, "grpo_scale_rewards", "'group', 'batch' or 'none'"),
+    ({**GRPO, "grpo_max_failed_reward_fraction": 1}, "grpo_max_failed_reward_fraction", "than 1"),
+    ({**GRPO, "beta": 0.1, "lora_bias": "all"}, "lora_bias", "or beta=0"),
+    ({**GRPO, "grpo_use_vllm": True, "engine": "unsloth"}, "grpo_use_vllm", "or 'auto'"),
+    ({**GRPO, "grpo_judge_model": "gpt-5"}, "grpo_judge_model", "only counts with 'similarity_"),
+    ({**GRPO, "grpo_reward_function": "rouge"}, "grpo_reward_function", "did you mean 'rouge_l'?"),
+    ({**GRPO, "grpo_reward_function": "x"}, "grpo_reward_function", "or 'file.py:function'"),
+    ({**GRPO, "grpo_reward_function": "a.py:f()"}, "grpo_reward_function", "is no reward"),
+    ({**GRPO, "grpo_reward_function": []}, "grpo_reward_function", "is empty; name one of"),
+    ({**GRPO, "grpo_reward_function": 5}, "grpo_reward_function", "must be a string or a list or"),
+    ({**GRPO, "grpo_reward_function": {"rouge_l": 0}}, "grpo_reward_function", "other than 0"),
+    ({**GRPO, "grpo_reward_function": {"rouge_l": "1"}}, "grpo_reward_function", "must be"),
+    (
+        {**GRPO, "grpo_reward_function": ["rouge_l", "rouge_l"]},
+        "grpo_reward_function",
+        "give each once, with a weight",
+    ),
+    (
+        {**GRPO, "grpo_reward_function": ["a.py:score", "b.py:score"]},
+        "grpo_reward_function",
+        "names 'score' twice",
+    ),
     # names that do not exist
     ({**GOOD, "learning_rat": 1e-4}, "learning_rat", "did you mean 'learning_rate'?"),
     ({**GOOD, "lora_r": 8}, "lora_r", "did you mean 'r'?"),
     ({**GOOD, "lr": 1e-4}, "lr", "did you mean 'learning_rate'?"),
     ({**GOOD, "num_train_epochs": 2}, "num_train_epochs", "did you mean 'epochs'?"),
     ({**GOOD, "my_note": "x"}, "my_note", "meta="),
-    ({**GOOD, "eval_every_n_steps": 5}, "eval_every_n_steps", "use test_file_eval_steps, or eval_"),
+    ({**GOOD, "eval_every_n_steps": 0}, "eval_every_n_steps", "must be 'log' or at least 1, not 0"),
+    ({**GOOD, "report_to": ["mlflow"]}, "report_to[0]", "must be 'wandb' or 'tensorboard'"),
+    ({**GOOD, "holdout_fraction": 1.0}, "holdout_fraction", "less than 1"),
+    ({**GOOD, "holdout_fraction": 0.1, "test_file": FILE}, "holdout_fraction", "one of the two"),
+    ({**SDFT, "holdout_fraction": 0.1}, "holdout_fraction", "not to loss='sdft'"),
     # files
     (
         {**GOOD, "training_file": "preference:file-1"},
@@ -100,10 +139,21 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
         "whole number of steps",
     ),
     (
-        {**GOOD, "logp_callback_datasets": {"a": FILE}},
-        "logp_callback_datasets",
-        "not available yet",
+        {**GOOD, "logp_callback_datasets": {"a": "preference:file-1"}},
+        "logp_callback_datasets['a']",
+        "has the purpose 'preference'",
     ),
+    (
+        {**GOOD, "logp_callback_datasets": {"a/b": FILE, "a_b": FILE}},
+        "logp_callback_datasets['a_b']",
+        "the tag of an earlier one",
+    ),
+    (
+        {**GOOD, "logp_callback_datasets": {"step": FILE}},
+        "logp_callback_datasets['step']",
+        "choose another name",
+    ),
+    ({**GOOD, "mcq_callbacks": [{"dataset": FILE}]}, "mcq_callbacks[0].dataset", "multiple_choice"),
     ({**GOOD, "sampling_callbacks": [{}]}, "sampling_callbacks[0].dataset", "is required"),
     (
         {**GOOD, "sampling_callbacks": [{"dataset": FILE, "eval_steps": "ln"}]},

@@ -13,7 +13,7 @@ from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.data import IGNORED, Collator, prompt_token_ids, sft_examples
 from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.rows import check_rows, read_rows
-from openweights.jobs.unsloth.spans import assistant_spans
+from openweights.jobs.unsloth.spans import assistant_messages, message_spans
 from openweights.jobs.unsloth.validate import TrainingConfig
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import EOS, make_tokenizer
@@ -148,11 +148,17 @@ def test_rows_are_checked_by_line() -> None:
         check_rows(rows, config(), name="training_file")
     assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
         ["training_file:3", "messages"],
-        ["training_file:4", "messages[0]"],
         ["training_file:5", "messages[0]"],
         ["training_file:6", "messages"],
         ["training_file:7", "messages"],
     ]
+    weighted_turn = {"role": "assistant", "content": weighted}
+    with pytest.raises(DatasetError, match="has a weight, which sdft cannot use"):
+        check_rows(
+            [(4, {"messages": [TURNS[1], weighted_turn]})],
+            config(loss="sdft"),
+            name="training_file",
+        )
     with pytest.raises(DatasetError, match="and 5 more rows"):
         check_rows([(n, {}) for n in range(25)], config(), name="training_file")
     with pytest.raises(DatasetError, match="field 'demonstration'"):
@@ -170,7 +176,10 @@ def test_spans_of_any_words(pairs: list[tuple[str, str]]) -> None:
         for pair in pairs
         for role, content in zip(("user", "assistant"), pair, strict=True)
     ]
-    text, spans = assistant_spans(
-        messages, lambda m: TOKENIZER.apply_chat_template(m, tokenize=False), [EOS]
+    text, spans = message_spans(
+        messages,
+        assistant_messages(messages),
+        lambda m: TOKENIZER.apply_chat_template(m, tokenize=False),
+        [EOS],
     )
-    assert [text[start:stop] for start, stop in spans] == [answer + EOS for _, answer in pairs]
+    assert [text[span.start : span.end] for span in spans] == [answer + EOS for _, answer in pairs]

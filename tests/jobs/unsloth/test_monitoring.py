@@ -125,3 +125,16 @@ def test_training_is_the_same_with_it(folder: Path, tmp_path: Path) -> None:
     assert [e["step"] for e in events] == [0, 2, 4]
     norms = [e["weight_difference_norm"] for e in events]
     assert norms == sorted(norms) and all(-1 <= e["cosine"] <= 1 for e in events)
+
+
+def test_a_resumed_run_measures_from_the_first_weights(folder: Path, tmp_path: Path) -> None:
+    tokenizer, events = AutoTokenizer.from_pretrained(folder), []
+    half = config(tmp_path, max_steps=2, save_steps=2)
+    sdft_train(half, load(folder), tokenizer, ROWS, None)
+    whole, model = half.model_copy(update={"max_steps": 3}), load(folder)
+    first = {name: value.clone() for name, value in adapters(model).items()}
+    callback = MonitoringCallback(whole, tokenizer, ROWS, events.append, every_steps=3)
+    checkpoint = str(Path(half.output_dir) / "checkpoint-2")
+    sdft_train(whole, model, tokenizer, ROWS, None, callbacks=[callback], resume_from=checkpoint)
+    moved = sum((p - first[n]).pow(2).sum() for n, p in adapters(model).items()).sqrt()
+    assert [e["weight_difference_norm"] for e in events] == [pytest.approx(moved.item(), rel=1e-5)]

@@ -13,7 +13,8 @@ import torch
 from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.model import load_model
 from openweights.jobs.unsloth.reporting import FolderReporter
-from openweights.jobs.unsloth.sampling import Sampler, is_due
+from openweights.jobs.unsloth.sampling import Sampler
+from openweights.jobs.unsloth.schedule import is_due
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import SamplingCallback
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD
@@ -91,6 +92,17 @@ def test_padding_does_not_change_greedy_samples(tmp_path: Path) -> None:
         reporter = Kept(tmp_path / "run", settings)
         sampling = SamplingCallback(dataset=FILE, max_tokens=16, batch_size=size)
         with torch.no_grad():
-            Sampler(sampling, ROWS, tokenizer, reporter, seed=0)._sample(model, 0)
+            Sampler(sampling, ROWS, tokenizer, reporter, seed=0).measure(model, 0)
         answers.append([row["completion"] for row in reporter.events[0]["rows"]])
     assert answers[0] == answers[1]
+
+
+def test_equal_prompts_are_answered_anew_in_each_batch(tmp_path: Path) -> None:
+    tiny = make_tiny_model(tmp_path / "tiny")
+    settings = training_config({**GOOD, "model": str(tiny), "output_dir": str(tmp_path / "out")})
+    model, tokenizer = load_model(settings)
+    reporter = Kept(tmp_path / "run", settings)
+    sampling = SamplingCallback(dataset=FILE, max_tokens=8, batch_size=2, temperature=1.0)
+    Sampler(sampling, [ROWS[1]] * 6, tokenizer, reporter, seed=0).measure(model, 0)
+    answers = [row["completion"] for row in reporter.events[0]["rows"]]
+    assert len(set(answers)) == 6

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, s
 
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logits
-from openweights.jobs.unsloth.rollout import Rollout, SamplingParams
+from openweights.jobs.unsloth.rollout import Rollout, SamplingParams, derived_seed
 from openweights.jobs.unsloth.scoring import frozen_head, scored_hidden, token_weights
-from openweights.jobs.unsloth.sdft import SDFTTrainer, rollout_seed, sdft_train
+from openweights.jobs.unsloth.sdft import SDFTTrainer, sdft_train
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
@@ -418,5 +418,5 @@ def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
 
 
 def test_rollout_seeds_differ_by_seed_step_and_rank() -> None:
-    seeds = {rollout_seed(s, t, r) for s in range(3) for t in range(20) for r in range(4)}
-    assert len(seeds) == 240 and rollout_seed(1, 2, 3) == rollout_seed(1, 2, 3)
+    seeds = {derived_seed(s, t, r) for s in range(3) for t in range(20) for r in range(4)}
+    assert len(seeds) == 240 and derived_seed(1, 2, 3) == derived_seed(1, 2, 3)

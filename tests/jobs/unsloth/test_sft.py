@@ -89,6 +89,19 @@ def test_loss_is_that_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
     assert trained(settings)[0][0] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_a_weighted_test_loss_is_that_of_the_whole_set(tiny: Path, tmp_path: Path) -> None:
+    block = {"type": "text", "text": "hello there", "weight": -0.5}
+    tests = [*ROWS[:4], {"messages": [ROWS[0]["messages"][0], {"role": "assistant"}]}]
+    tests[-1]["messages"][1] |= {"content": [block]}
+    losses = []
+    for size in (2, 5):
+        settings = config(tiny, tmp_path / "out", eval_batch_size=size, max_steps=1)
+        model, tokenizer = load_model(settings)
+        trainer = sft.sft_train(settings, model, tokenizer, ROWS, tests)
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_packing_is_refused_to_a_model_that_mixes_rows(tiny: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(config(tiny, tmp_path))
     examples = sft_examples(config(tiny, tmp_path), tokenizer, ROWS)

@@ -1,0 +1,144 @@
+"""`ow.secrets`: what jobs may need and nobody should read, kept by the organization.
+
+A value is sealed on this machine, with the organization's public key, and cannot be read back: only
+a worker that runs a job which names it opens it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, cast
+
+from openweights.errors import ConfigError, ConfigurationError, InvalidInputError, NotFoundError
+from openweights.types import SecretRecord
+
+if TYPE_CHECKING:
+    from openweights.backends.supabase import SupabaseBackend
+    from openweights.client import OpenWeights
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}", re.ASCII)
+# The worker sets these for each job.
+_TAKEN = frozenset({"PATH", "PYTHONPATH", "N_GPUS", "SUPABASE_URL", "SUPABASE_ANON_KEY"})
+_TAKEN_PREFIX = "OPENWEIGHTS_"
+# Linux takes 128 KiB for one variable.
+_MOST_BYTES = 64 << 10
+
+
+class SecretCollection:
+    """The organization's secrets, which become variables of the jobs that name them."""
+
+    def __init__(self, ow: OpenWeights) -> None:
+        self._ow = ow
+
+    def create_key(self) -> str:
+        """Make the pair of keys; returns the private one, which is stored nowhere.
+
+        It belongs into the environment of workers, as `OPENWEIGHTS_SECRETS_KEY`; a cluster manager
+        that has it gives it to its pods. Only an admin may make one.
+
+        Raises:
+            InvalidStateError: There are secrets, which only the present key opens.
+            ConfigurationError: You are no admin, or the store is the one on this machine.
+        """
+        from openweights.backends.sealing import new_key_pair
+
+        pair = new_key_pair()
+        self._project.set_secrets_key(pair.public)
+        return pair.private
+
+    def has_key(self) -> bool:
+        """Whether an admin has made the pair of keys."""
+        return self._project.secrets_key() is not None
+
+    def set(self, values: Mapping[str, str]) -> None:
+        """Add or replace secrets, by name.
+
+        Raises:
+            InvalidInputError: One of them cannot be a variable of a job; nothing was stored.
+            ConfigurationError: There is no public key yet, or the store is on this machine.
+        """
+        from openweights.backends.sealing import seal
+
+        content = {check_secret_name(name): _checked(name, text) for name, text in values.items()}
+        project = self._project
+        public_key = project.secrets_key()
+        if public_key is None:
+            raise ConfigurationError(
+                "the organization has no key to seal secrets with: an admin makes it, with "
+                "`ow env init`"
+            )
+        organization_id = project.organization_id
+        for name, value in content.items():
+            box = seal(value, public_key, organization_id=organization_id, name=name)
+            project.set_secret(name, box)
+
+    def list(self) -> list[SecretRecord]:
+        """Names and moments, never values."""
+        return self._project.list_secrets()
+
+    def delete(self, name: str) -> None:
+        """Remove one; raises NotFoundError."""
+        if not self._project.delete_secret(check_secret_name(name)):
+            raise NotFoundError(f"the organization has no secret {name}; `ow env ls` lists them")
+
+    @property
+    def _project(self) -> SupabaseBackend:
+        if not self._ow.settings.is_remote:
+            raise ConfigurationError(
+                "secrets are kept by a Supabase project (`ow login`); a job of the store on this "
+                "machine has the variables of its worker's environment"
+            )
+        return cast("SupabaseBackend", self._ow.backend)
+
+
+def wanted_secrets(ow: OpenWeights, names: Iterable[str] | str) -> list[str]:
+    """What a job's `secrets` come to: sorted, each once.
+
+    Raises:
+        ConfigError: One is no name, or the organization has no such secret. The store on this
+            machine cannot tell: there the run fails if its worker lacks the variable.
+    """
+    given = [names] if isinstance(names, str) else list(names)
+    try:
+        wanted = sorted({check_secret_name(name) for name in given})
+    except InvalidInputError as error:
+        raise ConfigError(f"secrets: {error}") from None
+    if wanted and ow.settings.is_remote:
+        known = {secret.name for secret in ow.secrets.list()}
+        if absent := [name for name in wanted if name not in known]:
+            raise ConfigError(
+                f"secrets: the organization has no {', '.join(absent)}; `ow env set NAME` adds one"
+                + (f", there are {', '.join(sorted(known))}" if known else "")
+            )
+    return wanted
+
+
+def check_secret_name(name: object) -> str:
+    """The name.
+
+    Raises:
+        InvalidInputError: It cannot be that of a job's variable, or is one that workers set.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        shown = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:79]}…"
+        raise InvalidInputError(
+            f"{shown} cannot name a secret: use letters, digits and '_', such as HF_TOKEN"
+        )
+    if name in _TAKEN or name.upper().startswith(_TAKEN_PREFIX):
+        raise InvalidInputError(f"{name} is set by the worker, so it cannot be a secret")
+    return name
+
+
+def _checked(name: str, value: str) -> bytes:
+    try:
+        content = value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"the value of {name} is not UTF-8") from None
+    if not content:
+        raise InvalidInputError(f"the value of {name} is empty; `ow env rm {name}` removes one")
+    if b"\0" in content or len(content) > _MOST_BYTES:
+        raise InvalidInputError(
+            f"the value of {name} cannot be a variable: it has a zero byte, or more than 64 KiB"
+        )
+    return content

@@ -1,0 +1,25 @@
+"""`ow.logprob`: log-probabilities of conversations under a model. Client-side."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from openweights.jobs.scoring_kind import ScoringJobs
+from openweights.jobs.unsloth.rows import check_answered
+
+
+class LogProb(ScoringJobs):
+    """Submits log-probability jobs: `ow.logprob.create(model=…, dataset=…)`.
+
+    The result is the event `{type: "logprobs", file, path, loss, …}` and its file, in the formats
+    of `logp_callback_datasets`.
+    """
+
+    id_covers_mounts: ClassVar[bool] = False
+    purpose: ClassVar[str] = "conversations"
+    prefix: ClassVar[str] = "lpjob"
+    kind: ClassVar[str] = "logprob"
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """See `ScoringJobs`."""
+        check_answered(row)

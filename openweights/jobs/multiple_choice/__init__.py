@@ -1,0 +1,25 @@
+"""`ow.multiple_choice`: questions with several answers, put to a model. Client-side."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from openweights.client.questions import parse_question
+from openweights.jobs.scoring_kind import ScoringJobs
+
+
+class MultipleChoice(ScoringJobs):
+    """Submits multiple-choice jobs: `ow.multiple_choice.create(model=…, dataset=…)`.
+
+    The result is the event `{type: "multiple_choice", accuracy, probability, questions, file,
+    path}` and its file, a row for each question.
+    """
+
+    id_covers_mounts: ClassVar[bool] = False
+    purpose: ClassVar[str] = "multiple_choice"
+    prefix: ClassVar[str] = "mcjob"
+    kind: ClassVar[str] = "multiple_choice"
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """See `ScoringJobs`."""
+        parse_question(row)

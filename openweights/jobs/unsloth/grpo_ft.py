@@ -1,0 +1,167 @@
+"""A GRPO run: its rewards, its arguments, and the trainer (`grpo_trainer.py`) set to work."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOConfig
+
+from openweights.errors import ConfigurationError, DatasetError
+from openweights.jobs.unsloth.data import prompt_token_ids
+from openweights.jobs.unsloth.failed_rewards import FailedRewards
+from openweights.jobs.unsloth.grpo_data import grpo_rows, template_options
+from openweights.jobs.unsloth.grpo_fields import JUDGES, RewardChoice, reward_choices, step_size
+from openweights.jobs.unsloth.grpo_trainer import LogEvent, RewardTrainer
+from openweights.jobs.unsloth.judge_limits import JudgeLimits
+from openweights.jobs.unsloth.model import resolve_engine
+from openweights.jobs.unsloth.reasoning import NAME as REASONING
+from openweights.jobs.unsloth.reasoning import reasoning_reward
+from openweights.jobs.unsloth.rewards import Reward, text_reward
+from openweights.jobs.unsloth.scorer import Scorer, own_reward
+from openweights.jobs.unsloth.trainer_args import arguments, set_to_work
+from openweights.jobs.unsloth.validate import TrainingConfig
+
+GRACE_S = 5.0  # from the judges' own deadline to the end of our patience with them
+
+Fetch = Callable[[str, Path], Path]
+
+
+def grpo_train(
+    config: TrainingConfig,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: list[dict[str, Any]],
+    test_rows: list[dict[str, Any]] | None,
+    *,
+    fetch: Fetch,
+    log_event: LogEvent,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume_from: str | None = None,
+    limits: JudgeLimits | None = None,
+) -> RewardTrainer:
+    """Train `model` by GRPO on the prompts of `conversations` rows and return the trainer.
+
+    Args:
+        test_rows: Their prompts are answered once each, and the rewards logged as `eval_reward`.
+        fetch: Makes the file of a reward function readable.
+        log_event: Receives completions with their rewards as JSON.
+        resume_from: Folder of a checkpoint.
+        limits: How long judges may take.
+
+    Raises:
+        ConfigError: A reward function cannot be used.
+        ConfigurationError: vLLM or the key of a judge's API is missing here.
+        DatasetError: A row cannot be used, or there are too few prompts for a step.
+        JobFailedError: Rewards keep failing.
+    """
+    limits = limits or JudgeLimits()
+    train = grpo_rows(config, tokenizer, train_rows)
+    test = None
+    if test_rows:
+        test = grpo_rows(config, tokenizer, test_rows, name="test_file", first=len(train.rows))
+    rewards = [
+        _reward(choice, config, model, tokenizer, fetch, limits)
+        for choice in reward_choices(config.grpo_reward_function)
+    ]
+    args = grpo_args(config)
+    _check_prompts(config, len(train.rows), args.world_size)
+    trainer = RewardTrainer(
+        model,
+        args,
+        beta=config.beta,
+        scorer=Scorer(rewards, limit_s=limits.total_s + GRACE_S),
+        rows=[*train.rows, *(test.rows if test else [])],
+        failed=FailedRewards(rewards, config.grpo_max_failed_reward_fraction),
+        think_end_tag=config.grpo_think_end_tag,
+        packs_rows=resolve_engine(config) == "unsloth",
+        log_event=log_event,
+        train_dataset=train.prompts,
+        eval_dataset=test.prompts if test else None,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    return set_to_work(trainer, resume_from)
+
+
+def grpo_args(config: TrainingConfig) -> GRPOConfig:
+    """The trainer's arguments.
+
+    Raises:
+        ConfigurationError: vLLM was asked for, and is not installed here.
+    """
+    if config.grpo_use_vllm and importlib.util.find_spec("vllm") is None:
+        raise ConfigurationError(
+            "grpo_use_vllm: vLLM is not installed where the job runs; remove it, or use an image "
+            "that has it"
+        )
+    rows, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    if resolve_engine(config) == "unsloth" and rows % config.grpo_num_generations:
+        # unsloth would raise the rows to a whole group, and with them the size of a step.
+        rows = config.grpo_num_generations
+        accumulation = step_size(config) // rows
+    return arguments(
+        GRPOConfig,
+        config,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        beta=0.0,
+        num_generations=config.grpo_num_generations,
+        num_generations_eval=1,
+        max_completion_length=config.grpo_max_completion_length,
+        temperature=config.grpo_temperature,
+        top_p=config.grpo_top_p,
+        # Said although they are trl's defaults: unsloth puts others in their place for dapo.
+        epsilon=config.grpo_epsilon,
+        epsilon_high=config.grpo_epsilon,
+        mask_truncated_completions=False,
+        loss_type=config.grpo_loss_type,
+        scale_rewards=config.grpo_scale_rewards,
+        chat_template_kwargs=template_options(config),
+        use_vllm=config.grpo_use_vllm,
+        vllm_mode="colocate",
+    )
+
+
+def _check_prompts(config: TrainingConfig, prompts: int, ranks: int) -> None:
+    """trl leaves out what does not fill a step, which must not be everything."""
+    needed = step_size(config) * ranks // config.grpo_num_generations
+    if prompts < needed:
+        raise DatasetError(
+            f"training_file: has {prompts} usable rows, but a step takes {needed} prompts "
+            "(per_device_train_batch_size * gradient_accumulation_steps"
+            f"{' * GPUs' if ranks > 1 else ''} / grpo_num_generations); add rows, or lower the "
+            "batch"
+        )
+
+
+def _reward(
+    choice: RewardChoice,
+    config: TrainingConfig,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    fetch: Fetch,
+    limits: JudgeLimits,
+) -> Reward:
+    if choice.file is not None:
+        path = fetch(choice.file, Path("data") / f"reward_{choice.name}.py")
+        return own_reward(path, choice.name, choice.weight)
+    if choice.name in JUDGES:
+        from openweights.jobs.unsloth.judges import Judge
+
+        return Judge(choice.name, config.grpo_judge_model, limits).reward(choice.weight)  # type: ignore[arg-type]
+    if choice.name == REASONING:
+        return reasoning_reward(
+            model,
+            tokenizer,
+            choice.weight,
+            prompt_ids=lambda prompt: prompt_token_ids(
+                tokenizer, prompt, **template_options(config)
+            ),
+            batch_size=config.per_device_train_batch_size,
+        )
+    return text_reward(choice.name, choice.weight)

@@ -1,0 +1,61 @@
+"""Training on pairs of answers, one of which is preferred, by DPO or ORPO.
+
+Not trl's trainers: `DPOTrainer` keeps a second adapter as the reference and averages over
+micro-batches of unequal size, and its ORPO is experimental and renders the rows itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
+from openweights.jobs.unsloth.model import eos_token_ids
+from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
+from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
+from openweights.jobs.unsloth.step_mean import StepMeanTrainer
+from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
+from openweights.jobs.unsloth.validate import TrainingConfig
+
+
+def preference_train(
+    config: TrainingConfig,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: list[dict[str, Any]],
+    test_rows: list[dict[str, Any]] | None,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume_from: str | None = None,
+) -> StepMeanTrainer:
+    """Train `model` on `preference` rows and return the trainer.
+
+    Args:
+        test_rows: Evaluated as `test_file_eval_strategy` says.
+        resume_from: Folder of a checkpoint.
+
+    Raises:
+        DatasetError: A row cannot be used, or none fits into `max_seq_length`.
+    """
+    loss = summed_dpo_loss if config.loss == "dpo" else summed_orpo_loss
+    ends = eos_token_ids(model, tokenizer)
+
+    def dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
+        return Dataset.from_list(preference_examples(config, tokenizer, rows, ends=ends, name=name))
+
+    trainer = StepMeanTrainer(
+        model,
+        summed_loss=partial(loss, beta=config.beta),
+        args=trainer_args(config),
+        processing_class=tokenizer,
+        train_dataset=dataset(train_rows, "training_file"),
+        eval_dataset=dataset(test_rows, "test_file") if test_rows else None,
+        data_collator=PreferenceCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
+        callbacks=list(callbacks),
+    )
+    return set_to_work(trainer, resume_from)

@@ -1,0 +1,169 @@
+"""Asks the reward functions of a GRPO run for their values, those of the user among them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any
+
+from openweights.errors import ConfigError, JobFailedError
+from openweights.jobs.unsloth.rewards import Reward, Samples
+
+
+def own_reward(path: Path, function_name: str, weight: float) -> Reward:
+    """A function of a Python file as a reward.
+
+    It is called with those of these that it has parameters for: `completions` (texts), `prompts`
+    (lists of messages), `completion_ids`, `gold_response` and the other columns of the dataset, a
+    list each; and returns a number for each completion, or None where it cannot say. It may be a
+    coroutine function.
+
+    Raises:
+        ConfigError: The file cannot be run, or has no such function.
+    """
+    place = f"grpo_reward_function: {path.name}"
+    function = getattr(_run_file(path, place), function_name, None)
+    if not callable(function):
+        raise ConfigError(f"{place}: has no function {function_name!r}; define it, or correct it")
+    takes = inspect.signature(function).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+
+    def score(samples: Samples) -> Any:
+        given = _arguments(samples)
+        try:
+            return function(**{k: v for k, v in given.items() if takes_all or k in takes})
+        except Exception as error:
+            raise JobFailedError(_raised(function_name, error)) from error
+
+    return Reward(function_name, weight, score)
+
+
+def _run_file(path: Path, place: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"openweights_reward_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{place}: is no Python file; give one that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{place}: cannot be run ({text}); correct it") from error
+    return module
+
+
+def _arguments(samples: Samples) -> dict[str, Any]:
+    columns = {name for row in samples.rows for name in row}
+    given = {name: [row.get(name) for row in samples.rows] for name in columns}
+    return given | {
+        "prompts": samples.prompts,
+        "completions": samples.completions,
+        "completion_ids": samples.completion_ids,
+    }
+
+
+def _raised(name: str, error: BaseException) -> str:
+    line = traceback.extract_tb(error.__traceback__)[-1].lineno
+    return (
+        f"reward {name}: raised {type(error).__name__}: {error} (line {line}); correct it, and let "
+        "it return None for a completion that it cannot score"
+    )
+
+
+class Scorer:
+    """Scores the completions of a step with all rewards of a run, coroutines side by side.
+
+    Those run in a thread of their own, so that none of them can hold up a step for longer than
+    `limit_s`.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], *, limit_s: float) -> None:
+        self.rewards = list(rewards)
+        self._limit_s = limit_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def score(self, samples: Samples) -> list[list[float]]:
+        """For each reward a value for each completion, NaN where it failed.
+
+        Raises:
+            JobFailedError: A reward function of the user's is wrong.
+        """
+        for reward in self.rewards:
+            reward.causes.clear()
+        given: list[Any] = [reward.score(samples) for reward in self.rewards]
+        results = self._finish(given)
+        count = len(samples.completions)
+        return [_values(*pair, count) for pair in zip(self.rewards, results, strict=True)]
+
+    def _finish(self, given: list[Any]) -> list[Any]:
+        """What was given, of coroutines what they return; None of those that take too long."""
+        if not any(inspect.isawaitable(g) for g in given):
+            return given
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        futures = [
+            asyncio.run_coroutine_threadsafe(_awaited(g), self._loop)
+            if inspect.isawaitable(g)
+            else None
+            for g in given
+        ]
+        end, results = time.monotonic() + self._limit_s, []
+        for reward, value, future in zip(self.rewards, given, futures, strict=True):
+            try:
+                left = max(end - time.monotonic(), 0.0)
+                results.append(value if future is None else future.result(left))
+            except TimeoutError:
+                assert future is not None
+                future.cancel()
+                reward.causes[f"no answer within {self._limit_s:g} s"] += 1
+                results.append(None)
+            except Exception as error:
+                raise JobFailedError(_raised(reward.name, error)) from error
+        return results
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
+def _values(reward: Reward, result: Any, count: int) -> list[float]:
+    """One number for each completion; NaN where there is none."""
+    if result is None and reward.causes:
+        return [math.nan] * count
+    try:
+        values = [_number(reward, value) for value in list(result or ())]
+    except TypeError:
+        values = []
+    if len(values) != count:
+        raise JobFailedError(
+            f"reward {reward.name}: must return a list with one number for each of the {count} "
+            f"completions, not {_short(result)}; correct it"
+        )
+    if any(map(math.isnan, values)) and not reward.causes:
+        reward.causes["it gave None or no finite number"] += 1
+    return values
+
+
+def _number(reward: Reward, value: Any) -> float:
+    try:
+        number = math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise JobFailedError(
+            f"reward {reward.name}: gave {_short(value)}; give numbers, or None for a completion "
+            "that cannot be scored"
+        ) from None
+    return number if math.isfinite(number) else math.nan
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

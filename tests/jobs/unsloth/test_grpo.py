@@ -1,0 +1,373 @@
+"""The GRPO trainer on a tiny random model: advantages, failed rewards, scoring, and a resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoTokenizer, TrainerCallback
+from trl import GRPOTrainer
+
+from openweights.errors import DatasetError, JobFailedError
+from openweights.jobs.unsloth.advantages import Scale, group_advantages, has_signal
+from openweights.jobs.unsloth.callbacks import StepSeed
+from openweights.jobs.unsloth.data import prompt_token_ids
+from openweights.jobs.unsloth.failed_rewards import FailedRewards
+from openweights.jobs.unsloth.grpo_data import grpo_rows
+from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
+from openweights.jobs.unsloth.grpo_trainer import RewardTrainer, SkipEmptySteps
+from openweights.jobs.unsloth.logprobs import mean_target_log_probs
+from openweights.jobs.unsloth.reasoning import reasoning_part, reasoning_reward
+from openweights.jobs.unsloth.rewards import Reward, Samples
+from openweights.jobs.unsloth.scorer import Scorer
+from openweights.jobs.unsloth.validate import TrainingConfig
+from tests.jobs.unsloth.test_sdft import load, perturb
+from tests.tiny_model import make_tiny_model
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": "count to " + "x" * (1 + 5 * (i % 4))},
+            {"role": "assistant", "content": f"one two {i}"},
+        ],
+        "level": i if i % 2 else str(i),
+    }
+    for i in range(8)
+]
+NAN = math.nan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def config(tmp_path: Path, **changes: Any) -> TrainingConfig:
+    data = tmp_path / "rows.jsonl"
+    data.touch()
+    values: dict[str, Any] = {
+        "model": "tiny/model",
+        "training_file": str(data),
+        "loss": "grpo",
+        "max_seq_length": 256,
+        "grpo_num_generations": 4,
+        "grpo_max_completion_length": 5,
+        "grpo_reward_function": "caps_spanish",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        "output_dir": str(tmp_path / "out"),
+    }
+    return TrainingConfig(**{**values, **changes})
+
+
+def lengths(samples: Samples) -> list[float]:
+    return [float(len(text)) for text in samples.completions]
+
+
+def make_trainer(
+    folder: Path, tmp_path: Path, *rewards: Reward, model: Any = None, **changes: Any
+) -> RewardTrainer:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    made = config(tmp_path, **changes)
+    rows = grpo_rows(made, tokenizer, ROWS)
+    given = list(rewards) or [Reward("length", 1.0, lengths)]
+    return RewardTrainer(
+        load(folder) if model is None else model,
+        grpo_args(made),
+        beta=made.beta,
+        scorer=Scorer(given, limit_s=5),
+        rows=rows.rows,
+        failed=FailedRewards(given, made.grpo_max_failed_reward_fraction),
+        think_end_tag="</think>",
+        packs_rows=False,
+        log_event=lambda event: None,
+        train_dataset=rows.prompts,
+        processing_class=tokenizer,
+    )
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+class Watch(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.weights.append(weights(kwargs["model"]))
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    return any(not torch.equal(before[name], after[name]) for name in before)
+
+
+# ---- advantages
+
+REWARDS = st.lists(
+    st.none() | st.floats(-3, 3, width=32) | st.sampled_from([0.0, 0.1, 1.0]),
+    min_size=4,
+    max_size=4,
+)
+
+
+def advantages(groups: Sequence[Sequence[float | None]], scale: Scale) -> Tensor:
+    flat = [NAN if value is None else value for group in groups for value in group]
+    return group_advantages(torch.tensor(flat), len(groups[0]), scale).view(len(groups), -1)
+
+
+@given(group=REWARDS, others=REWARDS, scale=st.sampled_from(["group", "none"]))
+def test_siblings_of_a_failed_row_are_as_if_it_had_not_been(
+    group: list[float | None], others: list[float | None], scale: Scale
+) -> None:
+    with_failed = advantages([group, others], scale)[0]
+    valid = [value for value in group if value is not None]
+    places = [i for i, value in enumerate(group) if value is not None]
+    assert all(with_failed[i] == 0 for i in range(4) if i not in places)
+    if len(valid) < 2:
+        assert not with_failed.any(), "one alone has nothing to be compared with"
+    else:
+        alone = advantages([valid], scale)[0]
+        torch.testing.assert_close(with_failed[places], alone, rtol=1e-6, atol=1e-6)
+
+
+@given(
+    group=st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4),
+    other=st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4),
+)
+def test_advantages_are_those_of_the_formula(group: list[float], other: list[float]) -> None:
+    given_rewards = torch.tensor([group, other], dtype=torch.float64)
+    centred = given_rewards - given_rewards.mean(1, keepdim=True)
+    for scale, divisor in {
+        "group": given_rewards.std(1, keepdim=True) + 1e-4,
+        "batch": given_rewards.std() + 1e-4,
+        "none": torch.tensor(1.0),
+    }.items():
+        found = group_advantages(given_rewards.flatten(), 4, scale)  # type: ignore[arg-type]
+        torch.testing.assert_close(found.view(2, 4), centred / divisor)
+
+
+def test_advantages_of_equal_rewards_are_exactly_zero() -> None:
+    assert not advantages([[0.1, 0.1, 0.1, 0.1], [0.3, 0.3, None, 0.3]], "group").any()
+    # The control: in float32 as in trl, rounding is divided by next to nothing.
+    equal = torch.full((7,), 0.1)
+    assert ((equal - equal.mean()) / (equal.std() + 1e-4)).any()
+
+
+def test_batch_scale_leaves_failed_rows_out() -> None:
+    found = advantages([[1.0, 3.0, None], [5.0, 9.0, 1.0]], "batch")
+    deviation = torch.tensor([1.0, 3.0, 5.0, 9.0, 1.0]).std() + 1e-4
+    expected = torch.tensor([[-1.0, 1.0, 0.0], [0.0, 4.0, -4.0]]) / deviation
+    torch.testing.assert_close(found, expected)
+
+
+def test_signal() -> None:
+    assert not has_signal(torch.tensor([NAN, 1.0, NAN, 2.0]), 2)
+    assert has_signal(torch.tensor([NAN, 1.0, 2.0, 2.0]), 2)
+
+
+# ---- the trainer's own path
+
+SCORED: dict[str, list[float | None]] = {}
+
+
+@pytest.fixture(scope="module")
+def scoring(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RewardTrainer:
+    """A trainer that scores completions of one token, with the rewards in `SCORED`."""
+    path = tmp_path_factory.mktemp("scoring")
+    trainer = make_trainer(folder, path, Reward("set", 1.0, lambda given: SCORED["set"]), beta=0)
+
+    def one_token(prompt_ids: list[list[int]], *rest: Any) -> Any:
+        return [[5, 2] for _ in prompt_ids], None
+
+    trainer._generate_single_turn = one_token  # type: ignore[method-assign]
+    trainer._failed.record = lambda *numbers: None  # type: ignore[method-assign]
+    return trainer
+
+
+@settings(max_examples=40, deadline=None)
+@given(group=REWARDS)
+def test_the_trainer_uses_these_advantages(
+    scoring: RewardTrainer, group: list[float | None]
+) -> None:
+    inputs = [scoring.train_dataset[i // 4] for i in range(8)]  # type: ignore[index]
+    SCORED["set"] = [*group, 0.0, 1.0, 2.0, 3.0]
+    output = scoring._generate_and_score_completions(inputs)  # type: ignore[arg-type]
+    expected = advantages([group, [0.0, 1.0, 2.0, 3.0]], "group")
+    torch.testing.assert_close(output["advantages"].view(2, 4), expected)
+
+
+def test_one_failed_part_fails_the_whole_row(folder: Path, tmp_path: Path) -> None:
+    parts = [
+        Reward("first", 2.0, lambda given: [1.0, 2.0, 3.0, 4.0] * 2),
+        Reward("second", -1.0, lambda given: [None, 5.0, 6.0, 8.0] * 2),
+    ]
+    trainer = make_trainer(folder, tmp_path, *parts, beta=0)
+    inputs = [trainer.train_dataset[i // 4] for i in range(8)]  # type: ignore[index]
+    output = trainer._generate_and_score_completions(inputs)  # type: ignore[arg-type]
+    expected = advantages([[None, -1.0, 0.0, 0.0]] * 2, "group")
+    torch.testing.assert_close(output["advantages"].view(2, 4), expected)
+    assert trainer._metrics["train"]["failed_fraction"] == [0.25]
+    assert trainer._metrics["train"]["rewards/first/mean"] == [3.0], "of the rows that count"
+
+
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_step_without_rewards_changes_nothing(
+    folder: Path, tmp_path: Path, beta: float, skips: bool
+) -> None:
+    calls: list[int] = []
+
+    def failing_later(samples: Samples) -> list[float | None]:
+        calls.append(len(samples.completions))
+        return [None] * 8 if len(calls) > 2 else list(lengths(samples))
+
+    reward = Reward("failing", 1.0, failing_later)
+    trainer = make_trainer(
+        folder, tmp_path, reward, beta=beta, max_steps=4, weight_decay=0.5, optim="adamw_torch"
+    )
+    if not skips:
+        trainer.remove_callback(SkipEmptySteps)
+    watch = Watch()
+    trainer.add_callback(watch)
+    trainer.train()
+    start, second, *failed = watch.weights
+    assert moved(start, second)
+    # The control: momentum and weight decay move the weights though there is no reward.
+    assert [moved(second, after) for after in failed] == [not skips] * 2
+    steps = {float(s["step"]) for s in trainer.optimizer.state.values()}  # type: ignore[union-attr]
+    assert steps == {2.0 if skips else 4.0}, "nor does the optimizer's own clock go on"
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    assert rewards[2:] == [None, None] and None not in rewards[:2]
+
+
+def test_rewards_that_keep_failing_end_the_run(folder: Path, tmp_path: Path) -> None:
+    def half(samples: Samples) -> list[float | None]:
+        reward.causes["the sky is blue"] += 1
+        return [1.0, None] * 4
+
+    reward = Reward("half", 1.0, half)
+    trainer = make_trainer(
+        folder, tmp_path, reward, max_steps=9, grpo_max_failed_reward_fraction=0.4
+    )
+    words = "4 of 8 completions got no reward.*last 3 steps.*fraction=0.4 .*half: the sky is blue"
+    with pytest.raises(JobFailedError, match=words):
+        trainer.train()
+    assert trainer.state.global_step == 2, "during the third"
+    # The control: half is not more than half.
+    trainer = make_trainer(folder, tmp_path, Reward("half", 1.0, half), max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_log_probs_equal_those_of_trl(folder: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(folder, tmp_path, grpo_temperature=0.7)
+    perturb(trainer._policy, 3)
+    prompts = [[30, 31, 32, 33, 34, 35], [40, 41], [50, 51, 52]]
+    completions = [[60, 61, 2], [70, 71, 72, 73], [2]]
+    ids = torch.tensor(
+        [
+            [3] * (6 - len(p)) + p + c + [3] * (4 - len(c))
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+    )
+    seen = torch.tensor(
+        [
+            [0] * (6 - len(p)) + [1] * (len(p) + len(c)) + [0] * (4 - len(c))
+            for p, c in zip(prompts, completions, strict=True)
+        ]
+    )
+    mask = seen[:, -4:]
+    found = []
+    for kind in (RewardTrainer, GRPOTrainer):
+        trainer.model.zero_grad()  # type: ignore[union-attr]
+        logps, entropies, _ = kind._get_per_token_logps_and_entropies(
+            trainer, trainer.model, ids, seen, 4, compute_entropy=True
+        )
+        (logps * mask).sum().backward()
+        gradients = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]  # type: ignore[union-attr]
+        found.append((logps * mask, entropies * mask, *gradients))
+    assert len(found[0]) > 4
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_and_too_few_prompts(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = [prompt_token_ids(tokenizer, row["messages"][:1]) for row in ROWS]  # type: ignore[index]
+    room = max(map(len, prompts)) - 1 + 5
+    rows = grpo_rows(config(tmp_path, max_seq_length=room), tokenizer, ROWS)
+    assert len(rows.rows) == 6, "prompts without room for a completion are dropped"
+    assert rows.rows[1] == {"level": 1, "gold_response": "one two 1"}
+    assert rows.prompts[1] == {"prompt": ROWS[1]["messages"][:1], "row": 1}
+    with pytest.raises(DatasetError, match="no row fits: prompts have up to .* raise max_seq_len"):
+        grpo_rows(config(tmp_path, max_seq_length=10), tokenizer, ROWS)
+    few = config(tmp_path, gradient_accumulation_steps=9)
+    with pytest.raises(DatasetError, match="has 8 usable rows, but a step takes 9 prompts"):
+        grpo_train(
+            few, load(folder), tokenizer, ROWS, None, fetch=lambda f, t: t, log_event=lambda e: None
+        )
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = control.should_save = state.global_step == 2
+
+    def run(name: str, *callbacks: TrainerCallback, resume: str | None = None) -> dict[str, Tensor]:
+        model = load(folder, dropout=0.2)
+        place = str(tmp_path / name)
+        trainer = make_trainer(folder, tmp_path, model=model, max_steps=5, output_dir=place)
+        for callback in (StepSeed(), *callbacks):
+            trainer.add_callback(callback)
+        trainer.train(resume_from_checkpoint=resume)
+        return weights(model)
+
+    whole = run("whole")
+    half = run("half", Stop())
+    assert moved(half, whole)
+    resumed = run("half", resume=str(tmp_path / "half" / "checkpoint-2"))
+    for name, expected in whole.items():
+        torch.testing.assert_close(resumed[name], expected, rtol=0, atol=0)
+
+
+# ---- the policy as its own judge
+
+
+def test_reasoning_reward_is_the_mean_log_prob_of_a_plain_forward(folder: Path) -> None:
+    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+    perturb(model, 2)
+    contexts, targets = [[30, 31, 32, 33], [40]], [[50, 51], [60, 61, 62]]
+    pairs = list(zip(contexts, targets, strict=True))
+    found = mean_target_log_probs(model, pairs, 3, batch_size=2)
+    for mean, context, target in zip(found, contexts, targets, strict=True):
+        logps = model(torch.tensor([context + target])).logits[0].log_softmax(-1)
+        places = range(len(context) - 1, len(context) + len(target) - 1)
+        expected = [float(logps[p, token]) for p, token in zip(places, target, strict=True)]
+        assert mean == pytest.approx(sum(expected) / len(target), abs=1e-5)
+    reward = reasoning_reward(
+        model, tokenizer, 1.0, prompt_ids=lambda prompt: [30, 31], batch_size=2
+    )
+    texts = ["so</think>abc", "so</think>other", "sn</think>abc"]
+    prompts = [[{"role": "user", "content": "?"}]] * 3
+    rows = [{"gold_response": "yes"}] * 3
+    first, second, third = reward.score(Samples(prompts, texts, [[1]] * 3, rows))  # type: ignore[misc]
+    assert first == pytest.approx(second, abs=1e-6), "what follows the reasoning does not count"
+    assert abs(first - third) > 1e-3 and max(first, third) < 0  # type: ignore[operator]
+
+
+def test_reasoning_ends_with_its_tag() -> None:
+    assert reasoning_part("a</think>b</think>c", "</think>") == "a</think>"
+    assert reasoning_part("no tag here \n", "</think>") == "no tag here"
