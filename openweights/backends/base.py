@@ -37,15 +37,21 @@ class Backend(Protocol):
         organization_id: Whose records these are; part of every job id and file id.
         heartbeat_s: How often a worker should call `heartbeat`.
         lease_s: A worker silent for longer loses its job.
+        pace_s: Least time between two calls with which one writer appends events, or log text; what
+            comes meanwhile is collected, because a call over a network has its price. 0 for none.
         liveness_fds: Descriptors that the processes of a worker must inherit: the store takes the
             worker for alive while one of them is open, so that a job is not given away while
             processes of its old run still exist. Empty for stores on another machine.
     """
 
-    organization_id: str
-    heartbeat_s: float
-    lease_s: float
-
+    @property
+    def organization_id(self) -> str: ...
+    @property
+    def heartbeat_s(self) -> float: ...
+    @property
+    def lease_s(self) -> float: ...
+    @property
+    def pace_s(self) -> float: ...
     @property
     def liveness_fds(self) -> tuple[int, ...]: ...
 

@@ -29,6 +29,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restart": ("openweights.cli.restart:restart", "Restart failed or canceled jobs."),
     "worker": ("openweights.cli.worker:worker", "Run a worker here, in the foreground."),
     "demo": ("openweights.cli.demo:demo", "Train a small model here, with and without SDFT."),
+    "cluster": (
+        "openweights.cli.cluster:cluster",
+        "Run the manager that starts pods.",
+    ),
+    "manage": ("openweights.cli.manage:manage", "Name the organizations that are managed here."),
+    "deploy": ("openweights.cli.deploy:deploy", "Run the manager in a small pod of its own."),
+    "ssh": ("openweights.cli.ssh:ssh", "Work in a pod of your own over SSH."),
+    "costs": ("openweights.cli.costs:costs", "Show what pods have cost, in USD."),
+    "db": ("openweights.cli.db:db", "Set up the database of a Supabase project, and check it."),
+    "login": ("openweights.cli.login:login", "Store a project's address and your key here."),
+    "logout": ("openweights.cli.login:logout", "Remove what `ow login` has stored."),
+    "whoami": ("openweights.cli.whoami:whoami", "Show whose key is in use, and what it may do."),
+    "token": ("openweights.cli.token:token", "Make, list and revoke keys of the organization."),
+    "org": ("openweights.cli.org:org", "Show or rename the organization, and its members."),
+    "env": ("openweights.cli.env:env", "Keep secrets that jobs get as variables."),
+    "signup": ("openweights.cli.db:signup", "Create an organization and its first key."),
     "doctor": ("openweights.cli.doctor:doctor", "Check this installation."),
     "version": ("openweights.cli.version:version", "Print the version."),
 }
@@ -60,10 +76,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="openweights %(version)s")
 def main() -> None:
-    """Fine-tuning jobs on this machine.
+    """Fine-tuning jobs, on this machine or with a team.
 
     A JOB is an id as `ow ls` prints it, or the beginning of one. The records of jobs lie under
-    OPENWEIGHTS_HOME (~/.openweights).
+    OPENWEIGHTS_HOME (~/.openweights), or in the Supabase project that `ow login` has named.
     """
     # What the terminal's encoding cannot hold is shown escaped instead of being an error.
     stdout: object = sys.stdout

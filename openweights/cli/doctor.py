@@ -11,13 +11,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from openweights import __version__
+from openweights.cli.doctor_project import Check, project_checks
 from openweights.cli.output import json_option, one_line, print_json, printable
 from openweights.cli.requirements import extras, needed_by
 from openweights.cli.store import open_store
@@ -30,29 +29,15 @@ _MARKS = {"ok": "ok  ", "missing": "–   ", "warning": "!   ", "broken": "FAIL"
 _COLORS = {"ok": "green", "missing": None, "warning": "yellow", "broken": "red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        status: `broken` is needed and does not work; `missing` is optional; `warning` works, but
-            perhaps not for long.
-        remedy: What to do about it.
-    """
-
-    name: str
-    status: Literal["ok", "missing", "warning", "broken"]
-    detail: str
-    remedy: str | None = None
-
-
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
     """Check this installation.
 
     Looks at Python, the packages of each extra, GPUs, the folder of the store, the store itself,
-    its workers and its jobs. The exit code is 1 only if something that is needed does not work.
+    its workers and its jobs; of a Supabase project also at your key, its tables and functions, its
+    storage, its clock and its secrets. The exit code is 1 only if something that is needed does
+    not work.
     """
     checks: list[Check] = []
     for check in _checks():
@@ -85,6 +70,11 @@ def _checks() -> Iterator[Check]:
         return
     yield _home(settings.home)
     yield from _disk(settings.home)
+    if settings.is_remote:
+        checks = list(project_checks(settings))
+        yield from checks
+        if any(check.name == "store" for check in checks):
+            return  # it is out of reach
     yield from _store(settings)
 
 
@@ -189,5 +179,8 @@ def _store(settings: Settings) -> Iterator[Check]:
         return
     yield Check("store", "ok", name)
     alive = ", ".join(f"{worker.id} ({worker.hardware_type})" for worker in workers)
-    yield Check("workers", "ok", alive or "none; one starts by itself when a job is submitted")
+    none = "none; one starts by itself when a job is submitted"
+    if settings.is_remote:
+        none = "none; `ow cluster` starts pods for jobs, `ow worker` works on this machine"
+    yield Check("workers", "ok", alive or none)
     yield Check("jobs", "ok", f"{pending} pending, {running} in progress")

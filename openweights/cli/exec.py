@@ -50,7 +50,7 @@ def _is_line(word: str) -> bool:
     type=click.Choice(CLOUD_TYPES, case_sensitive=False),
     default="SECURE",
     show_default=True,
-    help="Stored with the job; counts on RunPod only, which this version does not use.",
+    help="Tier of the RunPod pods that may run it; on this machine it changes nothing.",
 )
 @click.option(
     "--requires-vram-gb",
@@ -66,6 +66,13 @@ def _is_line(word: str) -> bool:
     metavar="HARDWARE",
     help="Such as '2x H100S'; may be given several times. Without it, any that has the memory.",
 )
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME",
+    help="A secret that the command gets as a variable; may be given several times.",
+)
 @click.option("--wait", is_flag=True, help="Print the log as it comes; exit with the job's code.")
 @json_option
 def exec_command(
@@ -73,6 +80,7 @@ def exec_command(
     cloud_type: CloudType,
     requires_vram_gb: int,
     allowed_hardware: tuple[str, ...],
+    secrets: tuple[str, ...],
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -91,6 +99,7 @@ def exec_command(
         cloud_type=cloud_type,
         requires_vram_gb=requires_vram_gb,
         allowed_hardware=list(allowed_hardware) or None,
+        secrets=secrets,
     )
     if not wait:
         if as_json:

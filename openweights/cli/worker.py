@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
@@ -19,4 +20,6 @@ def worker(once: bool) -> None:
     """
     from openweights.worker.main import run_worker
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
     sys.exit(run_worker(Settings.from_env(), embedded=False, once=once))

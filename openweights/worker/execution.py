@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from openweights.worker.backoff import persist
 from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
 from openweights.worker.hardware import Hardware
 from openweights.worker.heartbeat import Heartbeat
+from openweights.worker.job_secrets import open_secrets, secret_names
 from openweights.worker.log_pump import LogPump
 from openweights.worker.process import GuardedProcess, ProcessEnd
 from openweights.worker.redaction import Redactor, secret_values
@@ -84,8 +86,13 @@ def execute(claim: Claim, host: Host) -> None:
 
 
 def runs_folder(settings: Settings) -> Path:
-    """Where the folders of runs are made: beside the embedded store."""
-    return settings.home / "runs"
+    """Where the folders of runs are made: beside the embedded store, or apart for each project,
+    because runs are numbered by their store.
+    """
+    if not settings.supabase_url:
+        return settings.home / "runs"
+    digest = hashlib.sha256(settings.supabase_url.rstrip("/").encode()).hexdigest()
+    return settings.home / f"runs-{digest[:8]}"
 
 
 class RunControl:
@@ -140,8 +147,8 @@ class _Execution:
         self._host = host
         self._control = control
         self._hurry = host.shutdown.hurry
-        redactor = Redactor(secret_values(host.env))
-        self._log = LogPump(host.backend, claim.run.id, redactor, self._hurry)
+        self._redactor = Redactor(secret_values(host.env))
+        self._log = LogPump(host.backend, claim.run.id, self._redactor, self._hurry)
         self._folder: RunFolder | None = None
 
     def run(self) -> None:
@@ -191,12 +198,13 @@ class _Execution:
     def _run_job(self, folder: RunFolder) -> ProcessEnd:
         if self._control.instruction != "continue":
             return ProcessEnd(None, was_stopped=True)
+        secrets = self._open_secrets()
         for warning in shortfalls(self._job, self._host.hardware):
             self._log.note(warning)
         process = GuardedProcess(
             self._job.script,
             folder=folder.path,
-            env=job_env(self._host, folder, self._run.id),
+            env=job_env(self._host, folder, self._run.id, secrets),
             grace_s=self._host.settings.cancel_grace_s,
             held_fds=(*self._host.backend.liveness_fds, folder.lock_fd),
             marker=folder.marker,
@@ -209,6 +217,16 @@ class _Execution:
             process.kill()
             self._log.drain()
             process.close()
+
+    def _open_secrets(self) -> dict[str, str]:
+        """Those that the job names; its log shows them no more than those of this worker."""
+        host, names = self._host, secret_names(self._job.params)
+        secrets = persist(
+            lambda: open_secrets(names, self._run.id, host.backend, host.settings, host.env),
+            give_up=self._hurry,
+        )
+        self._redactor.add(secret_values(secrets, names))
+        return secrets
 
     def _instruction_at(self, end: ProcessEnd) -> Instruction:
         # Whoever stops a whole machine or container signals all its processes: the job may be gone
@@ -309,9 +327,13 @@ def shortfalls(job: JobRecord, hardware: Hardware) -> list[str]:
     return found
 
 
-def job_env(host: Host, folder: RunFolder, run_id: int) -> dict[str, str]:
-    """The worker's environment, with the job's code first and `python` being this Python."""
-    env = dict(host.env)
+def job_env(
+    host: Host, folder: RunFolder, run_id: int, secrets: Mapping[str, str]
+) -> dict[str, str]:
+    """The worker's environment and the job's secrets, with the job's code first and `python` being
+    this Python.
+    """
+    env = {**host.env, **secrets}
     env["PYTHONPATH"] = _joined(str(folder.path), env.get("PYTHONPATH"))
     env["PATH"] = _joined(os.path.dirname(sys.executable), env.get("PATH", os.defpath))
     env["PYTHONUNBUFFERED"] = "1"

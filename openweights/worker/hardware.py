@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from openweights.errors import ConfigurationError
+from openweights.gpu_names import gpu_key
 
 QUERY_TIMEOUT_S = 30.0
-# First match wins, so the narrower name comes first. Keys are those of RunPod's hardware strings.
-_SHORT_NAMES = (
-    (r"\bH200", "H200"),
-    (r"\bB200", "B200"),
-    (r"H100.*NVL", "H100N"),
-    (r"H100.*(HBM3|SXM)", "H100S"),
-    (r"A100.*SXM", "A100S"),
-    (r"RTX\s*(\d{4})\s*Ada", r"\1Ada"),
-    (r"RTX\s*(A\d{4})", r"\1"),
-    (r"GeForce RTX\s*(\d{4})\s*(Ti)?\b", r"RTX\1\2"),
-    (r"\b(L40S|L40|L4|A40|A30|A100|H100|V100|T4|A10G|A10)\b", r"\1"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +75,7 @@ def summarize(answer: str, visible: str | None = None) -> Hardware:
 
 def short_name(name: str) -> str:
     """`NVIDIA H100 80GB HBM3` -> `H100S`; a name that is not known stays, without its maker."""
-    for pattern, short in _SHORT_NAMES:
-        match = re.search(pattern, name, re.IGNORECASE)
-        if match:
-            return match.expand(short)
-    return name.removeprefix("NVIDIA ").strip()
+    return gpu_key(name) or name.removeprefix("NVIDIA ").strip()
 
 
 def _visible(rows: list[list[str]], visible: str) -> list[list[str]]:

@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from openweights.errors import NotFoundError, StoreUnavailableError
+from openweights.errors import ConfigurationError, NotFoundError, StoreUnavailableError
 from openweights.types import Instruction
 
 logger = logging.getLogger(__name__)
+
+# A project may refuse a good key for a moment, while its schema or its own key is changed.
+_MOST_REFUSALS = 3
 
 
 class Pulse(Protocol):
@@ -58,6 +61,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         is_away = False
+        refusals = 0
         while not self._ended.wait(self._interval_s):
             try:
                 self._beat_once()
@@ -69,10 +73,16 @@ class Heartbeat:
                 logger.error("heartbeat: the store was deleted or replaced: %s", error)
                 self._stop_all()
                 return
+            except ConfigurationError as error:
+                logger.error("heartbeat: %s", error)
+                refusals += 1
+                if refusals == _MOST_REFUSALS:
+                    self._stop_all()
+                    return
             except Exception:  # noqa: BLE001 - the loop of a daemon: the lease must not end with one error
                 logger.exception("heartbeat failed")
             else:
-                is_away = False
+                is_away, refusals = False, 0
 
     def _beat_once(self) -> None:
         watched = self._watched
@@ -86,7 +96,7 @@ class Heartbeat:
             watched[1](instruction)
 
     def _stop_all(self) -> None:
-        """Worker or run is gone from the store: whatever the job makes, nobody will take it."""
+        """Worker, run or key is no longer good: whatever the job makes, nobody will take it."""
         watched = self._watched
         if watched is not None:
             watched[1]("fenced")

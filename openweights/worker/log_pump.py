@@ -10,7 +10,7 @@ import threading
 import time
 
 from openweights.backends.base import Backend
-from openweights.errors import StoreUnavailableError
+from openweights.errors import ConfigurationError, StoreUnavailableError
 from openweights.worker.backoff import delays
 from openweights.worker.redaction import Redactor
 
@@ -130,6 +130,10 @@ class LogPump:
             try:
                 if not self._deliver(offset, data):
                     return
+            except ConfigurationError as error:
+                logger.error("run %s: no more of its log is kept: %s", self._run_id, error)
+                self.discard()
+                return
             except Exception:  # noqa: BLE001 - a store's refusal of the log must not end the job
                 logger.exception(
                     "run %s: the store refused the log from byte %s", self._run_id, offset
@@ -141,7 +145,8 @@ class LogPump:
                 del self._waiting[: len(data)]
                 self._changed.notify_all()
                 # Small writes are collected, so that a chatty job does not mean a write per line.
-                self._changed.wait_for(self._must_send_now, SEND_EVERY_S)
+                pause_s = max(SEND_EVERY_S, self._backend.pace_s)
+                self._changed.wait_for(self._must_send_now, pause_s)
 
     def _must_send_now(self) -> bool:
         return self._is_complete or self._is_discarded or len(self._waiting) >= SEND_BYTES

@@ -28,10 +28,11 @@ from openweights.errors import (
 )
 from openweights.settings import Settings
 from openweights.types import Claim, WorkerSpec
-from openweights.worker import hardware
+from openweights.worker import gpu_health, hardware
 from openweights.worker.backoff import persist
 from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
+from openweights.worker.gpu_reclaim import reclaim
 from openweights.worker.heartbeat import Heartbeat
 from openweights.worker.shutdown import Shutdown
 
@@ -40,21 +41,24 @@ logger = logging.getLogger(__name__)
 LOCK_NAME = "embedded-worker.lock"
 LONGEST_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
+MOST_DOUBLINGS = 10
 
 
 def run_worker(settings: Settings, *, embedded: bool, once: bool = False) -> int:
     """Work until told to end; returns the exit code.
 
     Args:
-        embedded: One per store, else 0 at once; ends after `settings.worker_idle_s` without work.
+        embedded: One per store, else 0 at once. It, and a worker in a pod, which would be paid for
+            when no manager is there to end it, ends after `settings.worker_idle_s` without work.
         once: Take one job, if there is one, and end.
 
     Raises:
         ConfigurationError: The settings or this machine do not allow a worker.
     """
-    shutdown = Shutdown(settings.cancel_grace_s)
+    shutdown = Shutdown(settings.cancel_grace_s, settings.pod.notice_s)
     found = _detect(settings, embedded=embedded)
-    idle_s = settings.worker_idle_s if embedded else None
+    may_wait = not embedded and settings.pod.worker_id is None
+    idle_s = None if may_wait else settings.worker_idle_s
     with contextlib.closing(open_backend(settings)) as backend, shutdown.on_signals():
         while True:
             lock = _sole_worker(settings.home) if embedded else contextlib.nullcontext(True)
@@ -81,7 +85,8 @@ class Worker:
         found: hardware.Hardware,
         shutdown: Shutdown,
     ) -> None:
-        self.id = f"worker-{uuid.uuid4().hex[:12]}"
+        self.id = settings.pod.worker_id or f"worker-{uuid.uuid4().hex[:12]}"
+        self._pod = settings.pod
         self._backend = backend
         self._shutdown = shutdown
         self._heartbeat = Heartbeat(backend, self.id, backend.heartbeat_s, shutdown.request)
@@ -102,9 +107,12 @@ class Worker:
         found = self._host.hardware
         spec = WorkerSpec(
             self.id,
+            docker_image=self._pod.docker_image or "",
             hardware_type=found.hardware_type,
             gpu_count=found.gpu_count,
             vram_gb=found.vram_gb,
+            cloud_type=self._pod.cloud_type,
+            pod_id=self._pod.pod_id,
         )
         try:
             persist(lambda: self._backend.register_worker(spec), give_up=self._shutdown.requested)
@@ -119,9 +127,16 @@ class Worker:
         return 0
 
     def _work(self, *, once: bool, idle_s: float | None) -> None:
-        idle_since = time.monotonic()
+        if (problem := self._gpu_problem()) is not None:
+            # Before it holds a job, so that the manager counts it as a worker that never came up.
+            raise PlatformError(f"its GPU is not fit for work: {problem}")
+        idle_since = started_at = time.monotonic()
         failures = 0
         while not self._shutdown.requested.is_set():
+            if self._pod.ttl_hours and time.monotonic() - started_at > self._pod.ttl_hours * 3600:
+                # A pod that nobody ends must not be paid for for ever; a job is not cut short.
+                logger.info("%s: its time to live is over", self.id)
+                return
             try:
                 has_worked = self._step()
                 failures = 0
@@ -129,7 +144,7 @@ class Worker:
                 raise
             except Exception:  # noqa: BLE001 - the loop of a daemon: no job may end it
                 logger.exception("%s: the loop goes on after an error", self.id)
-                failures += 1
+                failures = min(failures + 1, MOST_DOUBLINGS)
                 self._shutdown.requested.wait(min(2.0**failures, LONGEST_PAUSE_S))
                 continue
             if once:
@@ -154,8 +169,27 @@ class Worker:
             # one run.
             raise PlatformError(f"the store did not take the end of run {claim.run.id}")
         self._last_run = claim.run.id
-        execute(claim, self._host)
+        if (problem := self._gpu_problem()) is not None:
+            self._hand_back(claim, problem)
+        else:
+            execute(claim, self._host)
         return True
+
+    def _gpu_problem(self) -> str | None:
+        """Why this machine should take no job; always None where the machine is somebody's own."""
+        if self._pod.worker_id is None:
+            return None
+        env = self._host.env
+        return reclaim(env) or gpu_health.problem(env)
+
+    def _hand_back(self, claim: Claim, problem: str) -> None:
+        logger.error("%s ends, its GPU is not fit for work: %s", self.id, problem)
+        reason = f"the GPU of {self.id} was not fit for work: {problem}"
+        persist(
+            lambda: self._backend.release_run(claim.run.id, claim.run.attempt, reason=reason),
+            give_up=self._shutdown.requested,
+        )
+        self._shutdown.request()
 
     def _claim(self) -> Claim | None:
         try:
@@ -207,6 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
     try:
         return run_worker(Settings.from_env(), embedded=options.embedded, once=options.once)
     except OpenWeightsError as error:

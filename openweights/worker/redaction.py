@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 # A name that ends so, or so with a number, holds a secret. PUBLIC_KEY and the like do not, and PWD
 # alone is the current folder.
@@ -16,9 +16,15 @@ _URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/:@]*:([^\s/@]+)@", re.IGNO
 MIN_LENGTH = 8  # shorter values are words such as "true", and replacing them would garble the log
 
 
-def secret_values(env: Mapping[str, str]) -> dict[str, bytes]:
-    """Values of `env` that must not be shown, by name; of a URL with a password, the password."""
-    found = {name: value for name, value in env.items() if _SECRET_NAME.search(name)}
+def secret_values(env: Mapping[str, str], named: Collection[str] = ()) -> dict[str, bytes]:
+    """Values of `env` that must not be shown, by name; of a URL with a password, the password.
+
+    Args:
+        named: Names of further secrets, whatever they look like.
+    """
+    found = {
+        name: value for name, value in env.items() if name in named or _SECRET_NAME.search(name)
+    }
     for name, value in env.items():
         if name not in found and (url := _URL_PASSWORD.search(value)):
             found[name] = url[1]
@@ -37,13 +43,18 @@ class Redactor:
     """
 
     def __init__(self, secrets: Mapping[str, bytes]) -> None:
-        self._marks = {
+        self._marks: dict[bytes, bytes] = {}
+        self._held = b""
+        self.add(secrets)
+
+    def add(self, secrets: Mapping[str, bytes]) -> None:
+        """Replace these, too, in what comes from now on."""
+        self._marks |= {
             value: f"[{name} redacted]".encode() for name, value in secrets.items() if value
         }
         # Longest first: a secret that begins with another one is replaced as a whole.
         self._secrets = sorted(self._marks, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(map(re.escape, self._secrets)))
-        self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """What may be shown by now, including what was held back before."""

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REPORT_S = 15.0  # after the job's grace, for delivering what it left
+HAND_BACK_S = 2.0  # of a machine's notice, for killing the job and telling the store
 
 
 class Stoppable(Protocol):
@@ -29,12 +30,18 @@ class Shutdown:
     the store).
 
     The second follows the first by itself when the grace and the time for reporting are over.
+
+    Args:
+        grace_s: What a job has for saving when it is stopped.
+        notice_s: From SIGTERM to SIGKILL where a machine is taken back: after a signal the job has
+            no longer for saving than leaves time to hand it back. None where nothing is known.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, notice_s: float | None = None) -> None:
         self.requested = threading.Event()
         self.hurry = threading.Event()
         self._patience_s = grace_s + REPORT_S
+        self._notice_s = notice_s
         self._lock = threading.RLock()
         self._running: Stoppable | None = None
 
@@ -112,3 +119,16 @@ class Shutdown:
             else:
                 logger.warning("%s: ending; the job, if any, may save and goes back", name)
                 self.request()
+                self._heed_notice()
+
+    def _heed_notice(self) -> None:
+        if self._notice_s is None:
+            return
+        timer = threading.Timer(max(0.0, self._notice_s - HAND_BACK_S), self._kill_running)
+        timer.daemon = True
+        timer.start()
+
+    def _kill_running(self) -> None:
+        with self._lock:
+            if self._running is not None:
+                self._running.kill()

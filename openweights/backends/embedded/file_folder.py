@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 import time
 from contextlib import suppress
@@ -16,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from openweights.errors import InvalidInputError
+from openweights.backends.values import check_purpose
 
 _CHUNK_BYTES = 1 << 20
-_VALID_PURPOSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _INCOMING = "incoming"
 _ABANDONED_AFTER_S = 24 * 3600.0
 
@@ -43,10 +41,7 @@ class FileFolder:
 
     def receive(self, content: BinaryIO, purpose: str) -> Incoming:
         """Copy a stream to the disk and compute its id. The caller adopts or discards it."""
-        if not _VALID_PURPOSE.fullmatch(purpose):
-            raise InvalidInputError(
-                f"purpose {purpose!r} cannot be part of a file id: use letters, digits, _ and -"
-            )
+        check_purpose(purpose)
         folder = self._folder / _INCOMING
         folder.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(dir=folder)
@@ -97,12 +92,6 @@ class FileFolder:
         os.fsync(target.fileno())
         digest.update(self._organization_id.encode())
         return digest.hexdigest(), size
-
-
-def base_name(filename: str) -> str:
-    """Last part of a path of any operating system, as text that can be stored."""
-    name = re.split(r"[\\/]", filename.rstrip("\\/"))[-1]
-    return name.encode("utf-8", "replace").decode() or "file"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,8 +6,9 @@ from typing import BinaryIO
 
 from openweights.backends.embedded import records
 from openweights.backends.embedded.failures import clear_errors
-from openweights.backends.embedded.file_folder import Incoming, base_name
+from openweights.backends.embedded.file_folder import Incoming
 from openweights.backends.embedded.store import Store, find, insert, matching
+from openweights.backends.values import base_name
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.types import FileRecord
 

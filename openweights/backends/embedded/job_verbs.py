@@ -9,6 +9,7 @@ from typing import Any
 
 from openweights.backends.embedded import lifecycle, records
 from openweights.backends.embedded.store import Store, find
+from openweights.backends.values import contains, to_json
 from openweights.errors import InvalidStateError
 from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus
 
@@ -59,7 +60,7 @@ class JobVerbs(Store):
                 if limit is not None and len(found) >= limit:
                     break
                 job = records.job_record(row, self.organization_id)
-                if part is None or records.contains(job.params, part):
+                if part is None or contains(job.params, part):
                     found.append(job)
         return found
 
@@ -126,4 +127,4 @@ def _synced(row: sqlite3.Row, columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain_json(value: Mapping[str, Any]) -> Any:
-    return records.from_json(records.to_json(dict(value), "where"))
+    return records.from_json(to_json(dict(value), "where"))

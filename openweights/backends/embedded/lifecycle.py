@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from openweights.backends.embedded.records import storable
+from openweights.backends.values import storable
 from openweights.errors import FencedError, NotFoundError
 from openweights.types import Instruction
 

@@ -6,13 +6,12 @@ Moments are stored as whole microseconds since 1970, nested values as JSON.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
-from openweights.errors import InvalidInputError
+from openweights.backends.values import check_moment, dump, storable, to_json
 from openweights.types import (
     EventRecord,
     FileRecord,
@@ -29,53 +28,11 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def to_micros(moment: datetime) -> int:
     """Raises InvalidInputError for a moment without a time zone."""
-    if moment.tzinfo is None:
-        raise InvalidInputError(
-            f"{moment.isoformat()} has no time zone: use datetime.now(timezone.utc) or add tzinfo"
-        )
-    return (moment - _EPOCH) // _MICROSECOND
+    return (check_moment(moment) - _EPOCH) // _MICROSECOND
 
 
 def from_micros(value: int) -> datetime:
     return _EPOCH + timedelta(microseconds=value)
-
-
-def to_json(value: Any, what: str) -> str:
-    """JSON text of `value`; numbers that JSON lacks (NaN, infinities) become null.
-
-    Raises:
-        InvalidInputError: `what` holds something that is no JSON.
-    """
-    try:
-        return _dump(value)
-    except ValueError:
-        pass
-    except TypeError as error:
-        raise _not_json(what, error) from None
-    try:
-        return _dump(_finite(value))
-    except (TypeError, RecursionError) as error:
-        raise _not_json(what, error) from None
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
-def _not_json(what: str, error: Exception) -> InvalidInputError:
-    return InvalidInputError(
-        f"{what} must be JSON: {error}; convert it first, for example with float() or str()"
-    )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in cast(dict[Any, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in cast(Sequence[Any], value)]
-    return value
 
 
 def from_json(text: str) -> Any:
@@ -87,27 +44,7 @@ def with_cloud_type(params: str, other: str) -> str:
     own, new = json.loads(params), json.loads(other)
     if own.get("cloud_type") == new.get("cloud_type"):
         return params
-    return _dump({**own, "cloud_type": new.get("cloud_type")})
-
-
-def contains(value: Any, part: Any) -> bool:
-    """Whether JSON `value` contains `part`: mappings by their keys, all else by equality."""
-    if isinstance(part, dict) and isinstance(value, dict):
-        whole = cast(dict[str, Any], value)
-        items = cast(dict[str, Any], part).items()
-        return all(key in whole and contains(whole[key], item) for key, item in items)
-    return _equal(value, part)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict) and isinstance(b, dict):
-        whole, other = cast(dict[str, Any], a), cast(dict[str, Any], b)
-        return whole.keys() == other.keys() and all(_equal(whole[k], other[k]) for k in whole)
-    if isinstance(a, list) and isinstance(b, list):
-        items, others = cast(list[Any], a), cast(list[Any], b)
-        return len(items) == len(others) and all(map(_equal, items, others))
-    # Python takes True for 1, JSON does not.
-    return a == b and isinstance(a, bool) == isinstance(b, bool)
+    return dump({**own, "cloud_type": new.get("cloud_type")})
 
 
 def job_columns(spec: JobSpec) -> dict[str, Any]:
@@ -218,8 +155,3 @@ def worker_record(row: sqlite3.Row) -> WorkerRecord:
         created_at=from_micros(row["created_at"]),
         pinged_at=from_micros(row["pinged_at"]),
     )
-
-
-def storable(text: str) -> str:
-    """Text as UTF-8 can hold it; output of a broken program may hold half characters."""
-    return text.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from openweights.backends.embedded import lifecycle, records
 from openweights.backends.embedded.failures import clear_errors
 from openweights.backends.embedded.store import Store, find, matching
+from openweights.backends.values import to_json
 from openweights.errors import FencedError, InvalidInputError, InvalidStateError
 from openweights.types import (
     ENDED,
@@ -94,7 +95,7 @@ class RunVerbs(Store):
             (
                 run_id,
                 event.key,
-                records.to_json(dict(event.data), "an event's data"),
+                to_json(dict(event.data), "an event's data"),
                 records.to_micros(event.created_at),
             )
             for event in events

@@ -49,6 +49,7 @@ class Store:
         self.lease_s = lease_s
         self.heartbeat_s = heartbeat_s
         self.organization_id = organization_id
+        self.pace_s = 0.0
         self._clock = clock
         self._path = home / "openweights.db"
         self._connections = Connections(self._path, self._connect)

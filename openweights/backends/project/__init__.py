@@ -1,0 +1,1 @@
+"""The parts of the store in a Supabase project, put together in `backends/supabase.py`."""

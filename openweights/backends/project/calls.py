@@ -1,0 +1,175 @@
+"""Calls to a Supabase project: patience with lost answers, and errors that say what to do.
+
+Every verb of ours may be sent twice (a claim per worker, an event by its key, a log by its offset,
+a job by its id), so a call whose answer was lost is simply repeated. `check_response` turns each
+refusal into an error of this package; PostgREST passes on what the SQL functions raise, with the
+class of error in `details`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import httpx
+
+from openweights.errors import (
+    ConfigurationError,
+    FencedError,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    OpenWeightsError,
+    PlatformError,
+    StoreUnavailableError,
+)
+
+T = TypeVar("T")
+
+# What a caller waits for a store that is away, before it hears of it.
+PATIENCE_S = 20.0
+_FIRST_DELAY_S = 0.2
+_MOST_DELAY_S = 5.0
+_LONGEST_QUOTE = 300
+
+# A resumable upload is locked for as long as the service still works on a part.
+_LOCKED = 423
+_TRANSIENT = frozenset({408, 425, 429, _LOCKED})
+_BY_DETAILS: Mapping[str, type[OpenWeightsError]] = {
+    "invalid_input": InvalidInputError,
+    "unauthenticated": ConfigurationError,
+    "forbidden": ConfigurationError,
+    "not_found": NotFoundError,
+    "invalid_state": InvalidStateError,
+    "fenced": FencedError,
+    "budget": InvalidStateError,
+}
+# Function, table or column unknown to PostgREST, and to PostgreSQL.
+_SCHEMA_CODES = frozenset({"PGRST202", "PGRST204", "PGRST205", "42883", "42P01", "42703", "3F000"})
+_PERMISSION_CODE = "42501"
+# The public key was a JWT in older projects; PostgREST takes it for one that is no longer good.
+_JWT_CODES = frozenset({"PGRST301", "PGRST302", "PGRST303"})
+
+
+class TransientError(Exception):
+    """The project answered that it cannot answer now.
+
+    Attributes:
+        retry_after_s: When to come back, as it said itself.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def patiently(call: Callable[[], T], patience_s: float, url: str) -> T:
+    """The answer of `call`, repeated while the project at `url` is away.
+
+    Raises:
+        StoreUnavailableError: It was away for `patience_s`, counted from the first failure.
+    """
+    give_up_at = None
+    for delay_s in _delays():
+        try:
+            return call()
+        except (httpx.TransportError, TransientError) as error:
+            now = time.monotonic()
+            give_up_at = now + patience_s if give_up_at is None else give_up_at
+            wait_s = max(delay_s, error.retry_after_s if isinstance(error, TransientError) else 0)
+            if now + wait_s > give_up_at:
+                reason = str(error) or type(error).__name__
+                raise StoreUnavailableError(f"cannot reach the store at {url}: {reason}") from error
+            time.sleep(wait_s)
+    raise AssertionError("_delays() never ends")
+
+
+def _delays() -> Iterator[float]:
+    delay_s = _FIRST_DELAY_S
+    while True:
+        yield delay_s * random.uniform(0.5, 1.0)
+        delay_s = min(2 * delay_s, _MOST_DELAY_S)
+
+
+def check_response(response: httpx.Response) -> None:
+    """Raise what an answer that is no success means.
+
+    Raises:
+        TransientError: Worth repeating.
+        OpenWeightsError: A refusal.
+    """
+    if not response.is_success:
+        response.read()
+        raise _error(response, _body(response))
+
+
+def _body(response: httpx.Response) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        body = response.json()
+        if isinstance(body, dict):
+            return cast(dict[str, Any], body)
+    return {}
+
+
+def _error(response: httpx.Response, body: Mapping[str, Any]) -> Exception:
+    message = _message(response, body)
+    by_details = _BY_DETAILS.get(str(body.get("details")))
+    if by_details is not None:
+        return by_details(message)
+    status = _status(response, body)
+    if status in _TRANSIENT or status >= 500:
+        return TransientError(f"HTTP {status}: {message}", _retry_after_s(response))
+    code = str(body.get("code") or "")
+    if code in _SCHEMA_CODES:
+        return ConfigurationError(
+            f"the project's tables and functions are not those of this version ({message}): "
+            "run `ow db init`"
+        )
+    if response.status_code == 401 and (not code or code in _JWT_CODES):
+        return ConfigurationError(
+            f"the project refuses its public key, SUPABASE_ANON_KEY: {message}"
+        )
+    if status in (401, 403) or code == _PERMISSION_CODE:
+        return ConfigurationError(f"the project refuses this: {message}")
+    return _plain_error(response, status, code, message)
+
+
+def _plain_error(response: httpx.Response, status: int, code: str, message: str) -> Exception:
+    path = response.request.url.path
+    if response.is_redirect:
+        target = httpx.URL(response.headers.get("location", "")).host
+        return ConfigurationError(
+            f"SUPABASE_URL leads elsewhere, to {target or 'another address'}: use that one"
+        )
+    if status == 404:
+        return NotFoundError(message)
+    if status == 409 and "/storage/v1/" in path:
+        return TransientError(f"HTTP 409: {message}")  # a part is still being written
+    if status == 413:
+        return InvalidInputError(
+            f"the project takes no file of this size ({message}): raise the upload limit in its "
+            "storage settings, or upload a smaller file"
+        )
+    if code[:2] in ("22", "23"):
+        return InvalidInputError(f"the store cannot hold this: {message}")
+    return PlatformError(f"the project answered {path} with HTTP {status}: {message}")
+
+
+def _message(response: httpx.Response, body: Mapping[str, Any]) -> str:
+    text = body.get("message") or body.get("error") or body.get("msg") or response.text
+    line = " ".join(str(text).split())[:_LONGEST_QUOTE]
+    return line or response.reason_phrase or "no reason given"
+
+
+def _status(response: httpx.Response, body: Mapping[str, Any]) -> int:
+    # The storage service answers 400 and says what it means inside.
+    code = str(body.get("statusCode") or "")
+    return int(code) if code.isdigit() else response.status_code
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isdigit() else 0.0

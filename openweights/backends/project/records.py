@@ -1,0 +1,104 @@
+"""Between the JSON of a Supabase project and the records of `openweights.types`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from openweights.backends.values import check_moment, storable, to_json
+from openweights.types import Claim, EventDraft, JobRecord, JobSpec, RunRecord, WorkerSpec
+
+_TUPLES = frozenset({"allowed_hardware", "cached_models"})
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+R = TypeVar("R", bound=_Dataclass)
+Row = Mapping[str, Any]
+
+
+def columns(record: type[_Dataclass]) -> str:
+    """The columns to select for a record: they are called like its fields."""
+    return ",".join(field.name for field in fields(record))
+
+
+def from_row(record: type[R], row: Row) -> R:
+    """A record from a row, or from what a function returned."""
+    return record(**{f.name: _value(f.name, row[f.name]) for f in fields(record)})
+
+
+def claim_of(answer: Mapping[str, Row]) -> Claim:
+    return Claim(from_row(JobRecord, answer["job"]), from_row(RunRecord, answer["run"]))
+
+
+def _value(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if name.endswith("_at"):
+        return datetime.fromisoformat(value).astimezone(UTC)
+    return tuple(value) if name in _TUPLES else value
+
+
+def spec_json(spec: JobSpec) -> dict[str, Any]:
+    """A job as `submit_job` takes it.
+
+    Raises:
+        InvalidInputError: `params` is no JSON, or the moment has no time zone.
+    """
+    values = {field.name: getattr(spec, field.name) for field in fields(JobSpec)}
+    values["params"] = dict(spec.params)
+    values["timeout_at"] = None if spec.timeout_at is None else moment_text(spec.timeout_at)
+    return plain(values, "params")
+
+
+def worker_json(worker: WorkerSpec) -> dict[str, Any]:
+    """A worker as `register_worker` takes it."""
+    values = {field.name: getattr(worker, field.name) for field in fields(WorkerSpec)}
+    return plain(values, "worker")
+
+
+def event_json(event: EventDraft) -> dict[str, Any]:
+    """An event as `append_events` takes it.
+
+    Raises:
+        InvalidInputError: Its data is no JSON, or its moment has no time zone.
+    """
+    return {
+        "key": event.key,
+        "data": plain(dict(event.data), "an event's data"),
+        "created_at": moment_text(event.created_at),
+    }
+
+
+def moment_text(moment: datetime) -> str:
+    return check_moment(moment).isoformat()
+
+
+def plain(value: Any, what: str) -> Any:
+    """JSON as PostgreSQL can hold it: no NaN, no NUL characters, no half characters.
+
+    Raises:
+        InvalidInputError: `what` is no JSON.
+    """
+    text = to_json(value, what)
+    found = json.loads(text)
+    return _clean(found) if "\\u0000" in text or "\\ud" in text else found
+
+
+def plain_text(text: str) -> str:
+    """Text as PostgreSQL can hold it."""
+    return storable(text).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain_text(value)
+    if isinstance(value, dict):
+        items = cast(dict[str, Any], value).items()
+        return {plain_text(key): _clean(item) for key, item in items}
+    return [_clean(item) for item in cast(list[Any], value)] if isinstance(value, list) else value

@@ -1,0 +1,184 @@
+-- Jobs: submission, and what people do to them.
+
+-- Ids of files that a JSON text names, wherever they stand in it.
+create or replace function openweights.file_ids(p_text text) returns setof text
+language sql immutable as $$
+    select distinct m[1]
+    from regexp_matches(p_text, '[A-Za-z0-9_-]+:file-[0-9a-f]{12}', 'g') as m
+$$;
+
+-- Called for what people submit: a worker may read the files that its job names.
+create or replace function openweights.note_job_files(j public.jobs) returns void
+language sql as $$
+    insert into public.job_files
+    select j.organization_id, j.id, f
+    from openweights.file_ids(concat_ws(' ', j.params, j.bundle_file, j.script)) f
+    on conflict do nothing
+$$;
+
+-- A row of `jobs` as a submission describes it; raises on what no job can be.
+create or replace function openweights.read_spec(me public.api_keys, p_spec jsonb)
+returns public.jobs language plpgsql as $$
+declare
+    s public.jobs;
+begin
+    if jsonb_typeof(p_spec) is distinct from 'object' then
+        perform openweights.refuse('invalid_input', 'p_spec must be an object with the fields of a job');
+    end if;
+    -- Before the rest is read, which would say it less clearly.
+    if coalesce(p_spec ->> 'id', '') !~ '^[^\s/]+( [^\s/]+)*$' or length(p_spec ->> 'id') > 250 then
+        perform openweights.refuse('invalid_input', format('%L cannot be the id of a job', p_spec ->> 'id'));
+    elsif coalesce(p_spec ->> 'type', '')
+        not in ('fine-tuning', 'inference', 'script', 'api', 'custom')
+    then
+        perform openweights.refuse('invalid_input', format('%L is no type of job', p_spec ->> 'type'));
+    end if;
+    s := jsonb_populate_record(null::public.jobs, p_spec - 'status');
+    s.organization_id := me.organization_id;
+    s.submitted_by_key := me.id;
+    s.docker_image := coalesce(s.docker_image, '');
+    s.requires_vram_gb := coalesce(s.requires_vram_gb, 0);
+    s.priority := coalesce(s.priority, 0);
+    s.max_attempts := coalesce(s.max_attempts, 3);
+    if s.script is null or jsonb_typeof(s.params) is distinct from 'object' then
+        perform openweights.refuse('invalid_input', 'a job needs a script, and params that are an object');
+    end if;
+    return s;
+end $$;
+
+create or replace function openweights.insert_job(s public.jobs) returns public.jobs
+language plpgsql as $$
+declare
+    j public.jobs;
+begin
+    insert into public.jobs (organization_id, id, type, script, params, model, docker_image,
+        requires_vram_gb, allowed_hardware, bundle_file, priority, max_attempts, timeout_at,
+        max_cost_usd, status, submitted_by_key)
+    values (s.organization_id, s.id, s.type, s.script, s.params, s.model, s.docker_image,
+        s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.priority, s.max_attempts,
+        s.timeout_at, s.max_cost_usd, 'pending', s.submitted_by_key)
+    on conflict do nothing
+    returning * into j;
+    if found then
+        perform openweights.note_job_files(j);
+    end if;
+    return j;
+end $$;
+
+-- A pending job takes over where it may run, not what it does.
+create or replace function openweights.sync_job(j public.jobs, s public.jobs) returns public.jobs
+language plpgsql as $$
+begin
+    if s.params ? 'cloud_type' then
+        s.params := jsonb_set(j.params, '{cloud_type}', s.params -> 'cloud_type');
+    else
+        s.params := j.params;
+    end if;
+    if (j.docker_image, j.requires_vram_gb, j.allowed_hardware, j.bundle_file, j.params)
+        is distinct from
+        (s.docker_image, s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.params)
+    then
+        update public.jobs
+        set docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
+            allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, params = s.params,
+            updated_at = now()
+        where organization_id = j.organization_id and id = j.id
+        returning * into j;
+        perform openweights.note_job_files(j);
+    end if;
+    return j;
+end $$;
+
+-- An ended job starts anew with everything of the submission; attempt numbers go on.
+create or replace function openweights.replace_job(j public.jobs, s public.jobs) returns public.jobs
+language plpgsql as $$
+begin
+    perform openweights.end_open_run(j);
+    update public.jobs
+    set type = s.type, script = s.script, params = s.params, model = s.model,
+        docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
+        allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, priority = s.priority,
+        max_attempts = s.max_attempts, timeout_at = s.timeout_at, max_cost_usd = s.max_cost_usd,
+        submitted_by_key = s.submitted_by_key
+    where organization_id = j.organization_id and id = j.id;
+    j := openweights.requeue_job(j, 0);
+    perform openweights.note_job_files(j);
+    return j;
+end $$;
+
+create or replace function public.submit_job(p_spec jsonb) returns json
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+    s jobs := read_spec(me, p_spec);
+    j jobs;
+begin
+    perform check_budget(me);
+    j := insert_job(s);
+    if j.id is null then
+        j := lock_job(me.organization_id, s.id);
+        j := case j.status
+            when 'pending' then sync_job(j, s)
+            when 'failed' then replace_job(j, s)
+            when 'canceled' then replace_job(j, s)
+            else j
+        end;
+    end if;
+    return job_json(j);
+end $$;
+
+create or replace function public.cancel_job(p_job_id text) returns json
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+    j jobs := lock_job(me.organization_id, p_job_id);
+    last_run bigint;
+begin
+    if j.status in ('completed', 'failed') then
+        perform refuse('invalid_state', format('job %s has %s: nothing is left to cancel', j.id, j.status));
+    elsif j.status = 'in_progress' and j.worker_id is null then
+        -- No worker will ever report that it has stopped a script's run.
+        select id into last_run from runs
+        where organization_id = j.organization_id and job_id = j.id and attempt = j.attempts;
+        perform end_open_run(j);
+        j := end_job(j, 'canceled', last_run);
+    elsif j.status <> 'canceled' then
+        update jobs set status = 'canceled', worker_id = null, updated_at = now()
+        where organization_id = j.organization_id and id = j.id
+        returning * into j;
+    end if;
+    return job_json(j);
+end $$;
+
+create or replace function public.restart_job(p_job_id text) returns json
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+    j jobs := lock_job(me.organization_id, p_job_id);
+begin
+    if j.status not in ('failed', 'canceled') then
+        perform refuse('invalid_state', format(
+            'job %s is %s: only a failed or canceled job can be restarted', j.id, j.status));
+    elsif j.type = 'script' then
+        perform refuse('invalid_state', format(
+            'job %s ran outside any worker: run its script again instead', j.id));
+    end if;
+    perform check_budget(me);
+    perform end_open_run(j);
+    -- Who restarts it pays for it.
+    update jobs set submitted_by_key = me.id
+    where organization_id = j.organization_id and id = j.id;
+    return job_json(requeue_job(j, 0));
+end $$;
+
+create or replace function public.set_timeout(p_job_id text, p_timeout_at timestamptz) returns json
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+    j jobs := lock_job(me.organization_id, p_job_id);
+begin
+    update jobs set timeout_at = p_timeout_at, updated_at = now()
+    where organization_id = j.organization_id and id = j.id
+    returning * into j;
+    return job_json(j);
+end $$;

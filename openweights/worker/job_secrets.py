@@ -1,0 +1,67 @@
+"""The secrets that a job names, opened on the worker that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from openweights.backends.base import Backend
+from openweights.errors import ConfigurationError, InvalidInputError
+from openweights.settings import Settings
+
+if TYPE_CHECKING:
+    from openweights.backends.supabase import SupabaseBackend
+
+
+def secret_names(params: Mapping[str, object]) -> list[str]:
+    """The names in a job's `params`; whatever else is there, none."""
+    names = params.get("secrets")
+    if not isinstance(names, list):
+        return []
+    return [name for name in cast("list[object]", names) if isinstance(name, str)]
+
+
+def open_secrets(
+    names: Sequence[str],
+    run_id: int,
+    backend: Backend,
+    settings: Settings,
+    env: Mapping[str, str],
+) -> dict[str, str]:
+    """Name -> value, for all of `names`.
+
+    In a project they are the organization's; the store on this machine keeps none, and takes them
+    from the environment `env` of its worker.
+
+    Raises:
+        InvalidInputError: There is no such secret, or its box was tampered with.
+        ConfigurationError: This worker has not the key that opens them.
+    """
+    if not names:
+        return {}
+    if not settings.is_remote:
+        _check_all(names, env, "the environment of this worker has no {}: set it, and let the "
+                   "worker start again")  # fmt: skip
+        return {name: env[name] for name in names}
+    if not settings.secrets_key:
+        raise ConfigurationError(
+            f"this worker has no OPENWEIGHTS_SECRETS_KEY to open {', '.join(names)} with: start "
+            "it, or the cluster manager, with the key that `ow env init` has printed"
+        )
+    from openweights.backends.sealing import unseal
+
+    boxes = cast("SupabaseBackend", backend).job_secrets(run_id)
+    _check_all(names, boxes, "the organization has no secret {} (any more): `ow env set` adds it")
+    organization_id = backend.organization_id
+    return {
+        name: unseal(
+            boxes[name], settings.secrets_key, organization_id=organization_id, name=name
+        ).decode()
+        for name in names
+    }
+
+
+def _check_all(names: Sequence[str], found: Mapping[str, str], message: str) -> None:
+    absent = [name for name in names if name not in found]
+    if absent:
+        raise InvalidInputError(message.format(", ".join(absent)))

@@ -1,0 +1,27 @@
+"""The contract of every store, kept by a Supabase project: the real client, over HTTP, with the
+policies and functions of `backends/sql` in a real PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from openweights.backends.base import Backend
+from tests.backends.contract import BackendContract
+from tests.supabase_double.team import Team
+
+
+class TestSupabaseBackend(BackendContract):
+    max_examples = 8
+
+    @pytest.fixture
+    def backend(self, team: Team) -> Iterator[Backend]:
+        self.team = team
+        with closing(team.backend()) as backend:
+            yield backend
+
+    def pass_time(self, backend: Backend, seconds: float) -> None:
+        self.team.pass_time(seconds)
