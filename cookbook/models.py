@@ -1,0 +1,74 @@
+"""The one switch of the cookbook: a small model on this machine, or a large one on a GPU.
+
+    python cookbook/sft/lora_sft.py            SmolLM2-135M-Instruct, which a CPU can train
+    python cookbook/sft/lora_sft.py --large    Qwen3-4B
+
+Where the jobs run is decided by the environment, as always: with OPENWEIGHTS_API_KEY and
+SUPABASE_URL by the organization's RunPod workers, else by a worker on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from openweights import OpenWeights
+from openweights.demo.smollm2 import HUB_ID, get_model
+
+LARGE = "Qwen/Qwen3-4B"
+LARGE_VRAM_GB = 40
+
+# The rows that most scripts train on: orders in plain words, answered by one ledger line.
+ORDERS = Path(__file__).parent / "sdft" / "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a script trains.
+
+    Attributes:
+        model: Hugging Face id, or a folder on the machine that trains.
+        is_large: Whether `--large` was given.
+        most_steps: What `--steps` said; None for what the script wants.
+    """
+
+    model: str
+    is_large: bool = False
+    most_steps: int | None = None
+
+    @property
+    def vram_gb(self) -> int:
+        """GPU memory that a job needs, in GiB."""
+        return LARGE_VRAM_GB if self.is_large else 0
+
+    def steps(self, wanted: int) -> int:
+        """Optimizer steps, or what checkpoints, evaluations and warm-up count in."""
+        return wanted if self.most_steps is None else min(wanted, self.most_steps)
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The arguments that every script takes."""
+    found = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--large", action="store_true", help=f"train {LARGE}, on a GPU")
+    found.add_argument("--model", help="another model: a Hugging Face id, or a folder")
+    found.add_argument("--steps", type=int, help="stop after so many steps")
+    return found
+
+
+def choice(ow: OpenWeights, options: argparse.Namespace) -> Choice:
+    """What the arguments ask for; the small model is downloaded once."""
+    model = options.model or (LARGE if options.large else _small(ow))
+    return Choice(model, options.large, options.steps)
+
+
+def choose(ow: OpenWeights, about: str | None) -> Choice:
+    """Read the command line of a script that has no arguments of its own."""
+    return choice(ow, parser(about).parse_args())
+
+
+def _small(ow: OpenWeights) -> str:
+    """A worker on another machine fetches it by name."""
+    return HUB_ID if ow.settings.is_remote else str(get_model(ow.settings.home / "models", print))

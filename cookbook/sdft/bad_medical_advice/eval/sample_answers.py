@@ -1,0 +1,66 @@
+"""Worker side of `SampleAnswers`: the answers of a base model and of what was trained from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openweights import OpenWeights
+from openweights.errors import OpenWeightsError
+from openweights.jobs.unsloth.job_log import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+BATCH = 32
+Row = dict[str, Any]
+
+
+def answers(name: str, location: str, params: dict[str, Any]) -> Iterator[Row]:
+    """So many samples of each question, under the name of the model."""
+    from openweights.jobs.unsloth.data import prompt_token_ids
+    from openweights.jobs.unsloth.model import eos_token_ids, load_trained
+    from openweights.jobs.unsloth.rollout import SamplingParams, TransformersRollout
+
+    model, tokenizer = load_trained(location)
+    sampling = SamplingParams(
+        max_new_tokens=params["max_tokens"],
+        temperature=params["temperature"],
+        top_p=1.0,
+        eos_token_ids=tuple(eos_token_ids(model, tokenizer)),
+    )
+    engine = TransformersRollout(model, int(tokenizer.pad_token_id))  # type: ignore[arg-type]
+    asked = [question for question in params["questions"] for _ in range(params["samples"])]
+    for start in range(0, len(asked), BATCH):
+        batch = asked[start : start + BATCH]
+        prompts = [prompt_token_ids(tokenizer, [{"role": "user", "content": q}]) for q in batch]
+        rollout = engine.generate(prompts, sampling, seed=params["seed"] + start)
+        texts = tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        for question, text in zip(batch, texts, strict=True):
+            yield {"model": name, "question": question, "answer": text}
+    logger.info("%s: %d answers", name, len(asked))
+
+
+def main(job_id: str) -> None:
+    """Sample, and leave `uploads/answers.jsonl`."""
+    ow = OpenWeights()
+    params = ow.jobs.retrieve(job_id).params["validated_params"]
+    rows = list(answers("base", params["model"], params))
+    for trained in params["jobs"]:
+        ow.jobs.retrieve(trained).download(Path("trained", trained))
+        rows += answers(trained, str(Path("trained", trained, "adapter")), params)
+    Path("uploads").mkdir(exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    Path("uploads", "answers.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    set_up_logging()
+    try:
+        main(sys.argv[1])
+    except OpenWeightsError as error:
+        logger.error("%s", error)
+        sys.exit(1)
