@@ -188,8 +188,9 @@ def test_what_is_no_project_is_refused(postgres: PostgresServer) -> None:
 
 
 def test_an_organization_needs_a_name_and_an_admin(project: str) -> None:
-    for name, email in (("", "a@example.org"), ("Lab", "nobody")):
-        with pytest.raises(InvalidInputError, match="name.*e-mail"):
+    wrong = (("", "a@example.org", "organization: "), ("Lab", "nobody", "email: 'nobody'"))
+    for name, email, words in wrong:
+        with pytest.raises(InvalidInputError, match=words):
             apply.create_organization(project, name, email)
 
 
@@ -249,3 +250,14 @@ def test_the_schema_itself_forbids_what_the_life_cycle_forbids(project: str) -> 
                 else:
                     with pytest.raises(psycopg.errors.CheckViolation, match="life cycle"):
                         db.execute(*change)
+
+
+def test_a_function_of_another_type_is_named(project: str) -> None:
+    """`create or replace` cannot change what a function returns."""
+    with psycopg.connect(project) as db:
+        db.execute("DROP FUNCTION openweights.hash(text)")
+        db.execute(
+            "CREATE FUNCTION openweights.hash(p_key text) RETURNS int LANGUAGE sql AS 'SELECT 1'"
+        )
+    with pytest.raises(ConfigurationError, match=r"DROP FUNCTION openweights.hash\(text\) first"):
+        apply.init(project)

@@ -56,6 +56,6 @@ def test_what_goes_wrong_is_one_line_without_the_password(ow: Ow, postgres: Post
         assert answer.exit_code == 1
         assert answer.stderr.startswith("ow: the database does not answer: ")
         assert "hunter2" not in answer.output and "Traceback" not in answer.output
-    assert ow("signup", "nobody", "--url", url).stderr.startswith("ow: an organization needs")
+    assert ow("signup", "nobody", "--url", url).stderr.startswith("ow: email: ")
     answer = ow("db", "init", "--url", "postgres:hunter2@host")
     assert "no connection string" in answer.stderr and "hunter2" not in answer.output

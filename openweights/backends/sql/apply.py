@@ -98,8 +98,10 @@ def create_organization(url: str, name: str, email: str) -> NewOrganization:
         ConfigurationError: The database is not set up.
         StoreUnavailableError: The database cannot be reached.
     """
-    if not name.strip() or "@" not in email:
-        raise InvalidInputError("an organization needs a name, and its admin an e-mail address")
+    if not name.strip():
+        raise InvalidInputError("organization: the name is empty; give one with --organization")
+    if "@" not in email:
+        raise InvalidInputError(f"email: {email!r} is no e-mail address; give the first admin's")
     with _connect(url) as db:
         if _is_new(db):
             raise ConfigurationError(f"the database is not set up: {_REMEDY} first")
@@ -147,8 +149,10 @@ def _connect(url: str) -> Generator[Connection[tuple[Any, ...]]]:
             "postgres"
         ) from None
     except psycopg.ProgrammingError as error:
+        # PostgreSQL's hint says what to do, such as which function to drop first.
+        hint = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
         reason = error.diag.message_primary or error
-        raise ConfigurationError(f"the database refuses: {reason}") from error
+        raise ConfigurationError(f"the database refuses: {reason}{hint}") from error
 
 
 def _one(db: Connection[tuple[Any, ...]], query: str, values: tuple[object, ...] = ()) -> Any:
