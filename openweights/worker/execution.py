@@ -176,6 +176,9 @@ class _Execution:
                 self._deliver(folder, with_files=verdict.outcome != "released")
         except (FencedError, StoreUnavailableError):
             raise
+        except OpenWeightsError as error:
+            logger.error("job %s cannot run: %s", self._job.id, error)
+            return Verdict("failed", one_line(error))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one job fails that job only
             logger.exception("job %s failed in the worker's hands", self._job.id)
             return Verdict("failed", one_line(error))
