@@ -7,13 +7,13 @@ does not answer, nothing is known and nothing is refused.
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
 from collections.abc import Mapping
+
+from openweights.errors import ConfigurationError
+from openweights.worker.hardware import ask_nvidia_smi
 
 logger = logging.getLogger(__name__)
 
-QUERY_TIMEOUT_S = 30.0
 HOTTEST_C = 90  # before a job, that is idle
 LEAST_FREE = 0.85  # of the memory of each GPU
 _FIELDS = ("index", "memory.total", "memory.used", "temperature.gpu")
@@ -34,22 +34,12 @@ def used_too_much(env: Mapping[str, str]) -> str | None:
 
 def query(env: Mapping[str, str], fields: list[str]) -> list[list[str]]:
     """A row of `fields` for each GPU; empty when `nvidia-smi` is absent or fails."""
-    program = shutil.which("nvidia-smi", path=env.get("PATH"))
-    if program is None:
-        return []
     try:
-        answer = subprocess.run(
-            [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=QUERY_TIMEOUT_S,
-            check=True,
-            env=dict(env),
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("nvidia-smi does not answer (%s); the GPUs are not checked", error)
+        answer = ask_nvidia_smi(env, fields) or ""
+    except ConfigurationError as error:
+        logger.warning("%s; the GPUs are not checked", error)
         return []
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines()]
     return [row for row in rows if len(row) == len(fields)]
 
 

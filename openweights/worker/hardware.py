@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from openweights.errors import ConfigurationError
@@ -37,24 +37,32 @@ def detect(env: Mapping[str, str]) -> Hardware:
         ConfigurationError: `nvidia-smi` is installed and fails: a machine that is paid for its GPUs
             must not go on as a CPU.
     """
+    answer = ask_nvidia_smi(env, ["index", "uuid", "name", "memory.total"])
+    return CPU if answer is None else summarize(answer, env.get("CUDA_VISIBLE_DEVICES"))
+
+
+def ask_nvidia_smi(env: Mapping[str, str], fields: Sequence[str]) -> str | None:
+    """What `nvidia-smi` says of `fields`, a row for each GPU; None where it is not installed.
+
+    Raises:
+        ConfigurationError: It is installed and fails.
+    """
     program = shutil.which("nvidia-smi", path=env.get("PATH"))
     if program is None:
-        return CPU
-    query = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+        return None
     try:
-        answer = subprocess.run(
-            query,
+        return subprocess.run(
+            [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=QUERY_TIMEOUT_S,
             check=True,
             env=dict(env),
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stdout", None) or getattr(error, "stderr", None) or error
         reason = " ".join(str(detail).split())
         raise ConfigurationError(f"nvidia-smi is there but does not work: {reason}") from error
-    return summarize(answer.stdout, env.get("CUDA_VISIBLE_DEVICES"))
 
 
 def summarize(answer: str, visible: str | None = None) -> Hardware:

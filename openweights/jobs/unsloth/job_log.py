@@ -6,8 +6,29 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Callable
 
+from openweights.errors import OpenWeightsError
 from openweights.jobs.unsloth.launcher import rank
+
+logger = logging.getLogger(__name__)
+
+
+def exit_status(act: Callable[[], int], failure: str) -> int:
+    """What `act` returns, or 1 when it fails: why is the last line of the log.
+
+    Args:
+        failure: What is said above the traceback of an error that is not ours.
+    """
+    try:
+        return act()
+    except OpenWeightsError as error:
+        logger.debug("why", exc_info=True)
+        logger.error("%s", error)
+    except Exception as error:  # noqa: BLE001 - the end of the process: told in full, then in one line
+        logger.exception("%s", failure)
+        logger.error("%s", one_line(error))
+    return 1
 
 
 def one_line(error: Exception) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.client.questions import parse_question
-from openweights.errors import ConfigError, OpenWeightsError
+from openweights.errors import ConfigError
 from openweights.jobs.scoring_kind import ScoringParams, is_job_id
-from openweights.jobs.unsloth.job_log import one_line, set_up_logging
+from openweights.jobs.unsloth.job_log import exit_status, set_up_logging
 from openweights.jobs.unsloth.reporting import Reporter, StoreReporter, write_rows
 from openweights.jobs.unsloth.rows import read_rows
 
@@ -86,19 +86,10 @@ def main(arguments: Sequence[str]) -> int:
         kinds = "|".join(KINDS)
         logger.error("usage: python -m openweights.jobs.unsloth.scoring_job %s JOB_ID", kinds)
         return 2
-    try:
-        _run(arguments[1], KINDS[arguments[0]])
-    except OpenWeightsError as error:
-        logger.error("%s", error)
-        return 1
-    except Exception as error:  # noqa: BLE001 - the end of the process: told in full, then in one line
-        logger.exception("scoring failed")
-        logger.error("%s", one_line(error))
-        return 1
-    return 0
+    return exit_status(lambda: _run(arguments[1], KINDS[arguments[0]]), "scoring failed")
 
 
-def _run(job_id: str, act: Callable[[Scoring], None]) -> None:
+def _run(job_id: str, act: Callable[[Scoring], None]) -> int:
     from openweights import OpenWeights
     from openweights.jobs.unsloth.model import load_trained
     from openweights.jobs.unsloth.record import environment, file_hash
@@ -113,6 +104,7 @@ def _run(job_id: str, act: Callable[[Scoring], None]) -> None:
     model, tokenizer = load_trained(location, chat_template=params.chat_template)
     act(Scoring(params, model, tokenizer, read_rows(data), reporter))
     reporter.close(completed=True)
+    return 0
 
 
 def _adapter_of(ow: OpenWeights, job_id: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, DatasetError, OpenWeightsError
-from openweights.jobs.unsloth.job_log import one_line, set_up_logging
+from openweights.jobs.unsloth.job_log import exit_status, one_line, set_up_logging
 from openweights.jobs.unsloth.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
 from openweights.jobs.unsloth.messages import training_config
 from openweights.jobs.unsloth.report_to import check_report_to, report_callbacks
@@ -298,19 +298,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         logger.error("usage: python -m openweights.jobs.unsloth.training <job id | config.json>")
         return 2
-    try:
-        config = load_config(arguments[0])
-        if (processes := Settings.from_env().n_gpus) > 1 and not is_rank():
-            return run_ranks(processes, arguments)
-        train(config)
-    except OpenWeightsError as error:
-        logger.debug("why", exc_info=True)
-        logger.error("%s", error)
-        return 1
-    except Exception as error:  # noqa: BLE001 - the end of the process: told in full, then in one line
-        logger.exception("training failed")
-        logger.error("%s", one_line(error))
-        return 1
+    return exit_status(lambda: _run(arguments), "training failed")
+
+
+def _run(arguments: Sequence[str]) -> int:
+    config = load_config(arguments[0])
+    if (processes := Settings.from_env().n_gpus) > 1 and not is_rank():
+        return run_ranks(processes, arguments)
+    train(config)
     return 0
 
 
