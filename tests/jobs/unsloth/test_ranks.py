@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[3]
 OWN = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def launch(processes: int, *arguments: str) -> None:
-    """A process that hangs is a failure, not a wait."""
+def launch(processes: int, name: str, *arguments: str) -> None:
+    """Run a script beside this file. A process that hangs is a failure, not a wait."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    script = [str(Path(__file__).with_name("two_ranks.py")), *arguments]
+    script = [str(Path(__file__).with_name(name)), *arguments]
     done = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), *script],
         env={**os.environ, **OWN},
@@ -44,9 +44,9 @@ def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model")
-    launch(1, str(model), str(tmp_path / "one"), "2")
-    launch(2, str(model), str(tmp_path / "two"), "1")
-    launch(1, str(model), str(tmp_path / "half"), "1")
+    launch(1, "two_ranks.py", str(model), str(tmp_path / "one"), "2")
+    launch(2, "two_ranks.py", str(model), str(tmp_path / "two"), "1")
+    launch(1, "two_ranks.py", str(model), str(tmp_path / "half"), "1")
     one, one_log = result(tmp_path / "one")
     two, two_log = result(tmp_path / "two")
     half, _ = result(tmp_path / "half")
