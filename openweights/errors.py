@@ -1,3 +1,9 @@
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
 """Every error that this package raises on purpose.
 
     OpenWeightsError
@@ -68,3 +74,23 @@ class StoreUnavailableError(PlatformError):
 
 class FencedError(PlatformError):
     """The run is no longer the current attempt of its job: nothing was written."""
+
+
+_SHOWN = 60  # characters of a wrong value
+
+
+def spelled(values: Iterable[object]) -> str:
+    """`'a', 'b' or 'c'`."""
+    names = [repr(value) for value in values]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def shown(value: object) -> str:
+    """The value as code, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that `name` was probably meant to be."""
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)), None)

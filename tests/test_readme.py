@@ -12,7 +12,7 @@ from openweights.cli import COMMANDS
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs
 from openweights.client.jobs import Job
-from openweights.jobs.unsloth.grpo_fields import REWARD_NAMES
+from openweights.jobs.unsloth.config.grpo_fields import REWARD_NAMES
 from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
-    from openweights.backends.supabase import SupabaseBackend
+    from openweights.backends.supabase.backend import SupabaseBackend
 
 
 def open_backend(settings: Settings) -> Backend:
@@ -23,7 +23,7 @@ def open_backend(settings: Settings) -> Backend:
     """
     if settings.is_remote:
         return open_project(settings)
-    from openweights.backends.local import LocalBackend
+    from openweights.backends.local.backend import LocalBackend
 
     return LocalBackend(
         settings.home, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s or 1.0
@@ -38,7 +38,7 @@ def open_project(settings: Settings) -> SupabaseBackend:
     if not (url and anon_key and api_key):
         raise ConfigurationError(_missing(settings))
     try:
-        from openweights.backends.supabase import SupabaseBackend
+        from openweights.backends.supabase.backend import SupabaseBackend
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"a store in a Supabase project needs the package {error.name}: "

@@ -15,8 +15,8 @@ from openweights.cli.output import note
 from openweights.settings import ClusterSettings, Settings
 
 if TYPE_CHECKING:
-    from openweights.cluster.actions import Action
     from openweights.cluster.launch import ProviderName
+    from openweights.cluster.planning.actions import Action
 
 
 SHOWN_OFFERS = 5
@@ -68,7 +68,7 @@ def cluster(provider: ProviderName, dry_run: bool, is_for_all: bool) -> None:
 
 def describe(action: Action) -> str:
     """What the manager would do, on one line."""
-    from openweights.cluster import actions
+    from openweights.cluster.planning import actions
 
     match action:
         case actions.StartWorker():

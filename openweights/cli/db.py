@@ -30,7 +30,7 @@ def init(url: str) -> None:
     Doing it again changes nothing. What was altered by hand in functions, policies and grants is
     put right; tables are left as they are, and what differs in them is printed.
     """
-    from openweights.backends.sql import apply
+    from openweights.backends.supabase.sql import apply
 
     outcome = apply.init(url)
     for step in outcome.steps:
@@ -48,7 +48,7 @@ def check(url: str, as_json: bool) -> None:
 
     The exit code is 1 if anything does.
     """
-    from openweights.backends.sql import apply
+    from openweights.backends.supabase.sql import apply
 
     differences = apply.check(url)
     if as_json:
@@ -75,7 +75,7 @@ def signup(email: str, url: str, organization: str | None, as_json: bool) -> Non
 
     EMAIL is its first admin's. The key is printed once, and stored nowhere.
     """
-    from openweights.backends.sql import apply
+    from openweights.backends.supabase.sql import apply
 
     created = apply.create_organization(url, organization or email, email)
     if as_json:

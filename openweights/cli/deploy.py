@@ -13,9 +13,9 @@ from openweights.errors import NotFoundError
 from openweights.settings import ClusterSettings, Settings
 
 if TYPE_CHECKING:
-    from openweights.cluster.observation import Pod
-    from openweights.cluster.providers import PodRequest
-    from openweights.cluster.start_runpod import RunPod
+    from openweights.cluster.planning.observation import Pod
+    from openweights.cluster.pods.base import PodRequest
+    from openweights.cluster.pods.runpod import RunPod
     from openweights.cluster.store import ClusterStore
 
 KEY_NAME = "ow deploy"
@@ -38,7 +38,7 @@ def deploy(image: str, is_end: bool) -> None:
     """
     from openweights.backends import open_project
     from openweights.cluster.launch import open_runpod
-    from openweights.cluster.providers import PodRequest
+    from openweights.cluster.pods.base import PodRequest
 
     settings, cluster = Settings.from_env(), ClusterSettings.from_env()
     runpod = open_runpod(cluster)
@@ -63,7 +63,7 @@ def deploy(image: str, is_end: bool) -> None:
 
 
 def _start(runpod: RunPod, request: PodRequest, store: ClusterStore) -> Pod:
-    from openweights.cluster.providers import OutcomeUnknown
+    from openweights.cluster.pods.base import OutcomeUnknown
 
     try:
         return runpod.start(request)

@@ -14,7 +14,7 @@ from openweights.errors import ConfigurationError, OpenWeightsError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
-    from openweights.backends.supabase import SupabaseBackend
+    from openweights.backends.supabase.backend import SupabaseBackend
 
 _SOON = timedelta(days=7)
 # Moments of this machine and of the project stand beside each other in listings.
@@ -80,7 +80,7 @@ def _credentials(settings: Settings) -> Iterator[Check]:
 
 
 def _schema(project: SupabaseBackend) -> Check:
-    from openweights.backends.sql.apply import source_digest
+    from openweights.backends.supabase.sql.apply import source_digest
 
     if project.identity.get("sources") == source_digest():
         return Check("schema", "ok", "tables and functions are those of this version")
@@ -109,7 +109,7 @@ def _clock(project: SupabaseBackend) -> Check:
 
 def _secrets(project: SupabaseBackend, settings: Settings) -> Check:
     """Whether secrets can be sealed, by a person, or opened, by a worker."""
-    from openweights.backends.sealing import public_key_of
+    from openweights.backends.supabase.sealing import public_key_of
 
     remedy = "take the one that `ow env init` has printed"
     try:

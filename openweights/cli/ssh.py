@@ -27,9 +27,9 @@ from openweights.errors import (
 from openweights.settings import ClusterSettings, Settings
 
 if TYPE_CHECKING:
-    from openweights.cluster.development import Wish
-    from openweights.cluster.observation import Pod, PodCloud
-    from openweights.cluster.start_runpod import RunPod
+    from openweights.cluster.planning.observation import Pod, PodCloud
+    from openweights.cluster.pods.development import Wish
+    from openweights.cluster.pods.runpod import RunPod
 
 WORK = "/workspace"
 CONNECT_TRIES = 12
@@ -103,8 +103,8 @@ def ssh(
     afterwards, also after an error or Ctrl-C; where that fails you are told its name. Our own
     options stand before COMMAND.
     """
-    from openweights.cluster import development
     from openweights.cluster.launch import open_runpod
+    from openweights.cluster.pods import development
 
     runpod = open_runpod(ClusterSettings.from_env())
     if is_listing:
@@ -123,7 +123,7 @@ def ssh(
 
 
 def _list(runpod: RunPod) -> None:
-    from openweights.cluster import development
+    from openweights.cluster.pods import development
 
     for pod in development.list_pods(runpod):
         click.echo(f"{pod.name}  {pod.status}  {_price(pod)}")
@@ -144,8 +144,8 @@ def _work_in_pod(
     keep: bool,
 ) -> int:
     """Start it, use it, and end it whatever happened in between; the exit code of the command."""
-    from openweights.cluster import development
-    from openweights.cluster.providers import NoCapacity, PodRefused, SpendingLimit
+    from openweights.cluster.pods import development
+    from openweights.cluster.pods.base import NoCapacity, PodRefused, SpendingLimit
 
     request = development.request_of(wish)
     is_there, is_answered = True, False
@@ -180,7 +180,7 @@ def _heed_signals() -> None:
 
 
 def _end(runpod: RunPod, name: str, *, may_appear: bool) -> None:
-    from openweights.cluster import development
+    from openweights.cluster.pods import development
 
     try:
         development.end(runpod, name, may_appear=may_appear)
@@ -195,7 +195,7 @@ def _end(runpod: RunPod, name: str, *, may_appear: bool) -> None:
 
 def _reach(runpod: RunPod, pod: Pod, key: Path, known_hosts: Path) -> Target:
     """Wait for the pod, and then for its SSH server, which comes up a little later."""
-    from openweights.cluster import development
+    from openweights.cluster.pods import development
 
     host, port = development.wait_for_address(runpod, pod)
     target = Target(host, port, key, known_hosts)

@@ -13,7 +13,7 @@ from openweights.errors import ConfigurationError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
-    from openweights.backends.supabase import SupabaseBackend
+    from openweights.backends.supabase.backend import SupabaseBackend
 
 
 @contextmanager

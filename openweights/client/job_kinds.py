@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from openweights import images
 from openweights.client.jobs import Job, moment_after
 from openweights.client.mounts import expand_mounts
-from openweights.client.param_errors import describe_validation_error, ignored_params, spelled
+from openweights.client.param_errors import describe_validation_error, ignored_params
 from openweights.client.param_json import dumped, plain
 from openweights.client.secrets import wanted_secrets
-from openweights.errors import ConfigError, InvalidInputError, InvalidStateError
+from openweights.errors import ConfigError, InvalidInputError, InvalidStateError, spelled
 from openweights.gpu_names import gpu_key
 from openweights.types import CLOUD_TYPES, CloudType, JobRecord, JobSpec, JobType
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
+from openweights.errors import closest, shown
 
 # What a job kind says of a name that the model does not have, or None for the general words.
 Unknown = Callable[[str, "type[BaseModel]"], str | None]
 
-_SHOWN = 60  # characters of a wrong value
 _LISTED = 12  # so many names of parameters fit into a message
 _BOUNDS = {
     "greater_than": ("greater than", "gt"),
@@ -61,23 +60,6 @@ def ignored_params(params: Mapping[str, Any], model: type[BaseModel]) -> list[st
         return []
     names = [name for name in params if name not in model.model_fields]
     return [f"{name}: {_unknown((name,), model)}" for name in names]
-
-
-def spelled(values: Iterable[object]) -> str:
-    """`'a', 'b' or 'c'`."""
-    names = [repr(value) for value in values]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def shown(value: object) -> str:
-    """The value as code, cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)), None)
 
 
 def _takes_names(model: type[BaseModel]) -> bool:

@@ -14,7 +14,7 @@ from openweights.errors import ConfigError, ConfigurationError, InvalidInputErro
 from openweights.types import SecretRecord
 
 if TYPE_CHECKING:
-    from openweights.backends.supabase import SupabaseBackend
+    from openweights.backends.supabase.backend import SupabaseBackend
     from openweights.client import OpenWeights
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}", re.ASCII)
@@ -41,7 +41,7 @@ class SecretCollection:
             InvalidStateError: There are secrets, which only the present key opens.
             ConfigurationError: You are no admin, or the store is the one on this machine.
         """
-        from openweights.backends.sealing import new_key_pair
+        from openweights.backends.supabase.sealing import new_key_pair
 
         pair = new_key_pair()
         self._project.set_secrets_key(pair.public)
@@ -58,7 +58,7 @@ class SecretCollection:
             InvalidInputError: One of them cannot be a variable of a job; nothing was stored.
             ConfigurationError: There is no public key yet, or the store is on this machine.
         """
-        from openweights.backends.sealing import seal
+        from openweights.backends.supabase.sealing import seal
 
         content = {check_secret_name(name): _checked(name, text) for name, text in values.items()}
         project = self._project

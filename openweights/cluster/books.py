@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from openweights.cluster.observation import pod_name
+from openweights.cluster.planning.observation import pod_name
 from openweights.cluster.store import ClusterStore
 from openweights.errors import OpenWeightsError
 

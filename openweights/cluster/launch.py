@@ -10,11 +10,11 @@ from typing import Literal
 
 from openweights.backends import open_project
 from openweights.client.bundle import package_folder
-from openweights.cluster.limits import Limits
-from openweights.cluster.local import LocalPods
 from openweights.cluster.org_manager import OrganizationManager
-from openweights.cluster.providers import Pods
-from openweights.cluster.start_runpod import RunPod, check_value
+from openweights.cluster.planning.limits import Limits
+from openweights.cluster.pods.base import Pods
+from openweights.cluster.pods.local import LocalPods
+from openweights.cluster.pods.runpod import RunPod, check_value
 from openweights.errors import ConfigurationError
 from openweights.settings import ClusterSettings, Settings
 

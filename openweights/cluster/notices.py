@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from openweights.cluster.actions import ReportJobs, ReportPod
+from openweights.cluster.planning.actions import ReportJobs, ReportPod
 
 logger = logging.getLogger(__name__)
 

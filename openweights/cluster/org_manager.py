@@ -17,7 +17,9 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from openweights.cluster.actions import (
+from openweights.cluster.books import Books
+from openweights.cluster.notices import Notices
+from openweights.cluster.planning.actions import (
     Action,
     AdoptPod,
     EndWorker,
@@ -27,13 +29,11 @@ from openweights.cluster.actions import (
     StopWorker,
     TerminatePod,
 )
-from openweights.cluster.books import Books
-from openweights.cluster.hardware import Offer
-from openweights.cluster.market import Market
-from openweights.cluster.notices import Notices
-from openweights.cluster.observation import Pod, pod_name, worker_of
-from openweights.cluster.planner import Limits, plan
-from openweights.cluster.providers import (
+from openweights.cluster.planning.catalogue import Offer
+from openweights.cluster.planning.market import Market
+from openweights.cluster.planning.observation import Pod, pod_name, worker_of
+from openweights.cluster.planning.planner import Limits, plan
+from openweights.cluster.pods.base import (
     NoCapacity,
     OutcomeUnknown,
     PodRefused,
@@ -42,9 +42,9 @@ from openweights.cluster.providers import (
     RateLimited,
     SpendingLimit,
 )
+from openweights.cluster.pods.request import request_of, row_of
 from openweights.cluster.store import ClusterStore
 from openweights.cluster.watch import Seen, Watch
-from openweights.cluster.worker_pod import request_of, row_of
 from openweights.errors import ConfigurationError, OpenWeightsError, PlatformError
 
 logger = logging.getLogger(__name__)

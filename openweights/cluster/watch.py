@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from openweights.cluster.observation import Demand, Pod, PodCloud, Worker, pod_name
+from openweights.cluster.planning.observation import Demand, Pod, PodCloud, Worker, pod_name
 from openweights.types import JobRecord, PendingRow, WorkerRow
 
 LOOK_AT_LOG_AFTER_S = 30.0

@@ -10,7 +10,7 @@ from openweights.errors import ConfigurationError, InvalidInputError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
-    from openweights.backends.supabase import SupabaseBackend
+    from openweights.backends.supabase.backend import SupabaseBackend
 
 
 def secret_names(params: Mapping[str, object]) -> list[str]:
@@ -48,7 +48,7 @@ def open_secrets(
             f"this worker has no OPENWEIGHTS_SECRETS_KEY to open {', '.join(names)} with: start "
             "it, or the cluster manager, with the key that `ow env init` has printed"
         )
-    from openweights.backends.sealing import unseal
+    from openweights.backends.supabase.sealing import unseal
 
     boxes = cast("SupabaseBackend", backend).job_secrets(run_id)
     _check_all(names, boxes, "the organization has no secret {} (any more): `ow env set` adds it")

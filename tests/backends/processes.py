@@ -17,7 +17,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from openweights.backends.local import LocalBackend
+from openweights.backends.local.backend import LocalBackend
 from openweights.errors import OpenWeightsError
 from openweights.types import JobSpec, WorkerSpec
 

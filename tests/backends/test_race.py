@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from openweights.backends.local import LocalBackend
+from openweights.backends.local.backend import LocalBackend
 from tests.backends import processes
 
 _PROCESSES = 8

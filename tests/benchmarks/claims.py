@@ -22,7 +22,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from openweights.backends.local import LocalBackend
+from openweights.backends.local.backend import LocalBackend
 from openweights.types import WorkerSpec
 from tests.backends import processes
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing
 from multiprocessing.queues import Queue
 from typing import Any
 
-from openweights.backends.supabase import SupabaseBackend
+from openweights.backends.supabase.backend import SupabaseBackend
 from openweights.types import JobSpec, WorkerSpec
 from tests.backends.processes import spawn
 from tests.supabase_double.postgres import running_server

@@ -25,8 +25,8 @@ import psutil
 import psycopg
 from psycopg.pq import ExecStatus
 
-from openweights.backends.sql import apply
-from tests.backends.sql_calls import Caller
+from openweights.backends.supabase.sql import apply
+from tests.backends.supabase.sql_calls import Caller
 from tests.supabase_double.postgres import PostgresServer, running_server
 
 BAR = 1500

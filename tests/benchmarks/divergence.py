@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openweights.jobs.unsloth.divergence import Divergence, Head, linear_divergence
+from openweights.jobs.unsloth.divergence import Divergence, linear_divergence
+from openweights.models.forward import Head
 
 Figures = dict[str, float | str | None]
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from openweights.jobs.unsloth.lora_linear import fuse_lora
+from openweights.models.lora_linear import fuse_lora
 
 PAD = 258
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

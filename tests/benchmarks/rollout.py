@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from openweights.jobs.unsloth.engines import rollout_engine
-from openweights.jobs.unsloth.rollout import SamplingParams
+from openweights.generation.choose import rollout_engine
+from openweights.generation.params import SamplingParams
 from tests.benchmarks.models import PAD, adapted, qwen_7b
 
 

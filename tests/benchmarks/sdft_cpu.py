@@ -24,9 +24,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from openweights.jobs.unsloth.model import load_model
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.load import load_model
 
 NEW_TOKENS, BATCH = 24, 8
 

@@ -30,15 +30,14 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from openweights.jobs.unsloth.engines import rollout_engine
-from openweights.jobs.unsloth.launcher import local_rank
-from openweights.jobs.unsloth.model import load_model
+from openweights.generation.choose import rollout_engine
+from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.monitoring import MonitoringCallback
-from openweights.jobs.unsloth.rollout import SamplingParams
 from openweights.jobs.unsloth.sdft import SDFTTrainer
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.load import load_model, local_rank
 from tests.benchmarks.models import PAD, adapted, byte_tokenizer, qwen_7b
 
 PROMPT, DEMONSTRATION = 180, 250

@@ -14,7 +14,7 @@ import pytest
 
 from openweights import OpenWeights
 from openweights.cli.cluster import describe
-from openweights.cluster.actions import ReportJobs
+from openweights.cluster.planning.actions import ReportJobs
 from tests.cli.conftest import Ow, process_env
 from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team

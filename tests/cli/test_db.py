@@ -6,7 +6,7 @@ import json
 
 import psycopg
 
-from tests.backends.sql_calls import Caller
+from tests.backends.supabase.sql_calls import Caller
 from tests.cli.conftest import Ow
 from tests.supabase_double.postgres import PostgresServer
 

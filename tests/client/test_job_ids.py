@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from openweights import ConfigError, Jobs, OpenWeights
-from openweights.backends.local import LocalBackend
+from openweights.backends.local.backend import LocalBackend
 from openweights.client import Job
 from openweights.settings import Settings
 from tests.client.conftest import QuietClient

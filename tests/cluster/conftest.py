@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openweights.cluster.start_runpod import RunPod
+from openweights.cluster.pods.runpod import RunPod
 from tests.runpod_double.server import RunPodDouble
 
 

@@ -12,18 +12,18 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from openweights.cluster.actions import (
+from openweights.cluster.planning.actions import (
     AdoptPod,
     EndWorker,
     StartWorker,
     StopWorker,
     TerminatePod,
 )
-from openweights.cluster.hardware import CATALOGUE, CLOUDS, Offer
-from openweights.cluster.limits import Limits
-from openweights.cluster.market import Listing, Market
-from openweights.cluster.observation import Demand, Pod, PodCloud, Worker, pod_name
-from openweights.cluster.planner import plan
+from openweights.cluster.planning.catalogue import CATALOGUE, CLOUDS, Offer
+from openweights.cluster.planning.limits import Limits
+from openweights.cluster.planning.market import Listing, Market
+from openweights.cluster.planning.observation import Demand, Pod, PodCloud, Worker, pod_name
+from openweights.cluster.planning.planner import plan
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 STEP_S = 30.0

@@ -13,8 +13,8 @@ import pytest
 from openweights import OpenWeights
 from openweights.client.jobs import Job
 from openweights.cluster.launch import open_manager
-from openweights.cluster.limits import Limits
 from openweights.cluster.org_manager import OrganizationManager
+from openweights.cluster.planning.limits import Limits
 from openweights.settings import ClusterSettings
 from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team

@@ -10,13 +10,13 @@ from datetime import datetime
 
 import pytest
 
-from openweights.cluster.actions import ReportJobs, ReportPod, StartWorker
-from openweights.cluster.limits import Limits
-from openweights.cluster.market import Listing
 from openweights.cluster.notices import Notices
-from openweights.cluster.observation import Pod, pod_name
 from openweights.cluster.org_manager import OrganizationManager
-from openweights.cluster.providers import NoCapacity, PodRefused, PodRequest
+from openweights.cluster.planning.actions import ReportJobs, ReportPod, StartWorker
+from openweights.cluster.planning.limits import Limits
+from openweights.cluster.planning.market import Listing
+from openweights.cluster.planning.observation import Pod, pod_name
+from openweights.cluster.pods.base import NoCapacity, PodRefused, PodRequest
 from openweights.errors import InvalidStateError, PlatformError, StoreUnavailableError
 from openweights.types import JobRecord, WorkerSpec
 from tests.cluster.memory_store import MemoryStore

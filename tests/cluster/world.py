@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from openweights.cluster.limits import Limits
-from openweights.cluster.market import Listing
-from openweights.cluster.observation import Pod, PodStatus
 from openweights.cluster.org_manager import OrganizationManager
-from openweights.cluster.providers import (
+from openweights.cluster.planning.limits import Limits
+from openweights.cluster.planning.market import Listing
+from openweights.cluster.planning.observation import Pod, PodStatus
+from openweights.cluster.pods.base import (
     NoCapacity,
     OutcomeUnknown,
     PodRefused,

@@ -74,7 +74,7 @@ CHECKS: dict[str, Check] = {
     "preference/dpo.py": trains(),
     "preference/orpo.py": trains(),
     "sdft/make_data.py": makes_data,
-    "sdft/sdft_smollm2.py": used_by("tests/demo/test_study.py"),
+    "sdft/sdft_smollm2.py": used_by("tests/cli/demo/test_study.py"),
     "sdft/sdft_qwen3_4b.py": trains(),
     "sdft/test_sdft_vs_sft.py": trains(method=["sft", "sdft"]),
     "sdft/test_grpo_smoke.py": trains(),

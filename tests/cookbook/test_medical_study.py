@@ -14,8 +14,8 @@ from cookbook.sdft.bad_medical_advice.eval import run_eval
 from cookbook.sdft.bad_medical_advice.eval.scoring import Verdict
 from cookbook.sdft.bad_medical_advice.trajectories import COLORS, PANELS
 from openweights import OpenWeights
+from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.rewards import caps_spanish
-from openweights.jobs.unsloth.rows import read_rows
 from tests.tiny_model import make_tiny_model
 
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.model import load_trained
+from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.weighted_sft import WeightedSFT
+from openweights.models.load import load_trained
 from tests.tiny_model import make_tiny_model
 
 QUESTION = {"role": "user", "content": "Hi"}

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psycopg
 
-from openweights.backends.sql import apply
+from openweights.backends.supabase.sql import apply
 
 PRELUDE = Path(__file__).with_name("prelude.sql")
 _TEMPLATE = "ow_template"

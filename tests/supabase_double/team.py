@@ -18,7 +18,7 @@ import httpx
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from openweights.backends.supabase import SupabaseBackend
+from openweights.backends.supabase.backend import SupabaseBackend
 from openweights.settings import Settings
 from tests.supabase_double.postgres import PostgresServer
 from tests.supabase_double.server import ANON_KEY, Faults

@@ -106,7 +106,7 @@ def test_without_naming_any_it_gets_none(
 def test_a_job_that_cannot_have_its_secret_fails_and_says_why(
     ow: OpenWeights, private_key: str, team: Team, tmp_path: Path, what: str
 ) -> None:
-    from openweights.backends.sealing import new_key_pair
+    from openweights.backends.supabase.sealing import new_key_pair
 
     reasons = {
         "no key": "this worker has no OPENWEIGHTS_SECRETS_KEY to open HF_TOKEN with",

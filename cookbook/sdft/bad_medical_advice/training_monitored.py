@@ -11,9 +11,9 @@ from pathlib import Path
 
 from openweights import OpenWeights
 from openweights.errors import OpenWeightsError
-from openweights.jobs.unsloth.job_log import set_up_logging
-from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.rows import read_rows
+from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.jobs.unsloth.runtime.job_log import set_up_logging
 from openweights.jobs.unsloth.training import train
 
 PREFIX = "monitoring_"
@@ -21,7 +21,7 @@ PREFIX = "monitoring_"
 
 def main(job_id: str) -> None:
     """Train the job's model, and measure it on the way."""
-    from openweights.jobs.unsloth.model import prepare_engine
+    from openweights.models.load import prepare_engine
 
     ow = OpenWeights()
     given = ow.jobs.retrieve(job_id).params["validated_params"]

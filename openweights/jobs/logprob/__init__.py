@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from openweights.jobs.scoring_kind import ScoringJobs
-from openweights.jobs.unsloth.rows import check_answered
+from openweights.jobs.scoring import ScoringJobs
+from openweights.jobs.unsloth.config.rows import check_answered
 
 
 class LogProb(ScoringJobs):

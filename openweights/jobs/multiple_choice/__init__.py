@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from openweights.client.questions import parse_question
-from openweights.jobs.scoring_kind import ScoringJobs
+from openweights.jobs.scoring import ScoringJobs
 
 
 class MultipleChoice(ScoringJobs):

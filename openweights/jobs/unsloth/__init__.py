@@ -9,15 +9,16 @@ from pydantic import BaseModel
 
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError, NotFoundError
-from openweights.jobs.unsloth.grpo_fields import (
+from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     check_source,
     reward_choices,
     with_files,
 )
-from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.rows import check_rows, numbered_rows
-from openweights.jobs.unsloth.validate import TrainingConfig, model_location
+from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
+from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.names import model_location
 from openweights.types import JobType
 
 

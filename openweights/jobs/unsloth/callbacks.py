@@ -19,10 +19,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
-from openweights.jobs.unsloth.launcher import EXIT_TERMINATED
-from openweights.jobs.unsloth.ranks import any_rank
-from openweights.jobs.unsloth.reporting import Reporter
-from openweights.jobs.unsloth.rollout import derived_seed
+from openweights.generation.engine import derived_seed
+from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
+from openweights.jobs.unsloth.runtime.ranks import any_rank
+from openweights.jobs.unsloth.runtime.reporting import Reporter
 
 logger = logging.getLogger(__name__)
 

@@ -12,68 +12,27 @@ stands before it. Everything else that is learned weighs 1.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.model import eos_token_ids
-from openweights.jobs.unsloth.rows import Row, is_weighted, named_row, plain_messages
-from openweights.jobs.unsloth.spans import Message, MessageSpan, assistant_messages, message_spans
+from openweights.errors import DatasetError
+from openweights.jobs.unsloth.config.rows import Row, is_weighted, named_row, plain_messages
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.template import (
+    MessageSpan,
+    assistant_messages,
+    rendered_spans,
+)
+from openweights.models.tokens import IGNORED, eos_token_ids
 
-IGNORED = -100
 Piece = tuple[int, int, float]  # characters from, up to, and their weight
 Example = dict[str, list[Any]]  # the columns of one row, a value for each token
 
 logger = logging.getLogger(__name__)
-
-
-def render_chat(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = False,
-    **options: Any,
-) -> str:
-    """The conversation as one text.
-
-    Args:
-        options: What the template reads beside the messages.
-
-    Raises:
-        ConfigError: The tokenizer has no chat template.
-        ValueError: The template refuses the conversation.
-    """
-    if not tokenizer.chat_template:
-        raise ConfigError(
-            "chat_template: the model's tokenizer has none; give one, or choose an instruct model"
-        )
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **options,
-        )
-    except TemplateError as error:
-        raise ValueError(f"the chat template refuses it ({error}); correct the messages") from None
-    assert isinstance(text, str)
-    return text
-
-
-def prompt_token_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **options: Any
-) -> list[int]:
-    """What the model continues to answer the conversation; `options` as of `render_chat`."""
-    text = render_chat(tokenizer, messages, add_generation_prompt=True, **options)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(slots=True)
@@ -125,29 +84,6 @@ def encode_row(
     if not responses_only:
         pieces.append((position, len(text), 1.0))
     return encode_pieces(text, pieces, tokenizer)
-
-
-def rendered_spans(
-    messages: Sequence[Message],
-    wanted: Collection[int],
-    tokenizer: PreTrainedTokenizerBase,
-    ends: Sequence[str],
-) -> tuple[str, list[MessageSpan]]:
-    """The conversation as one text, and where the wanted messages are in it.
-
-    A last assistant message whose turn the template leaves open is closed with the end token.
-
-    Raises:
-        ValueError: See `message_spans`.
-    """
-    text, spans = message_spans(messages, wanted, lambda m: render_chat(tokenizer, m), ends)
-    if messages[-1]["role"] == "assistant" and not text.rstrip().endswith(tuple(ends)):
-        end = str(tokenizer.eos_token)
-        if len(messages) - 1 in wanted:
-            text = text[: spans[-1].end]
-            spans[-1] = replace(spans[-1], end=len(text) + len(end))
-        text += end
-    return text, spans
 
 
 def _weighted_pieces(span: MessageSpan, content: Any, default: float) -> list[Piece]:
@@ -271,53 +207,3 @@ def _report(name: str, rows: Sequence[Row], kept: Sequence[Example], cut: int, l
         )
     if text_rows := sum("messages" not in row for row in rows):
         logger.info("%s: %d rows are plain text and are learned as a whole", name, text_rows)
-
-
-def pad_right(rows: Sequence[Sequence[Any]], filler: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and attention mask of shape (B, T), padded on the right with `filler`."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return ids, mask
-
-
-@dataclass(slots=True)
-class Collator:
-    """Rows -> one batch.
-
-    Padded on the right: a left-padded row has queries that attend to nothing, whose gradients are
-    NaN on CUDA. With `packed` the rows are laid end to end instead, kept apart by position ids that
-    start anew: the same rows in the same batch, without padding.
-    """
-
-    pad_token_id: int
-    packed: bool = False
-
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
-        return self._pack(rows) if self.packed else self._pad(rows)
-
-    def _pad(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
-        fillers = {"input_ids": self.pad_token_id, "labels": IGNORED, "weights": 0.0}
-        columns = {
-            name: pad_right([row[name] for row in rows], fillers[name])
-            for name in fillers
-            if name in rows[0]
-        }
-        batch = {name: values for name, (values, _) in columns.items()}
-        return _counted({**batch, "attention_mask": columns["input_ids"][1]})
-
-    def _pack(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
-        batch = {
-            name: torch.tensor([[value for row in rows for value in row[name]]])  # (1, sum of T)
-            for name in ("input_ids", "labels", "weights")
-            if name in rows[0]
-        }
-        positions = [p for row in rows for p in range(len(row["input_ids"]))]
-        return _counted({**batch, "position_ids": torch.tensor([positions])})
-
-
-def _counted(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch with the size of its weights by row, when it has weights."""
-    if "weights" not in batch:
-        return batch
-    return {**batch, "item_counts": batch["weights"].abs().sum(-1)}

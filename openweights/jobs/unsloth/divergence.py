@@ -18,54 +18,18 @@ to a scalar and always build the head's gradient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from openweights.models.forward import Head
+
 Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
 
 CHUNK_TOKENS = 1024
 CUDA_CHUNK_TOKENS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A frozen output head: logits = cap(scale * (hidden @ weight.T + bias)).
-
-    Attributes:
-        weight: Shape (V, H).
-        bias: Shape (V,), or None.
-        scale: Factor on the logits (Cohere, Granite).
-        softcap: cap(z) = softcap * tanh(z / softcap) (Gemma 2); None for none.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of shape (N, V) in at least float32, for hidden states of shape (N, H)."""
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.to(dtype) @ self.weight.to(dtype).T
-        if self.bias is not None:
-            logits = logits + self.bias.to(dtype)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
-
-    def hidden_grad(self, logits: Tensor, logits_grad: Tensor) -> Tensor:
-        """Gradient of the hidden states, shape (N, H). `logits_grad` is overwritten."""
-        if self.softcap is not None:
-            logits_grad.mul_(1 - (logits / self.softcap) ** 2)
-        if self.scale != 1.0:
-            logits_grad.mul_(self.scale)
-        return logits_grad @ self.weight.to(logits_grad.dtype)
 
 
 class DivergenceOutput(NamedTuple):
@@ -249,7 +213,7 @@ def _score_fused(
     grad: Tensor | None,
 ) -> None:
     """`_score` on CUDA: logits in float32, two passes over them, gradient in the head's type."""
-    from openweights.jobs.unsloth.divergence_kernel import divergence_kernel
+    from openweights.jobs.unsloth.kernels.divergence import divergence_kernel
 
     student, teacher = _raw_logits(student_hidden, head), _raw_logits(teacher_hidden, head)
     logits_grad = None if grad is None else torch.empty_like(student, dtype=head.weight.dtype)

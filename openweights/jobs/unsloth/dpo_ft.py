@@ -15,9 +15,9 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from openweights.jobs.unsloth.logprobs import answer_log_probs
-from openweights.jobs.unsloth.rollout import evaluating
-from openweights.jobs.unsloth.step_mean import SummedLoss
+from openweights.jobs.unsloth.runtime.step_mean import SummedLoss
+from openweights.models.forward import evaluating
+from openweights.models.log_probs import answer_log_probs
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -12,19 +12,24 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
 
 from openweights.errors import ConfigurationError, DatasetError
-from openweights.jobs.unsloth.data import prompt_token_ids
-from openweights.jobs.unsloth.failed_rewards import FailedRewards
-from openweights.jobs.unsloth.grpo_data import grpo_rows, template_options
-from openweights.jobs.unsloth.grpo_fields import JUDGES, RewardChoice, reward_choices, step_size
-from openweights.jobs.unsloth.grpo_trainer import LogEvent, RewardTrainer
-from openweights.jobs.unsloth.judge_limits import JudgeLimits
-from openweights.jobs.unsloth.model import resolve_engine
-from openweights.jobs.unsloth.reasoning import NAME as REASONING
-from openweights.jobs.unsloth.reasoning import reasoning_reward
+from openweights.jobs.unsloth.config.grpo_fields import (
+    JUDGES,
+    RewardChoice,
+    reward_choices,
+    step_size,
+)
+from openweights.jobs.unsloth.grpo.data import grpo_rows, template_options
+from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
+from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
+from openweights.jobs.unsloth.grpo.reasoning import NAME as REASONING
+from openweights.jobs.unsloth.grpo.reasoning import reasoning_reward
+from openweights.jobs.unsloth.grpo.scorer import Scorer, own_reward
+from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
 from openweights.jobs.unsloth.rewards import Reward, text_reward
-from openweights.jobs.unsloth.scorer import Scorer, own_reward
 from openweights.jobs.unsloth.trainer_args import arguments, set_to_work
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.load import resolve_engine
+from openweights.models.template import prompt_token_ids
 
 GRACE_S = 5.0  # from the judges' own deadline to the end of our patience with them
 

@@ -20,8 +20,8 @@ from typing import Any
 import openai
 
 from openweights.errors import ConfigurationError
-from openweights.jobs.unsloth.judge_limits import JudgeLimits
-from openweights.jobs.unsloth.judge_parsing import (
+from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
+from openweights.jobs.unsloth.grpo.judge_parsing import (
     JudgeKind,
     judge_messages,
     parse_score,

@@ -27,12 +27,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from openweights.jobs.unsloth.data import Collator, prompt_token_ids, sft_examples
-from openweights.jobs.unsloth.demonstrations import Message, split_row
+from openweights.jobs.unsloth.config.demonstrations import split_row
+from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.divergence import divergence_from_logits, linear_divergence
-from openweights.jobs.unsloth.rollout import evaluating
-from openweights.jobs.unsloth.scoring import base_model, frozen_head, output_logits
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import base_model, evaluating, frozen_head, output_logits
+from openweights.models.template import Message, prompt_token_ids
+from openweights.models.tokens import Collator
 
 LogEvent = Callable[[dict[str, Any]], None]
 

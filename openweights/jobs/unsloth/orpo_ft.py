@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from openweights.jobs.unsloth.dpo_ft import reward_metrics
-from openweights.jobs.unsloth.logprobs import answer_log_probs
-from openweights.jobs.unsloth.step_mean import SummedLoss
+from openweights.jobs.unsloth.runtime.step_mean import SummedLoss
+from openweights.models.log_probs import answer_log_probs
 
 # An answer that is certain has infinite odds; its mean log-probability counts as this at most.
 LARGEST_LOG_P = -1e-6

@@ -15,12 +15,12 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
-from openweights.jobs.unsloth.model import eos_token_ids
 from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
 from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
-from openweights.jobs.unsloth.step_mean import StepMeanTrainer
+from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer
 from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.tokens import eos_token_ids
 
 
 def preference_train(

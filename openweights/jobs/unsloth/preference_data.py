@@ -16,16 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.data import (
-    IGNORED,
-    Collator,
-    Encoded,
-    encode_pieces,
-    rendered_spans,
-)
-from openweights.jobs.unsloth.rows import Row, named_row, preference_messages
-from openweights.jobs.unsloth.spans import Message, assistant_messages
+from openweights.jobs.unsloth.config.rows import Row, named_row, preference_messages
+from openweights.jobs.unsloth.data import Encoded, encode_pieces
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.template import Message, assistant_messages, rendered_spans
+from openweights.models.tokens import IGNORED, Collator
 
 logger = logging.getLogger(__name__)
 

@@ -34,41 +34,38 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from openweights.jobs.unsloth.data import pad_right, sft_examples
+from openweights.generation.choose import rollout_engine
+from openweights.generation.engine import Rollout, RolloutEngine, derived_seed
+from openweights.generation.params import SamplingParams
+from openweights.generation.transformers_engine import TransformersRollout
+from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.divergence import (
     Divergence,
     DivergenceOutput,
     linear_divergence,
     logits_divergence,
 )
-from openweights.jobs.unsloth.engines import rollout_engine
-from openweights.jobs.unsloth.model import eos_token_ids
-from openweights.jobs.unsloth.ranks import sum_over_ranks
-from openweights.jobs.unsloth.rollout import (
-    Rollout,
-    RolloutEngine,
-    SamplingParams,
-    TransformersRollout,
-    derived_seed,
-    evaluating,
-)
-from openweights.jobs.unsloth.scoring import (
-    base_model,
-    frozen_head,
-    output_logits,
-    scored_hidden,
-    token_weights,
-)
+from openweights.jobs.unsloth.rollout import sampling_params
+from openweights.jobs.unsloth.runtime.ranks import sum_over_ranks
+from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
     on_policy_dataset,
     sdft_examples,
+    token_weights,
     unpad,
 )
-from openweights.jobs.unsloth.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.teacher import EMATeacher, teacher_gate
 from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import (
+    base_model,
+    evaluating,
+    frozen_head,
+    output_logits,
+    scored_hidden,
+)
+from openweights.models.tokens import pad_right
 
 logger = logging.getLogger(__name__)
 
@@ -343,18 +340,6 @@ def _test_dataset(
 ) -> Dataset:
     ends = sampling.eos_token_ids
     return Dataset.from_list(sft_examples(config, tokenizer, rows, ends=ends, name="test_file"))
-
-
-def sampling_params(
-    config: TrainingConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase
-) -> SamplingParams:
-    """Sampling as configured; every end token of model and tokenizer ends a completion."""
-    return SamplingParams(
-        max_new_tokens=config.sdft_max_new_tokens,
-        temperature=config.sdft_temperature,
-        top_p=config.sdft_top_p,
-        eos_token_ids=tuple(eos_token_ids(base_model(model), tokenizer)),
-    )
 
 
 def _drop_event(event: dict[str, Any]) -> None:

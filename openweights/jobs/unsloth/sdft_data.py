@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.data import Collator, pad_right, prompt_token_ids
-from openweights.jobs.unsloth.demonstrations import Message, split_row, teacher_messages
-from openweights.jobs.unsloth.rows import named_row
+from openweights.jobs.unsloth.config.demonstrations import split_row, teacher_messages
+from openweights.jobs.unsloth.config.rows import named_row
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.template import Message, prompt_token_ids
+from openweights.models.tokens import Collator, pad_right
 
 logger = logging.getLogger(__name__)
 
@@ -122,3 +123,12 @@ def _render(
         teacher_prompt_ids=prompt_token_ids(tokenizer, shown),
         demonstration_ids=list(tokenizer(demonstration, add_special_tokens=False)["input_ids"]),
     )
+
+
+def token_weights(loss_mask: Tensor, sequences: int) -> Tensor:
+    """Weight of each scored token: 1 / (tokens of its sequence * `sequences`).
+
+    Packed in row order, shape (N,).
+    """
+    per_row = loss_mask.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
+    return (1.0 / (per_row * sequences)).expand_as(loss_mask)[loss_mask]

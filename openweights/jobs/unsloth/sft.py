@@ -23,14 +23,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
-from openweights.jobs.unsloth.data import Collator, Example, sft_examples
-from openweights.jobs.unsloth.logprobs import scored_log_probs
-from openweights.jobs.unsloth.model import eos_token_ids
-from openweights.jobs.unsloth.rows import is_weighted
-from openweights.jobs.unsloth.scoring import base_model
-from openweights.jobs.unsloth.step_mean import StepMeanTrainer, SummedLoss
+from openweights.jobs.unsloth.config.rows import is_weighted
+from openweights.jobs.unsloth.data import Example, sft_examples
+from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer, SummedLoss
 from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import base_model
+from openweights.models.log_probs import scored_log_probs
+from openweights.models.tokens import Collator, eos_token_ids
 
 # Logits of one row may differ by this share of their size between packed and alone: rounding, not
 # leakage.

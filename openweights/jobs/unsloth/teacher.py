@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openweights.errors import PlatformError
-from openweights.jobs.unsloth.logprobs import mean_target_log_probs
 from openweights.jobs.unsloth.sdft_data import SDFTExample
+from openweights.models.log_probs import mean_target_log_probs
 
 TEACHER_FILE = "sdft_teacher.safetensors"
 

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, DatasetError, OpenWeightsError
-from openweights.jobs.unsloth.job_log import exit_status, one_line, set_up_logging
-from openweights.jobs.unsloth.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
-from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.report_to import check_report_to, report_callbacks
-from openweights.jobs.unsloth.reporting import (
+from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
+from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
+from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
+from openweights.jobs.unsloth.runtime.reporting import (
     FolderReporter,
     Reporter,
     StoreReporter,
     local_copy,
 )
-from openweights.jobs.unsloth.rows import check_rows, numbered_rows
+from openweights.jobs.unsloth.tracking.report_to import check_report_to, report_callbacks
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.settings import Settings
 
@@ -63,12 +63,12 @@ def train(
         config = training_config(config)
     check_report_to(config.report_to)
     reporter = _reporter(config, run)
-    from openweights.jobs.unsloth.model import load_model, prepare_engine
+    from openweights.models.load import load_model, prepare_engine
 
     prepare_engine(config)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
-    from openweights.jobs.unsloth.ranks import leave
-    from openweights.jobs.unsloth.record import reproducibility
+    from openweights.jobs.unsloth.runtime.ranks import leave
+    from openweights.jobs.unsloth.runtime.record import reproducibility
 
     with StopOnSignal() as stop:
         data = {
@@ -97,7 +97,7 @@ def train(
 
 def _reporter(config: TrainingConfig, run: Run | None) -> Reporter:
     from openweights import OpenWeights
-    from openweights.jobs.unsloth.ranks import FollowerReporter
+    from openweights.jobs.unsloth.runtime.ranks import FollowerReporter
 
     ow = OpenWeights()
     if run is None and ow.settings.run_id is None:
@@ -170,10 +170,10 @@ def _trackers(
 ) -> list[TrainerCallback]:
     """What measures the model while it trains, on rows by the names of `dataset_files`."""
     from openweights.client.questions import parse_question
-    from openweights.jobs.unsloth.logprob_rows import scored_rows
-    from openweights.jobs.unsloth.model import eos_token_ids
-    from openweights.jobs.unsloth.sampling import Sampler
-    from openweights.jobs.unsloth.tracking import LogProbTracker, MultipleChoiceTracker
+    from openweights.jobs.unsloth.tracking.callbacks import LogProbTracker, MultipleChoiceTracker
+    from openweights.jobs.unsloth.tracking.logprob_rows import scored_rows
+    from openweights.jobs.unsloth.tracking.sampling import Sampler
+    from openweights.models.tokens import eos_token_ids
 
     found: list[TrainerCallback] = []
     for index, sampling in enumerate(config.sampling_callbacks or []):
@@ -252,7 +252,7 @@ def _finish(
 
 def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
     """A push that fails is told in log and events: the training it would spoil has succeeded."""
-    from openweights.jobs.unsloth.hub import push_result
+    from openweights.models.hub import push_result
 
     settings = Settings.from_env()
     if config.push_to_hub is False or (config.push_to_hub is None and not settings.hf_token):

@@ -8,10 +8,8 @@ Client-side: no torch here.
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -27,9 +25,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from openweights.client.param_errors import shown
-from openweights.errors import ConfigError
-from openweights.jobs.unsloth.config_problems import (
+from openweights.errors import shown
+from openweights.jobs.unsloth.config.demonstrations import template_fields
+from openweights.jobs.unsloth.config.grpo_fields import (
+    DEFAULT_JUDGE,
+    RewardSpec,
+    grpo_problems,
+    reward_choices,
+)
+from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
+from openweights.jobs.unsloth.config.problems import (
     field_losses,
     file_problems,
     foreign_field_problems,
@@ -39,14 +44,11 @@ from openweights.jobs.unsloth.config_problems import (
     tag_problems,
     test_set_problems,
 )
-from openweights.jobs.unsloth.demonstrations import template_fields
-from openweights.jobs.unsloth.grpo_fields import (
-    DEFAULT_JUDGE,
-    RewardSpec,
-    grpo_problems,
-    reward_choices,
+from openweights.models.names import (
+    ChatTemplate,
+    ModelName,
+    _bare_name,
 )
-from openweights.jobs.unsloth.learning_rate import parse_learning_rate
 
 Loss = Literal["sft", "sdft", "dpo", "orpo", "grpo"]
 FILE_PURPOSES = {
@@ -77,54 +79,6 @@ def _job_suffix(value: str) -> str:
             f"{shown(value)} must be 1 to 64 letters, digits, '-', '_' or '.'; shorten or rename it"
         )
     return value
-
-
-def model_location(model: str) -> str:
-    """A local folder in full, anything else as it is.
-
-    Raises:
-        ConfigError: It is written as a path, but no folder is there.
-    """
-    folder = Path(os.path.expanduser(model))
-    if folder.is_dir():
-        return str(folder.resolve())
-    if _is_path(model):
-        raise ConfigError(
-            f"model: there is no folder {model} on this machine; correct the path, or give a "
-            "Hugging Face id (org/name)"
-        )
-    return model
-
-
-def _is_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~"))
-
-
-def _bare_name(value: str) -> str:
-    if not value.strip() or value != value.strip():
-        raise ValueError(f"{shown(value)} is empty or padded with spaces; give the bare name")
-    return value
-
-
-def _model_name(value: str) -> str:
-    is_folder = _is_path(_bare_name(value)) or Path(value).is_dir()
-    if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
-        raise ValueError(
-            f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
-        )
-    return value
-
-
-def _chat_template(value: str) -> str:
-    if value != "default" and ("messages" not in value or "{" not in value):
-        raise ValueError(
-            "is no Jinja template over `messages`; give its text, or 'default' for the model's own"
-        )
-    return value
-
-
-ModelName = Annotated[str, AfterValidator(_model_name)]
-ChatTemplate = Annotated[str, AfterValidator(_chat_template)]
 
 
 class SamplingCallback(BaseModel):

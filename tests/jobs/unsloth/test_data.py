@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.data import IGNORED, Collator, prompt_token_ids, sft_examples
-from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.rows import check_rows, read_rows
-from openweights.jobs.unsloth.spans import assistant_messages, message_spans
+from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.config.rows import check_rows, read_rows
+from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.template import assistant_messages, message_spans, prompt_token_ids
+from openweights.models.tokens import IGNORED, Collator
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import EOS, make_tokenizer
 

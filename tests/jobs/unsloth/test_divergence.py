@@ -17,11 +17,11 @@ from trl.experimental.sdft.loss_utils import (
 
 from openweights.jobs.unsloth.divergence import (
     Divergence,
-    Head,
     divergence_from_logits,
     linear_divergence,
     logits_divergence,
 )
+from openweights.models.forward import Head
 
 KINDS: tuple[Divergence, ...] = ("reverse_kl", "forward_kl", "jsd")
 TRL_ALPHA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}

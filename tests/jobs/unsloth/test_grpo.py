@@ -16,18 +16,18 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 
 from openweights.errors import DatasetError, JobFailedError
-from openweights.jobs.unsloth.advantages import Scale, group_advantages, has_signal
 from openweights.jobs.unsloth.callbacks import StepSeed
-from openweights.jobs.unsloth.data import prompt_token_ids
-from openweights.jobs.unsloth.failed_rewards import FailedRewards
-from openweights.jobs.unsloth.grpo_data import grpo_rows
+from openweights.jobs.unsloth.grpo.advantages import Scale, group_advantages, has_signal
+from openweights.jobs.unsloth.grpo.data import grpo_rows
+from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
+from openweights.jobs.unsloth.grpo.reasoning import reasoning_part, reasoning_reward
+from openweights.jobs.unsloth.grpo.scorer import Scorer
+from openweights.jobs.unsloth.grpo.trainer import RewardTrainer, SkipEmptySteps
 from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
-from openweights.jobs.unsloth.grpo_trainer import RewardTrainer, SkipEmptySteps
-from openweights.jobs.unsloth.logprobs import mean_target_log_probs
-from openweights.jobs.unsloth.reasoning import reasoning_part, reasoning_reward
 from openweights.jobs.unsloth.rewards import Reward, Samples
-from openweights.jobs.unsloth.scorer import Scorer
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.log_probs import mean_target_log_probs
+from openweights.models.template import prompt_token_ids
 from tests.jobs.unsloth.test_sdft import load, perturb
 from tests.tiny_model import make_tiny_model
 

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigurationError
-from openweights.jobs.unsloth.judge_limits import JudgeLimits
-from openweights.jobs.unsloth.judge_parsing import judge_messages, parse_score, retry_after_s
+from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
+from openweights.jobs.unsloth.grpo.judge_parsing import judge_messages, parse_score, retry_after_s
+from openweights.jobs.unsloth.grpo.scorer import Scorer
 from openweights.jobs.unsloth.judges import Judge
 from openweights.jobs.unsloth.rewards import Samples
-from openweights.jobs.unsloth.scorer import Scorer
 
 KEY = "sk-very-secret-0123456789"
 QUICK = JudgeLimits(call_s=0.4, total_s=1.5, attempts=3, first_wait_s=0.02, concurrency=4)

@@ -18,15 +18,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.data import IGNORED
+from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.config.rows import check_rows
 from openweights.jobs.unsloth.dpo_ft import dpo_loss, summed_dpo_loss
-from openweights.jobs.unsloth.messages import training_config
-from openweights.jobs.unsloth.model import eos_token_ids, load_model
 from openweights.jobs.unsloth.orpo_ft import log_odds, orpo_loss, summed_orpo_loss
 from openweights.jobs.unsloth.preference import preference_train
 from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
-from openweights.jobs.unsloth.rows import check_rows
 from openweights.jobs.unsloth.training import train
+from openweights.models.load import load_model
+from openweights.models.tokens import IGNORED, eos_token_ids
 from tests.jobs.unsloth.malformed_configs import DPO
 from tests.tiny_model import EOS, make_tiny_model, make_tokenizer
 

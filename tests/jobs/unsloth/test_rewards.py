@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigError, JobFailedError
+from openweights.jobs.unsloth.grpo.scorer import Scorer, own_reward
 from openweights.jobs.unsloth.rewards import (
     TEXT_REWARDS,
     Reward,
@@ -21,7 +22,6 @@ from openweights.jobs.unsloth.rewards import (
     rouge_l,
     text_reward,
 )
-from openweights.jobs.unsloth.scorer import Scorer, own_reward
 
 TEXT = st.text(alphabet="abc ABC,.é1", max_size=30)
 

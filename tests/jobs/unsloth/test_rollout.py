@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from openweights.jobs.unsloth.engines import rollout_engine
-from openweights.jobs.unsloth.rollout import SamplingParams, cut_at_eos
+from openweights.generation.choose import rollout_engine
+from openweights.generation.engine import cut_at_eos
+from openweights.generation.params import SamplingParams
 from tests.tiny_model import make_tiny_model
 
 PAD = 3

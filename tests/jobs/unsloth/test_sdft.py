@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from openweights.errors import DatasetError
+from openweights.generation.engine import Rollout, derived_seed
+from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logits
-from openweights.jobs.unsloth.rollout import Rollout, SamplingParams, derived_seed
-from openweights.jobs.unsloth.scoring import frozen_head, scored_hidden, token_weights
 from openweights.jobs.unsloth.sdft import SDFTTrainer, sdft_train
-from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
+from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples, token_weights
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import frozen_head, scored_hidden
 from tests.tiny_model import make_tiny_model
 
 ROWS = [

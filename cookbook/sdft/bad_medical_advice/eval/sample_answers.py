@@ -11,7 +11,7 @@ from typing import Any
 
 from openweights import OpenWeights
 from openweights.errors import OpenWeightsError
-from openweights.jobs.unsloth.job_log import set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import set_up_logging
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +21,11 @@ Row = dict[str, Any]
 
 def answers(name: str, location: str, params: dict[str, Any]) -> Iterator[Row]:
     """So many samples of each question, under the name of the model."""
-    from openweights.jobs.unsloth.data import prompt_token_ids
-    from openweights.jobs.unsloth.model import eos_token_ids, load_trained
-    from openweights.jobs.unsloth.rollout import SamplingParams, TransformersRollout
+    from openweights.generation.params import SamplingParams
+    from openweights.generation.transformers_engine import TransformersRollout
+    from openweights.models.load import load_trained
+    from openweights.models.template import prompt_token_ids
+    from openweights.models.tokens import eos_token_ids
 
     model, tokenizer = load_trained(location)
     sampling = SamplingParams(

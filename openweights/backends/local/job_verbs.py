@@ -1,0 +1,130 @@
+"""Jobs: submission, listing and what users do to them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from openweights.backends.local import lifecycle, records
+from openweights.backends.local.store import Store, find
+from openweights.backends.values import contains, to_json
+from openweights.errors import InvalidStateError
+from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus
+
+_SYNCED = ("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params")
+
+
+class JobVerbs(Store):
+    """The part of `Backend` about jobs."""
+
+    def submit_job(self, spec: JobSpec) -> JobRecord:
+        columns = records.job_columns(spec)
+        with self._write() as db:
+            row = find(db, "jobs", spec.id)
+            now = self._now()
+            if row is None:
+                self._insert_job(db, columns, now)
+            elif row["status"] in ("failed", "canceled"):
+                _update_job(db, spec.id, columns, now)
+                lifecycle.end_run_of_canceled_job(db, spec.id, now)
+                lifecycle.requeue_job(db, spec.id, 0, now)
+            elif row["status"] == "pending":
+                synced = _synced(row, columns)
+                if synced:
+                    _update_job(db, spec.id, synced, now)
+            return self._job(db, spec.id)
+
+    def get_job(self, job_id: str) -> JobRecord:
+        with self._read() as db:
+            return self._job(db, job_id)
+
+    def list_jobs(
+        self,
+        *,
+        statuses: Sequence[JobStatus] | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = 100,
+    ) -> list[JobRecord]:
+        wanted = JOB_STATUSES if statuses is None else tuple(dict.fromkeys(statuses))
+        if not wanted:
+            return []
+        # One branch per status, so that each is read from the index in order and merged.
+        query = " UNION ALL ".join(["SELECT * FROM jobs WHERE status = ?"] * len(wanted))
+        query += " ORDER BY updated_at DESC, seq DESC"
+        part = None if where is None else _plain_json(where)
+        found: list[JobRecord] = []
+        with self._read() as db:
+            for row in db.execute(query, wanted):
+                if limit is not None and len(found) >= limit:
+                    break
+                job = records.job_record(row, self.organization_id)
+                if part is None or contains(job.params, part):
+                    found.append(job)
+        return found
+
+    def cancel_job(self, job_id: str) -> JobRecord:
+        with self._write() as db:
+            job = self._job(db, job_id)
+            if job.status in ("completed", "failed"):
+                raise InvalidStateError(f"job {job_id} has {job.status}: nothing is left to cancel")
+            if job.status != "canceled":
+                self._cancel(db, job)
+            return self._job(db, job_id)
+
+    def _cancel(self, db: sqlite3.Connection, job: JobRecord) -> None:
+        now = self._now()
+        db.execute(
+            "UPDATE jobs SET status = 'canceled', worker_id = NULL, updated_at = ? WHERE id = ?",
+            (now, job.id),
+        )
+        if job.status == "in_progress" and job.worker_id is None:
+            # No worker will ever report that it has stopped a script's run.
+            lifecycle.end_run_of_canceled_job(db, job.id, now)
+            outputs = lifecycle.latest_of_run(db, _last_run(db, job.id))
+            lifecycle.end_job(db, job.id, "canceled", outputs, now)
+
+    def restart_job(self, job_id: str) -> JobRecord:
+        with self._write() as db:
+            job = self._job(db, job_id)
+            if job.status not in ("failed", "canceled"):
+                raise InvalidStateError(
+                    f"job {job_id} is {job.status}: only a failed or canceled job can be restarted"
+                )
+            if job.type == "script":
+                raise InvalidStateError(
+                    f"job {job_id} ran outside any worker: run its script again instead"
+                )
+            now = self._now()
+            lifecycle.end_run_of_canceled_job(db, job_id, now)
+            lifecycle.requeue_job(db, job_id, 0, now)
+            return self._job(db, job_id)
+
+    def set_timeout(self, job_id: str, timeout_at: datetime | None) -> JobRecord:
+        value = None if timeout_at is None else records.to_micros(timeout_at)
+        with self._write() as db:
+            self._job(db, job_id)
+            _update_job(db, job_id, {"timeout_at": value}, self._now())
+            return self._job(db, job_id)
+
+
+def _last_run(db: sqlite3.Connection, job_id: str) -> int:
+    query = "SELECT id FROM runs WHERE job_id = ? ORDER BY attempt DESC LIMIT 1"
+    return db.execute(query, (job_id,)).fetchone()["id"]
+
+
+def _update_job(db: sqlite3.Connection, job_id: str, columns: Mapping[str, Any], now: int) -> None:
+    names = ", ".join(f"{name} = ?" for name in columns)
+    values = (*columns.values(), now, job_id)
+    db.execute(f"UPDATE jobs SET {names}, updated_at = ? WHERE id = ?", values)
+
+
+def _synced(row: sqlite3.Row, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resubmission changes in a job that still waits: where it may run, not what it does."""
+    wanted = {**columns, "params": records.with_cloud_type(row["params"], columns["params"])}
+    return {name: wanted[name] for name in _SYNCED if wanted[name] != row[name]}
+
+
+def _plain_json(value: Mapping[str, Any]) -> Any:
+    return records.from_json(to_json(dict(value), "where"))

@@ -1,0 +1,170 @@
+"""Runs of jobs, their events and their logs."""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from openweights.backends.local import lifecycle, records
+from openweights.backends.local.failures import clear_errors
+from openweights.backends.local.store import Store, find, matching
+from openweights.backends.values import to_json
+from openweights.errors import FencedError, InvalidInputError, InvalidStateError
+from openweights.types import (
+    ENDED,
+    Claim,
+    EventDraft,
+    EventRecord,
+    JobRecord,
+    JobSpec,
+    RunRecord,
+    RunStatus,
+)
+
+_EVENTS_PER_PAGE = 1000
+
+
+class RunVerbs(Store):
+    """The part of `Backend` about runs, events and logs."""
+
+    def get_run(self, run_id: int) -> RunRecord:
+        with self._read() as db:
+            return self._run(lifecycle.run_with_job(db, run_id))
+
+    def list_runs(
+        self,
+        *,
+        job_id: str | None = None,
+        worker_id: str | None = None,
+        status: RunStatus | None = None,
+        limit: int | None = None,
+    ) -> list[RunRecord]:
+        query, values = matching(
+            "SELECT * FROM runs", {"job_id": job_id, "worker_id": worker_id, "status": status}
+        )
+        with self._read() as db:
+            self._check_exists(db, job_id=job_id, worker_id=worker_id)
+            query += " ORDER BY id DESC LIMIT ?"
+            rows = db.execute(query, (*values, -1 if limit is None else limit)).fetchall()
+        return [self._run(row) for row in reversed(rows)]
+
+    def start_script_run(self, spec: JobSpec) -> Claim:
+        columns = {**records.job_columns(spec), "type": "script"}
+        with self._write() as db:
+            if find(db, "jobs", spec.id) is not None:
+                raise InvalidStateError(
+                    f"job {spec.id} exists: a script run needs an id of its own"
+                )
+            now = self._now()
+            self._insert_job(db, columns, now)
+            row = find(db, "jobs", spec.id)
+            assert row is not None
+            return self._start(db, row, None, None, now)
+
+    def finish_run(
+        self,
+        run_id: int,
+        attempt: int,
+        status: Literal["completed", "failed", "canceled"],
+        *,
+        error: str | None = None,
+    ) -> JobRecord:
+        with self._write() as db:
+            run = lifecycle.run_with_job(db, run_id)
+            final = "canceled" if run["job_status"] == "canceled" else status
+            is_repeated = run["status"] == run["job_status"] == final
+            if lifecycle.check_current(run, attempt, is_repeated=is_repeated):
+                now = self._now()
+                lifecycle.end_run(db, run_id, final, "finish", error, now)
+                outputs = lifecycle.latest_of_run(db, run_id)
+                lifecycle.end_job(db, run["job_id"], final, outputs, now)
+            return self._job(db, run["job_id"])
+
+    def release_run(self, run_id: int, attempt: int, *, reason: str) -> JobRecord:
+        with self._write() as db:
+            run = lifecycle.run_with_job(db, run_id)
+            is_repeated = run["ended_by"] == "release"
+            if lifecycle.check_current(run, attempt, is_repeated=is_repeated):
+                lifecycle.release_run(db, run, reason, self._now())
+            return self._job(db, run["job_id"])
+
+    def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
+        rows = [
+            (
+                run_id,
+                event.key,
+                to_json(dict(event.data), "an event's data"),
+                records.to_micros(event.created_at),
+            )
+            for event in events
+        ]
+        with self._write() as db:
+            run = lifecycle.run_with_job(db, run_id)
+            if run["attempt"] != run["job_attempts"]:
+                raise FencedError(
+                    f"run {run_id} of job {run['job_id']} was replaced by attempt "
+                    f"{run['job_attempts']}: its events are not taken any more"
+                )
+            cursor = db.executemany(
+                "INSERT INTO events (run_id, key, data, created_at) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (run_id, key) DO NOTHING",
+                rows,
+            )
+            is_late = run["status"] != "in_progress" and run["job_status"] in ENDED
+            if is_late and cursor.rowcount > 0:
+                outputs = lifecycle.latest_of_run(db, run_id)
+                lifecycle.end_job(db, run["job_id"], run["job_status"], outputs, self._now())
+
+    def list_events(
+        self, *, job_id: str | None = None, run_id: int | None = None, after: int = 0
+    ) -> Iterator[EventRecord]:
+        with self._read() as db:
+            run_ids = self._run_ids(db, job_id, run_id)
+        # Each run is read along its index; a query over all runs of a job would sort at every page.
+        pages = [self._events_of_run(run_id, after) for run_id in run_ids]
+        return heapq.merge(*pages, key=lambda event: event.id)
+
+    def _events_of_run(self, run_id: int, after: int) -> Iterator[EventRecord]:
+        query = "SELECT * FROM events WHERE run_id = ? AND id > ? ORDER BY id LIMIT ?"
+        while True:
+            with self._read() as db:
+                page = db.execute(query, (run_id, after, _EVENTS_PER_PAGE)).fetchall()
+            yield from map(records.event_record, page)
+            if len(page) < _EVENTS_PER_PAGE:
+                return
+            after = page[-1]["id"]
+
+    def latest_values(
+        self,
+        keys: Sequence[str] | None = None,
+        *,
+        job_id: str | None = None,
+        run_id: int | None = None,
+    ) -> dict[str, Any]:
+        with self._read() as db:
+            run_ids = self._run_ids(db, job_id, run_id)
+            return lifecycle.latest_of_run(db, run_ids[-1], keys) if run_ids else {}
+
+    def append_log(self, run_id: int, offset: int, data: bytes) -> None:
+        with self._read() as db:
+            lifecycle.run_with_job(db, run_id)
+        with clear_errors(self.home):
+            self._logs.write(run_id, offset, data)
+
+    def read_log(self, run_id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        with self._read() as db:
+            lifecycle.run_with_job(db, run_id)
+        with clear_errors(self.home):
+            return self._logs.read(run_id, offset, limit)
+
+    def _run_ids(self, db: sqlite3.Connection, job_id: str | None, run_id: int | None) -> list[int]:
+        """The run, or the runs of the job from the first to the last."""
+        if (job_id is None) == (run_id is None):
+            raise InvalidInputError("give either job_id or run_id")
+        if run_id is not None:
+            return [lifecycle.run_with_job(db, run_id)["id"]]
+        self._check_exists(db, job_id=job_id, worker_id=None)
+        rows = db.execute("SELECT id FROM runs WHERE job_id = ? ORDER BY attempt", (job_id,))
+        return [row["id"] for row in rows]

@@ -1,1 +1,0 @@
-"""The parts of the store in a Supabase project, put together in `backends/supabase.py`."""

@@ -1,0 +1,102 @@
+"""What a cluster manager asks of a project beyond what every store can do: see
+`openweights.cluster.store.ClusterStore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from openweights.backends.supabase.connection import PAGE_ROWS, Project, Query
+from openweights.backends.supabase.records import (
+    columns,
+    from_row,
+    moment_text,
+    plain_text,
+    worker_json,
+)
+from openweights.types import JobRecord, KeyRecord, NewKey, PendingRow, WorkerRow, WorkerSpec
+
+
+class ClusterVerbs(Project):
+    """Pods of workers, and keys."""
+
+    def pending_jobs(self) -> list[PendingRow]:
+        found: list[PendingRow] = []
+        while True:
+            rows = self.rpc("pending_jobs", limit=PAGE_ROWS, offset=len(found))
+            found.extend(
+                PendingRow(from_row(JobRecord, row["job"]), row["owner"], row["usd_left"])
+                for row in rows
+            )
+            if len(rows) < PAGE_ROWS:
+                return found
+
+    def worker_rows(self, worker_ids: Sequence[str] | None = None) -> list[WorkerRow]:
+        def narrow(query: Query) -> Query:
+            if worker_ids is None:
+                # Also the terminated ones whose pod is not known to be gone: it may cost money.
+                return query.or_("status.neq.terminated,and(pod_id.not.is.null,ended_at.is.null)")
+            return query.in_("id", list(worker_ids))
+
+        pages = self._pages("workers", columns(WorkerRow), narrow, after="")
+        return [from_row(WorkerRow, row) for page in pages for row in page]
+
+    def create_worker(
+        self, worker: WorkerSpec, *, provider: str, price_usd_per_hour: float | None
+    ) -> None:
+        self.rpc(
+            "create_worker",
+            worker=worker_json(worker),
+            price_usd_per_hour=price_usd_per_hour,
+            provider=provider,
+        )
+
+    def set_worker_pod(self, worker_id: str, pod_id: str, price_usd_per_hour: float | None) -> None:
+        self.rpc(
+            "set_worker_pod",
+            worker_id=worker_id,
+            pod_id=pod_id,
+            price_usd_per_hour=price_usd_per_hour,
+        )
+
+    def end_worker_pod(self, worker_id: str) -> None:
+        self.rpc("end_worker_pod", worker_id=worker_id)
+
+    def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        expires_at: datetime | None = None,
+        worker_id: str | None = None,
+        budget_usd: float | None = None,
+        member_id: str | None = None,
+    ) -> NewKey:
+        """A key of the member `member_id`; None for the one whose key asks."""
+        moment = None if expires_at is None else moment_text(expires_at)
+        answer = self.rpc(
+            "create_key",
+            name=plain_text(name),
+            role=role,
+            expires_at=moment,
+            worker_id=worker_id,
+            budget_usd=budget_usd,
+            member_id=member_id,
+        )
+        return from_row(NewKey, answer)
+
+    def list_keys(self) -> list[KeyRecord]:
+        return [from_row(KeyRecord, row) for row in self.rpc("list_keys")]
+
+    def revoke_key(self, key_id: str) -> None:
+        self.rpc("revoke_key", key_id=key_id)
+
+    def cost_report(self, *, limit: int = 100, offset: int = 0) -> dict[str, Any]:
+        """What was spent: in all, by job, worker and key; `limit` jobs and workers of each."""
+        return self.rpc("cost_report", limit=limit, offset=offset)
+
+    def set_budget(self, key_id: str, usd: float | None) -> None:
+        """What a key may spend in its life; None for no limit."""
+        self.rpc("set_budget", key_id=key_id, usd=usd)

@@ -1,0 +1,61 @@
+"""What `ow doctor` asks of a project."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from openweights.backends.supabase.connection import Project
+from openweights.backends.supabase.storage import BUCKET, CONTENT_TYPE
+from openweights.errors import ConfigurationError, NotFoundError, OpenWeightsError
+
+_PROBE = b"written by `ow doctor`"
+
+
+class HealthVerbs(Project):
+    """Whether a project is as this package needs it."""
+
+    def clock_ahead_s(self) -> float:
+        """By how many seconds this machine's clock is ahead of the project's, to about a second."""
+
+        def call() -> float:
+            http = self._open().http
+            before = time.time()
+            answer = http.post(f"{self.url}/rest/v1/rpc/whoami", json={})
+            middle = (before + time.time()) / 2
+            return middle - parsedate_to_datetime(answer.headers["date"]).timestamp()
+
+        return self._patiently(call)
+
+    def storage_problem(self) -> str | None:
+        """What is wrong with storage: an object is written, read and removed in the organization's
+        folder, and must be refused in another one.
+        """
+        name = f"doctor:file-{os.urandom(6).hex()}"
+        own, foreign = f"{self.organization_id}/{name}", f"{uuid.uuid4()}/{name}"
+        try:
+            self._upload_probe(own)
+            content = self._patiently(lambda: self._probed().download(own))
+            self._patiently(lambda: self._probed().remove([own]))
+        except NotFoundError as error:
+            return f"no private bucket {BUCKET!r}: {error}"
+        except OpenWeightsError as error:
+            return str(error)
+        if content != _PROBE:
+            return "it does not give back what was stored"
+        try:
+            self._upload_probe(foreign)
+            self._patiently(lambda: self._probed().remove([foreign]))
+        except ConfigurationError:
+            return None
+        return "this key may write into the folders of other organizations"
+
+    def _upload_probe(self, path: str) -> None:
+        options = {"content-type": CONTENT_TYPE}
+        self._patiently(lambda: self._probed().upload(path, _PROBE, options))
+
+    def _probed(self) -> Any:
+        return self._open().client.storage.from_(BUCKET)

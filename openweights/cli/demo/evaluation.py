@@ -1,0 +1,172 @@
+"""Measures what a fine-tuned model has learnt, and how far it has moved from its base elsewhere.
+
+Everything is greedy and in float32, so that measuring again gives the same numbers.
+"""
+
+# pyright: basic
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openweights.jobs.unsloth.config.demonstrations import split_row, teacher_messages
+from openweights.models.template import Message
+
+LEDGER_LINE = re.compile(r"[A-Z][a-z]+: \d+ [a-z]+ [a-z]+\.")
+BATCH_ROWS = 32
+
+
+class Score(NamedTuple):
+    """Shares of answers: those that are a ledger line, and those that are the right one."""
+
+    format: float
+    correct: float
+
+
+class Question(NamedTuple):
+    """A row of a dataset: what is asked, and the demonstration that answers it."""
+
+    prompt: list[Message]
+    answer: str
+
+
+class BaseAnswer(NamedTuple):
+    """What the base model answers to a general prompt.
+
+    Attributes:
+        prompt_ids, answer_ids: Tokens.
+        logps: The base model's next-token log-probabilities over the answer; shape (C, V).
+    """
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    logps: Tensor
+
+
+def read_questions(path: Path, limit: int | None = None) -> list[Question]:
+    """The first `limit` rows of a `conversations` file."""
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [Question(*split_row(row)) for row in rows[:limit]]
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[list[Message]]:
+    """The first `limit` rows of a `conversations` file whose rows end with a user turn."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["messages"] for line in lines][:limit]
+
+
+def score(answers: Sequence[str], questions: Sequence[Question]) -> Score:
+    """How many answers have the format, and how many are the demonstration itself."""
+    pairs = list(zip((answer.strip() for answer in answers), questions, strict=True))
+    return Score(
+        format=sum(bool(LEDGER_LINE.fullmatch(answer)) for answer, _ in pairs) / len(pairs),
+        correct=sum(answer == question.answer for answer, question in pairs) / len(pairs),
+    )
+
+
+class ChatModel:
+    """A base model and its tokenizer, which answers with or without an adapter on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
+
+    @contextmanager
+    def adapted(self, adapter: Path) -> Iterator[None]:
+        """Answer with the LoRA adapter in `adapter` until the block ends."""
+        base = self.model
+        self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
+        try:
+            yield
+        finally:
+            self.model = self.model.unload()
+
+    def answers(self, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[str]:
+        """Greedy answers to conversations that end with a user turn."""
+        ids = self.answer_ids(prompts, max_new_tokens)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def answer_ids(self, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[list[int]]:
+        """As `answers`, in tokens, up to the end token and with it."""
+        found: list[list[int]] = []
+        for start in range(0, len(prompts), BATCH_ROWS):
+            texts = [self._render(prompt) for prompt in prompts[start : start + BATCH_ROWS]]
+            batch = self.tokenizer(
+                texts, return_tensors="pt", padding=True, add_special_tokens=False
+            )
+            output = self.model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+            found += [self._cut(row) for row in output[:, batch["input_ids"].shape[1] :].tolist()]
+        return found
+
+    def base_answers(
+        self, prompts: Sequence[list[Message]], max_new_tokens: int
+    ) -> list[BaseAnswer]:
+        """The answers of this model, with its distribution over each of their tokens."""
+        found: list[BaseAnswer] = []
+        for prompt, answer in zip(prompts, self.answer_ids(prompts, max_new_tokens), strict=True):
+            ids = self.tokenizer(self._render(prompt), add_special_tokens=False)["input_ids"]
+            found.append(BaseAnswer(ids, answer, self._logps(ids, answer)))
+        return found
+
+    def kl_from_base(self, answers: Sequence[BaseAnswer]) -> float:
+        """Mean KL(base || this model) per token of the base's answers, in nats."""
+        total, count = 0.0, 0
+        for answer in answers:
+            logps = self._logps(answer.prompt_ids, answer.answer_ids)
+            total += float((answer.logps.exp() * (answer.logps - logps)).sum())
+            count += len(answer.answer_ids)
+        return total / count
+
+    @torch.no_grad()
+    def _logps(self, prompt_ids: list[int], answer_ids: list[int]) -> Tensor:
+        ids = torch.tensor([prompt_ids + answer_ids])
+        logits = self.model(input_ids=ids, use_cache=False).logits[0]  # (T, V)
+        return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)  # (C, V)
+
+    def _render(self, prompt: list[Message]) -> str:
+        return self.tokenizer.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=True
+        )
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """Without what stands behind the first end token."""
+        given = self.model.generation_config.eos_token_id
+        ends = set(given if isinstance(given, list) else [given])
+        for index, token in enumerate(ids):
+            if token in ends:
+                return ids[: index + 1]
+        return ids
+
+
+def teacher_gate(
+    chat: ChatModel, questions: Sequence[Question], *, repeats: int, max_new_tokens: int
+) -> tuple[Score, Score]:
+    """The base model's score without and with the demonstration in its conversation.
+
+    Self-distillation can teach only what the second has and the first lacks.
+    """
+    shown = [
+        teacher_messages(question.prompt, question.answer, placement="turns", repeats=repeats)
+        for question in questions
+    ]
+    plain = [question.prompt for question in questions]
+    without, with_demonstration = (
+        score(chat.answers(prompts, max_new_tokens), questions) for prompts in (plain, shown)
+    )
+    return without, with_demonstration

@@ -1,0 +1,197 @@
+"""What can be rented now: the catalogue with the prices and the stock last heard of, and what is
+being left alone because it kept failing.
+
+Immutable: each answer of a provider makes a new `Market`, and the clock is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Literal
+
+from openweights.cluster.planning.catalogue import (
+    CATALOGUE,
+    MARGIN_GB,
+    Gpu,
+    Offer,
+    canonical_hardware,
+    known_hardware,
+)
+from openweights.cluster.planning.cooldown import Cooldowns, Key
+from openweights.cluster.planning.observation import PodCloud
+from openweights.gpu_names import gpu_key
+
+REFRESH_S = 900.0
+STALE_S = 1800.0
+"""An answer about stock says nothing any more after this long."""
+SPENDING_PAUSE_S = 300.0
+
+StockLevel = Literal["HIGH", "MEDIUM", "LOW", "NONE"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a provider says of one GPU type on one tier.
+
+    Attributes:
+        gpu_id: RunPod's name.
+        stock: No promise either way.
+        usd_per_hour: Price of one GPU; None when it was not told.
+    """
+
+    gpu_id: str
+    cloud: PodCloud
+    stock: StockLevel
+    usd_per_hour: float | None = None
+
+
+def _empty() -> Mapping[tuple[str, PodCloud], datetime]:
+    return MappingProxyType({})
+
+
+def _no_sizes() -> Mapping[str, int]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """What the manager keeps between two passes.
+
+    Attributes:
+        gpus: By key.
+        sold_out_at: When a GPU type was last listed as out of stock on a tier.
+        sizes_gb: Memory of one GPU as workers measured it, where that is less than the catalogue
+            lets expect.
+        capacity: No-capacity failures, by hardware and tier.
+        boots: Failures of pods that came, by hardware and tier, and by image.
+        paused_until: Nothing is started before: the account has reached its spending limit.
+        refreshed_at: Of prices and stock.
+    """
+
+    gpus: Mapping[str, Gpu] = field(default_factory=lambda: CATALOGUE)
+    sold_out_at: Mapping[tuple[str, PodCloud], datetime] = field(default_factory=_empty)
+    sizes_gb: Mapping[str, int] = field(default_factory=_no_sizes)
+    capacity: Cooldowns = field(default_factory=Cooldowns)
+    boots: Cooldowns = field(default_factory=Cooldowns)
+    paused_until: datetime | None = None
+    refreshed_at: datetime | None = None
+
+    # ---- what is known ---------------------------------------------------------------------------
+
+    def usable_gb(self, gpu: Gpu) -> int:
+        """Memory of one GPU that a job can surely use."""
+        sure = gpu.vram_gb - MARGIN_GB
+        return min(sure, self.sizes_gb.get(gpu.key, sure))
+
+    def is_sold_out(self, offer: Offer, now: datetime) -> bool:
+        """Whether the provider said so lately."""
+        said_at = self.sold_out_at.get((offer.gpu_key, offer.cloud))
+        return said_at is not None and now - said_at < timedelta(seconds=STALE_S)
+
+    def rests_until(self, offer: Offer, now: datetime) -> datetime | None:
+        """When the offer may be asked for again; None if it may be now."""
+        key = (offer.hardware_type, offer.cloud)
+        moments = [table.rests_until(key, now) for table in (self.capacity, self.boots)]
+        return max((moment for moment in moments if moment is not None), default=None)
+
+    def is_cooling(self, offer: Offer, now: datetime) -> bool:
+        """Whether the offer is to be left alone."""
+        return self.rests_until(offer, now) is not None
+
+    def image_rests_until(self, image: str, now: datetime) -> datetime | None:
+        """When pods with this image may be started again; None if they may be now."""
+        return self.boots.rests_until(_of_image(image), now)
+
+    def is_paused(self, now: datetime) -> bool:
+        """Whether the spending limit forbids every start."""
+        return self.paused_until is not None and now < self.paused_until
+
+    def needs_refresh(self, now: datetime) -> bool:
+        """Whether prices and stock are to be asked for again."""
+        refreshed_at = self.refreshed_at
+        return refreshed_at is None or now - refreshed_at >= timedelta(seconds=REFRESH_S)
+
+    # ---- what was learned ------------------------------------------------------------------------
+
+    def refused(self, offer: Offer, now: datetime) -> Market:
+        """There was no capacity for it."""
+        key = (offer.hardware_type, offer.cloud)
+        return replace(self, capacity=self.capacity.failed(key, now))
+
+    def started(self, offer: Offer) -> Market:
+        """There was capacity for it."""
+        return replace(self, capacity=self.capacity.succeeded((offer.hardware_type, offer.cloud)))
+
+    def boot_failed(
+        self, hardware_type: str, cloud: PodCloud | None, image: str, now: datetime
+    ) -> Market:
+        """A pod came, and no working worker with it. Whether hardware or image is to blame is not
+        known, so both are counted.
+        """
+        boots = self.boots.failed(_of_image(image), now)
+        if cloud is not None:
+            boots = boots.failed((canonical_hardware(hardware_type), cloud), now)
+        return replace(self, boots=boots)
+
+    def came_up(self, hardware_type: str, cloud: PodCloud | None, image: str) -> Market:
+        """A worker has run a job."""
+        boots = self.boots.succeeded(_of_image(image))
+        if cloud is not None:
+            boots = boots.succeeded((canonical_hardware(hardware_type), cloud))
+        return replace(self, boots=boots)
+
+    def spending_limit(self, now: datetime) -> Market:
+        """The account may not spend more. That says nothing about the hardware."""
+        return replace(self, paused_until=now + timedelta(seconds=SPENDING_PAUSE_S))
+
+    def restocked(self, listings: Iterable[Listing], now: datetime) -> Market:
+        """Take over prices and stock. GPU types that the catalogue does not have are ignored; those
+        that are not listed stay as they are.
+        """
+        gpus = dict(self.gpus)
+        sold_out = dict(self.sold_out_at)
+        for listing in listings:
+            key = gpu_key(listing.gpu_id)
+            if key is None or key not in gpus:
+                continue
+            if listing.usd_per_hour:  # a price of 0 is one that was not set
+                gpus[key] = _priced(gpus[key], listing.cloud, listing.usd_per_hour, now)
+            if listing.stock == "NONE":
+                sold_out[key, listing.cloud] = now
+            else:
+                sold_out.pop((key, listing.cloud), None)
+        return replace(
+            self,
+            gpus=MappingProxyType(gpus),
+            sold_out_at=MappingProxyType(sold_out),
+            refreshed_at=now,
+        )
+
+    def measured(self, hardware_type: str, vram_gb: int) -> Market:
+        """A worker of this hardware has said how much memory it has, in all.
+
+        Without this, a GPU that is smaller than expected would be rented again and again for a job
+        that its worker may not take. Half of what was expected, or less, is a broken machine and
+        says nothing about the others.
+        """
+        found = known_hardware(hardware_type)
+        gpu = None if found is None else self.gpus.get(found[1])
+        if found is None or gpu is None:
+            return self
+        size_gb = vram_gb // found[0]
+        if not gpu.vram_gb // 2 < size_gb < self.usable_gb(gpu):
+            return self
+        return replace(self, sizes_gb=MappingProxyType({**self.sizes_gb, gpu.key: size_gb}))
+
+
+def _of_image(image: str) -> Key:
+    return ("image", image)
+
+
+def _priced(gpu: Gpu, cloud: PodCloud, usd: float, now: datetime) -> Gpu:
+    if cloud == "SECURE":
+        return replace(gpu, secure_usd=usd, seen_on=now.date())
+    return replace(gpu, community_usd=usd, seen_on=now.date())

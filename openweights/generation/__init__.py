@@ -1,0 +1,1 @@
+"""Sampling from models: prompts and parameters in, completions out."""

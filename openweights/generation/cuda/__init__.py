@@ -1,0 +1,1 @@
+"""Our own engine for CUDA: a static cache and captured decode steps."""

@@ -1,0 +1,123 @@
+"""What `ow.logprob` and `ow.multiple_choice` share: a model, a dataset, and no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from openweights.client.job_kinds import Jobs
+from openweights.errors import ConfigError, NotFoundError, shown
+from openweights.jobs.unsloth.config.rows import numbered_rows
+from openweights.jobs.unsloth.validate import Count
+from openweights.models.names import ChatTemplate, ModelName, model_location
+
+
+class ScoringParams(BaseModel):
+    """What is scored.
+
+    Attributes:
+        model: Hugging Face id or folder of a model or an adapter, or the id of a fine-tuning job.
+        dataset: File id from `ow.files.upload`, or a local path.
+        batch_size: Rows in one forward.
+        chat_template: A Jinja template, or "default" for the tokenizer's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: ModelName
+    dataset: str
+    batch_size: Count = 8
+    chat_template: ChatTemplate = "default"
+
+
+class ScoringJobs(Jobs):
+    """A kind that scores a dataset with a model.
+
+    Attributes:
+        purpose: Of its datasets.
+        prefix: Of its ids.
+        kind: What the worker is told to do.
+    """
+
+    params: ClassVar[type[BaseModel]] = ScoringParams
+    requires_vram_gb: ClassVar[int] = 36
+    purpose: ClassVar[str]
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+
+    @property
+    def id_prefix(self) -> str:
+        """What the ids of its jobs begin with."""
+        return self.prefix
+
+    def check_row(self, row: dict[str, Any]) -> None:
+        """See that a row can be scored.
+
+        Raises:
+            ValueError: `field: what is wrong; what to do`.
+        """
+        raise NotImplementedError
+
+    def validate(self, params: dict[str, Any]) -> ScoringParams:
+        """The parameters, checked, with a local dataset uploaded and a model's folder in full.
+
+        Raises:
+            ConfigError: A line for each field that is wrong, and what would work.
+            DatasetError: The dataset has rows that cannot be used.
+        """
+        given = cast("ScoringParams", super().validate(params))
+        found = {"model": model_location(given.model)}
+        if Path(given.dataset).is_file():
+            found["dataset"] = self.ow.files.upload(given.dataset, self.purpose)["id"]
+        elif not given.dataset.startswith(f"{self.purpose}:"):
+            raise ConfigError(
+                f"dataset: {shown(given.dataset)} is neither a file id ({self.purpose}:file-…) nor "
+                f'a local file; give ow.files.upload(path, purpose="{self.purpose}")["id"]'
+            )
+        return given.model_copy(update=found)
+
+    def check(self, validated: BaseModel) -> None:
+        """See that the dataset and the model's job are there.
+
+        Raises:
+            ConfigError: One is not.
+        """
+        params = cast("ScoringParams", validated)
+        self._check_model(params.model)
+        try:
+            content = self.ow.backend.open_file(params.dataset)
+        except NotFoundError:
+            raise ConfigError(
+                f"dataset: the store has no file {params.dataset}; upload it with "
+                "ow.files.upload(path, purpose=…)"
+            ) from None
+        with content:
+            for number, row in numbered_rows(content):
+                try:
+                    self.check_row(row)
+                except ValueError as error:
+                    raise ConfigError(f"dataset:{number}: {error}") from None
+
+    def _check_model(self, model: str) -> None:
+        if not is_job_id(model):
+            return
+        try:
+            status = self.ow.jobs.retrieve(model).status
+        except NotFoundError:
+            raise ConfigError(f"model: the store has no job {model}; correct the id") from None
+        if status != "completed":
+            raise ConfigError(
+                f"model: the job {model} is {status}, so there is no adapter; wait until it has "
+                "completed"
+            )
+
+    def get_entrypoint(self, validated_params: BaseModel) -> str:
+        """See `Jobs`."""
+        return f"python -m openweights.jobs.unsloth.tracking.scoring_job {self.kind} {{job_id}}"
+
+
+def is_job_id(model: str) -> bool:
+    """Whether a model is given as the fine-tuning job that made it."""
+    return model.startswith(("ftjob-", "sftjob-")) and not Path(model).exists()

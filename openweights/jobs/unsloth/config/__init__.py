@@ -1,0 +1,1 @@
+"""A job's fields and rows, checked before it costs anything: no torch here."""

@@ -1,0 +1,95 @@
+"""What student and teacher of self-distillation read.
+
+The student sees the prompt x, the teacher x and a demonstration c (trl calls it privileged
+context). Pure functions over messages, without torch: the client checks rows with them before a job
+is submitted, the trainer renders what they return.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from openweights.models.template import Message, flat_text
+
+Placement = Literal["template", "turns"]
+
+# The two fields of a template. All other text stays as it is, braces too, as in JSON or LaTeX.
+_FIELD = re.compile(r"\{(demonstration|prompt)\}")
+
+# After the paper's template (section 3): the prompt, the demonstration as an example of an answer,
+# and the request for an answer of one's own with the thinking that leads to it.
+DEMONSTRATION_TEMPLATE = """{prompt}
+
+One good response to the above, as an example:
+{demonstration}
+
+Now respond to it yourself, in your own words and with your own thinking process."""
+
+
+def split_row(row: Mapping[str, Any]) -> tuple[list[Message], str]:
+    """The prompt's messages and the demonstration of a `conversations` row.
+
+    The demonstration is the row's `demonstration`, else its last assistant message. A final
+    assistant message is never part of the prompt.
+
+    Raises:
+        ValueError: The row has no messages, no demonstration, or a prompt that does not end with a
+            user turn.
+    """
+    if "messages" not in row:
+        raise ValueError(
+            "field 'messages': missing; loss='sdft' needs conversations, not plain text"
+        )
+    messages = [{"role": m["role"], "content": flat_text(m["content"])} for m in row["messages"]]
+    demonstration = row.get("demonstration")
+    if messages and messages[-1]["role"] == "assistant":
+        last = messages.pop()
+        demonstration = demonstration or last["content"]
+    if not demonstration:
+        raise ValueError(
+            "field 'demonstration': missing, and the last message is not from the assistant; "
+            "add an answer as last message or in 'demonstration'"
+        )
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError(
+            "field 'messages': the turn before the answer must be from the user, so that the "
+            "student has a prompt to answer"
+        )
+    return messages, demonstration
+
+
+def teacher_messages(
+    prompt: Sequence[Message],
+    demonstration: str,
+    *,
+    template: str | None = None,
+    placement: Placement = "template",
+    repeats: int = 1,
+) -> list[Message]:
+    """What the teacher reads: `prompt` with the demonstration in it; system turn and history stay.
+
+    Args:
+        prompt: Messages that end with a user turn.
+        template: Holds `{demonstration}` and may hold `{prompt}`, else the last user turn is put
+            before it; becomes the last user turn. Other braces are text. None for the built-in one.
+        placement: "turns" instead inserts the last user turn and the demonstration as its answer,
+            `repeats` times, before the last user turn. Small models need that to learn from it in
+            context.
+    """
+    *history, question = prompt
+    if placement == "turns":
+        shown: list[Message] = [question, {"role": "assistant", "content": demonstration}]
+        return [*history, *shown * repeats, question]
+    text = template or DEMONSTRATION_TEMPLATE
+    if "prompt" not in template_fields(text):
+        text = "{prompt}\n\n" + text
+    values = {"prompt": question["content"], "demonstration": demonstration}
+    filled = _FIELD.sub(lambda field: values[field[1]], text)
+    return [*history, {"role": "user", "content": filled}]
+
+
+def template_fields(template: str) -> set[str]:
+    """Those of `demonstration` and `prompt` that the template fills in."""
+    return set(_FIELD.findall(template))

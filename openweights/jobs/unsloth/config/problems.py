@@ -1,0 +1,189 @@
+"""Which fields of a `TrainingConfig` belong to which loss, and what can be wrong between them.
+
+Those of grpo are in `grpo_fields.py`.
+
+Each function yields (field, what is wrong; what to do). Client-side: no torch here.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openweights.errors import shown
+
+if TYPE_CHECKING:
+    from openweights.jobs.unsloth.validate import TrainingConfig
+
+Problems = Iterator[tuple[str, str]]
+
+# Fields that only some losses read; all others count for every loss. `sdft_*` belongs to sdft, and
+# `grpo_*` to grpo.
+FIELD_LOSSES: dict[str, tuple[str, ...]] = {
+    "beta": ("dpo", "orpo", "grpo"),
+    "holdout_fraction": ("sft", "dpo", "orpo"),
+    "packing": ("sft",),
+    "train_on_responses_only": ("sft",),
+}
+# What to do when a field of another loss was given; sdft_* and the rest have general words.
+FIELD_REMEDIES = {
+    ("packing", "sdft"): "remove it: sdft trains on the student's own completions, one by one",
+    ("train_on_responses_only", "sdft"): "remove it: sdft always trains on completions only",
+}
+# Keys of events, one of which the name of a set of log-probabilities becomes.
+EVENT_KEYS = ("type", "step", "tag", "path", "file", "loss", "error")
+
+
+def field_losses(field: str, loss: str) -> tuple[str, ...]:
+    """Losses that read `field`; with `loss` itself when every loss does."""
+    if field.startswith("sdft_"):
+        return ("sdft",)
+    if field.startswith("grpo_"):
+        return ("grpo",)
+    return FIELD_LOSSES.get(field, (loss,))
+
+
+def foreign_field_problems(config: TrainingConfig) -> Problems:
+    """Fields that were given and belong to another loss."""
+    for field in sorted(config.model_fields_set):
+        losses = field_losses(field, config.loss)
+        if config.loss not in losses:
+            owner = " or ".join(f"loss={name!r}" for name in losses)
+            remedy = FIELD_REMEDIES.get((field, config.loss), f"remove it, or choose {owner}")
+            yield field, f"belongs to {owner}, not to loss={config.loss!r}; {remedy}"
+
+
+def file_problems(config: TrainingConfig) -> Problems:
+    """Files that are neither here nor ids of the right purpose."""
+    for field, (file, purpose) in config.dataset_files().items():
+        if not file.startswith(f"{purpose}:") and not Path(file).is_file():
+            yield field, _file_problem(file, purpose, config.loss)
+
+
+def _file_problem(value: str, purpose: str, loss: str) -> str:
+    upload = f'ow.files.upload(path, purpose="{purpose}")["id"]'
+    if ":file-" in value:
+        had = shown(value.split(":", 1)[0])
+        return (
+            f"has the purpose {had}, but loss={loss!r} reads {purpose!r}; upload it with {upload}"
+        )
+    return f"{shown(value)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
+
+
+def tag_problems(config: TrainingConfig) -> Problems:
+    """Tags name the files of a callback, so equal ones would overwrite each other's."""
+    named: dict[str, list[tuple[str, str]]] = {
+        field: [(f"{field}[{i}].tag", c.tag) for i, c in enumerate(getattr(config, field) or [])]
+        for field in ("sampling_callbacks", "mcq_callbacks")
+    }
+    names = list(config.logp_callback_datasets)
+    named["logp_callback_datasets"] = [(f"logp_callback_datasets[{n!r}]", n) for n in names]
+    for entries in named.values():
+        files = [tag.replace("/", "_") for _, tag in entries]
+        for index, (field, _) in enumerate(entries):
+            if files[index] in files[:index]:
+                said = shown(files[index])
+                yield field, f"{said} is the tag of an earlier one, too; give each a tag of its own"
+    for field, name in named["logp_callback_datasets"]:
+        if name in EVENT_KEYS:
+            yield field, f"{name!r} has a meaning of its own in events; choose another name"
+
+
+def hub_problems(config: TrainingConfig) -> Problems:
+    """A name of the result that the hub would refuse, or that nothing fills in."""
+    field, extra = "finetuned_model_id", config.model_naming_extra_parameters or {}
+    try:
+        names = _placeholders(config.finetuned_model_id)
+    except ValueError as error:
+        yield field, str(error)
+        return
+    if unknown := sorted(names - {"org_id", "model_name", "job_id", *extra}):
+        yield (
+            field,
+            f"holds {{{unknown[0]}}}, which nothing fills in; use org_id, model_name, job_id or a "
+            "name of model_naming_extra_parameters",
+        )
+    org, _, name = config.finetuned_model_id.partition("/")
+    if not org.strip() or not name.strip() or "/" in name:
+        yield field, f"{shown(config.finetuned_model_id)} must be org/name; give both parts"
+    elif org in ("datasets", "models", "unsloth", "None"):
+        yield field, f"{org!r} is no organization of yours; begin with your own, or with {{org_id}}"
+
+
+def _placeholders(template: str) -> set[str]:
+    """Names in braces; a name with a format or a conversion counts as a name of its own."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"has a stray brace ({error}); write {{{{ and }}}} for braces") from None
+    return {
+        name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+        for _, name, spec, conversion in parts
+        if name is not None
+    }
+
+
+def test_set_problems(config: TrainingConfig) -> Problems:
+    """When to evaluate, and on what."""
+    steps, strategy = config.test_file_eval_steps, config.test_file_eval_strategy
+    if config.holdout_fraction is not None and config.test_file is not None:
+        yield "holdout_fraction", "stands beside test_file; remove one of the two"
+    if steps is not None and strategy != "steps":
+        yield "test_file_eval_steps", "only counts with test_file_eval_strategy='steps'; set that"
+    if strategy == "steps" and steps is None:
+        yield (
+            "test_file_eval_strategy",
+            "'steps' needs test_file_eval_steps; give a number of steps",
+        )
+    if strategy == "steps" and not config.has_test_set:
+        yield (
+            "test_file_eval_strategy",
+            "'steps' has no test_file to evaluate; give test_file, or remove it",
+        )
+    if steps is not None and steps > 1 and steps != int(steps):
+        yield (
+            "test_file_eval_steps",
+            f"is {steps}; give a whole number of steps, or a share of all below 1",
+        )
+
+
+def preference_problems(config: TrainingConfig) -> Problems:
+    """What dpo and orpo cannot do."""
+    if config.loss in ("dpo", "orpo") and config.beta == 0:
+        yield "beta", f"must be greater than 0 for loss={config.loss!r}; give some, such as 0.1"
+    if config.loss == "dpo" and config.lora_bias != "none":
+        yield (
+            "lora_bias",
+            "'all' trains the base model's own biases, so that nothing would be left to compare "
+            "with; remove it for loss='dpo'",
+        )
+
+
+def sdft_problems(config: TrainingConfig) -> Problems:
+    """What sdft cannot do."""
+    if config.loss != "sdft":
+        return
+    if config.sdft_demo_repeats != 1 and config.sdft_demo_placement != "turns":
+        yield (
+            "sdft_demo_repeats",
+            "only counts with sdft_demo_placement='turns'; set that, or remove it",
+        )
+    if config.sdft_demo_template is not None and config.sdft_demo_placement == "turns":
+        yield (
+            "sdft_demo_template",
+            "is not used with sdft_demo_placement='turns'; remove one of the two",
+        )
+    if config.sdft_max_new_tokens >= config.max_seq_length:
+        yield (
+            "sdft_max_new_tokens",
+            f"is {config.sdft_max_new_tokens}, which leaves no room for a prompt within "
+            f"max_seq_length={config.max_seq_length}; lower it, or raise max_seq_length",
+        )
+    if config.sdft_skip_tokens >= config.sdft_max_new_tokens:
+        yield (
+            "sdft_skip_tokens",
+            f"is {config.sdft_skip_tokens} of at most {config.sdft_max_new_tokens} tokens, so "
+            "nothing would be learned; lower it",
+        )

@@ -1,0 +1,1 @@
+"""What GRPO is made of: rows, rewards at work, advantages, the trainer."""

@@ -1,0 +1,1 @@
+"""Fused operations of training, each with a slow oracle in its tests."""

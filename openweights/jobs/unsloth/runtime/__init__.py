@@ -1,0 +1,1 @@
+"""How a run lives: its processes, its log, its events, its checkpoints."""

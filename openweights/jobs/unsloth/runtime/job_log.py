@@ -1,0 +1,63 @@
+"""What a job says in its log: its own lines, and what ended it in one of them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from openweights.errors import OpenWeightsError
+from openweights.jobs.unsloth.runtime.launcher import rank
+
+logger = logging.getLogger(__name__)
+
+
+def exit_status(act: Callable[[], int], failure: str) -> int:
+    """What `act` returns, or 1 when it fails: why is the last line of the log.
+
+    Args:
+        failure: What is said above the traceback of an error that is not ours.
+    """
+    try:
+        return act()
+    except OpenWeightsError as error:
+        logger.debug("why", exc_info=True)
+        logger.error("%s", error)
+    except Exception as error:  # noqa: BLE001 - the end of the process: told in full, then in one line
+        logger.exception("%s", failure)
+        logger.error("%s", one_line(error))
+    return 1
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, and, where it is known, what to do."""
+    text = " ".join(str(error).split())
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or "No space left" in text or "failed writing file" in text:
+        return "the disk is full; free some space, or raise save_steps"
+    if "out of memory" in text.lower():
+        return (
+            "the GPU's memory is full; lower per_device_train_batch_size or max_seq_length, use "
+            "load_in_4bit=True, or ask for more with requires_vram_gb"
+        )
+    return f"{type(error).__name__}: {text[:500]}"
+
+
+def set_up_logging() -> None:
+    """Our lines on standard error, of several ranks those of the first, and errors.
+
+    No progress bars: they would fill the log with fragments.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.basicConfig(
+        level=logging.ERROR if rank() else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    # The last warns of two callbacks of one class, as two sets of samples are.
+    transformers = ("transformers.trainer_utils", "transformers.trainer_callback")
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock", *transformers):
+        logging.getLogger(noisy).setLevel(logging.ERROR)

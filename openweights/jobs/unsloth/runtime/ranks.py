@@ -1,0 +1,104 @@
+"""Several processes, one for each GPU (`launcher.py`): what they tell each other.
+
+Every rank samples and scores its own rows. Gradients, the number of sequences in a step and what is
+logged are summed over all of them, so a step equals that of one process with all rows, to rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from openweights.jobs.unsloth.runtime.reporting import Reporter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+GLOO_REST_S = 0.5  # for threads that have nothing left to do but to end
+
+
+def sum_over_ranks(value: Any, accelerator: Accelerator) -> Any:
+    """Numbers, or nested lists of them, summed over all ranks in float64; in the shape given."""
+    if accelerator.num_processes == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 1
+    return torch.distributed.get_world_size()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is set on some rank; every rank must ask."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(tensor)
+    return bool(tensor)
+
+
+def leave() -> None:
+    """End the process group in good order: threads of its own that are left when Python ends may
+    abort the process.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if torch.distributed.get_backend() == "gloo":
+            # Its threads need Python to let go of the last message, and are then waited for by a
+            # main thread that keeps Python to itself: both would wait for ever.
+            time.sleep(GLOO_REST_S)
+        torch.distributed.destroy_process_group()
+
+
+def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
+    """Mean over ranks of every trainable parameter's gradient, in one message for each type."""
+    if accelerator.num_processes == 1:
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for dtype in {p.dtype for p in parameters}:
+        gradients = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= accelerator.num_processes
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+class FollowerReporter:
+    """The reporter of every rank but the first: reads what the run needs, writes nothing."""
+
+    def __init__(self, leader: Reporter, number: int) -> None:
+        self._leader = leader
+        self._folder = f"rank-{number}"
+        self.job_id = leader.job_id
+
+    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
+        """Nothing: the first rank says it."""
+
+    def fetch(self, file: str, target: Path) -> Path:
+        """See `Reporter`; a copy of its own, since ranks share a folder."""
+        return self._leader.fetch(file, target.parent / self._folder / target.name)
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """Nothing: the first rank does."""
+
+    def newest_checkpoint(self, target: Path) -> Path | None:
+        """See `Reporter`; a copy of its own."""
+        return self._leader.newest_checkpoint(target / self._folder)
+
+    def close(self, *, completed: bool) -> None:
+        """Nothing."""

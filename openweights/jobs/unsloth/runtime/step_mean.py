@@ -1,0 +1,140 @@
+"""Trainers whose loss is an exact mean over an optimizer step.
+
+A batch has `item_counts`: how many items each of its rows holds, such as pairs, or tokens by their
+weight. The loss is the sum over the items of all micro-batches and ranks, divided by their number,
+so that how a step is split into micro-batches and ranks changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import SFTTrainer
+
+from openweights.jobs.unsloth.runtime.ranks import average_gradients, sum_over_ranks
+
+
+@dataclass(frozen=True, slots=True)
+class SummedLoss:
+    """The loss of a batch.
+
+    Attributes:
+        total: Its sum over the items.
+        metrics: Further sums over the items by name, to be logged as means.
+    """
+
+    total: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+LossFunction = Callable[[Any, Mapping[str, Tensor]], SummedLoss]
+
+
+class ExactMeanTrainer(SFTTrainer):
+    """`SFTTrainer` whose loss is a part of the step's mean, and whose logs hold means, too.
+
+    Args:
+        **kwargs: Of `SFTTrainer`.
+    """
+
+    def __init__(self, model: nn.Module, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)  # type: ignore[arg-type]
+        self._network = model
+        # By name; what an evaluation recorded begins with "eval_".
+        self._sums: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+
+    def _share(self, loss: Tensor) -> Tensor:
+        """The loss to return for a micro-batch's part of the step's mean over all ranks."""
+        # Gradients are averaged over ranks, and each rank holds its share of the sum.
+        loss = loss * self.accelerator.num_processes
+        if not self.model_accepts_loss_kwargs:
+            # The Trainer divides by the number of micro-batches then; the mean has done so.
+            loss = loss * self.current_gradient_accumulation_steps
+        return loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """A micro-batch.
+
+        The loss does not pass through DDP's forward, so the last one of a step averages the
+        gradients over the ranks here.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            average_gradients(self._network, self.accelerator)
+        return loss
+
+    def _record(self, name: str, amount: float, weight: float) -> None:
+        total, total_weight = self._sums[name]
+        self._sums[name] = (total + amount, total_weight + weight)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the weighted means of what was recorded since the last log."""
+        kind = "eval_" if "eval_loss" in logs else ""
+        names = [name for name in self._sums if name.startswith("eval_") == bool(kind)]
+        if names and f"{kind}loss" in logs:
+            totals = sum_over_ranks([self._sums.pop(name) for name in names], self.accelerator)
+            for name, (total, weight) in zip(names, totals, strict=True):
+                logs[name] = total / (weight or 1.0)
+        super().log(logs, start_time)
+
+
+class StepMeanTrainer(ExactMeanTrainer):
+    """`SFTTrainer` with a loss of its own.
+
+    Args:
+        summed_loss: The loss of a batch, from the unwrapped model and the batch.
+        **kwargs: Of `SFTTrainer`; the collator's batches have `item_counts`.
+    """
+
+    def __init__(self, model: nn.Module, *, summed_loss: LossFunction, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self._summed_loss = summed_loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of an optimizer step, and how many items they have over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = sum(float(batch["item_counts"].sum()) for batch in batches)
+        return batches, sum_over_ranks(count, self.accelerator)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: float | None = None,
+    ) -> Any:
+        """The batch's part of the step's mean; its own mean in an evaluation."""
+        with self.accelerator.autocast():
+            summed = self._summed_loss(self._network, inputs)
+        items = float(inputs["item_counts"].sum())
+        for name, value in summed.metrics.items():
+            self._record(name if self._network.training else f"eval_{name}", value, items)
+        # Where no item counts, as when all weights are 0, the sum is 0, and so is the mean.
+        if num_items_in_batch is None:
+            # The Trainer would weigh batches by their rows.
+            self._record("eval_loss", float(summed.total), items)
+            loss = summed.total / (items or 1.0)
+        else:
+            loss = self._share(summed.total / (num_items_in_batch or 1.0))
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a test batch; there is nothing else to predict."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            return self.compute_loss(model, inputs).detach(), None, None

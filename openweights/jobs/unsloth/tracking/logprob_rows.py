@@ -1,0 +1,197 @@
+"""Conversations whose log-probabilities are followed: what is scored of them, and what is written.
+
+Two formats. Where all messages are plain texts a result is the conversation with `tokens`,
+`token_ids`, `logprobs` (null for the first, which nothing predicts) and `is_answer`, a value for
+each token. Where messages have blocks, each block gets its `tokens` and `logprobs`. Weights of
+blocks do not count here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from openweights.jobs.unsloth.config.rows import Row, named_row, plain_messages
+from openweights.jobs.unsloth.data import (
+    Encoded,
+    block_spans,
+    encode_pieces,
+    encode_row,
+    pieces_of_tokens,
+)
+from openweights.models.log_probs import all_log_probs
+from openweights.models.template import assistant_messages, rendered_spans
+from openweights.models.tokens import IGNORED
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """A conversation, ready to be scored.
+
+    Attributes:
+        encoded: Its tokens, with labels where the assistant speaks.
+        blocks: Message and block -> positions of the block's tokens.
+    """
+
+    row: Row
+    encoded: Encoded
+    blocks: dict[tuple[int, int], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """What a model says of a set of conversations.
+
+    Attributes:
+        loss: Mean of -log p over the answers' tokens.
+        rows: The results, a row for each conversation.
+        blocks: Of each tagged block `row`, `message`, `block`, `tag`, `text` and `logprobs`.
+        blockwise: Whether some message has blocks.
+    """
+
+    loss: float
+    rows: list[dict[str, Any]]
+    blocks: list[dict[str, Any]]
+    blockwise: bool
+
+
+def scored_rows(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    ends: Sequence[int],
+    responses_only: bool = True,
+    limit: int | None = None,
+    name: str = "dataset",
+) -> list[ScoredRow]:
+    """Render and tokenise conversations.
+
+    Args:
+        ends: Ids of the end tokens (`model.eos_token_ids`).
+        responses_only: Whether the assistant's words alone count as the answer.
+        limit: Longest row in tokens; what is longer loses its end, which is told in the log.
+        name: What the rows are called in messages.
+
+    Raises:
+        DatasetError: A row cannot be used.
+    """
+    texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in ends]
+    found: list[ScoredRow] = []
+    cut = 0
+    for number, row in enumerate(rows, start=1):
+        with named_row(name, number):
+            scored = _encoded(row, tokenizer, texts, responses_only)
+        if limit is not None and len(scored.encoded.input_ids) > limit:
+            cut += 1
+            del scored.encoded.input_ids[limit:], scored.encoded.labels[limit:]
+        found.append(scored)
+    if cut:
+        logger.warning("%s: %d rows are longer than %d tokens and lost their end", name, cut, limit)
+    return found
+
+
+def _encoded(
+    row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], responses_only: bool
+) -> ScoredRow:
+    if "messages" not in row:
+        encoded = encode_row(row, tokenizer, responses_only=responses_only, ends=ends)
+        return ScoredRow(row, encoded, {})
+    messages, contents = plain_messages(row), [m["content"] for m in row["messages"]]
+    said = assistant_messages(messages)
+    with_blocks = [index for index, content in enumerate(contents) if not isinstance(content, str)]
+    text, spans = rendered_spans(messages, {*said, *with_blocks}, tokenizer, ends)
+    answers = [(span.start, span.end, 1.0) for span in spans if span.message in said]
+    encoded = encode_pieces(text, answers if responses_only else [(0, len(text), 1.0)], tokenizer)
+    blocks = {
+        (span.message, number): place
+        for span in spans
+        if span.message in with_blocks
+        for number, place in enumerate(block_spans(span, contents[span.message]))
+    }
+    positions: dict[tuple[int, int], list[int]] = {key: [] for key in blocks}
+    keys = list(blocks)
+    for token, at in enumerate(pieces_of_tokens(encoded.offsets, list(blocks.values()))):
+        if at is not None and token > 0:
+            positions[keys[at]].append(token)
+    return ScoredRow(row, encoded, positions)
+
+
+def score_rows(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[ScoredRow],
+    *,
+    batch_size: int,
+) -> LogProbs:
+    """Log-probabilities of the rows' tokens under the model's current weights."""
+    total, count = 0.0, 0
+    results: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
+    blockwise = any(row.blocks for row in rows)
+    ids = [row.encoded.input_ids for row in rows]
+    pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    scores = all_log_probs(model, ids, pad, batch_size=batch_size)
+    for number, (row, values) in enumerate(zip(rows, scores, strict=True)):
+        answer = [label != IGNORED for label in row.encoded.labels]
+        total -= sum(value for value, wanted in zip(values, answer[1:], strict=True) if wanted)
+        count += sum(answer)
+        if blockwise:
+            results.append(_blockwise_result(row, values, tokenizer))
+            blocks += [{"row": number, **block} for block in _tagged_blocks(row, values)]
+        else:
+            results.append(_result(row, values, answer, tokenizer))
+    return LogProbs(total / count if count else 0.0, results, blocks, blockwise)
+
+
+def _result(
+    row: ScoredRow, values: list[float], answer: list[bool], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    ids = row.encoded.input_ids
+    return {
+        **row.row,
+        "token_ids": ids,
+        "tokens": [tokenizer.decode([token]) for token in ids],
+        "logprobs": [None, *values],
+        "is_answer": answer,
+    }
+
+
+def _blockwise_result(
+    row: ScoredRow, values: list[float], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """The row, its blocks with `tokens` and `logprobs`."""
+    if not row.blocks:
+        return dict(row.row)
+    ids = row.encoded.input_ids
+    messages = [
+        {**m, "content": m["content"] if isinstance(m["content"], str) else list(m["content"])}
+        for m in row.row["messages"]
+    ]
+    for (message, block), positions in row.blocks.items():
+        inside = [position for position in positions if position < len(ids)]
+        messages[message]["content"][block] = {
+            **messages[message]["content"][block],
+            "tokens": [tokenizer.decode([ids[position]]) for position in inside],
+            "logprobs": [values[position - 1] for position in inside],
+        }
+    return {**row.row, "messages": messages}
+
+
+def _tagged_blocks(row: ScoredRow, values: list[float]) -> Iterator[dict[str, Any]]:
+    for (message, block), positions in row.blocks.items():
+        content = row.row["messages"][message]["content"][block]
+        if content.get("tag") is not None:
+            yield {
+                "message": message,
+                "block": block,
+                "tag": content["tag"],
+                "text": content["text"],
+                "logprobs": [values[p - 1] for p in positions if p <= len(values)],
+            }

@@ -1,0 +1,77 @@
+"""Completions sampled while the model trains, as files of the run.
+
+Each is an event `{type: "samples", step, tag, path, file}`; a job's download delivers the file as
+`samples/<tag>-<step>.jsonl`. The training is left untouched: random states and the model's mode are
+put back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from openweights.generation.engine import derived_seed
+from openweights.generation.params import SamplingParams
+from openweights.generation.transformers_engine import TransformersRollout
+from openweights.jobs.unsloth.config.rows import plain_messages
+from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
+from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
+from openweights.jobs.unsloth.validate import SamplingCallback
+from openweights.models.template import prompt_token_ids
+from openweights.models.tokens import eos_token_ids
+
+logger = logging.getLogger(__name__)
+
+
+class Sampler(ScheduledCallback):
+    """Answers the prompts of a dataset before training, on its schedule, and at the end."""
+
+    def __init__(
+        self,
+        settings: SamplingCallback,
+        rows: Sequence[dict[str, Any]],
+        tokenizer: PreTrainedTokenizerBase,
+        reporter: Reporter,
+        *,
+        seed: int,
+    ) -> None:
+        super().__init__(settings.eval_steps)
+        self._settings = settings
+        self._rows = [{**row, "messages": _prompt(row)} for row in rows]
+        self._tokenizer = tokenizer
+        self._reporter = reporter
+        self._seed = seed
+
+    def measure(self, model: Any, step: int) -> None:
+        """See `ScheduledCallback`."""
+        size, completions = self._settings.batch_size, []
+        prompts = [prompt_token_ids(self._tokenizer, row["messages"]) for row in self._rows]
+        engine = TransformersRollout(model, int(self._tokenizer.pad_token_id))  # type: ignore[arg-type]
+        params = SamplingParams(
+            max_new_tokens=self._settings.max_tokens,
+            temperature=self._settings.temperature,
+            top_p=1.0,
+            eos_token_ids=tuple(eos_token_ids(model, self._tokenizer)),
+        )
+        for start in range(0, len(prompts), size):
+            # Each batch its own: equal prompts in two batches are to be answered twice.
+            seed = derived_seed(self._seed, step, start)
+            rollout = engine.generate(prompts[start : start + size], params, seed=seed)
+            completions += self._tokenizer.batch_decode(
+                rollout.completions, skip_special_tokens=True
+            )
+        rows = [
+            {**row, "completion": completion}
+            for row, completion in zip(self._rows, completions, strict=True)
+        ]
+        event = {"type": "samples", "step": step, "tag": self._settings.tag}
+        log_rows(self._reporter, event, rows, folder="samples")
+        logger.info("step %d: %d samples (%s)", step, len(completions), self._settings.tag)
+
+
+def _prompt(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    messages = plain_messages(row)
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages

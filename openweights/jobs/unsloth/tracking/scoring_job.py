@@ -1,0 +1,129 @@
+"""Worker side of the jobs that score a dataset with a model and train nothing:
+`python -m openweights.jobs.unsloth.tracking.scoring_job logprob|multiple_choice JOB_ID`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openweights.client.questions import parse_question
+from openweights.errors import ConfigError
+from openweights.jobs.scoring import ScoringParams, is_job_id
+from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter, write_rows
+
+if TYPE_CHECKING:
+    from openweights import OpenWeights
+
+logger = logging.getLogger(__name__)
+
+UPLOADS = Path("uploads")
+ADAPTER = "adapter/"  # where a fine-tuning job leaves it
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A job that is ready to score.
+
+    Attributes:
+        rows: Of the dataset.
+    """
+
+    params: ScoringParams
+    model: Any
+    tokenizer: Any
+    rows: list[dict[str, Any]]
+    reporter: Reporter
+
+    def log_result(
+        self, event: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: str
+    ) -> None:
+        """Log an event with the rows as a file of that name."""
+        path = write_rows(rows, Path(name))
+        self.reporter.log({**event, "path": name}, file=path)
+        logger.info("done: %s", json.dumps(event))
+
+
+def score_log_probs(job: Scoring) -> None:
+    """Score the conversations and log the result."""
+    from openweights.jobs.unsloth.tracking.logprob_rows import score_rows, scored_rows
+    from openweights.models.tokens import eos_token_ids
+
+    ends = eos_token_ids(job.model, job.tokenizer)
+    longest = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
+    rows = scored_rows(job.rows, job.tokenizer, ends=ends, limit=longest)
+    found = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
+    kind = "logprobs_blockwise" if found.blockwise else "logprobs"
+    job.log_result({"type": kind, "loss": found.loss}, found.rows, "logprobs.jsonl")
+    for block in found.blocks:
+        job.reporter.log({"type": "logprob_block", "source": job.params.dataset, **block})
+
+
+def put_questions(job: Scoring) -> None:
+    """Put the questions to the model and log the result."""
+    from openweights.jobs.unsloth.tracking.multiple_choice import ask
+
+    questions = [parse_question(row) for row in job.rows]
+    answers = ask(job.model, job.tokenizer, questions, batch_size=job.params.batch_size)
+    event = {"type": "multiple_choice", **answers.summary()}
+    job.log_result(event, answers.rows, "multiple_choice.jsonl")
+
+
+KINDS = {"logprob": score_log_probs, "multiple_choice": put_questions}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Load what a job needs, and score; the exit status tells whether it went well."""
+    set_up_logging()
+    if len(arguments) != 2 or arguments[0] not in KINDS:  # noqa: PLR2004 - kind and job
+        kinds = "|".join(KINDS)
+        logger.error(
+            "usage: python -m openweights.jobs.unsloth.tracking.scoring_job %s JOB_ID", kinds
+        )
+        return 2
+    return exit_status(lambda: _run(arguments[1], KINDS[arguments[0]]), "scoring failed")
+
+
+def _run(job_id: str, act: Callable[[Scoring], None]) -> int:
+    from openweights import OpenWeights
+    from openweights.jobs.unsloth.runtime.record import environment, file_hash
+    from openweights.models.load import load_trained
+
+    ow = OpenWeights()
+    params = ScoringParams(**ow.jobs.retrieve(job_id).params["validated_params"])
+    reporter = StoreReporter(ow, ow.run)
+    data = reporter.fetch(params.dataset, Path("data") / "dataset.jsonl")
+    record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
+    reporter.log({"type": "reproducibility", "record": record})
+    location = _adapter_of(ow, params.model) if is_job_id(params.model) else params.model
+    model, tokenizer = load_trained(location, chat_template=params.chat_template)
+    act(Scoring(params, model, tokenizer, read_rows(data), reporter))
+    reporter.close(completed=True)
+    return 0
+
+
+def _adapter_of(ow: OpenWeights, job_id: str) -> str:
+    """A folder with the adapter that a fine-tuning job has made.
+
+    Raises:
+        ConfigError: It has made none.
+    """
+    folder = Path("model")
+    for event in ow.jobs.retrieve(job_id).runs[-1].events:
+        path = str(event.data.get("path", ""))
+        if path.startswith(ADAPTER) and "/" not in path.removeprefix(ADAPTER):
+            ow.files.download(event.data["file"], folder / path.removeprefix(ADAPTER))
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"model: the job {job_id} has left no adapter; choose another")
+    return str(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""The forward pass by its parts: decoder, hidden states that count, output head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def scored_hidden(base: Any, inputs: dict[str, Tensor], prefix: str) -> Tensor:
+    """Last hidden states at the scored positions, packed in row order; shape (N, H)."""
+    hidden = base.get_decoder()(
+        input_ids=inputs[f"{prefix}input_ids"],
+        attention_mask=inputs[f"{prefix}attention_mask"],
+        use_cache=False,
+    ).last_hidden_state  # (B, T, H)
+    return hidden[inputs[f"{prefix}loss_mask"]]
+
+
+def frozen_head(base: Any) -> Head | None:
+    """The output head; None when it is trained, so that student and teacher differ in it."""
+    module = base.get_output_embeddings()
+    if type(module) is not nn.Linear or any(p.requires_grad for p in module.parameters()):
+        return None
+    return Head(module.weight, module.bias, *_logit_transform(base))
+
+
+def output_logits(base: Any, hidden: Tensor) -> Tensor:
+    """Logits of shape (N, V) in float32 through the model's own head, adapters included."""
+    scale, softcap = _logit_transform(base)
+    logits = base.get_output_embeddings()(hidden).float() * scale
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def _logit_transform(base: Any) -> tuple[float, float | None]:
+    """Factor and soft cap that the architecture applies to its logits; (1, None) for most."""
+    config = base.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return scale, getattr(config, "final_logit_softcapping", None)
+
+
+def base_model(model: nn.Module) -> Any:
+    """The causal language model itself; inside a `PeftModel` its layers hold the adapters."""
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradient and no dropout inside; the model's mode afterwards is what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A frozen output head: logits = cap(scale * (hidden @ weight.T + bias)).
+
+    Attributes:
+        weight: Shape (V, H).
+        bias: Shape (V,), or None.
+        scale: Factor on the logits (Cohere, Granite).
+        softcap: cap(z) = softcap * tanh(z / softcap) (Gemma 2); None for none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of shape (N, V) in at least float32, for hidden states of shape (N, H)."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        logits = hidden.to(dtype) @ self.weight.to(dtype).T
+        if self.bias is not None:
+            logits = logits + self.bias.to(dtype)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def hidden_grad(self, logits: Tensor, logits_grad: Tensor) -> Tensor:
+        """Gradient of the hidden states, shape (N, H). `logits_grad` is overwritten."""
+        if self.softcap is not None:
+            logits_grad.mul_(1 - (logits / self.softcap) ** 2)
+        if self.scale != 1.0:
+            logits_grad.mul_(self.scale)
+        return logits_grad @ self.weight.to(logits_grad.dtype)

@@ -1,0 +1,126 @@
+"""Pushing a result to the Hugging Face hub: the only writer to it.
+
+With `merge_before_push` the base model is loaded anew in 16 bit and the saved adapter is merged
+into it, so that the same path serves every engine and a base that was trained in 4 bit. What is in
+`uploads/` already is never touched: a push that fails loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from openweights.errors import ConfigurationError
+from openweights.models.names import model_location
+
+logger = logging.getLogger(__name__)
+
+TRIES = 5
+PAUSE_S = 10.0
+
+Result = TypeVar("Result")
+
+
+class PushRequest(Protocol):
+    """What a push reads of a job's config; the fields are those of `TrainingConfig`."""
+
+    model: str
+    finetuned_model_id: str
+    model_naming_extra_parameters: dict[str, str] | None
+    merge_before_push: bool
+    push_to_private: bool
+
+
+def push_result(
+    config: PushRequest, adapter: Path, *, job_id: str, token: str, org: str | None
+) -> str:
+    """Push the adapter in `adapter`, or the model merged with it, and return the repository's id.
+
+    Args:
+        org: Fills {org_id}; None for the account of the token.
+
+    Raises:
+        ConfigurationError: The hub refused it, or could not be reached in five tries.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    org = org or retried(lambda: str(api.whoami()["name"]), "asking whose token this is")
+    repo = repository_id(config, job_id=job_id, org=org)
+    with tempfile.TemporaryDirectory() as temporary:
+        # First, so that a merge that fails leaves no empty repository behind.
+        folder = merge(config, adapter, Path(temporary)) if config.merge_before_push else adapter
+        retried(
+            lambda: api.create_repo(repo, private=config.push_to_private, exist_ok=True),
+            f"creating {repo}",
+        )
+        retried(
+            lambda: api.upload_folder(
+                repo_id=repo, folder_path=str(folder), commit_message=f"openweights {job_id}"
+            ),
+            f"pushing to {repo}",
+        )
+    logger.info("pushed to https://huggingface.co/%s", repo)
+    return repo
+
+
+def repository_id(config: PushRequest, *, job_id: str, org: str) -> str:
+    """`finetuned_model_id`, filled in; characters that the hub refuses become dashes."""
+    filled = config.finetuned_model_id.format(
+        org_id=org,
+        model_name=Path(config.model).name,
+        job_id=job_id,
+        **(config.model_naming_extra_parameters or {}),
+    )
+    owner, _, name = filled.partition("/")
+    clean = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
+    return f"{owner}/{clean[:96]}"
+
+
+def merge(config: PushRequest, adapter: Path, folder: Path) -> Path:
+    """Write the base model with the adapter merged into it, and the tokenizer, to `folder`."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(
+        model_location(config.model), dtype=torch.bfloat16, device_map="cpu"
+    )
+    # Merged in float32: adding small updates to 16-bit weights one by one would round them away.
+    merged = PeftModel.from_pretrained(base.float(), str(adapter)).merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(folder)
+    return folder
+
+
+def retried(act: Callable[[], Result], what: str, *, pause_s: float = PAUSE_S) -> Result:
+    """Do it, trying again after failures that may pass.
+
+    Raises:
+        ConfigurationError: Refused, or failed five times.
+    """
+    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in range(1, TRIES + 1):
+        try:
+            return act()
+        except (HfHubHTTPError, HTTPError, OSError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
+            if status in (400, 401, 403, 404):
+                raise ConfigurationError(
+                    f"{what}: the Hugging Face hub refused it ({reason}); check HF_TOKEN and "
+                    "finetuned_model_id"
+                ) from error
+            if attempt == TRIES:
+                raise ConfigurationError(f"{what}: failed {TRIES} times, last: {reason}") from error
+            logger.warning("%s failed (%s); trying again in %.0f s", what, reason, pause_s)
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")

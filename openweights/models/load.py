@@ -1,0 +1,342 @@
+"""Loads the model with a fresh adapter; the only file that knows which engine is used.
+
+unsloth must be imported before trl, transformers and peft: `prepare_engine` is called before any of
+them is imported, which is why their imports stand inside functions here and in `training.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from openweights.errors import ConfigError, ConfigurationError
+from openweights.models.names import model_location
+from openweights.settings import Settings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from openweights.models.tokens import set_tokens
+
+Engine = Literal["unsloth", "transformers"]
+
+
+class ModelRequest(Protocol):
+    """What loading reads of a job's config; the fields are those of `TrainingConfig`."""
+
+    model: str
+    loss: Any
+    engine: Any
+    seed: int
+    max_seq_length: int
+    chat_template: str
+    load_in_4bit: bool
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_bias: Any
+    use_rslora: bool
+    target_modules: list[str]
+    grpo_use_vllm: bool
+
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_engine(config: ModelRequest) -> Engine:
+    """The engine that trains `config` on this machine.
+
+    Raises:
+        ConfigurationError: The engine that was asked for cannot run here.
+        ConfigError: The engine cannot honour the config.
+    """
+    cuda, installed = torch.cuda.is_available(), importlib.util.find_spec("unsloth") is not None
+    if config.engine == "unsloth" and not (cuda and installed):
+        lack = "no CUDA GPU is visible" if not cuda else "the package unsloth is not installed"
+        raise ConfigurationError(
+            f"engine='unsloth': {lack}; use engine='auto' or engine='transformers'"
+        )
+    engine: Engine = "unsloth" if cuda and installed else "transformers"
+    # vLLM is driven by trl; unsloth would want to load it by itself.
+    if config.engine == "transformers" or config.grpo_use_vllm:
+        engine = "transformers"
+    if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
+        raise ConfigError(
+            "load_in_4bit: needs a CUDA GPU and the package bitsandbytes, which this machine "
+            "lacks; remove it, or run the job where there is a GPU"
+        )
+    return engine
+
+
+def prepare_engine(config: ModelRequest) -> Engine:
+    """Choose the engine and import it, before trl, transformers or peft are imported."""
+    engine = resolve_engine(config)
+    if engine == "unsloth":
+        if config.loss == "grpo":
+            # Its compiled log-softmax breaks on completions of changing lengths; read at import.
+            os.environ["UNSLOTH_COMPILE_DISABLE"] = "partial"
+        import unsloth  # noqa: F401  # pyright: ignore[reportMissingImports]
+    return engine
+
+
+def local_rank() -> int:
+    """The number of this process's GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def device_name() -> str:
+    """What the job trains on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU with {torch.get_num_threads()} threads"
+
+
+def load_model(config: ModelRequest) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Base model with a fresh LoRA, and its tokenizer.
+
+    The adapter is created from `config.seed` and kept in float32. The tokenizer has a pad token,
+    pads on the right, and has the chat template that the config asks for; the generation config
+    knows every end token of model and tokenizer.
+
+    Raises:
+        ConfigError: Model or target modules do not exist; one line that says which.
+    """
+    engine = prepare_engine(config)
+    from transformers import set_seed
+
+    set_seed(config.seed)
+    with _clear_errors(config.model):
+        load = _load_unsloth if engine == "unsloth" else _load_transformers
+        model, tokenizer = load(config)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    set_tokens(model, tokenizer)
+    if config.chat_template != "default":
+        tokenizer.chat_template = config.chat_template
+    _describe(model, config, engine)
+    return model, tokenizer
+
+
+def load_trained(
+    location: str, *, chat_template: str = "default"
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """A model to be scored, not trained, and its tokenizer, with tokens as `load_model` sets them.
+
+    Args:
+        location: Folder or Hugging Face id of a model, or of an adapter, whose base is loaded, too.
+
+    Raises:
+        ConfigError: It cannot be loaded; one line that says why.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    location = model_location(location)
+    with _clear_errors(location):
+        found = find_adapter_config_file(location)
+        adapter = json.loads(Path(found).read_text()) if found else {}
+        base = model_location(adapter.get("base_model_name_or_path", location))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(location)
+        except (OSError, ValueError):
+            # An adapter may come without one.
+            tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=base_dtype(base),
+            device_map={"": 0} if torch.cuda.is_available() else None,
+        )
+        if found:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, location)
+    set_tokens(model, tokenizer)
+    if chat_template != "default":
+        tokenizer.chat_template = chat_template
+    logger.info("loaded %s on %s", location, device_name())
+    return model.eval(), tokenizer
+
+
+def _describe(model: Any, config: ModelRequest, engine: Engine) -> None:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in model.parameters())
+    logger.info(
+        "loaded %s with engine %s on %s: %.1f M parameters, %.2f M of them trained",
+        config.model,
+        engine,
+        device_name(),
+        every / 1e6,
+        trained / 1e6,
+    )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and config.max_seq_length > longest:
+        logger.warning(
+            "max_seq_length=%d is more than the %d positions that the model was made for",
+            config.max_seq_length,
+            longest,
+        )
+
+
+def _load_unsloth(config: ModelRequest) -> tuple[Any, Any]:
+    import unsloth  # pyright: ignore[reportMissingImports]
+
+    fast: Any = unsloth
+
+    model, tokenizer = fast.FastLanguageModel.from_pretrained(
+        model_name=model_location(config.model),
+        max_seq_length=config.max_seq_length,
+        dtype=None,
+        load_in_4bit=config.load_in_4bit,
+        token=Settings.from_env().hf_token,
+    )
+    model = fast.FastLanguageModel.get_peft_model(
+        model,
+        **_lora_options(model, config),
+        use_gradient_checkpointing="unsloth",
+        random_state=config.seed,
+        max_seq_length=config.max_seq_length,
+    )
+    # A processor of a multimodal model holds the tokenizer that text needs.
+    return model, getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def _load_transformers(config: ModelRequest) -> tuple[Any, Any]:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from openweights.models.lora_linear import fuse_lora
+
+    location = model_location(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    model = AutoModelForCausalLM.from_pretrained(
+        location,
+        dtype=base_dtype(location),
+        quantization_config=_four_bit() if config.load_in_4bit else None,
+        device_map={"": local_rank()} if torch.cuda.is_available() else None,
+    )
+    model.config.use_cache = False
+    lora = LoraConfig(**_lora_options(model, config), task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, lora)
+    fuse_lora(adapted)
+    return adapted, tokenizer
+
+
+def _lora_options(model: PreTrainedModel, config: ModelRequest) -> dict[str, Any]:
+    """The adapter, in the words that peft and unsloth share."""
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": _existing_modules(model, config),
+        "bias": config.lora_bias,
+        "use_rslora": config.use_rslora,
+    }
+
+
+def base_dtype(location: str) -> torch.dtype:
+    """Precision of the frozen base: bfloat16 on CUDA, else float32.
+
+    A CPU with native bfloat16 keeps a checkpoint that was saved in it as it is, which is faster and
+    half the memory; one saved in float32 is never rounded.
+    """
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    from transformers import AutoConfig
+
+    saved = AutoConfig.from_pretrained(location).dtype
+    return torch.bfloat16 if saved == torch.bfloat16 and _cpu_has_bf16() else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    except (OSError, IndexError):
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _four_bit() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _existing_modules(model: PreTrainedModel, config: ModelRequest) -> list[str]:
+    """The asked-for target modules that the model has.
+
+    Raises:
+        ConfigError: It has none of them.
+    """
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if hasattr(module, "weight") and getattr(module.weight, "dim", lambda: 0)() == 2
+    }
+    found = [name for name in config.target_modules if name.rsplit(".", 1)[-1] in linear]
+    if not found:
+        raise ConfigError(
+            f"target_modules: {config.model} has none of {config.target_modules}; "
+            f"it has {', '.join(sorted(linear))}"
+        )
+    if missing := [name for name in config.target_modules if name not in found]:
+        logger.warning("target_modules: the model has no %s; left out", ", ".join(missing))
+    return found
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Turn what loading a model may raise into one line that says what to do."""
+    try:
+        yield
+    except (ConfigError, ConfigurationError):
+        raise
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(
+            f"model: {name} does not fit into the GPU's memory; ask for a larger GPU with "
+            "requires_vram_gb, or use load_in_4bit=True"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(_load_problem(name, error)) from error
+
+
+def _load_problem(name: str, error: Exception) -> str:
+    text = str(error)
+    if "gated" in text or "401" in text or "403" in text:
+        return (
+            f"model: {name} is gated or private; ask for access and set HF_TOKEN to a token that "
+            "has it"
+        )
+    if "No space left" in text:
+        return (
+            f"model: there is no disk space left to load {name}; free some, or set HF_HOME to a "
+            "larger disk"
+        )
+    if "not a valid model identifier" in text or "404" in text or "not a local folder" in text:
+        return (
+            f"model: {name!r} was not found, neither as a folder nor on the Hugging Face hub; "
+            "check the spelling"
+        )
+    if "connect" in text or "offline" in text:
+        return (
+            f"model: {name} is not on this machine and the Hugging Face hub cannot be reached; "
+            "give a folder with the model, or try again with a network"
+        )
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"model: {name} cannot be loaded: {first}; give a causal language model in the "
+        "Hugging Face format"
+    )

@@ -1,0 +1,63 @@
+"""What a model can be called: a Hugging Face id, a folder, an adapter. No torch here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+)
+
+from openweights.errors import ConfigError, shown
+
+
+def model_location(model: str) -> str:
+    """A local folder in full, anything else as it is.
+
+    Raises:
+        ConfigError: It is written as a path, but no folder is there.
+    """
+    folder = Path(os.path.expanduser(model))
+    if folder.is_dir():
+        return str(folder.resolve())
+    if is_path(model):
+        raise ConfigError(
+            f"model: there is no folder {model} on this machine; correct the path, or give a "
+            "Hugging Face id (org/name)"
+        )
+    return model
+
+
+def is_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
+
+
+def _bare_name(value: str) -> str:
+    if not value.strip() or value != value.strip():
+        raise ValueError(f"{shown(value)} is empty or padded with spaces; give the bare name")
+    return value
+
+
+def _model_name(value: str) -> str:
+    is_folder = is_path(_bare_name(value)) or Path(value).is_dir()
+    if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
+        raise ValueError(
+            f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
+        )
+    return value
+
+
+def _chat_template(value: str) -> str:
+    if value != "default" and ("messages" not in value or "{" not in value):
+        raise ValueError(
+            "is no Jinja template over `messages`; give its text, or 'default' for the model's own"
+        )
+    return value
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+
+
+ChatTemplate = Annotated[str, AfterValidator(_chat_template)]

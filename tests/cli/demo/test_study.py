@@ -1,0 +1,93 @@
+"""The whole demo on a tiny random model: client, worker, adapters, table and picture."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from openweights import ConfigurationError, OpenWeights
+from openweights.cli import main
+from openweights.cli.demo.study import DATA, QUICK, check_installation, methods
+from tests.tiny_model import make_tiny_model
+
+
+def run_demo(model: Path, figure: Path, *options: str) -> Result:
+    arguments = ["demo", "--quick", "--model", str(model), "--figure", str(figure), *options]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
+    tmp_path: Path, home: Path
+) -> None:
+    model, figure = make_tiny_model(tmp_path / "tiny"), tmp_path / "out.png"
+    first = run_demo(model, figure).output
+    jobs = OpenWeights().jobs.list()
+    labels = [method.label for method in methods(QUICK)]
+    assert [job.status for job in jobs] == ["completed"] * len(labels)
+    for job in jobs:
+        assert job.id in first
+        assert (home / "demo" / job.id / "adapter" / "adapter_config.json").is_file()
+        assert len(job.metrics(as_dataframe=False)) == QUICK.steps
+    # The gate comes first, then each method with its progress, then the table with all of them.
+    places = [first.index("Teacher gate"), *(first.index(f"\n{label}: job") for label in labels)]
+    assert places == sorted(places)
+    assert first.count(f"step   2/{QUICK.steps}") == len(labels)
+    assert "agreement" in first and "before" in first and "after" in first
+    table = first[first.index("KL to base", places[-1]) :]
+    assert all(label in table for label in labels) and "One seed" in table
+    data = figure.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    assert width > 1000 and height > 400
+
+    figure.unlink()
+    second = run_demo(model, figure).output
+    assert second.count("has completed before") == len(labels)
+    assert "  step " not in second and figure.is_file()
+    assert {job.id for job in OpenWeights().jobs.list()} == {job.id for job in jobs}
+
+    def numbers(output: str) -> list[str]:
+        return [line for line in output.splitlines() if line.startswith("  format")]
+
+    assert numbers(first) == numbers(second)
+
+
+def test_cookbook_script_trains(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "tiny")
+    script = DATA.parent / "sdft_smollm2.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(model)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(DATA.parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("'agreement':") == 32
+    folder = tmp_path / OpenWeights().jobs.list()[0].id
+    assert (folder / "adapter" / "adapter_config.json").is_file()
+    assert (folder / "training.png").is_file()
+
+
+def test_methods_differ_in_nothing_but_the_loss() -> None:
+    sft, reverse, forward = (method.params for method in methods(QUICK))
+    assert sft == {"loss": "sft"}
+    assert {**reverse, "sdft_divergence": "forward_kl"} == forward
+    assert len({method.key for method in methods(QUICK)}) == 3
+
+
+def test_missing_data_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    check_installation(DATA)
+    with pytest.raises(ConfigurationError, match="--data"):
+        check_installation(tmp_path)
+    result = CliRunner().invoke(main, ["demo", "--data", str(tmp_path)])
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert "run the demo from a clone" in result.output

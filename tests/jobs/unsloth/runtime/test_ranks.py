@@ -1,0 +1,153 @@
+"""Two processes train as one does, stop together, and leave one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openweights.jobs.unsloth.training import train
+from tests.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).parents[4]
+# With gloo on the CPU.
+OWN = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def launch(processes: int, name: str, *arguments: str) -> None:
+    """Run a script beside this file. A process that hangs is a failure, not a wait."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script = [str(Path(__file__).with_name(name)), *arguments]
+    done = subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *script],
+        env={**os.environ, **OWN},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    log = json.loads((folder / "log.json").read_text())
+    return torch.load(folder / "weights.pt"), [entry for entry in log if "divergence" in entry]
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    launch(1, "two_ranks.py", str(model), str(tmp_path / "one"), "2")
+    launch(2, "two_ranks.py", str(model), str(tmp_path / "two"), "1")
+    launch(1, "two_ranks.py", str(model), str(tmp_path / "half"), "1")
+    one, one_log = result(tmp_path / "one")
+    two, two_log = result(tmp_path / "two")
+    half, _ = result(tmp_path / "half")
+    for part in ("student", "teacher"):
+        for name, expected in one[part].items():
+            torch.testing.assert_close(two[part][name], expected, rtol=1e-4, atol=1e-6)
+    moved = max((one["student"][n] - half["student"][n]).abs().max() for n in one["student"])
+    assert moved > 1e-3, "the control without the second rank's rows ends elsewhere"
+    for key in ("loss", "divergence", "entropy", "completion_length", "grad_norm"):
+        ours, theirs = ([entry[key] for entry in log] for log in (two_log, one_log))
+        assert ours == pytest.approx(theirs, rel=1e-3), key
+
+
+class Job:
+    """`python -m openweights.jobs.unsloth.training config.json` on two GPUs that are none."""
+
+    def __init__(self, folder: Path, params: dict[str, Any]) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(params))
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "openweights.jobs.unsloth.training", "config.json"],
+            cwd=self.folder,
+            env={**os.environ, **OWN, "N_GPUS": "2", "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self) -> tuple[int, str]:
+        process = self.start()
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def events(self, name: str) -> list[Any]:
+        """Values of that key, in the order of the events."""
+        path = self.folder / "uploads" / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [event[name] for event in map(json.loads, lines) if name in event]
+
+    def losses(self) -> list[float]:
+        return self.events("loss")
+
+
+def test_a_job_on_two_gpus_stops_resumes_and_ends_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {i}?"},
+                {"role": "assistant", "content": f"That is {i}."},
+            ]
+        }
+        for i in range(12)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    params = {
+        "model": str(make_tiny_model(tmp_path / "model")),
+        "training_file": str(data),
+        "loss": "sft",
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-2,
+        "max_steps": 8,
+    }
+    # Samples leave time to be hit by the signal.
+    slow = {"dataset": str(data), "eval_steps": 1, "max_tokens": 30, "batch_size": 12}
+    job = Job(tmp_path / "job", {**params, "sampling_callbacks": [slow]})
+    process = job.start()
+    deadline = time.monotonic() + 60
+    while len(job.losses()) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    log, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, log
+    assert "Traceback" not in log and not (job.folder / "uploads" / "adapter").exists()
+    step = len(job.losses())
+    assert step < 8
+    [checkpoint] = (job.folder / "tmp").glob("checkpoint-*")
+    assert checkpoint.name == f"checkpoint-{step}", "both stopped after that step"
+    assert len(list(checkpoint.glob("rng_state_*"))) == 2
+    code, log = job.run()
+    assert code == 0, log
+    assert log.count("step 8/8") == 1 and log.count("done: the adapter is in") == 1
+    assert [path.parent.name for path in job.folder.rglob("uploads/*/*.safetensors")] == ["adapter"]
+    assert job.events("from_step") == [0, step] and len(job.losses()) == 8, "no event is doubled"
+    # One process with the rows of both, which nobody stops.
+    monkeypatch.chdir(tmp_path)
+    whole = train({**params, "per_device_train_batch_size": 2}).state.log_history
+    expected = [entry["loss"] for entry in whole if "loss" in entry]
+    assert job.losses() == pytest.approx(expected, rel=1e-3)
+
+
+def test_what_is_wrong_is_the_last_line_on_two_gpus_too(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"text": "Once"}) + "\n")
+    params = {"model": str(tmp_path / "none"), "training_file": str(data), "loss": "sft"}
+    code, log = Job(tmp_path / "wrong", params).run()
+    assert code == 1 and "ERROR model: there is no folder" in log.splitlines()[-1]

@@ -1,0 +1,191 @@
+"""Log-probabilities equal those of a plain forward; what is written of them; multiple choice."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from openweights.client.questions import Question
+from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows, scored_rows
+from openweights.jobs.unsloth.tracking.multiple_choice import ask
+from openweights.models import log_probs as logprobs
+from openweights.models.forward import base_model
+from openweights.models.load import load_model
+from openweights.models.log_probs import all_log_probs, answer_log_probs, scored_log_probs
+from openweights.models.template import prompt_token_ids
+from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.tiny_model import EOS, make_tiny_model
+
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Name a thing"},
+    {"role": "assistant", "content": "The moon, then the thing"},
+]
+BLOCKS = [
+    {"role": "user", "content": [{"type": "text", "text": "Say "}, {"text": "it", "tag": "ask"}]},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "first", "tag": "a", "weight": -1},
+            {"type": "text", "text": " second"},
+            {"type": "text", "text": " third", "tag": "b"},
+        ],
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    tiny = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    model, tokenizer = load_model(training_config({**GOOD, "model": str(tiny)}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def plain(model: Any, ids: list[int]) -> list[float]:
+    """Log-probabilities of all tokens but the first, from the logits of a plain forward."""
+    logits = model.eval()(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return [float(logits[t - 1, ids[t]]) for t in range(1, len(ids))]
+
+
+ROWS = [[5, 6, 7, 30, 31], [9, 8], list(range(40, 80)), [4, 4, 4]]
+
+
+def test_equal_a_plain_forward_whatever_the_batch(loaded: tuple[Any, Any]) -> None:
+    model, _ = loaded
+    for size in (1, 3, 8):
+        for ids, found in zip(ROWS, all_log_probs(model, ROWS, 3, batch_size=size), strict=True):
+            assert found == pytest.approx(plain(model, ids), abs=2e-5)
+    model.train()
+    list(all_log_probs(model, ROWS, 3, batch_size=2))
+    assert model.training, "its mode is put back"
+
+
+def test_chunks_change_neither_values_nor_gradients(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = loaded
+    ids = torch.tensor([list(range(40, 72)), list(range(60, 92))])
+    scored = torch.rand(2, 32) < 0.6
+    found = []
+    for chunk in (1024, 5):
+        monkeypatch.setattr(logprobs, "CHUNK_TOKENS", chunk)
+        model.zero_grad()
+        values = scored_log_probs(base_model(model), {"input_ids": ids}, scored)
+        values.square().sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((values.detach(), gradients))
+    (whole, gradients), (parts, other) = found
+    torch.testing.assert_close(parts, whole)
+    assert len(gradients) > 10 and all(map(torch.allclose, gradients, other))
+    # Nothing scored: an empty answer, not an error.
+    nothing = torch.zeros_like(scored)
+    assert scored_log_probs(base_model(model), {"input_ids": ids}, nothing).shape == (0,)
+
+
+def test_sums_by_row(loaded: tuple[Any, Any]) -> None:
+    model, _ = loaded
+    ids = torch.tensor([ROWS[0], [9, 8, 3, 3, 3]])
+    batch = {"input_ids": ids, "attention_mask": torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])}
+    labels = torch.tensor([[-100, -100, 7, 30, 31], [-100] * 5])
+    with torch.no_grad():
+        sums, tokens = answer_log_probs(model.eval(), {**batch, "labels": labels})
+    assert tokens.tolist() == [3, 0] and float(sums[1]) == 0
+    assert float(sums[0]) == pytest.approx(sum(plain(model, ROWS[0])[1:]), rel=1e-5)
+
+
+# ---- what is written
+
+
+def rows_of(loaded: tuple[Any, Any], *rows: Any, **options: Any) -> list[ScoredRow]:
+    return scored_rows(rows, loaded[1], ends=[2, 0], **options)
+
+
+def test_a_conversation(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    given = [{"messages": TURNS, "id": 4}, {"text": "Once"}]
+    found = score_rows(model, tokenizer, rows_of(loaded, *given), batch_size=2)
+    assert not found.blockwise and found.blocks == []
+    talk, text = found.rows
+    assert talk["id"] == 4 and talk["messages"] == TURNS and talk["logprobs"][0] is None
+    assert talk["logprobs"][1:] == pytest.approx(plain(model, talk["token_ids"]), abs=2e-5)
+    pairs = list(zip(talk["tokens"], talk["is_answer"], strict=True))
+    assert (
+        "".join(token for token, answer in pairs if answer)
+        == f"Hello{EOS}{TURNS[3]['content']}{EOS}"
+    )
+    assert text["token_ids"][-1] == tokenizer.eos_token_id
+    assert text["is_answer"] == [False, *[True] * (len(text["tokens"]) - 1)]
+    answers = [
+        value
+        for row in found.rows
+        for value, wanted in zip(row["logprobs"], row["is_answer"], strict=True)
+        if wanted
+    ]
+    assert found.loss == pytest.approx(-sum(answers) / len(answers), rel=1e-6)
+
+
+def test_blocks(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    mixed = [{"messages": BLOCKS}, {"messages": TURNS}]
+    found = score_rows(model, tokenizer, rows_of(loaded, *mixed), batch_size=1)
+    assert found.blockwise and found.rows[1] == {"messages": TURNS}
+    contents = [message["content"] for message in found.rows[0]["messages"]]
+    for blocks, given in zip(contents, BLOCKS, strict=True):
+        for block, before in zip(blocks, given["content"], strict=True):
+            assert "".join(block["tokens"]) == before["text"] == block["text"]
+            assert len(block["logprobs"]) == len(block["tokens"]) > 0
+    text = tokenizer.apply_chat_template(
+        [{**m, "content": "".join(b["text"] for b in m["content"])} for m in BLOCKS], tokenize=False
+    )
+    ids = tokenizer(text)["input_ids"]
+    values = plain(model, ids)
+    start = next(i for i in range(len(ids)) if tokenizer.decode(ids[i:]).startswith("first"))
+    said = contents[1][0]["logprobs"] + contents[1][1]["logprobs"] + contents[1][2]["logprobs"]
+    assert said == pytest.approx(values[start - 1 : start - 1 + len(said)], abs=2e-5)
+    tagged = [(b["row"], b["message"], b["block"], b["tag"], b["text"]) for b in found.blocks]
+    assert tagged == [(0, 0, 1, "ask", "it"), (0, 1, 0, "a", "first"), (0, 1, 2, "b", " third")]
+    assert found.blocks[1]["logprobs"] == contents[1][0]["logprobs"]
+
+
+def test_long_rows_lose_their_end(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    long = [{"messages": BLOCKS}, {"messages": TURNS}]
+    found = score_rows(model, tokenizer, rows_of(loaded, *long, limit=12), batch_size=2)
+    assert found.rows[0]["messages"][1]["content"][2]["logprobs"] == []
+    assert found.loss == 0.0, "nothing of an answer is left"
+
+
+# ---- multiple choice
+
+
+def test_choices_are_scored_as_answers(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    questions = [
+        Question("What is it?", ("the moon", "a", "nothing that anyone has seen"), 0),
+        Question("Is it?", ("yes", "no"), 1),
+    ]
+    found = ask(model, tokenizer, questions, batch_size=2)
+    for row, question in zip(found.rows, questions, strict=True):
+        prompt = prompt_token_ids(tokenizer, [{"role": "user", "content": question.text}])
+        means = []
+        for choice in question.choices:
+            ids = tokenizer(choice)["input_ids"]
+            means.append(sum(plain(model, prompt + ids)[-len(ids) :]) / len(ids))
+        assert row["logprobs"] == pytest.approx(means, abs=2e-5)
+        total = sum(math.exp(mean) for mean in means)
+        assert row["probabilities"] == pytest.approx([math.exp(m) / total for m in means], rel=1e-4)
+        assert row["correct"] == (max(means) == means[question.answer])
+    summary = found.summary()
+    right = [row["probabilities"][row["answer"]] for row in found.rows]
+    assert summary["questions"] == 2 and summary["probability"] == pytest.approx(sum(right) / 2)
+    assert summary["accuracy"] == sum(row["correct"] for row in found.rows) / 2

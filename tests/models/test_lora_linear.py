@@ -1,0 +1,119 @@
+"""The fused LoRA layer against peft's own, in float64 and under autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+from openweights.models.lora_linear import LoraLinear, fuse_lora
+
+
+def adapted(
+    dtype: torch.dtype, *, bias: bool = False, rank: int = 3, **options: Any
+) -> tuple[nn.Module, Linear]:
+    """Two linear layers with adapters that are not zero, and the first of the adapted layers."""
+    base = nn.Sequential(nn.Linear(7, 5, bias=bias), nn.Tanh(), nn.Linear(5, 4, bias=bias))
+    lora = LoraConfig(r=rank, lora_alpha=5, target_modules=["0", "2"], **options)
+    model = get_peft_model(base.to(dtype), lora, autocast_adapter_dtype=dtype != torch.float64)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter)
+    layer = model.base_model.model[0]
+    assert isinstance(layer, Linear)
+    return model, layer
+
+
+def gradients(model: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """Output, gradient of the input, and gradients of the adapters of sum(weight * model(x))."""
+    x = x.clone().requires_grad_()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    out = model(x)
+    return [out, *torch.autograd.grad((out * weight).sum(), [x, *trained])]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), rank=st.integers(1, 6), bias=st.booleans())
+def test_equals_peft_in_float64(seed: int, rank: int, bias: bool) -> None:
+    torch.manual_seed(seed)
+    model, _ = adapted(torch.float64, bias=bias, rank=rank)
+    x, weight = torch.randn(2, 3, 7).double(), torch.randn(2, 3, 4).double()
+    expected = gradients(model, x, weight)
+    assert fuse_lora(model) == 2
+    for got, want in zip(gradients(model, x, weight), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert all(g.abs().sum() > 0 for g in expected), "the control: nothing is zero anyway"
+
+
+def test_gradcheck() -> None:
+    torch.manual_seed(0)
+    x, weight, a, b = (torch.randn(*s).double() for s in ((4, 6), (5, 6), (2, 6), (5, 2)))
+    inputs = (x.requires_grad_(), weight, None, a.requires_grad_(), b.requires_grad_(), 0.7)
+    assert torch.autograd.gradcheck(LoraLinear.apply, inputs)
+
+
+def test_under_autocast_as_peft_to_rounding() -> None:
+    """bf16 base, float32 adapters: what training on a GPU looks like."""
+    torch.manual_seed(0)
+    model, layer = adapted(torch.bfloat16)
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    x, weight = torch.randn(64, 7, dtype=torch.bfloat16), torch.randn(64, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = gradients(model, x, weight)
+        fuse_lora(model)
+        got = gradients(model, x, weight)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+        assert error < 2**-7, "a few roundings to 8 bits"
+
+
+def fused_calls(model: nn.Module, x: Tensor) -> bool:
+    """Whether the output comes from our function."""
+    out = model(x)
+    return out.grad_fn is not None and type(out.grad_fn).__name__ == "LoraLinearBackward"
+
+
+def test_the_rest_computes_as_peft_does() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 7)
+    model, _ = adapted(torch.float32)
+    fuse_lora(model)
+    assert fused_calls(model, x), "the control"
+    plain = model.base_model.model[2].base_layer(
+        torch.tanh(model.base_model.model[0].base_layer(x))
+    )
+    with model.disable_adapter():  # type: ignore[operator]
+        torch.testing.assert_close(model(x), plain)
+    fused = model(x)
+    model.merge_adapter()  # type: ignore[operator]
+    assert not fused_calls(model, x)
+    torch.testing.assert_close(model(x), fused)
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}])
+def test_dropout_and_dora_are_left_to_peft(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, _ = adapted(torch.float32, **options)
+    x = torch.randn(3, 7)
+    model.eval()
+    expected = model(x)
+    fuse_lora(model)
+    torch.testing.assert_close(model(x), expected)
+    assert not fused_calls(model.train(), x)
+
+
+def test_without_autocast_wider_adapters_compute_in_their_own_type() -> None:
+    torch.manual_seed(0)
+    model, _ = adapted(torch.bfloat16)
+    x = torch.randn(3, 7, dtype=torch.bfloat16)
+    expected = model(x)
+    fuse_lora(model)
+    assert torch.equal(model(x), expected)
+    assert not fused_calls(model, x)
