@@ -96,7 +96,8 @@ _HIDDEN = (
 
 
 def _split(marked: str, marks: Sequence[str]) -> list[str]:
-    pieces, rest = [], marked
+    pieces: list[str] = []
+    rest = marked
     for mark in marks:
         before, found, rest = rest.partition(mark)
         if not found:
