@@ -39,8 +39,8 @@ IMPORTERS = {
     "vllm": ("generation/vllm_engine.py",),
     "rouge_score": ("jobs/unsloth/rewards.py",),
     "pathspec": ("client/exec_files.py",),
-    "pandas": ("client/plot.py",),
-    "matplotlib": ("client/plot.py", "cli/demo/"),
+    "pandas": ("client/watching/plot.py",),
+    "matplotlib": ("client/watching/plot.py", "cli/demo/"),
     "click": ("cli/",),
 }
 # What a part of the package must not import: what stands above it.

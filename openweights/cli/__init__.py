@@ -17,36 +17,33 @@ import click
 from openweights import __version__
 from openweights.cli.output import error_boundary
 
-# name -> (where the command is, its one-line help), in the order in which they are listed
+# name -> (where below this package the command is, its one-line help), as they are listed
 COMMANDS: dict[str, tuple[str, str]] = {
-    "ls": ("openweights.cli.ls:ls", "List jobs, the last changed first."),
-    "show": ("openweights.cli.show:show", "Show all about one job."),
-    "logs": ("openweights.cli.logs:logs", "Print the log of a job."),
-    "events": ("openweights.cli.events:events", "Print what a job has logged."),
-    "fetch": ("openweights.cli.fetch:fetch", "Fetch a file, or a job's results."),
-    "exec": ("openweights.cli.exec:exec_command", "Run a command with this folder as a job."),
-    "cancel": ("openweights.cli.cancel:cancel", "Cancel jobs."),
-    "restart": ("openweights.cli.restart:restart", "Restart failed or canceled jobs."),
-    "worker": ("openweights.cli.worker:worker", "Run a worker here, in the foreground."),
-    "demo": ("openweights.cli.demo:demo", "Train a small model here, with and without SDFT."),
-    "cluster": (
-        "openweights.cli.cluster:cluster",
-        "Run the manager that starts pods.",
-    ),
-    "manage": ("openweights.cli.manage:manage", "Name the organizations that are managed here."),
-    "deploy": ("openweights.cli.deploy:deploy", "Run the manager in a small pod of its own."),
-    "ssh": ("openweights.cli.ssh:ssh", "Work in a pod of your own over SSH."),
-    "costs": ("openweights.cli.costs:costs", "Show what pods have cost, in USD."),
-    "db": ("openweights.cli.db:db", "Set up the database of a Supabase project, and check it."),
-    "login": ("openweights.cli.login:login", "Store a project's address and your key here."),
-    "logout": ("openweights.cli.login:logout", "Remove what `ow login` has stored."),
-    "whoami": ("openweights.cli.whoami:whoami", "Show whose key is in use, and what it may do."),
-    "token": ("openweights.cli.token:token", "Make, list and revoke keys of the organization."),
-    "org": ("openweights.cli.org:org", "Show or rename the organization, and its members."),
-    "env": ("openweights.cli.env:env", "Keep secrets that jobs get as variables."),
-    "signup": ("openweights.cli.db:signup", "Create an organization and its first key."),
-    "doctor": ("openweights.cli.doctor:doctor", "Check this installation."),
-    "version": ("openweights.cli.version:version", "Print the version."),
+    "ls": ("jobs.ls:ls", "List jobs, the last changed first."),
+    "show": ("jobs.show:show", "Show all about one job."),
+    "logs": ("jobs.logs:logs", "Print the log of a job."),
+    "events": ("jobs.events:events", "Print what a job has logged."),
+    "fetch": ("jobs.fetch:fetch", "Fetch a file, or a job's results."),
+    "exec": ("jobs.exec:exec_command", "Run a command with this folder as a job."),
+    "cancel": ("jobs.change:cancel", "Cancel jobs."),
+    "restart": ("jobs.change:restart", "Restart failed or canceled jobs."),
+    "worker": ("worker:worker", "Run a worker here, in the foreground."),
+    "demo": ("demo:demo", "Train a small model here, with and without SDFT."),
+    "cluster": ("pods.cluster:cluster", "Run the manager that starts pods."),
+    "manage": ("pods.manage:manage", "Name the organizations that are managed here."),
+    "deploy": ("pods.deploy:deploy", "Run the manager in a small pod of its own."),
+    "ssh": ("pods.ssh:ssh", "Work in a pod of your own over SSH."),
+    "costs": ("project.costs:costs", "Show what pods have cost, in USD."),
+    "db": ("project.db:db", "Set up the database of a Supabase project, and check it."),
+    "login": ("project.login:login", "Store a project's address and your key here."),
+    "logout": ("project.login:logout", "Remove what `ow login` has stored."),
+    "whoami": ("project.login:whoami", "Show whose key is in use, and what it may do."),
+    "token": ("project.token:token", "Make, list and revoke keys of the organization."),
+    "org": ("project.org:org", "Show or rename the organization, and its members."),
+    "env": ("project.env:env", "Keep secrets that jobs get as variables."),
+    "signup": ("project.db:signup", "Create an organization and its first key."),
+    "doctor": ("doctor:doctor", "Check this installation."),
+    "version": ("doctor:version", "Print the version."),
 }
 
 
@@ -60,7 +57,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

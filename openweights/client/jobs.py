@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from openweights.client.events import metric_rows
 from openweights.client.results import read_log_chunks, write_log, write_results
-from openweights.client.waiting import follow_log, wait_for
+from openweights.client.watching.waiting import follow_log, wait_for
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.types import (
     JOB_STATUSES,
@@ -178,7 +178,7 @@ class Job:
         rows = metric_rows(self._ow.events.iterate(job_id=self.id))
         if as_dataframe is False:
             return rows
-        from openweights.client.plot import as_table
+        from openweights.client.watching.plot import as_table
 
         return as_table(rows, required=bool(as_dataframe))
 
@@ -192,7 +192,7 @@ class Job:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: The job has logged no metrics.
         """
-        from openweights.client.plot import plot_metrics
+        from openweights.client.watching.plot import plot_metrics
 
         rows = metric_rows(self._ow.events.iterate(job_id=self.id))
         if not rows:

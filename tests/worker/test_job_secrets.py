@@ -18,7 +18,7 @@ from openweights.errors import (
     InvalidStateError,
     JobFailedError,
 )
-from tests.cli.test_team_commands import found_in_database
+from tests.cli.project.test_team_commands import found_in_database
 from tests.supabase_double.team import ROOT, Team
 
 WANTED, OTHER = "hf_wanted_0123456789", "wandb_other_0123456789"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from openweights.backends.base import Backend
-from openweights.cli.exec import exit_code
+from openweights.cli.jobs.exec import exit_code
 from tests.cli.conftest import Ow, process_env
 
 Process = Callable[..., subprocess.CompletedProcess[str]]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from openweights import OpenWeights
-from openweights.cli.cluster import describe
+from openweights.cli.pods.cluster import describe
 from openweights.cluster.planning.actions import ReportJobs
 from tests.cli.conftest import Ow, process_env
 from tests.runpod_double.server import RunPodDouble

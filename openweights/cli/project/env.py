@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openweights.cli.output import json_option, local_time, note, print_json, print_table
-from openweights.cli.team import ask_secret
+from openweights.cli.project.team import ask_secret
 from openweights.errors import InvalidInputError, InvalidStateError
 
 if TYPE_CHECKING:

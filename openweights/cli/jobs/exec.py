@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from openweights.cli.logs import print_chunks
+from openweights.cli.jobs.logs import print_chunks
 from openweights.cli.output import INTERRUPTED, json_option, note, one_line, print_json
 from openweights.types import CLOUD_TYPES, CloudType
 

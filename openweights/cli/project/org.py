@@ -14,7 +14,7 @@ from openweights.cli.output import (
     print_json,
     print_table,
 )
-from openweights.cli.team import open_team
+from openweights.cli.project.team import open_team
 from openweights.errors import NotFoundError
 
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ from openweights import (
     StoreUnavailableError,
     WaitTimeoutError,
 )
-from openweights.client.waiting import patiently
+from openweights.client.watching.waiting import patiently
 from openweights.types import Claim, EventRecord
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 Take = Callable[[], Claim]
 
 

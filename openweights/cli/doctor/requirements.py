@@ -72,7 +72,7 @@ def requirements() -> list[Requirement]:
 
 def _source_requirements() -> list[Requirement]:
     """For a source tree that runs without being installed."""
-    path = Path(__file__).parents[2] / "pyproject.toml"
+    path = Path(__file__).parents[3] / "pyproject.toml"
     if not path.is_file():
         return []
     project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]

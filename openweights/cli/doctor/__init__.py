@@ -1,4 +1,6 @@
-"""`ow doctor`: is everything here that this installation needs, and how to get what is not."""
+"""`ow doctor`: is everything here that this installation needs, and how to get what is not; and
+`ow version`.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from pathlib import Path
 import click
 
 from openweights import __version__
-from openweights.cli.doctor_project import Check, project_checks
+from openweights.cli.doctor.project import Check, project_checks
+from openweights.cli.doctor.requirements import extras, needed_by
 from openweights.cli.output import json_option, one_line, print_json, printable
-from openweights.cli.requirements import extras, needed_by
 from openweights.cli.store import open_store
 from openweights.errors import OpenWeightsError
 from openweights.settings import Settings
@@ -51,6 +53,16 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__, "python": platform.python_version()})
+    else:
+        click.echo(f"openweights {__version__}")
+
+
 def _print(check: Check) -> None:
     mark = click.style(_MARKS[check.status], fg=_COLORS[check.status])
     click.echo(f"{mark}  {check.name:<14}  {printable(check.detail)}")
@@ -60,7 +72,7 @@ def _print(check: Check) -> None:
 
 def _checks() -> Iterator[Check]:
     yield _python()
-    yield Check("openweights", "ok", f"{__version__} in {Path(__file__).parents[1]}")
+    yield Check("openweights", "ok", f"{__version__} in {Path(__file__).parents[2]}")
     yield from _packages()
     yield _gpu()
     try:

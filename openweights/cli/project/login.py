@@ -1,4 +1,4 @@
-"""`ow login` and `ow logout`."""
+"""`ow login`, `ow logout` and `ow whoami`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import closing
 
 import click
 
-from openweights.cli.output import note
-from openweights.cli.team import ask_secret
+from openweights.cli.output import json_option, note, print_fields, print_json
+from openweights.cli.project.team import ask_secret, open_team
 from openweights.credentials import (
     Credentials,
     credentials_path,
@@ -20,6 +20,10 @@ from openweights.errors import InvalidInputError
 from openweights.settings import Settings, home_folder
 
 _ON_THIS_MACHINE = re.compile(r"http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:|/|$)")
+_IDENTITY = (
+    *("organization", "organization_id", "email", "role", "key_name", "key_id", "worker_id"),
+    "expires_at",
+)
 
 
 @click.command()
@@ -85,3 +89,15 @@ def logout() -> None:
         click.echo(f"removed {credentials_path(home)}; the key itself stays good")
     else:
         click.echo("you were not logged in")
+
+
+@click.command()
+@json_option
+def whoami(as_json: bool) -> None:
+    """Show whose key is in use, and what it may do."""
+    with open_team() as project:
+        identity = {"url": project.url, **{name: project.identity[name] for name in _IDENTITY}}
+    if as_json:
+        print_json(identity)
+    else:
+        print_fields(identity)

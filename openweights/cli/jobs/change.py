@@ -1,4 +1,4 @@
-"""What `ow cancel` and `ow restart` share: ids from anywhere, a result for each."""
+"""`ow cancel` and `ow restart`: ids from anywhere, a result for each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from openweights.cli.output import note, one_line, print_json
-from openweights.cli.store import find_job
+from openweights.cli.output import json_option, note, one_line, print_json
+from openweights.cli.store import find_job, open_store
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import JobRecord, JobStatus
 
@@ -17,12 +17,38 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
 
+@click.command()
+@click.argument("jobs", nargs=-1)
+@json_option
+def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
+    """Cancel jobs.
+
+    Without JOBS, their ids are read from standard input: `ow ls -q --status pending | ow cancel`.
+    """
+    with open_store() as backend:
+        _change_jobs(backend, jobs, lambda job: backend.cancel_job(job.id), as_json=as_json)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1)
+@json_option
+def restart(jobs: tuple[str, ...], as_json: bool) -> None:
+    """Restart failed or canceled jobs.
+
+    Without JOBS, their ids are read from standard input: `ow ls -q --status failed | ow restart`.
+    """
+    from openweights.client import OpenWeights
+
+    ow = OpenWeights()
+    _change_jobs(ow.backend, jobs, lambda job: ow.jobs.restart(job.id), as_json=as_json)
+
+
 class _HasStatus(Protocol):
     @property
     def status(self) -> JobStatus: ...
 
 
-def change_jobs(
+def _change_jobs(
     backend: Backend,
     given: Sequence[str],
     change: Callable[[JobRecord], _HasStatus],

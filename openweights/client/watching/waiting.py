@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from openweights.client.progress import open_progress
 from openweights.client.results import read_log_chunks
+from openweights.client.watching.progress import open_progress
 from openweights.errors import (
     JobCanceledError,
     JobFailedError,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from openweights.cli.org import find_member
 from openweights.cli.output import (
     age,
     json_option,
@@ -18,7 +17,8 @@ from openweights.cli.output import (
     print_json,
     print_table,
 )
-from openweights.cli.team import open_team
+from openweights.cli.project.org import find_member
+from openweights.cli.project.team import open_team
 from openweights.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:

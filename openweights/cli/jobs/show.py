@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from openweights.cli.ls import kind, validated_params
+from openweights.cli.jobs.ls import kind, validated_params
 from openweights.cli.output import (
     age,
     json_option,

@@ -1,0 +1,1 @@
+"""Commands about a project and who may use it."""

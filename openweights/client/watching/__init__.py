@@ -1,0 +1,1 @@
+"""Watching jobs: waiting, progress, tables and figures of metrics."""
