@@ -1,20 +1,140 @@
-"""What an engine is: all prompts of a call in, a completion for each out.
+"""What every generation engine offers: requests in, their completions out, as a batch or a stream.
 
-Sampling is a function of the weights, the prompts and the seed alone: the generator's state outside
-is untouched, so a resumed run samples what the uninterrupted one would have.
+An engine advances all its requests together, `step` by `step`; how far a step goes is its own
+choice (a token, or several). `generate` and `stream` are made of that. An engine is not for several
+threads at once: one thread calls all its methods.
+
+A completion is a function of weights, prompt, parameters and seed alone, whatever else the engine
+works on; the process's own random state is neither read nor written.
 """
 
 from __future__ import annotations
 
-import random
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from openweights.generation.params import SamplingParams
+from openweights.errors import ConfigError, InvalidStateError
+from openweights.generation.params import (
+    Completion,
+    Delta,
+    GenerationRequest,
+    SamplingParams,
+    joined,
+)
+
+
+class GenerationEngine(Protocol):
+    """Completes prompts with a model's current weights.
+
+    Attributes:
+        name: "transformers", "cuda_graph" or "vllm".
+        end_token_ids: What ends a completion when its parameters do not say.
+        max_length: Tokens that a prompt and its completion may have together.
+    """
+
+    name: str
+    end_token_ids: tuple[int, ...]
+    max_length: int
+
+    @property
+    @abstractmethod
+    def adapters(self) -> tuple[str, ...]:
+        """Names that requests may give."""
+
+    @abstractmethod
+    def set_adapter(self, name: str, folder: Path) -> None:
+        """Load an adapter, in the place of one of that name.
+
+        Raises:
+            ConfigError: The folder holds none that fits the model.
+            InvalidStateError: Requests are being worked on that use it.
+        """
+
+    @abstractmethod
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            ConfigError: There is none of that name.
+            InvalidStateError: Requests are being worked on that use it.
+        """
+
+    @property
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Whether every request is finished."""
+
+    @abstractmethod
+    def submit(self, request: GenerationRequest) -> None:
+        """Take a request; `step` works on it from now on.
+
+        Raises:
+            ConfigError: It cannot be worked on (`check_request`).
+        """
+
+    @abstractmethod
+    def step(self) -> list[Delta]:
+        """Advance, and tell what has grown. Without requests, nothing."""
+
+    @abstractmethod
+    def abort(self, request_id: str) -> None:
+        """Drop a request with all its samples: no more deltas. Unknown ids are passed over."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """For each request its `n` completions, in order. Ids of requests do not count here.
+
+        Raises:
+            ConfigError: A request cannot be worked on.
+            InvalidStateError: The engine has requests already.
+        """
+        numbered = [replace(r, id=str(index)) for index, r in enumerate(requests)]
+        samples: list[list[list[Delta]]] = [[[] for _ in range(r.params.n)] for r in requests]
+        for delta in self.stream(numbered):
+            samples[int(delta.request_id)][delta.sample].append(delta)
+        return [[joined(deltas) for deltas in own] for own in samples]
+
+    def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Delta]:
+        """Deltas of the requests as they come. Closing the iterator drops what is not finished.
+
+        Raises:
+            ConfigError: A request cannot be worked on.
+            InvalidStateError: The engine has requests already.
+        """
+        if not self.is_idle:
+            raise InvalidStateError(f"engine {self.name}: has requests already; finish them first")
+        try:
+            for request in requests:
+                self.submit(request)
+            while not self.is_idle:
+                yield from self.step()
+        finally:
+            for request in requests:
+                self.abort(request.id)
+
+
+def check_request(engine: GenerationEngine, request: GenerationRequest) -> None:
+    """See that an engine can work on a request.
+
+    Raises:
+        ConfigError: The prompt is empty or too long, or the adapter is unknown.
+    """
+    length = len(request.prompt_ids)
+    if length == 0:
+        raise ConfigError("prompt: is empty; give at least one token")
+    if length >= engine.max_length:
+        raise ConfigError(
+            f"prompt: has {length} tokens, and the model's context {engine.max_length} leaves no "
+            "room for a completion; shorten it"
+        )
+    if request.adapter is not None and request.adapter not in engine.adapters:
+        known = ", ".join(engine.adapters) or "none"
+        raise ConfigError(f"adapter: {request.adapter!r} is not loaded (there are: {known})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +174,6 @@ def cut_at_eos(row: Sequence[int], eos_token_ids: Sequence[int]) -> tuple[list[i
         if token in eos_token_ids:
             return list(row[: position + 1]), True
     return list(row), False
-
-
-def derived_seed(*parts: int) -> int:
-    """A seed for a step, a rank or a batch that does not depend on what was sampled before."""
-    return random.Random("/".join(map(str, parts))).getrandbits(63)
 
 
 @contextmanager

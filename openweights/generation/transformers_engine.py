@@ -41,7 +41,7 @@ class TransformersRollout:
                 input_ids=ids, attention_mask=mask, generation_config=config
             )
         rows = output[:, ids.shape[1] :].tolist()
-        cut = [cut_at_eos(row, params.eos_token_ids) for row in rows]
+        cut = [cut_at_eos(row, params.stop_token_ids or ()) for row in rows]
         return Rollout(
             completions=[row for row, _ in cut],
             ended=[ended for _, ended in cut],
@@ -62,7 +62,7 @@ class TransformersRollout:
             top_p=params.top_p if params.temperature > 0 else None,
             top_k=0 if params.temperature > 0 else None,
             max_new_tokens=params.max_new_tokens,
-            eos_token_id=list(params.eos_token_ids),
+            eos_token_id=list(params.stop_token_ids or ()),
             pad_token_id=self._pad_token_id,
             use_cache=True,
         )

@@ -48,7 +48,7 @@ def floor_ms(base: Any, rows: int, positions: float) -> float:
 def measure(name: Any, model: nn.Module, prompts: list[list[int]], new: int) -> dict[str, Any]:
     """Best of three calls after one that captures and compiles."""
     engine = rollout_engine(name, model, PAD)
-    params = SamplingParams(new, 1.0, 1.0, ())
+    params = SamplingParams(max_new_tokens=new, stop_token_ids=())
     torch.cuda.reset_peak_memory_stats()
     seconds = [engine.generate(prompts, params, seed=seed).seconds for seed in range(4)]
     best = min(seconds[1:])

@@ -105,7 +105,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         trainer_args(config, save_strategy="no"),
         processing_class=tokenizer,
         train_dataset=on_policy_dataset(sdft_examples(config, tokenizer, rows(512))),
-        sampling=SamplingParams(options.new, 1.0, 1.0, ()),
+        sampling=SamplingParams(max_new_tokens=options.new, stop_token_ids=()),
         divergence=config.sdft_divergence,
         engine=rollout_engine(options.engine, model, PAD),
         callbacks=[times, *monitoring(options.monitor, config, tokenizer, events)],

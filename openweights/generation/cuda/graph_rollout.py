@@ -59,7 +59,7 @@ class GraphRollout:
             session = self._session_for(len(prompts), longest, params)
             session.prefill(prompts)
             rows = session.decode()
-        cut = [cut_at_eos(row, params.eos_token_ids) for row in rows]
+        cut = [cut_at_eos(row, params.stop_token_ids or ()) for row in rows]
         return Rollout(
             completions=[row for row, _ in cut],
             ended=[ended for _, ended in cut],
@@ -98,7 +98,7 @@ class _Session:
         self._done = torch.zeros(rows, dtype=torch.bool, device=device)
         self._count = torch.zeros(1, dtype=torch.long, device=device)
         self._out = torch.zeros(rows, params.max_new_tokens, dtype=torch.long, device=device)
-        self._eos = torch.tensor(params.eos_token_ids, dtype=torch.long, device=device)
+        self._eos = torch.tensor(params.stop_token_ids or (), dtype=torch.long, device=device)
         self._graphs: dict[int, Callable[[], None]] = {}
         self._rows = rows
 

@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
-from openweights.generation.engine import derived_seed
+from openweights.generation.params import derived_seed
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.runtime.ranks import any_rank
 from openweights.jobs.unsloth.runtime.reporting import Reporter

@@ -26,5 +26,5 @@ def sampling_params(
         max_new_tokens=config.sdft_max_new_tokens,
         temperature=config.sdft_temperature,
         top_p=config.sdft_top_p,
-        eos_token_ids=tuple(eos_token_ids(base_model(model), tokenizer)),
+        stop_token_ids=tuple(eos_token_ids(base_model(model), tokenizer)),
     )

@@ -35,8 +35,8 @@ from transformers import (
 from trl import SFTConfig
 
 from openweights.generation.choose import rollout_engine
-from openweights.generation.engine import Rollout, RolloutEngine, derived_seed
-from openweights.generation.params import SamplingParams
+from openweights.generation.engine import Rollout, RolloutEngine
+from openweights.generation.params import SamplingParams, derived_seed
 from openweights.generation.transformers_engine import TransformersRollout
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.divergence import (
@@ -338,7 +338,7 @@ def _test_dataset(
     rows: list[dict[str, Any]],
     sampling: SamplingParams,
 ) -> Dataset:
-    ends = sampling.eos_token_ids
+    ends = sampling.stop_token_ids or ()
     return Dataset.from_list(sft_examples(config, tokenizer, rows, ends=ends, name="test_file"))
 
 

@@ -31,7 +31,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def params(**changes: Any) -> SamplingParams:
-    values = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "eos_token_ids": (2, 0)}
+    values = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 1.0, "stop_token_ids": (2, 0)}
     return SamplingParams(**{**values, **changes})
 
 
@@ -52,7 +52,7 @@ PROMPTS = [[10, 11, 12], [40], [7, 8, 9, 10, 11, 12, 13, 14], [99, 5]]
 
 
 def test_cold_sampling_equals_greedy_decoding_of_each_prompt_alone(engine: Any) -> None:
-    rollout = engine.generate(PROMPTS, params(temperature=1e-4, eos_token_ids=()), seed=1)
+    rollout = engine.generate(PROMPTS, params(temperature=1e-4, stop_token_ids=()), seed=1)
     assert rollout.completions == [greedy(engine.model, prompt, 8) for prompt in PROMPTS]
     assert rollout.ended == [False] * 4 and rollout.tokens == 32
 
@@ -82,7 +82,7 @@ def test_every_eos_ends_a_completion_and_belongs_to_it(engine: Any) -> None:
     prompts = [PROMPTS[i % 4] for i in range(64)]
     eos = (20, 30, 40, 50, 60, 70, 80, 90, 100, 110)
     rollout = engine.generate(
-        prompts, params(max_new_tokens=40, temperature=5.0, eos_token_ids=eos), seed=3
+        prompts, params(max_new_tokens=40, temperature=5.0, stop_token_ids=eos), seed=3
     )
     last = {row[-1] for row, ended in zip(rollout.completions, rollout.ended, strict=True) if ended}
     assert len(last) > 1, "more than one of the ids was met"

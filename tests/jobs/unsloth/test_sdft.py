@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from openweights.errors import DatasetError
-from openweights.generation.engine import Rollout, derived_seed
-from openweights.generation.params import SamplingParams
+from openweights.generation.engine import Rollout
+from openweights.generation.params import SamplingParams, derived_seed
 from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logits
 from openweights.jobs.unsloth.sdft import SDFTTrainer, sdft_train
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples, token_weights
@@ -100,7 +100,7 @@ def make_trainer(model: Any, folder: Path, tmp_path: Path, **changes: Any) -> SD
         trainer_args(settings),
         processing_class=tokenizer,
         train_dataset=on_policy_dataset(examples),
-        sampling=SamplingParams(6, 1.0, 1.0, (2, 0)),
+        sampling=SamplingParams(max_new_tokens=6, stop_token_ids=(2, 0)),
         **own,
     )
 

@@ -32,7 +32,7 @@ def answers(name: str, location: str, params: dict[str, Any]) -> Iterator[Row]:
         max_new_tokens=params["max_tokens"],
         temperature=params["temperature"],
         top_p=1.0,
-        eos_token_ids=tuple(eos_token_ids(model, tokenizer)),
+        stop_token_ids=tuple(eos_token_ids(model, tokenizer)),
     )
     engine = TransformersRollout(model, int(tokenizer.pad_token_id))  # type: ignore[arg-type]
     asked = [question for question in params["questions"] for _ in range(params["samples"])]

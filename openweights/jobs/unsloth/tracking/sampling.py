@@ -13,8 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from openweights.generation.engine import derived_seed
-from openweights.generation.params import SamplingParams
+from openweights.generation.params import SamplingParams, derived_seed
 from openweights.generation.transformers_engine import TransformersRollout
 from openweights.jobs.unsloth.config.rows import plain_messages
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
@@ -54,7 +53,7 @@ class Sampler(ScheduledCallback):
             max_new_tokens=self._settings.max_tokens,
             temperature=self._settings.temperature,
             top_p=1.0,
-            eos_token_ids=tuple(eos_token_ids(model, self._tokenizer)),
+            stop_token_ids=tuple(eos_token_ids(model, self._tokenizer)),
         )
         for start in range(0, len(prompts), size):
             # Each batch its own: equal prompts in two batches are to be answered twice.

@@ -1,0 +1,103 @@
+"""One sample of a request as it grows: what ends it, its text, and what there is to tell of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openweights.generation.params import Delta, FinishReason, GenerationRequest
+from openweights.generation.text import Detokenizer, StopMatcher
+
+TopLogprobs = dict[int, float]
+
+
+class Sample:
+    """Takes the tokens that an engine draws, and says what they amount to.
+
+    Args:
+        request: What it is a sample of.
+        index: Which one, from 0.
+        tokenizer: Decodes it; None when the request asks for no texts.
+        end_token_ids: The engine's, for requests that name none.
+        max_length: The engine's: the completion is cut where the context ends.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        index: int,
+        tokenizer: Any,
+        end_token_ids: Sequence[int],
+        max_length: int,
+    ) -> None:
+        params = request.params
+        own = params.stop_token_ids
+        self.request = request
+        self.index = index
+        self.ends = frozenset(end_token_ids if own is None else own)
+        self.limit = min(params.max_new_tokens, max_length - len(request.prompt_ids))
+        self.count = 0
+        self.finish_reason: FinishReason | None = None
+        self._text = (
+            Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+            if params.detokenize and tokenizer is not None
+            else None
+        )
+        self._stop = StopMatcher(params.stop)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no token is wanted any more."""
+        return self.finish_reason is not None
+
+    def push(
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float] = (),
+        top_logprobs: Sequence[TopLogprobs] = (),
+    ) -> Delta:
+        """Take new tokens in their order; those after its end are dropped."""
+        # A stop text may end it at any token; else nothing happens between its tokens.
+        size = 1 if self.request.params.stop else max(len(token_ids), 1)
+        text, before = "", self.count
+        for start in range(0, len(token_ids), size):
+            if not self.is_finished:
+                text += self._take(token_ids[start : start + size])
+        taken = self.count - before
+        return Delta(
+            self.request.id,
+            self.index,
+            list(token_ids[:taken]),
+            text,
+            self.finish_reason,
+            list(logprobs[:taken]),
+            list(top_logprobs[:taken]),
+        )
+
+    def _take(self, token_ids: Sequence[int]) -> str:
+        """Take tokens up to the first that ends it, or the limit; returns the text to tell."""
+        read: list[int] = []
+        for token in token_ids:
+            self.count += 1
+            if token in self.ends and self._may_end:
+                self.finish_reason = "stop"
+                break
+            read.append(token)
+            if self.count >= self.limit:
+                self.finish_reason = "length"
+                break
+        if self._text is None:
+            return ""
+        piece = self._text.push(read)
+        if self.is_finished:
+            piece += self._text.finish()
+        if not self._may_end:
+            return piece
+        text = self._stop.push(piece)
+        if self._stop.stopped:
+            self.finish_reason = "stop"
+        return text + self._stop.finish() if self.is_finished else text
+
+    @property
+    def _may_end(self) -> bool:
+        return self.count >= self.request.params.min_new_tokens
