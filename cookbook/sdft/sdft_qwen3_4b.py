@@ -40,9 +40,8 @@ def main() -> None:
     chosen = choose(ow, __doc__)
     job = ow.fine_tuning.create(**params(chosen), requires_vram_gb=chosen.vram_gb)
     job.wait()
-    for event in job.events():
-        if event.data.get("type") == "teacher_gate":
-            print({name: value for name, value in event.data.items() if name != "type"})
+    for event in job.events(type="teacher_gate"):
+        print({name: value for name, value in event.data.items() if name != "type"})
     for row in job.metrics(as_dataframe=False):
         if "agreement" in row:
             print(f"step {row['step']}: loss {row['loss']:.3f}, agreement {row['agreement']:.2f}")

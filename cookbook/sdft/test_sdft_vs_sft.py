@@ -56,7 +56,7 @@ def main() -> None:
         assert len(losses) == chosen.steps(STEPS) and all(map(math.isfinite, losses)), losses
         events = [event.data for event in job.events()]
         assert any(data.get("path") == "adapter/adapter_config.json" for data in events), method
-        gates = [data for data in events if data.get("type") == "teacher_gate"]
+        gates = job.events(type="teacher_gate")
         assert len(gates) == (method == "sdft"), gates
         print(f"{method}: loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps")
 

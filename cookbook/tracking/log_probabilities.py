@@ -38,10 +38,9 @@ def main() -> None:
     chosen = choose(ow, __doc__)
     job = ow.fine_tuning.create(**params(chosen), requires_vram_gb=chosen.vram_gb)
     job.wait()
-    for event in job.events():
-        if event.data.get("type") == "logprobs":
-            name = event.data["tag"]
-            print(f"step {event.data['step']:3}  {name}: loss {event.data[name]:.3f}")
+    for event in job.events(type="logprobs"):
+        name = event.data["tag"]
+        print(f"step {event.data['step']:3}  {name}: loss {event.data[name]:.3f}")
     scoring = ow.logprob.create(
         model=job.id, dataset=str(ORDINARY), requires_vram_gb=chosen.vram_gb
     )

@@ -36,11 +36,9 @@ def main() -> None:
     chosen = choose(ow, __doc__)
     job = ow.fine_tuning.create(**params(chosen), requires_vram_gb=chosen.vram_gb)
     job.wait()
-    for event in job.events():
-        data = event.data
-        if data.get("type") == "multiple_choice":
-            right, likely = data["accuracy"], data["probability"]
-            print(f"step {data['step']:3}  accuracy {right:.2f}  right answer's share {likely:.3f}")
+    for event in job.events(type="multiple_choice"):
+        step, right, likely = (event.data[key] for key in ("step", "accuracy", "probability"))
+        print(f"step {step:3}  accuracy {right:.2f}  right answer's share {likely:.3f}")
     asking = ow.multiple_choice.create(
         model=job.id, dataset=str(QUESTIONS), requires_vram_gb=chosen.vram_gb
     )

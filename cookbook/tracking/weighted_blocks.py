@@ -40,9 +40,8 @@ def main() -> None:
     job = ow.weighted_sft.create(**params(chosen), requires_vram_gb=chosen.vram_gb)
     job.wait()
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for event in job.events():
-        if event.data.get("type") == "logprob_block":
-            found[event.data["step"], event.data["tag"]] += event.data["logprobs"]
+    for event in job.events(type="logprob_block"):
+        found[event.data["step"], event.data["tag"]] += event.data["logprobs"]
     for (step, tag), values in sorted(found.items()):
         print(f"step {step:3}  {tag}: {sum(values) / len(values):.3f} nats a token")
 

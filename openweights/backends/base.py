@@ -217,11 +217,20 @@ class Backend(Protocol):
         ...
 
     def list_events(
-        self, *, job_id: str | None = None, run_id: int | None = None, after: int = 0
+        self,
+        *,
+        job_id: str | None = None,
+        run_id: int | None = None,
+        after: int = 0,
+        type: str | None = None,
     ) -> Iterator[EventRecord]:
         """Events of a run, or of all runs of a job, with an id above `after`, ascending.
 
         Pages by itself, however many there are. Exactly one of `job_id` and `run_id` is given.
+
+        Args:
+            type: Only events whose data have this `type` (see `openweights.events`); found without
+                reading the others.
         """
         ...
 

@@ -21,20 +21,29 @@ class EventCollection:
     def __init__(self, ow: OpenWeights) -> None:
         self._ow = ow
 
-    def list(self, job_id: str | None = None, run_id: int | None = None) -> list[EventRecord]:
-        """All events of a run, or of all runs of a job, oldest first.
+    def list(
+        self, job_id: str | None = None, run_id: int | None = None, type: str | None = None
+    ) -> list[EventRecord]:
+        """The events of a run, or of all runs of a job, oldest first.
+
+        Args:
+            type: Only events of this type; `openweights.events` lists the types.
 
         Raises:
             InvalidInputError: Not exactly one of `job_id` and `run_id` was given.
         """
-        return list(self.iterate(job_id, run_id))
+        return list(self.iterate(job_id, run_id, type=type))
 
     def iterate(
-        self, job_id: str | None = None, run_id: int | None = None, after: int = 0
+        self,
+        job_id: str | None = None,
+        run_id: int | None = None,
+        after: int = 0,
+        type: str | None = None,
     ) -> Iterator[EventRecord]:
         """As `list`, page by page, of events with an id above `after`."""
         _check_one(job_id, run_id)
-        return self._ow.backend.list_events(job_id=job_id, run_id=run_id, after=after)
+        return self._ow.backend.list_events(job_id=job_id, run_id=run_id, after=after, type=type)
 
     def latest(
         self,

@@ -160,9 +160,13 @@ class Job:
             run_id = last[0].id
         return b"".join(read_log_chunks(self._ow.backend, run_id)).decode(errors="replace")
 
-    def events(self) -> list[EventRecord]:
-        """All that its runs have logged, oldest first."""
-        return self._ow.events.list(job_id=self.id)
+    def events(self, type: str | None = None) -> list[EventRecord]:
+        """What its runs have logged, oldest first.
+
+        Args:
+            type: Only events of this type; `openweights.events` lists the types.
+        """
+        return self._ow.events.list(job_id=self.id, type=type)
 
     def metrics(self, as_dataframe: bool | None = None) -> Any:
         """A table of its metrics: a row for each step and tag, with `step`, `tag` and the numbers

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from openweights.backends.base import Backend
+from openweights.events import Checkpoint
 from openweights.types import EventDraft
 from openweights.worker.backoff import persist
 
@@ -32,15 +33,9 @@ def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> No
 
 
 def drop_checkpoints(backend: Backend, job_id: str) -> None:
-    """Delete the checkpoints of a job that has completed: nothing will resume from them.
-
-    They are the files of purpose `checkpoint` that its `{"type": "checkpoint"}` events name.
-    """
-    named = {
-        str(event.data.get("file"))
-        for event in backend.list_events(job_id=job_id)
-        if event.data.get("type") == "checkpoint"
-    }
+    """Delete the checkpoints of a job that has completed: nothing will resume from them."""
+    events = backend.list_events(job_id=job_id, type=Checkpoint.type)
+    named = {str(event.data.get("file")) for event in events}
     for file_id in named:
         if file_id.startswith("checkpoint:"):
             backend.delete_file(file_id)

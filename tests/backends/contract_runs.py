@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openweights.backends.base import Backend
-from openweights.errors import FencedError, InvalidInputError, InvalidStateError
+from openweights.errors import FencedError, InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import WorkerSpec
 from tests.backends.steps import NOW, Contract, claim, draft, spec, start
 
@@ -144,6 +144,28 @@ class RunContract(Contract):
         assert [event.id for event in events] == sorted({event.id for event in events})
         after = backend.list_events(job_id="job-1", after=events[2400].id)
         assert list(after) == events[2401:]
+
+    def test_events_of_a_type(self, backend: Backend) -> None:
+        first = start(backend)
+        steps = [draft(step=i) for i in range(1500)]
+        backend.append_events(first.run.id, [draft(type="a", n=0), *steps, draft(type="b", n=1)])
+        backend.append_events(first.run.id, [draft(type=None), draft(type=7), draft(note="a")])
+        backend.release_run(first.run.id, 1, reason="its worker ended")
+        second = claim(backend)
+        backend.append_events(second.run.id, [draft(type="a", n=i) for i in range(2, 1202)])
+
+        def found(**asked: Any) -> list[int]:
+            return [event.data["n"] for event in backend.list_events(**asked)]
+
+        assert found(job_id="job-1", type="a") == [0, *range(2, 1202)]
+        assert found(run_id=first.run.id, type="a") == [0]
+        assert found(job_id="job-1", type="b") == [1]
+        assert found(job_id="job-1", type="c' or '1'='1") == []
+        events = list(backend.list_events(job_id="job-1", type="a"))
+        after = backend.list_events(job_id="job-1", type="a", after=events[1100].id)
+        assert list(after) == events[1101:]
+        with pytest.raises(NotFoundError):
+            list(backend.list_events(job_id="nix", type="a"))
 
     def test_events_of_a_job_are_those_of_all_its_runs(self, backend: Backend) -> None:
         first = start(backend)

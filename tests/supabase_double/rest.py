@@ -260,11 +260,11 @@ def _condition(column: str, value: str) -> sql.Composable:
     if operator == "in":
         items = sql.SQL(", ").join(map(sql.Literal, _items(operand)))
         return sql.SQL("{} in ({})").format(_column(column), items)
-    if not re.fullmatch(r"\w+", column) or operator not in _OPERATORS:
+    if not re.fullmatch(r"\w+(->>\w+)?", column) or operator not in _OPERATORS:
         raise HttpError(501, "DOUBLE", f"this double does not know the filter {column}={value}")
-    return sql.SQL("{} {} {}").format(
-        _column(column), _text(_OPERATORS[operator]), sql.Literal(operand)
-    )
+    name, _, key = column.partition("->>")
+    left = _column(name) + (sql.SQL(" ->> ") + sql.Literal(key) if key else sql.SQL(""))
+    return sql.SQL("{} {} {}").format(left, _text(_OPERATORS[operator]), sql.Literal(operand))
 
 
 def _term(text: str) -> sql.Composable:

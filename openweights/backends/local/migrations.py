@@ -120,7 +120,15 @@ _FIRST: Migration = (
     "CREATE INDEX workers_silent ON workers (pinged_at) WHERE status != 'terminated'",
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_FIRST,)
+# Metrics have no type, so this stays small however long a run is.
+_EVENTS_OF_TYPE: Migration = (
+    """
+    CREATE INDEX events_of_type ON events (run_id, json_extract(data, '$.type'), id)
+    WHERE json_extract(data, '$.type') IS NOT NULL
+    """,
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_FIRST, _EVENTS_OF_TYPE)
 
 
 def schema_version(db: sqlite3.Connection) -> int:

@@ -118,19 +118,27 @@ class RunVerbs(Store):
                 lifecycle.end_job(db, run["job_id"], run["job_status"], outputs, self._now())
 
     def list_events(
-        self, *, job_id: str | None = None, run_id: int | None = None, after: int = 0
+        self,
+        *,
+        job_id: str | None = None,
+        run_id: int | None = None,
+        after: int = 0,
+        type: str | None = None,
     ) -> Iterator[EventRecord]:
         with self._read() as db:
             run_ids = self._run_ids(db, job_id, run_id)
         # Each run is read along its index; a query over all runs of a job would sort at every page.
-        pages = [self._events_of_run(run_id, after) for run_id in run_ids]
+        pages = [self._events_of_run(run_id, after, type) for run_id in run_ids]
         return heapq.merge(*pages, key=lambda event: event.id)
 
-    def _events_of_run(self, run_id: int, after: int) -> Iterator[EventRecord]:
-        query = "SELECT * FROM events WHERE run_id = ? AND id > ? ORDER BY id LIMIT ?"
+    def _events_of_run(self, run_id: int, after: int, kind: str | None) -> Iterator[EventRecord]:
+        # Spelled as in the index `events_of_type`.
+        of_type = "" if kind is None else " AND json_extract(data, '$.type') = :type"
+        query = f"SELECT * FROM events WHERE run_id = :run{of_type} AND id > :after ORDER BY id"  # noqa: S608 - one of two texts
+        values = {"run": run_id, "type": kind, "limit": _EVENTS_PER_PAGE}
         while True:
             with self._read() as db:
-                page = db.execute(query, (run_id, after, _EVENTS_PER_PAGE)).fetchall()
+                page = db.execute(f"{query} LIMIT :limit", {**values, "after": after}).fetchall()
             yield from map(records.event_record, page)
             if len(page) < _EVENTS_PER_PAGE:
                 return

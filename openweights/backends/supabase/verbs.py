@@ -267,12 +267,20 @@ class RunVerbs(JobVerbs):
         self.rpc("append_events", run_id=run_id, events=[event_json(event) for event in events])
 
     def list_events(
-        self, *, job_id: str | None = None, run_id: int | None = None, after: int = 0
+        self,
+        *,
+        job_id: str | None = None,
+        run_id: int | None = None,
+        after: int = 0,
+        type: str | None = None,
     ) -> Iterator[EventRecord]:
         name, value = _of(job_id, run_id)
-        pages = self._pages(
-            "events", columns(EventRecord), lambda query: query.eq(name, value), after=after
-        )
+
+        def narrow(query: Query) -> Query:
+            query = query.eq(name, value)
+            return query if type is None else query.eq("data->>type", type)
+
+        pages = self._pages("events", columns(EventRecord), narrow, after=after)
         # The first page now, not when the caller gets to it: an unknown id is an error at once.
         first = next(pages, None)
         if first is None:

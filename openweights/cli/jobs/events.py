@@ -25,15 +25,14 @@ def events(job: str, run_id: int | None, type_: str | None, tag: str | None, as_
 
     An event a line, oldest first: when, the run, and its values.
     """
-    wanted = {key: value for key, value in (("type", type_), ("tag", tag)) if value is not None}
     with open_store() as backend:
         record = find_job(backend, job)
         if run_id is None:
-            found = backend.list_events(job_id=record.id)
+            found = backend.list_events(job_id=record.id, type=type_)
         else:
             find_run(backend, record, run_id)
-            found = backend.list_events(run_id=run_id)
-        matching = _matching(found, wanted)
+            found = backend.list_events(run_id=run_id, type=type_)
+        matching = _tagged(found, tag)
         if as_json:
             print_json_array(matching)
             return
@@ -41,10 +40,8 @@ def events(job: str, run_id: int | None, type_: str | None, tag: str | None, as_
             click.echo(f"{local_time(event.created_at)}  run {event.run_id}  {_line(event.data)}")
 
 
-def _matching(events: Iterator[EventRecord], wanted: Mapping[str, str]) -> Iterator[EventRecord]:
-    for event in events:
-        if all(str(event.data.get(key)) == value for key, value in wanted.items()):
-            yield event
+def _tagged(events: Iterator[EventRecord], tag: str | None) -> Iterator[EventRecord]:
+    return (event for event in events if tag is None or str(event.data.get("tag")) == tag)
 
 
 def _line(data: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
+from openweights.events import Reproducibility, Started, Summary
 from openweights.generation.params import derived_seed
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.runtime.ranks import any_rank
@@ -46,12 +47,11 @@ class MetricsCallback(TrainerCallback):
         """Say how many steps there will be."""
         self._started_at, self._started_step = time.monotonic(), state.global_step
         logger.info("training for %d steps, from step %d", state.max_steps, state.global_step)
-        self._reporter.log(
-            {"type": "started", "max_steps": state.max_steps, "from_step": state.global_step}
-        )
+        started = Started(max_steps=state.max_steps, from_step=state.global_step)
+        self._reporter.log(started.data())
         if self._record is not None:
             # Here, too, and not in the result alone: a run that fails was one nevertheless.
-            self._reporter.log({"type": "reproducibility", "record": self._record})
+            self._reporter.log(Reproducibility(record=self._record).data())
 
     def on_log(
         self,
@@ -64,7 +64,7 @@ class MetricsCallback(TrainerCallback):
         """See `TrainerCallback`."""
         entry = {**(logs or {}), "step": state.global_step}
         if "train_runtime" in entry:
-            entry["type"] = "summary"
+            entry = Summary(step=state.global_step, values=logs or {}).data()
         elif any(key.startswith("eval_") for key in entry):
             entry["tag"] = "eval"
         self._reporter.log(entry)
@@ -77,7 +77,7 @@ class MetricsCallback(TrainerCallback):
             )
 
     def _print(self, entry: dict[str, Any], state: TrainerState) -> None:
-        if entry.get("type") == "summary":
+        if entry.get("type") == Summary.type:
             logger.info("trained %d steps in %.1f s", state.global_step, entry["train_runtime"])
             return
         if entry.get("tag") == "eval":

@@ -34,6 +34,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from openweights.events import Completions
 from openweights.generation.choose import rollout_engine
 from openweights.generation.engine import Rollout, RolloutEngine
 from openweights.generation.params import SamplingParams, derived_seed
@@ -187,18 +188,15 @@ class SDFTTrainer(ExactMeanTrainer):
     ) -> dict[str, Any]:
         tokenizer: Any = self.processing_class
         rows = zip(prompts, rollout.completions, rollout.ended, strict=True)
-        return {
-            "type": "completions",
-            "step": step,
-            "completions": [
-                {
-                    "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
-                    "completion": tokenizer.decode(completion, skip_special_tokens=True),
-                    "ended": ended,
-                }
-                for prompt, completion, ended in list(rows)[:COMPLETIONS_LOGGED]
-            ],
-        }
+        told = [
+            {
+                "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+                "completion": tokenizer.decode(completion, skip_special_tokens=True),
+                "ended": ended,
+            }
+            for prompt, completion, ended in list(rows)[:COMPLETIONS_LOGGED]
+        ]
+        return Completions(step=step, completions=told).data()
 
     def _scoring_batch(
         self, prefix: str, prompts: list[list[int]], completions: list[list[int]]

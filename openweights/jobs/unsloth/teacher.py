@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openweights.errors import PlatformError
+from openweights.events import TeacherGate
 from openweights.jobs.unsloth.sdft_data import SDFTExample
 from openweights.models.log_probs import mean_target_log_probs
 
@@ -148,7 +149,7 @@ def teacher_gate(model: nn.Module, examples: Sequence[SDFTExample]) -> dict[str,
         "the demonstration in it",
         means["logp_without"], means["logp_with"],
     )  # fmt: skip
-    return {"type": "teacher_gate", "step": 0, "rows": len(examples), **means}
+    return TeacherGate(step=0, rows=len(examples), values=means).data()
 
 
 def _float_copy(parameter: nn.Parameter) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, DatasetError, OpenWeightsError
+from openweights.events import Pushed
 from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
@@ -267,9 +268,9 @@ def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
         known = isinstance(error, OpenWeightsError)
         text = str(error) if known else one_line(error)
         logger.error("not pushed to the hub; the result is kept: %s", text, exc_info=not known)
-        reporter.log({"type": "push", "push_error": text})
+        reporter.log(Pushed(push_error=text).data())
         return
-    reporter.log({"type": "push", "pushed_to": repo})
+    reporter.log(Pushed(pushed_to=repo).data())
 
 
 def load_config(source: str) -> TrainingConfig:

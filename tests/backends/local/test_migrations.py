@@ -102,3 +102,18 @@ def test_the_schema_itself_forbids_what_the_life_cycle_forbids(tmp_path: Path) -
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
         db.execute(f"INSERT INTO jobs ({columns}) VALUES ('x','','','','',0,0,0,0,0,'done')")
     db.close()
+
+
+def test_events_of_a_type_are_found_by_their_index(tmp_path: Path) -> None:
+    db = _open(tmp_path / "db")
+    migrate(db)
+    query = "SELECT * FROM events WHERE run_id = 1{} AND id > 0 ORDER BY id LIMIT 10"
+
+    def plan(condition: str) -> str:
+        rows = db.execute("EXPLAIN QUERY PLAN " + query.format(condition))
+        return " ".join(str(row[-1]) for row in rows)
+
+    assert "events_of_type" in plan(" AND json_extract(data, '$.type') = 'checkpoint'")
+    assert "TEMP B-TREE" not in plan(" AND json_extract(data, '$.type') = 'checkpoint'")
+    assert "events_of_run" in plan(""), "the control"
+    db.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -11,6 +12,9 @@ import pytest
 from openweights.backends.supabase.sql import apply
 from openweights.errors import ConfigurationError, InvalidInputError, StoreUnavailableError
 from tests.supabase_double.postgres import PostgresServer
+
+_SCHEMA = Path(apply.__file__).parent / "schema"
+_STEPS = sorted(f"schema/{step.name}" for step in _SCHEMA.glob("*.sql"))
 
 
 def _execute(url: str, *statements: str) -> None:
@@ -43,7 +47,7 @@ _EVERYTHING = """
 def test_setting_up_twice_changes_nothing(postgres: PostgresServer) -> None:
     url = postgres.create()
     first = apply.init(url)
-    assert (first.steps, first.repaired, first.differences) == (["schema/001_tables.sql"], [], [])
+    assert (first.steps, first.repaired, first.differences) == (_STEPS, [], [])
     before = _rows(url, _EVERYTHING)
     second = apply.init(url)
     assert (second.steps, second.repaired, second.differences) == ([], [], [])
@@ -59,7 +63,7 @@ def test_two_at_once_set_up_once(postgres: PostgresServer) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(len(outcome.steps) for outcome in outcomes) == [0, 0, 1]
+    assert sorted(len(outcome.steps) for outcome in outcomes) == [0, 0, len(_STEPS)]
     assert apply.check(url) == []
 
 

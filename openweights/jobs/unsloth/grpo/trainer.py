@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
+from openweights.events import Completions
 from openweights.jobs.unsloth.grpo.advantages import group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
 from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
@@ -150,7 +151,7 @@ class RewardTrainer(GRPOTrainer):
                     "rewards": dict(zip(names, values, strict=True)),
                 }
             )
-        self._log_event({"type": "completions", "step": step, "completions": told})
+        self._log_event(Completions(step=step, completions=told).data())
 
     # ---- scoring: once per micro-batch
 

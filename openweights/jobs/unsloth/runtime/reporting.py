@@ -11,11 +11,12 @@ import logging
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.errors import ConfigError, NotFoundError
+from openweights.events import Checkpoint
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class StoreReporter:
             with tarfile.open(archive, "w") as tar:
                 tar.add(folder, arcname=folder.name)
             stored = self._ow.files.create(archive, CHECKPOINT_PURPOSE)["id"]
-        self.log({"type": "checkpoint", "step": step, "file": stored})
+        self.log(Checkpoint(step=step, file=stored).data())
         old, self._last_checkpoint = self._last_checkpoint, stored
         # The event that names the new one must have arrived before the old one goes.
         if self._run.flush() and old not in (None, stored):
@@ -118,7 +119,9 @@ class StoreReporter:
 
     def newest_checkpoint(self, target: Path) -> Path | None:
         """See `Reporter`."""
-        for step, file in self._checkpoints():
+        events = self._ow.events.list(job_id=self.job_id, type=Checkpoint.type)
+        for checkpoint in (Checkpoint.of(event.data) for event in reversed(events)):
+            step, file = checkpoint.step, str(checkpoint.file)
             archive = target / "checkpoint.tar"
             try:
                 self._ow.files.download(file, archive)
@@ -131,15 +134,6 @@ class StoreReporter:
             logger.info("resuming from the checkpoint of step %d", step)
             return target / f"checkpoint-{step}"
         return None
-
-    def _checkpoints(self) -> Iterator[tuple[int, str]]:
-        events = [
-            event.data
-            for event in self._ow.events.list(job_id=self.job_id)
-            if event.data.get("type") == "checkpoint"
-        ]
-        for data in reversed(events):
-            yield int(data["step"]), str(data["file"])
 
     def close(self, *, completed: bool) -> None:
         """See `Reporter`. The worker drops the last checkpoint once it has stored the result."""
@@ -184,7 +178,7 @@ class FolderReporter:
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """See `Reporter`. A checkpoint counts from the moment at which its mark is written."""
         (folder / "complete").write_text(self._fingerprint, encoding="utf-8")
-        self.log({"type": "checkpoint", "step": step, "path": str(folder)})
+        self.log(Checkpoint(step=step, path=str(folder)).data())
 
     def newest_checkpoint(self, target: Path) -> Path | None:
         """See `Reporter`. Those of another config are left alone."""

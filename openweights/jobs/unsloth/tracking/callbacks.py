@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from openweights.client.questions import Question
+from openweights.events import BlockLogProbs, BlockwiseLogProbs, LogProbs, MultipleChoice
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows
 from openweights.jobs.unsloth.tracking.multiple_choice import ask
@@ -21,9 +22,8 @@ logger = logging.getLogger(__name__)
 class LogProbTracker(ScheduledCallback):
     """Follows the log-probabilities of a set of conversations.
 
-    Its events are `{type: "logprobs", <name>: mean loss, step, tag, path, file}`. Where messages
-    have blocks, the type is `logprobs_blockwise`, and each block with a tag has an event of its
-    own, `{type: "logprob_block", source: <name>, step, tag, row, message, block, text, logprobs}`.
+    Its events are `LogProbs` with the mean loss under the set's name; where messages have blocks
+    `BlockwiseLogProbs`, and `BlockLogProbs` for each block with a tag.
 
     Args:
         name: Of the set.
@@ -50,20 +50,18 @@ class LogProbTracker(ScheduledCallback):
     def measure(self, model: Any, step: int) -> None:
         """See `ScheduledCallback`."""
         found = score_rows(model, self._tokenizer, self._rows, batch_size=self._batch_size)
-        kind = "logprobs_blockwise" if found.blockwise else "logprobs"
-        event = {"type": kind, self._name: found.loss, "step": step, "tag": self._name}
-        log_rows(self._reporter, event, found.rows, folder="logprobs")
+        kind = BlockwiseLogProbs if found.blockwise else LogProbs
+        event = kind(step=step, tag=self._name, values={self._name: found.loss})
+        log_rows(self._reporter, event.data(), found.rows, folder="logprobs")
         for block in found.blocks:
-            own = {"type": "logprob_block", "source": self._name, "step": step}
-            self._reporter.log({**own, **block})
+            self._reporter.log(BlockLogProbs(step=step, source=self._name, **block).data())
         logger.info("step %d: loss of %s %.4f", step, self._name, found.loss)
 
 
 class MultipleChoiceTracker(ScheduledCallback):
     """Asks questions with several answers.
 
-    Its events are `{type: "multiple_choice", step, tag, accuracy, probability, questions, path,
-    file}`, where `probability` is the mean of the right choice's.
+    Its events are `MultipleChoice`.
     """
 
     def __init__(
@@ -83,6 +81,6 @@ class MultipleChoiceTracker(ScheduledCallback):
         """See `ScheduledCallback`."""
         size, tag = self._settings.batch_size, self._settings.tag
         answers = ask(model, self._tokenizer, self._questions, batch_size=size)
-        event = {"type": "multiple_choice", "step": step, "tag": tag, **answers.summary()}
-        log_rows(self._reporter, event, answers.rows, folder="multiple_choice")
-        logger.info("step %d: %s accuracy %.3f", step, tag, event["accuracy"])
+        event = MultipleChoice(step=step, tag=tag, **answers.summary())
+        log_rows(self._reporter, event.data(), answers.rows, folder="multiple_choice")
+        logger.info("step %d: %s accuracy %.3f", step, tag, event.accuracy)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from openweights.events import Samples
 from openweights.generation.params import SamplingParams, derived_seed
 from openweights.generation.transformers_engine import TransformersRollout
 from openweights.jobs.unsloth.config.rows import plain_messages
@@ -66,8 +67,8 @@ class Sampler(ScheduledCallback):
             {**row, "completion": completion}
             for row, completion in zip(self._rows, completions, strict=True)
         ]
-        event = {"type": "samples", "step": step, "tag": self._settings.tag}
-        log_rows(self._reporter, event, rows, folder="samples")
+        event = Samples(step=step, tag=self._settings.tag)
+        log_rows(self._reporter, event.data(), rows, folder="samples")
         logger.info("step %d: %d samples (%s)", step, len(completions), self._settings.tag)
 
 

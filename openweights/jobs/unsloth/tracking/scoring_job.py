@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.client.questions import parse_question
 from openweights.errors import ConfigError
+from openweights.events import (
+    BlockLogProbs,
+    BlockwiseLogProbs,
+    LogProbs,
+    MultipleChoice,
+    Reproducibility,
+)
 from openweights.jobs.scoring import ScoringParams, is_job_id
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
@@ -60,10 +67,10 @@ def score_log_probs(job: Scoring) -> None:
     longest = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
     rows = scored_rows(job.rows, job.tokenizer, ends=ends, limit=longest)
     found = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
-    kind = "logprobs_blockwise" if found.blockwise else "logprobs"
-    job.log_result({"type": kind, "loss": found.loss}, found.rows, "logprobs.jsonl")
+    kind = BlockwiseLogProbs if found.blockwise else LogProbs
+    job.log_result(kind(values={"loss": found.loss}).data(), found.rows, "logprobs.jsonl")
     for block in found.blocks:
-        job.reporter.log({"type": "logprob_block", "source": job.params.dataset, **block})
+        job.reporter.log(BlockLogProbs(source=job.params.dataset, **block).data())
 
 
 def put_questions(job: Scoring) -> None:
@@ -72,8 +79,8 @@ def put_questions(job: Scoring) -> None:
 
     questions = [parse_question(row) for row in job.rows]
     answers = ask(job.model, job.tokenizer, questions, batch_size=job.params.batch_size)
-    event = {"type": "multiple_choice", **answers.summary()}
-    job.log_result(event, answers.rows, "multiple_choice.jsonl")
+    event = MultipleChoice(**answers.summary())
+    job.log_result(event.data(), answers.rows, "multiple_choice.jsonl")
 
 
 KINDS = {"logprob": score_log_probs, "multiple_choice": put_questions}
@@ -101,7 +108,7 @@ def _run(job_id: str, act: Callable[[Scoring], None]) -> int:
     reporter = StoreReporter(ow, ow.run)
     data = reporter.fetch(params.dataset, Path("data") / "dataset.jsonl")
     record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
-    reporter.log({"type": "reproducibility", "record": record})
+    reporter.log(Reproducibility(record=record).data())
     location = _adapter_of(ow, params.model) if is_job_id(params.model) else params.model
     model, tokenizer = load_trained(location, chat_template=params.chat_template)
     act(Scoring(params, model, tokenizer, read_rows(data), reporter))

@@ -1,0 +1,250 @@
+"""Every kind of event of a run: its fields, who writes it, and who reads it.
+
+An event is free JSON, and a job's own code may log what it likes. What this package itself logs is
+of one of these kinds; all but the first two carry a `type`, which is spelled nowhere else.
+
+===================  ===================================  ==========================================
+kind                 written by                           read by
+===================  ===================================  ==========================================
+metrics (no type)    trainers, at every logged step       `metric_rows`: `job.metrics`, plots
+results (no type)    the worker, for files in `uploads/`  `job.download`, `ow show`, later jobs
+`Started`            trainers, first                      progress of `job.wait`
+`Reproducibility`    training and scoring jobs, first     people: `ow events JOB --type …`
+`Checkpoint`         trainers                             the next attempt; the worker, which
+                                                          deletes them after completion
+`Summary`            trainers, at the end                 people
+`Pushed`             training jobs                        people, `job.outputs`
+`TeacherGate`        SDFT, before step 0                  people, studies
+`Completions`        SDFT and GRPO, every some steps      people
+`Samples`            sampling callbacks                   people, `job.download`
+`LogProbs`           log-probability tracking and jobs    people, `job.download`
+`BlockwiseLogProbs`  the same, for messages with blocks   people, `job.download`
+`BlockLogProbs`      the same, for each tagged block      people
+`MultipleChoice`     multiple-choice tracking and jobs    people, `job.download`
+===================  ===================================  ==========================================
+
+Metrics are `{step, tag?, <name>: number, …}`, results `{path, file}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self, cast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedEvent:
+    """An event of a kind.
+
+    Attributes:
+        type: What `data["type"]` is.
+        step: Of the training, where there is one.
+    """
+
+    type: ClassVar[str]
+
+    step: int | None = None
+
+    def data(self) -> dict[str, Any]:
+        """What is logged. Fields that are None are left out; those of `values` stand beside the
+        others.
+        """
+        data: dict[str, Any] = {"type": self.type}
+        for name in self._names():
+            value = getattr(self, name)
+            if name == "values":
+                data |= cast("Mapping[str, Any]", value)
+            elif value is not None:
+                data[name] = value
+        return data
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """The event that was logged as `data`."""
+        names = cls._names()
+        given = {name: data[name] for name in names if name in data}
+        if "values" in names:
+            rest = data.keys() - given.keys() - {"type"}
+            given["values"] = {name: data[name] for name in data if name in rest}
+        return cls(**given)
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [one.name for one in fields(cls)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(TypedEvent):
+    """The work begins, from the start or from a checkpoint.
+
+    Attributes:
+        max_steps: At which step it ends.
+        from_step: 0, or that of the checkpoint.
+    """
+
+    type: ClassVar[str] = "started"
+
+    max_steps: int
+    from_step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproducibility(TypedEvent):
+    """What it would take to do the same again.
+
+    Attributes:
+        record: Versions, machine, configuration, hashes of the data.
+    """
+
+    type: ClassVar[str] = "reproducibility"
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(TypedEvent):
+    """From here the next attempt goes on.
+
+    Attributes:
+        file: Where it is in the store.
+        path: Its folder, for a run from a config file.
+    """
+
+    type: ClassVar[str] = "checkpoint"
+
+    step: int  # type: ignore[assignment] - a checkpoint has one
+    file: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(TypedEvent):
+    """What the trainer says at its end.
+
+    Attributes:
+        values: Its figures: `train_runtime` (s), `train_loss`, …
+    """
+
+    type: ClassVar[str] = "summary"
+
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed(TypedEvent):
+    """The result went to the Hugging Face hub, or did not.
+
+    Attributes:
+        pushed_to: The repository.
+        push_error: Why it is not there.
+    """
+
+    type: ClassVar[str] = "push"
+
+    pushed_to: str | None = None
+    push_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherGate(TypedEvent):
+    """How much the demonstrations help the teacher of SDFT.
+
+    Attributes:
+        rows: On how many rows it was measured.
+        values: What was measured.
+    """
+
+    type: ClassVar[str] = "teacher_gate"
+
+    rows: int
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completions(TypedEvent):
+    """What the model that is trained said to some of a step's prompts.
+
+    Attributes:
+        completions: Of each `prompt`, `completion`, and what the loss made of it: `ended` of SDFT,
+            `rewards` of GRPO.
+    """
+
+    type: ClassVar[str] = "completions"
+
+    completions: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples(TypedEvent):
+    """Answers to a set of prompts; they are rows of the event's file.
+
+    Attributes:
+        tag: Of the set.
+    """
+
+    type: ClassVar[str] = "samples"
+
+    tag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogProbs(TypedEvent):
+    """Log-probabilities of a set of conversations; they are rows of the event's file.
+
+    Attributes:
+        tag: The set's name, when it is followed while a model trains.
+        values: The mean loss: by the set's name, or as `loss` of a job of its own.
+    """
+
+    type: ClassVar[str] = "logprobs"
+
+    tag: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockwiseLogProbs(LogProbs):
+    """The same, where messages have blocks."""
+
+    type: ClassVar[str] = "logprobs_blockwise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockLogProbs(TypedEvent):
+    """Log-probabilities of one block with a tag.
+
+    Attributes:
+        source: Name of the set, or file id of a job's dataset.
+        row: Of the set, from 0; so are `message` in the row and `block` in the message.
+        logprobs: Of each token.
+    """
+
+    type: ClassVar[str] = "logprob_block"
+
+    source: str
+    row: int
+    message: int
+    block: int
+    tag: str
+    text: str
+    logprobs: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultipleChoice(TypedEvent):
+    """Answers to a set of questions; they are rows of the event's file.
+
+    Attributes:
+        tag: Of the set, when it is followed while a model trains.
+        accuracy: Share of questions whose right choice was likeliest.
+        probability: Mean of the right choices'.
+        questions: How many.
+    """
+
+    type: ClassVar[str] = "multiple_choice"
+
+    tag: str | None = None
+    accuracy: float
+    probability: float
+    questions: int
