@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from openweights.models.load import load_model
 from openweights.models.log_probs import all_log_probs, answer_log_probs, scored_log_probs
 from openweights.models.template import prompt_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import EOS, make_tiny_model
 
 TURNS = [
@@ -52,8 +54,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def plain(model: Any, ids: list[int]) -> list[float]:
-    """Log-probabilities of all tokens but the first, from the logits of a plain forward."""
-    logits = model.eval()(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    """Log-probabilities of all tokens but the first, from a plain forward in float64."""
+    exact = copy.deepcopy(model).double().eval()
+    logits = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
     return [float(logits[t - 1, ids[t]]) for t in range(1, len(ids))]
 
 
@@ -64,7 +67,7 @@ def test_equal_a_plain_forward_whatever_the_batch(loaded: tuple[Any, Any]) -> No
     model, _ = loaded
     for size in (1, 3, 8):
         for ids, found in zip(ROWS, all_log_probs(model, ROWS, 3, batch_size=size), strict=True):
-            assert found == pytest.approx(plain(model, ids), abs=2e-5)
+            assert_sums_equal(found, plain(model, ids), terms_of(model, len(ids)))
     model.train()
     list(all_log_probs(model, ROWS, 3, batch_size=2))
     assert model.training, "its mode is put back"
@@ -75,18 +78,24 @@ def test_chunks_change_neither_values_nor_gradients(
 ) -> None:
     model, _ = loaded
     ids = torch.tensor([list(range(40, 72)), list(range(60, 92))])
-    scored = torch.rand(2, 32) < 0.6
-    found = []
-    for chunk in (1024, 5):
+    scored = torch.rand(2, 32, generator=torch.Generator().manual_seed(0)) < 0.6
+
+    def run(chunk: int, at: torch.Tensor = scored) -> list[torch.Tensor]:
         monkeypatch.setattr(logprobs, "CHUNK_TOKENS", chunk)
         model.zero_grad()
-        values = scored_log_probs(base_model(model), {"input_ids": ids}, scored)
+        values = scored_log_probs(base_model(model), {"input_ids": ids}, at)
         values.square().sum().backward()
-        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        found.append((values.detach(), gradients))
-    (whole, gradients), (parts, other) = found
-    torch.testing.assert_close(parts, whole)
-    assert len(gradients) > 10 and all(map(torch.allclose, gradients, other))
+        return [values, *[p.grad.clone() for p in model.parameters() if p.grad is not None]]
+
+    terms, whole = terms_of(model, ids.numel()), run(1024)
+    assert len(whole) > 10
+    assert_sums_equal(run(5), whole, terms)
+    # The control: with one place less, every gradient is another.
+    fewer = scored.clone()
+    fewer[1, int(scored[1].nonzero()[-1])] = False
+    for gradient, expected in zip(run(5, fewer)[1:], whole[1:], strict=True):
+        with pytest.raises(AssertionError, match="differs by"):
+            assert_sums_equal(gradient, expected, terms)
     # Nothing scored: an empty answer, not an error.
     nothing = torch.zeros_like(scored)
     assert scored_log_probs(base_model(model), {"input_ids": ids}, nothing).shape == (0,)
@@ -100,7 +109,7 @@ def test_sums_by_row(loaded: tuple[Any, Any]) -> None:
     with torch.no_grad():
         sums, tokens = answer_log_probs(model.eval(), {**batch, "labels": labels})
     assert tokens.tolist() == [3, 0] and float(sums[1]) == 0
-    assert float(sums[0]) == pytest.approx(sum(plain(model, ROWS[0])[1:]), rel=1e-5)
+    assert_sums_equal(sums[0], sum(plain(model, ROWS[0])[1:]), terms_of(model, 5))
 
 
 # ---- what is written
@@ -117,7 +126,8 @@ def test_a_conversation(loaded: tuple[Any, Any]) -> None:
     assert not found.blockwise and found.blocks == []
     talk, text = found.rows
     assert talk["id"] == 4 and talk["messages"] == TURNS and talk["logprobs"][0] is None
-    assert talk["logprobs"][1:] == pytest.approx(plain(model, talk["token_ids"]), abs=2e-5)
+    terms = terms_of(model, len(talk["token_ids"]))
+    assert_sums_equal(talk["logprobs"][1:], plain(model, talk["token_ids"]), terms)
     pairs = list(zip(talk["tokens"], talk["is_answer"], strict=True))
     assert (
         "".join(token for token, answer in pairs if answer)
@@ -151,7 +161,8 @@ def test_blocks(loaded: tuple[Any, Any]) -> None:
     values = plain(model, ids)
     start = next(i for i in range(len(ids)) if tokenizer.decode(ids[i:]).startswith("first"))
     said = contents[1][0]["logprobs"] + contents[1][1]["logprobs"] + contents[1][2]["logprobs"]
-    assert said == pytest.approx(values[start - 1 : start - 1 + len(said)], abs=2e-5)
+    expected = values[start - 1 : start - 1 + len(said)]
+    assert_sums_equal(said, expected, terms_of(model, len(ids)))
     tagged = [(b["row"], b["message"], b["block"], b["tag"], b["text"]) for b in found.blocks]
     assert tagged == [(0, 0, 1, "ask", "it"), (0, 1, 0, "a", "first"), (0, 1, 2, "b", " third")]
     assert found.blocks[1]["logprobs"] == contents[1][0]["logprobs"]
@@ -181,11 +192,15 @@ def test_choices_are_scored_as_answers(loaded: tuple[Any, Any]) -> None:
         for choice in question.choices:
             ids = tokenizer(choice)["input_ids"]
             means.append(sum(plain(model, prompt + ids)[-len(ids) :]) / len(ids))
-        assert row["logprobs"] == pytest.approx(means, abs=2e-5)
-        total = sum(math.exp(mean) for mean in means)
-        assert row["probabilities"] == pytest.approx([math.exp(m) / total for m in means], rel=1e-4)
+        terms = terms_of(model, len(prompt) + 40)
+        assert_sums_equal(row["logprobs"], means, terms)
+        total = sum(math.exp(mean) for mean in row["logprobs"])
+        expected = [math.exp(mean) / total for mean in row["logprobs"]]
+        assert row["probabilities"] == pytest.approx(expected, rel=1e-9)
         assert row["correct"] == (max(means) == means[question.answer])
     summary = found.summary()
     right = [row["probabilities"][row["answer"]] for row in found.rows]
-    assert summary["questions"] == 2 and summary["probability"] == pytest.approx(sum(right) / 2)
+    assert summary["questions"] == 2 and summary["probability"] == pytest.approx(
+        sum(right) / 2, rel=1e-9
+    )
     assert summary["accuracy"] == sum(row["correct"] for row in found.rows) / 2

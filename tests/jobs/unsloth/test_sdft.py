@@ -21,6 +21,7 @@ from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples,
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import frozen_head, scored_hidden
+from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
 ROWS = [
@@ -153,13 +154,10 @@ def adapters(model: nn.Module) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def assert_same(
-    a: dict[str, Tensor], b: dict[str, Tensor], rtol: float = 0, atol: float = 0
-) -> None:
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    """To the bit."""
     assert a.keys() == b.keys() and a
-    for name in a:
-        difference = (a[name] - b[name]).abs().max().item()
-        assert torch.allclose(a[name], b[name], rtol=rtol, atol=atol), f"{name}: {difference}"
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
 def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> None:
@@ -175,7 +173,7 @@ def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> No
                 input_ids=batch[f"{prefix}input_ids"],
                 attention_mask=batch[f"{prefix}attention_mask"],
             ).logits[batch[f"{prefix}loss_mask"]]
-        torch.testing.assert_close(packed, plain)
+        assert_sums_equal(packed, plain, terms_of(base, plain.shape[0]))
     scored = batch["input_ids"][:, 1:][batch["loss_mask"][:, :-1]]
     teacher_scored = batch["teacher_input_ids"][:, 1:][batch["teacher_loss_mask"][:, :-1]]
     assert torch.equal(scored, teacher_scored), "both score the same completion tokens"
@@ -207,8 +205,19 @@ def test_loss_and_gradients_equal_the_definition(
     slow.backward()
 
     assert loss > 0.01
-    torch.testing.assert_close(loss, slow, rtol=1e-5, atol=0)
-    assert_same(fast, grads(trainer.model), rtol=1e-3, atol=1e-6)
+    terms = terms_of(trainer.model, int(batch["teacher_attention_mask"].sum()))
+    assert_sums_equal(loss, slow, terms)
+    assert_sums_equal(fast, grads(trainer.model), terms)
+    # The control: with one token less of one row, the loss and every gradient are others.
+    trainer.model.zero_grad()
+    for prefix in ("", "teacher_"):
+        mask = batch[f"{prefix}loss_mask"]
+        mask[0, int(mask[0].nonzero()[-1])] = False
+    wrong = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
+    wrong.backward()
+    for name, other in {"loss": wrong, **grads(trainer.model)}.items():
+        with pytest.raises(AssertionError, match="differs by"):
+            assert_sums_equal(other, slow if name == "loss" else fast[name], terms)
 
 
 def test_padding_and_order_do_not_change_the_loss(folder: Path, tmp_path: Path) -> None:
@@ -220,13 +229,17 @@ def test_padding_and_order_do_not_change_the_loss(folder: Path, tmp_path: Path) 
         return sum(loss.item() for loss in losses)
 
     trainer.current_gradient_accumulation_steps = 1
-    expected = total(scoring_batch(trainer, [0, 1, 2, 7]))
+    batch = scoring_batch(trainer, [0, 1, 2, 7])
+    expected, terms = total(batch), terms_of(trainer.model, batch["teacher_input_ids"].numel())
     for batches in (
         [scoring_batch(trainer, [7, 2, 0, 1])],
         [scoring_batch(trainer, [0, 1, 2, 7], extra=9)],
         [scoring_batch(trainer, [i]) for i in (0, 1, 2, 7)],
     ):
-        assert total(*batches) == pytest.approx(expected, rel=1e-5)
+        assert_sums_equal(total(*batches), expected, terms)
+    # The control: another row in the place of one.
+    with pytest.raises(AssertionError, match="differs by"):
+        assert_sums_equal(total(scoring_batch(trainer, [0, 1, 2, 6])), expected, terms)
 
 
 def test_one_call_generates_for_a_step_however_it_is_split(folder: Path, tmp_path: Path) -> None:
@@ -251,11 +264,10 @@ def test_one_call_generates_for_a_step_however_it_is_split(folder: Path, tmp_pat
         perturb(model, 1)
         trainer.train()
         assert engine.calls == [6]
-        results.append((adapters(model), trainer.state.log_history[0]["loss"]))
-    assert_same(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
-    assert_same(results[0][0], results[2][0], rtol=1e-4, atol=1e-6)
-    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
-    assert results[0][1] == pytest.approx(results[2][1], rel=1e-4)
+        results.append([adapters(model), trainer.state.log_history[0]["loss"]])
+    terms = terms_of(model, 6 * 100)
+    for other in results[1:]:
+        assert_sums_equal(other, results[0], terms)
 
 
 class Recorder(TrainerCallback):
@@ -287,13 +299,9 @@ def test_teacher_follows_the_training_run(folder: Path, tmp_path: Path, alpha: f
     expected = {n: v.double() for n, v in recorder.history[0].items()}
     for weights in recorder.history[1:]:
         expected = {n: alpha * weights[n].double() + (1 - alpha) * v for n, v in expected.items()}
-    exact = alpha in (0.0, 1.0)
-    assert_same(
-        {n: v.double() for n, v in teacher.items()},
-        expected,
-        rtol=0 if exact else 1e-5,
-        atol=0 if exact else 1e-7,
-    )
+    if alpha in (0.0, 1.0):
+        assert_same({n: v.double() for n, v in teacher.items()}, expected)
+    assert_sums_equal(teacher, expected, 3 * len(recorder.history))
     assert_same({n: p for n, p in model.named_parameters() if n in base_before}, base_before)
 
 
@@ -384,7 +392,7 @@ def test_batches_with_labels_get_the_sft_cross_entropy(folder: Path, tmp_path: P
             losses.append(
                 nn.functional.cross_entropy(logits, target, reduction="none")[target != -100]
             )
-    torch.testing.assert_close(loss, torch.cat(losses).mean())
+    assert_sums_equal(loss, torch.cat(losses).mean(), terms_of(trainer.model, 8))
 
 
 def test_skipped_tokens_and_truncated_rows(folder: Path, tmp_path: Path) -> None:
@@ -398,7 +406,7 @@ def test_skipped_tokens_and_truncated_rows(folder: Path, tmp_path: Path) -> None
     ]
     assert targets == [[22, 2], [], [22, 23, 24, 25]]
     weights = token_weights(batch["loss_mask"], 3)
-    torch.testing.assert_close(weights, torch.tensor([1 / 6] * 2 + [1 / 12] * 4))
+    assert_sums_equal(weights, torch.tensor([1 / 6] * 2 + [1 / 12] * 4), 4)
 
 
 def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
