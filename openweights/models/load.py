@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from openweights.models.tokens import set_tokens
 
-Engine = Literal["unsloth", "transformers"]
+TrainingEngine = Literal["unsloth", "transformers"]
 
 
 class ModelRequest(Protocol):
@@ -51,7 +51,7 @@ class ModelRequest(Protocol):
 logger = logging.getLogger(__name__)
 
 
-def resolve_engine(config: ModelRequest) -> Engine:
+def resolve_engine(config: ModelRequest) -> TrainingEngine:
     """The engine that trains `config` on this machine.
 
     Raises:
@@ -64,7 +64,7 @@ def resolve_engine(config: ModelRequest) -> Engine:
         raise ConfigurationError(
             f"engine='unsloth': {lack}; use engine='auto' or engine='transformers'"
         )
-    engine: Engine = "unsloth" if cuda and installed else "transformers"
+    engine: TrainingEngine = "unsloth" if cuda and installed else "transformers"
     # vLLM is driven by trl; unsloth would want to load it by itself.
     if config.engine == "transformers" or config.grpo_use_vllm:
         engine = "transformers"
@@ -76,7 +76,7 @@ def resolve_engine(config: ModelRequest) -> Engine:
     return engine
 
 
-def prepare_engine(config: ModelRequest) -> Engine:
+def prepare_engine(config: ModelRequest) -> TrainingEngine:
     """Choose the engine and import it, before trl, transformers or peft are imported."""
     engine = resolve_engine(config)
     if engine == "unsloth":
@@ -99,17 +99,22 @@ def device_name() -> str:
     return f"CPU with {torch.get_num_threads()} threads"
 
 
-def load_model(config: ModelRequest) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_model(
+    config: ModelRequest, engine: TrainingEngine | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Base model with a fresh LoRA, and its tokenizer.
 
     The adapter is created from `config.seed` and kept in float32. The tokenizer has a pad token,
     pads on the right, and has the chat template that the config asks for; the generation config
     knows every end token of model and tokenizer.
 
+    Args:
+        engine: What `prepare_engine` returned; None asks it.
+
     Raises:
         ConfigError: Model or target modules do not exist; one line that says which.
     """
-    engine = prepare_engine(config)
+    engine = engine or prepare_engine(config)
     from transformers import set_seed
 
     set_seed(config.seed)
@@ -166,7 +171,7 @@ def load_trained(
     return model.eval(), tokenizer
 
 
-def _describe(model: Any, config: ModelRequest, engine: Engine) -> None:
+def _describe(model: Any, config: ModelRequest, engine: TrainingEngine) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in model.parameters())
     logger.info(

@@ -34,14 +34,14 @@ def is_path(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~"))
 
 
-def _bare_name(value: str) -> str:
+def bare_name(value: str) -> str:
     if not value.strip() or value != value.strip():
         raise ValueError(f"{shown(value)} is empty or padded with spaces; give the bare name")
     return value
 
 
 def _model_name(value: str) -> str:
-    is_folder = is_path(_bare_name(value)) or Path(value).is_dir()
+    is_folder = is_path(bare_name(value)) or Path(value).is_dir()
     if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
         raise ValueError(
             f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"

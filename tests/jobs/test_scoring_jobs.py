@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.validate import training_config
 from openweights.jobs.weighted_sft import WeightedSFT
 from openweights.models.load import load_trained
 from tests.tiny_model import make_tiny_model

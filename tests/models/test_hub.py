@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights.errors import ConfigurationError
-from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.validate import training_config
 from openweights.models.hub import merge, repository_id, retried
 from openweights.models.load import load_model
 from tests.jobs.unsloth.malformed_configs import GOOD

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from openweights.client.questions import Question
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows, scored_rows
 from openweights.jobs.unsloth.tracking.multiple_choice import ask
+from openweights.jobs.unsloth.validate import training_config
 from openweights.models import log_probs as logprobs
 from openweights.models.forward import base_model
 from openweights.models.load import load_model

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from openweights import OpenWeights
 from openweights.errors import OpenWeightsError
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import set_up_logging
 from openweights.jobs.unsloth.training import train
+from openweights.jobs.unsloth.validate import training_config
 
 PREFIX = "monitoring_"
 

@@ -15,9 +15,8 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
     with_files,
 )
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.names import model_location
 from openweights.types import JobType
 
@@ -67,15 +66,12 @@ class FineTuning(Jobs):
                 "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove push_to_hub "
                 "(the result is kept in the store in any case)"
             )
-        for field, (file, _) in config.dataset_files().items():
-            self._check_file(config, field, file)
+        for ref in config.datasets():
+            with self._open(ref.name, ref.file) as content:
+                check_rows(numbered_rows(content), config, ref)
         for choice in reward_choices(config.grpo_reward_function):
             if choice.is_stored:
                 self._open("grpo_reward_function", str(choice.file)).close()
-
-    def _check_file(self, config: TrainingConfig, field: str, file: str) -> None:
-        with self._open(field, file) as content:
-            check_rows(numbered_rows(content), config, name=field)
 
     def _open(self, field: str, file: str) -> BinaryIO:
         try:
@@ -89,25 +85,16 @@ class FineTuning(Jobs):
     def _upload_local(self, config: TrainingConfig) -> TrainingConfig:
         """The config with ids of stored files in place of local ones."""
         stored = {
-            field: self.ow.files.upload(file, purpose)["id"] if Path(file).is_file() else file
-            for field, (file, purpose) in config.dataset_files().items()
+            ref: self.ow.files.upload(ref.file, ref.purpose)["id"]
+            if Path(ref.file).is_file()
+            else ref.file
+            for ref in config.datasets()
         }
-        found: dict[str, Any] = {
-            field: stored[field] for field in ("training_file", "test_file") if field in stored
-        }
-        found["logp_callback_datasets"] = {
-            name: stored[f"logp_callback_datasets[{name!r}]"]
-            for name in config.logp_callback_datasets
-        }
-        for field in ("sampling_callbacks", "mcq_callbacks"):
-            if callbacks := getattr(config, field):
-                found[field] = [
-                    callback.model_copy(update={"dataset": stored[f"{field}[{index}].dataset"]})
-                    for index, callback in enumerate(callbacks)
-                ]
-        if config.loss == "grpo":
-            found["grpo_reward_function"] = self._stored_rewards(config.grpo_reward_function)
-        return config.model_copy(update=found)
+        config = config.with_files(stored)
+        if config.loss != "grpo":
+            return config
+        rewards = self._stored_rewards(config.grpo_reward_function)
+        return config.model_copy(update={"grpo_reward_function": rewards})
 
     def _stored_rewards(self, spec: RewardSpec) -> RewardSpec:
         """The rewards with ids of stored files in place of local ones: their text is part of what

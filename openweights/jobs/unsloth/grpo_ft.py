@@ -16,7 +16,6 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     JUDGES,
     RewardChoice,
     reward_choices,
-    step_size,
 )
 from openweights.jobs.unsloth.grpo.data import grpo_rows, template_options
 from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
@@ -28,7 +27,7 @@ from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
 from openweights.jobs.unsloth.rewards import Reward, text_reward
 from openweights.jobs.unsloth.trainer_args import arguments, set_to_work
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.load import resolve_engine
+from openweights.models.load import TrainingEngine
 from openweights.models.template import prompt_token_ids
 
 GRACE_S = 5.0  # from the judges' own deadline to the end of our patience with them
@@ -47,6 +46,7 @@ def grpo_train(
     log_event: LogEvent,
     callbacks: Sequence[TrainerCallback] = (),
     resume_from: str | None = None,
+    engine: TrainingEngine = "transformers",
     limits: JudgeLimits | None = None,
 ) -> RewardTrainer:
     """Train `model` by GRPO on the prompts of `conversations` rows and return the trainer.
@@ -56,6 +56,7 @@ def grpo_train(
         fetch: Makes the file of a reward function readable.
         log_event: Receives completions with their rewards as JSON.
         resume_from: Folder of a checkpoint.
+        engine: What trains.
         limits: How long judges may take.
 
     Raises:
@@ -73,7 +74,7 @@ def grpo_train(
         _reward(choice, config, model, tokenizer, fetch, limits)
         for choice in reward_choices(config.grpo_reward_function)
     ]
-    args = grpo_args(config)
+    args = grpo_args(config, engine)
     _check_prompts(config, len(train.rows), args.world_size)
     trainer = RewardTrainer(
         model,
@@ -83,7 +84,7 @@ def grpo_train(
         rows=[*train.rows, *(test.rows if test else [])],
         failed=FailedRewards(rewards, config.grpo_max_failed_reward_fraction),
         think_end_tag=config.grpo_think_end_tag,
-        packs_rows=resolve_engine(config) == "unsloth",
+        packs_rows=engine == "unsloth",
         log_event=log_event,
         train_dataset=train.prompts,
         eval_dataset=test.prompts if test else None,
@@ -93,7 +94,7 @@ def grpo_train(
     return set_to_work(trainer, resume_from)
 
 
-def grpo_args(config: TrainingConfig) -> GRPOConfig:
+def grpo_args(config: TrainingConfig, engine: TrainingEngine) -> GRPOConfig:
     """The trainer's arguments.
 
     Raises:
@@ -105,10 +106,10 @@ def grpo_args(config: TrainingConfig) -> GRPOConfig:
             "that has it"
         )
     rows, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    if resolve_engine(config) == "unsloth" and rows % config.grpo_num_generations:
+    if engine == "unsloth" and rows % config.grpo_num_generations:
         # unsloth would raise the rows to a whole group, and with them the size of a step.
         rows = config.grpo_num_generations
-        accumulation = step_size(config) // rows
+        accumulation = config.step_size // rows
     return arguments(
         GRPOConfig,
         config,
@@ -134,7 +135,7 @@ def grpo_args(config: TrainingConfig) -> GRPOConfig:
 
 def _check_prompts(config: TrainingConfig, prompts: int, ranks: int) -> None:
     """trl leaves out what does not fill a step, which must not be everything."""
-    needed = step_size(config) * ranks // config.grpo_num_generations
+    needed = config.step_size * ranks // config.grpo_num_generations
     if prompts < needed:
         raise DatasetError(
             f"training_file: has {prompts} usable rows, but a step takes {needed} prompts "

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, DatasetError, OpenWeightsError
 from openweights.events import Pushed
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
@@ -26,16 +25,16 @@ from openweights.jobs.unsloth.runtime.reporting import (
     FolderReporter,
     Reporter,
     StoreReporter,
-    local_copy,
 )
 from openweights.jobs.unsloth.tracking.report_to import check_report_to, report_callbacks
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from openweights.client.runs import Run
+    from openweights.models.load import TrainingEngine
 
 logger = logging.getLogger(__name__)
 
@@ -66,26 +65,23 @@ def train(
     reporter = _reporter(config, run)
     from openweights.models.load import load_model, prepare_engine
 
-    prepare_engine(config)
+    engine = prepare_engine(config)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
     from openweights.jobs.unsloth.runtime.ranks import leave
     from openweights.jobs.unsloth.runtime.record import reproducibility
 
     with StopOnSignal() as stop:
-        data = {
-            field: _load_rows(config, reporter, field, file)
-            for field, (file, _) in config.dataset_files().items()
-        }
+        data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
         rows = _split(config, data)
-        model, tokenizer = load_model(config)
+        model, tokenizer = load_model(config, engine)
         # The other ranks have copies of their own, and say nothing.
-        record = {} if rank() else reproducibility(config, model)
+        record = {} if rank() else reproducibility(config, model, engine)
         callbacks = [
             *_callbacks(config, reporter, record, stop),
             *_trackers(config, reporter, model, tokenizer, data),
         ]
         callbacks += extra_callbacks
-        trainer = _train_by_loss(config, model, tokenizer, rows, callbacks, reporter)
+        trainer = _train_by_loss(config, model, tokenizer, rows, callbacks, reporter, engine)
         if stop.signaled and trainer.state.global_step < trainer.state.max_steps:
             reporter.close(completed=False)
             leave()
@@ -108,20 +104,20 @@ def _reporter(config: TrainingConfig, run: Run | None) -> Reporter:
     return FollowerReporter(reporter, rank()) if rank() else reporter
 
 
-def _load_rows(config: TrainingConfig, reporter: Reporter, field: str, file: str) -> Rows:
-    path = reporter.fetch(file, local_copy(field, file))
+def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> Rows:
+    path = reporter.fetch(ref.file, ref.local_path)
     with path.open("rb") as lines:
         numbered = list(numbered_rows(lines))
-    check_rows(numbered, config, name=field)
+    check_rows(numbered, config, ref)
     return [row for _, row in numbered]
 
 
-def _split(config: TrainingConfig, data: Mapping[str, Rows]) -> tuple[Rows, Rows | None]:
+def _split(config: TrainingConfig, data: Mapping[DatasetRef, Rows]) -> tuple[Rows, Rows | None]:
     """Rows to train on, and to test with where something is tested."""
-    rows = data["training_file"]
+    named = {ref.name: rows for ref, rows in data.items()}
     if config.holdout_fraction is not None:
-        return hold_out(rows, config.holdout_fraction, config.seed)
-    return rows, data.get("test_file")
+        return hold_out(named["training_file"], config.holdout_fraction, config.seed)
+    return named["training_file"], named.get("test_file")
 
 
 def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -167,35 +163,37 @@ def _trackers(
     reporter: Reporter,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    data: Mapping[str, Rows],
+    data: Mapping[DatasetRef, Rows],
 ) -> list[TrainerCallback]:
-    """What measures the model while it trains, on rows by the names of `dataset_files`."""
+    """What measures the model while it trains."""
     from openweights.client.questions import parse_question
     from openweights.jobs.unsloth.tracking.callbacks import LogProbTracker, MultipleChoiceTracker
     from openweights.jobs.unsloth.tracking.logprob_rows import scored_rows
     from openweights.jobs.unsloth.tracking.sampling import Sampler
     from openweights.models.tokens import eos_token_ids
 
-    found: list[TrainerCallback] = []
-    for index, sampling in enumerate(config.sampling_callbacks or []):
-        rows = data[f"sampling_callbacks[{index}].dataset"]
-        found.append(Sampler(sampling, rows, tokenizer, reporter, seed=config.seed))
-    for name in config.logp_callback_datasets:
-        field = f"logp_callback_datasets[{name!r}]"
-        rows = scored_rows(
-            data[field],
-            tokenizer,
-            ends=eos_token_ids(model, tokenizer),
-            responses_only=config.train_on_responses_only,
-            limit=config.max_seq_length,
-            name=field,
-        )
-        settings = {"schedule": config.eval_every_n_steps, "batch_size": config.eval_batch_size}
-        found.append(LogProbTracker(name, rows, tokenizer, reporter, **settings))
-    for index, callback in enumerate(config.mcq_callbacks or []):
-        questions = [parse_question(row) for row in data[f"mcq_callbacks[{index}].dataset"]]
-        found.append(MultipleChoiceTracker(callback, questions, tokenizer, reporter))
-    return found
+    trackers: list[TrainerCallback] = []
+    for ref, rows in data.items():
+        match ref.field, ref.key:
+            case "sampling_callbacks", int(index):
+                settings = (config.sampling_callbacks or [])[index]
+                trackers.append(Sampler(settings, rows, tokenizer, reporter, seed=config.seed))
+            case "logp_callback_datasets", str(name):
+                scored = scored_rows(
+                    rows,
+                    tokenizer,
+                    ends=eos_token_ids(model, tokenizer),
+                    responses_only=config.train_on_responses_only,
+                    limit=config.max_seq_length,
+                    name=ref.name,
+                )
+                when = {"schedule": config.eval_every_n_steps, "batch_size": config.eval_batch_size}
+                trackers.append(LogProbTracker(name, scored, tokenizer, reporter, **when))
+            case "mcq_callbacks", int(index):
+                asked = [parse_question(row) for row in rows]
+                choices = (config.mcq_callbacks or [])[index]
+                trackers.append(MultipleChoiceTracker(choices, asked, tokenizer, reporter))
+    return trackers
 
 
 def _train_by_loss(
@@ -205,6 +203,7 @@ def _train_by_loss(
     rows: tuple[Rows, Rows | None],
     callbacks: Sequence[TrainerCallback],
     reporter: Reporter,
+    engine: TrainingEngine,
 ) -> Trainer:
     checkpoint = reporter.newest_checkpoint(Path(config.output_dir))
     resume_from = None if checkpoint is None else str(checkpoint)
@@ -221,8 +220,8 @@ def _train_by_loss(
         case "grpo":
             from openweights.jobs.unsloth.grpo_ft import grpo_train
 
-            outside = {"fetch": reporter.fetch, "log_event": reporter.log}
-            return grpo_train(config, model, tokenizer, *rows, **common, **outside)
+            common |= {"fetch": reporter.fetch, "log_event": reporter.log, "engine": engine}
+            return grpo_train(config, model, tokenizer, *rows, **common)
         case "dpo" | "orpo":
             from openweights.jobs.unsloth.preference import preference_train
 

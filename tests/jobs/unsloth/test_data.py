@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.config.rows import check_rows, read_rows
 from openweights.jobs.unsloth.data import sft_examples
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
 from openweights.models.template import assistant_messages, message_spans, prompt_token_ids
 from openweights.models.tokens import IGNORED, Collator
 from tests.jobs.unsloth.malformed_configs import GOOD
@@ -127,6 +126,10 @@ def test_collator_pads_right_or_packs() -> None:
     assert packed["position_ids"].tolist() == [[0, 1, 0]]
 
 
+def trained_on(settings: TrainingConfig) -> tuple[TrainingConfig, DatasetRef]:
+    return settings, settings.datasets()[0]
+
+
 def test_rows_are_checked_by_line() -> None:
     assert read_rows([b'{"text": "a"}\n', b"\n"]) == [{"text": "a"}]
     for lines, words in [
@@ -146,7 +149,7 @@ def test_rows_are_checked_by_line() -> None:
         (7, {"notes": "x"}),
     ]
     with pytest.raises(DatasetError) as caught:
-        check_rows(rows, config(), name="training_file")
+        check_rows(rows, *trained_on(config()))
     assert [line.split(": ")[:2] for line in str(caught.value).splitlines()] == [
         ["training_file:3", "messages"],
         ["training_file:5", "messages[0]"],
@@ -155,15 +158,11 @@ def test_rows_are_checked_by_line() -> None:
     ]
     weighted_turn = {"role": "assistant", "content": weighted}
     with pytest.raises(DatasetError, match="has a weight, which sdft cannot use"):
-        check_rows(
-            [(4, {"messages": [TURNS[1], weighted_turn]})],
-            config(loss="sdft"),
-            name="training_file",
-        )
+        check_rows([(4, {"messages": [TURNS[1], weighted_turn]})], *trained_on(config(loss="sdft")))
     with pytest.raises(DatasetError, match="and 5 more rows"):
-        check_rows([(n, {}) for n in range(25)], config(), name="training_file")
+        check_rows([(n, {}) for n in range(25)], *trained_on(config()))
     with pytest.raises(DatasetError, match="field 'demonstration'"):
-        check_rows([(1, {"messages": TURNS[:2]})], config(loss="sdft"), name="training_file")
+        check_rows([(1, {"messages": TURNS[:2]})], *trained_on(config(loss="sdft")))
 
 
 _word = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)

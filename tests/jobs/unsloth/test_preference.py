@@ -18,13 +18,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.config.rows import check_rows
 from openweights.jobs.unsloth.dpo_ft import dpo_loss, summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import log_odds, orpo_loss, summed_orpo_loss
 from openweights.jobs.unsloth.preference import preference_train
 from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
 from openweights.jobs.unsloth.training import train
+from openweights.jobs.unsloth.validate import training_config
 from openweights.models.load import load_model
 from openweights.models.tokens import IGNORED, eos_token_ids
 from tests.jobs.unsloth.malformed_configs import DPO
@@ -111,8 +111,9 @@ def test_rows_are_checked(tiny: Path, tmp_path: Path) -> None:
         (3, {**ROWS[0], "rejected": [assistant("a"), user("b")]}),
         (4, {**ROWS[0], "chosen": [{"role": "assistant", "content": [block]}]}),
     ]
+    settings = config(tiny, tmp_path)
     with pytest.raises(DatasetError) as caught:
-        check_rows(rows, config(tiny, tmp_path), name="training_file")
+        check_rows(rows, settings, settings.datasets()[0])
     said = [line.split(": ", 2)[:2] for line in str(caught.value).splitlines()]
     assert said == [
         ["training_file:2", "rejected"],

@@ -13,10 +13,9 @@ import torch
 
 from openweights.errors import ConfigError, ConfigurationError
 from openweights.jobs.unsloth import sft
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.trainer_args import trainer_args
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.load import load_model, resolve_engine
 from openweights.models.tokens import Collator, eos_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import openweights
 from openweights.errors import ConfigError
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
-from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.validate import training_config
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD, MALFORMED, MISSING, SDFT
 
 

@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.sft import sft_train
-from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.load import load_model
 from openweights.models.tokens import IGNORED
 from tests.jobs.unsloth.malformed_configs import GOOD

@@ -1,4 +1,4 @@
-"""The door checks of loss='grpo': reward functions, batches of whole groups, room for completions.
+"""The rewards that a grpo config names, and rows that they can score.
 
 Client-side: no torch here.
 """
@@ -11,13 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openweights.errors import ConfigError, closest, shown, spelled
 from openweights.models.template import Message, flat_text
-
-if TYPE_CHECKING:
-    from openweights.jobs.unsloth.validate import TrainingConfig
 
 DEFAULT_JUDGE = "gpt-4.1-mini"
 GOLD = "gold_response"
@@ -100,51 +97,6 @@ def with_files(spec: RewardSpec, files: Mapping[str, str]) -> RewardSpec:
     return {renamed(name): weight for name, weight in spec.items()}
 
 
-def grpo_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    """What is wrong between the fields of a grpo config, as (field, what; what to do)."""
-    if config.loss != "grpo":
-        return
-    yield from _batch_problems(config)
-    if config.grpo_max_completion_length >= config.max_seq_length:
-        yield (
-            "grpo_max_completion_length",
-            f"is {config.grpo_max_completion_length}, which leaves no room for a prompt within "
-            f"max_seq_length={config.max_seq_length}; lower it, or raise max_seq_length",
-        )
-    names = {choice.name for choice in reward_choices(config.grpo_reward_function)}
-    if config.grpo_judge_model != DEFAULT_JUDGE and not names & set(JUDGES):
-        judges = " or ".join(repr(name) for name in JUDGES)
-        yield (
-            "grpo_judge_model",
-            f"only counts with {judges} in grpo_reward_function; remove it, or add one",
-        )
-    if config.beta > 0 and config.lora_bias == "all":
-        yield (
-            "lora_bias",
-            "'all' trains the base model's own biases, so that there is no reference model for "
-            "beta; use lora_bias='none', or beta=0",
-        )
-    if config.grpo_use_vllm and config.engine == "unsloth":
-        yield "grpo_use_vllm", "needs engine='transformers' or 'auto'; change one of the two"
-
-
-def _batch_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    """A step of one process must hold whole groups; several processes then do, too."""
-    group, batch = config.grpo_num_generations, step_size(config)
-    if batch % group:
-        yield (
-            "grpo_num_generations",
-            f"is {group}, but a step has per_device_train_batch_size * gradient_accumulation_steps "
-            f"= {batch} completions, which holds no whole number of groups; make it a multiple of "
-            f"{group}",
-        )
-
-
-def step_size(config: TrainingConfig) -> int:
-    """Completions in an optimizer step of one process."""
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps
-
-
 def split_gold(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     """The prompt's messages and the gold response of a `conversations` row.
 
@@ -174,14 +126,14 @@ def split_gold(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     return messages, gold
 
 
-def check_grpo_row(row: Mapping[str, Any], config: TrainingConfig) -> None:
+def check_grpo_row(row: Mapping[str, Any], rewards: RewardSpec) -> None:
     """See that the rewards can score answers to the row.
 
     Raises:
         ValueError: They cannot.
     """
     _, gold = split_gold(row)
-    names = [choice.name for choice in reward_choices(config.grpo_reward_function)]
+    names = [choice.name for choice in reward_choices(rewards)]
     needs = [name for name in names if name in GOLD_REWARDS]
     if gold is None and needs:
         raise ValueError(

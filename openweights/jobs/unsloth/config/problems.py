@@ -1,7 +1,5 @@
 """Which fields of a `TrainingConfig` belong to which loss, and what can be wrong between them.
 
-Those of grpo are in `grpo_fields.py`.
-
 Each function yields (field, what is wrong; what to do). Client-side: no torch here.
 """
 
@@ -10,12 +8,10 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from openweights.errors import shown
-
-if TYPE_CHECKING:
-    from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.jobs.unsloth.config.fields import TrainingFields
+from openweights.jobs.unsloth.config.grpo_fields import DEFAULT_JUDGE, JUDGES, reward_choices
 
 Problems = Iterator[tuple[str, str]]
 
@@ -36,6 +32,18 @@ FIELD_REMEDIES = {
 EVENT_KEYS = ("type", "step", "tag", "path", "file", "loss", "error")
 
 
+def config_problems(config: TrainingFields) -> Problems:
+    """What is wrong between fields, as (field, what; what to do)."""
+    yield from foreign_field_problems(config)
+    yield from file_problems(config)
+    yield from tag_problems(config)
+    yield from preference_problems(config)
+    yield from sdft_problems(config)
+    yield from grpo_problems(config)
+    yield from hub_problems(config)
+    yield from test_set_problems(config)
+
+
 def field_losses(field: str, loss: str) -> tuple[str, ...]:
     """Losses that read `field`; with `loss` itself when every loss does."""
     if field.startswith("sdft_"):
@@ -45,7 +53,7 @@ def field_losses(field: str, loss: str) -> tuple[str, ...]:
     return FIELD_LOSSES.get(field, (loss,))
 
 
-def foreign_field_problems(config: TrainingConfig) -> Problems:
+def foreign_field_problems(config: TrainingFields) -> Problems:
     """Fields that were given and belong to another loss."""
     for field in sorted(config.model_fields_set):
         losses = field_losses(field, config.loss)
@@ -55,11 +63,11 @@ def foreign_field_problems(config: TrainingConfig) -> Problems:
             yield field, f"belongs to {owner}, not to loss={config.loss!r}; {remedy}"
 
 
-def file_problems(config: TrainingConfig) -> Problems:
+def file_problems(config: TrainingFields) -> Problems:
     """Files that are neither here nor ids of the right purpose."""
-    for field, (file, purpose) in config.dataset_files().items():
-        if not file.startswith(f"{purpose}:") and not Path(file).is_file():
-            yield field, _file_problem(file, purpose, config.loss)
+    for ref in config.datasets():
+        if not ref.file.startswith(f"{ref.purpose}:") and not Path(ref.file).is_file():
+            yield ref.name, _file_problem(ref.file, ref.purpose, config.loss)
 
 
 def _file_problem(value: str, purpose: str, loss: str) -> str:
@@ -72,7 +80,7 @@ def _file_problem(value: str, purpose: str, loss: str) -> str:
     return f"{shown(value)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
 
 
-def tag_problems(config: TrainingConfig) -> Problems:
+def tag_problems(config: TrainingFields) -> Problems:
     """Tags name the files of a callback, so equal ones would overwrite each other's."""
     named: dict[str, list[tuple[str, str]]] = {
         field: [(f"{field}[{i}].tag", c.tag) for i, c in enumerate(getattr(config, field) or [])]
@@ -91,7 +99,7 @@ def tag_problems(config: TrainingConfig) -> Problems:
             yield field, f"{name!r} has a meaning of its own in events; choose another name"
 
 
-def hub_problems(config: TrainingConfig) -> Problems:
+def hub_problems(config: TrainingFields) -> Problems:
     """A name of the result that the hub would refuse, or that nothing fills in."""
     field, extra = "finetuned_model_id", config.model_naming_extra_parameters or {}
     try:
@@ -125,7 +133,7 @@ def _placeholders(template: str) -> set[str]:
     }
 
 
-def test_set_problems(config: TrainingConfig) -> Problems:
+def test_set_problems(config: TrainingFields) -> Problems:
     """When to evaluate, and on what."""
     steps, strategy = config.test_file_eval_steps, config.test_file_eval_strategy
     if config.holdout_fraction is not None and config.test_file is not None:
@@ -149,7 +157,7 @@ def test_set_problems(config: TrainingConfig) -> Problems:
         )
 
 
-def preference_problems(config: TrainingConfig) -> Problems:
+def preference_problems(config: TrainingFields) -> Problems:
     """What dpo and orpo cannot do."""
     if config.loss in ("dpo", "orpo") and config.beta == 0:
         yield "beta", f"must be greater than 0 for loss={config.loss!r}; give some, such as 0.1"
@@ -161,7 +169,7 @@ def preference_problems(config: TrainingConfig) -> Problems:
         )
 
 
-def sdft_problems(config: TrainingConfig) -> Problems:
+def sdft_problems(config: TrainingFields) -> Problems:
     """What sdft cannot do."""
     if config.loss != "sdft":
         return
@@ -186,4 +194,44 @@ def sdft_problems(config: TrainingConfig) -> Problems:
             "sdft_skip_tokens",
             f"is {config.sdft_skip_tokens} of at most {config.sdft_max_new_tokens} tokens, so "
             "nothing would be learned; lower it",
+        )
+
+
+def grpo_problems(config: TrainingFields) -> Problems:
+    """What is wrong between the fields of a grpo config, as (field, what; what to do)."""
+    if config.loss != "grpo":
+        return
+    yield from _batch_problems(config)
+    if config.grpo_max_completion_length >= config.max_seq_length:
+        yield (
+            "grpo_max_completion_length",
+            f"is {config.grpo_max_completion_length}, which leaves no room for a prompt within "
+            f"max_seq_length={config.max_seq_length}; lower it, or raise max_seq_length",
+        )
+    names = {choice.name for choice in reward_choices(config.grpo_reward_function)}
+    if config.grpo_judge_model != DEFAULT_JUDGE and not names & set(JUDGES):
+        judges = " or ".join(repr(name) for name in JUDGES)
+        yield (
+            "grpo_judge_model",
+            f"only counts with {judges} in grpo_reward_function; remove it, or add one",
+        )
+    if config.beta > 0 and config.lora_bias == "all":
+        yield (
+            "lora_bias",
+            "'all' trains the base model's own biases, so that there is no reference model for "
+            "beta; use lora_bias='none', or beta=0",
+        )
+    if config.grpo_use_vllm and config.engine == "unsloth":
+        yield "grpo_use_vllm", "needs engine='transformers' or 'auto'; change one of the two"
+
+
+def _batch_problems(config: TrainingFields) -> Problems:
+    """A step of one process must hold whole groups; several processes then do, too."""
+    group, batch = config.grpo_num_generations, config.step_size
+    if batch % group:
+        yield (
+            "grpo_num_generations",
+            f"is {group}, but a step has per_device_train_batch_size * gradient_accumulation_steps "
+            f"= {batch} completions, which holds no whole number of groups; make it a multiple of "
+            f"{group}",
         )

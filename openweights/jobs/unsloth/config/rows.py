@@ -15,8 +15,8 @@ from typing import Any
 from openweights.client.questions import parse_question
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.demonstrations import split_row
+from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import check_grpo_row
-from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.template import Message, flat_text
 
 Row = Mapping[str, Any]
@@ -78,11 +78,11 @@ def named_row(name: str, number: int) -> Iterator[None]:
         raise DatasetError(f"{name}: row {number}: {error}") from None
 
 
-def check_rows(rows: Iterable[NumberedRow], config: TrainingConfig, *, name: str) -> None:
+def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: DatasetRef) -> None:
     """See that `config.loss` can use every row.
 
     Args:
-        name: The file, for the messages.
+        ref: Of which dataset the rows are.
 
     Raises:
         DatasetError: It cannot; a line for each of the first 20 rows, and how many more there are.
@@ -90,29 +90,29 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingConfig, *, name: str
     problems: list[str] = []
     for number, row in rows:
         try:
-            _check_row(row, config, name)
+            _check_row(row, config, ref.field)
         except ValueError as error:
-            problems.append(f"{name}:{number}: {error}")
+            problems.append(f"{ref.name}:{number}: {error}")
     if problems:
         more = len(problems) - LISTED_ERRORS
-        tail = [f"… and {more} more rows of {name}"] if more > 0 else []
+        tail = [f"… and {more} more rows of {ref.name}"] if more > 0 else []
         raise DatasetError("\n".join([*problems[:LISTED_ERRORS], *tail]))
 
 
-def _check_row(row: Row, config: TrainingConfig, name: str) -> None:
-    if name.startswith("mcq_callbacks"):
+def _check_row(row: Row, config: TrainingFields, field: str) -> None:
+    if field == "mcq_callbacks":
         parse_question(row)
-    elif name.startswith("sampling_callbacks"):
+    elif field == "sampling_callbacks":
         plain_messages(row)
-    elif name.startswith("logp_callback_datasets"):
+    elif field == "logp_callback_datasets":
         check_answered(row)
     elif config.loss in PREFERENCE_LOSSES:
         preference_messages(row)
     elif config.loss == "grpo":
         plain_messages(row)
-        check_grpo_row(row, config)
+        check_grpo_row(row, config.grpo_reward_function)
         refuse_weights(row, config.loss)
-    elif config.loss == "sdft" and name == "training_file":
+    elif config.loss == "sdft" and field == "training_file":
         if "messages" in row:
             plain_messages(row)
         split_row(row)

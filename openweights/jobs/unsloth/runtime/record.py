@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from openweights.jobs.unsloth.runtime.ranks import world_size
-from openweights.jobs.unsloth.runtime.reporting import local_copy
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.load import device_name, resolve_engine
+from openweights.models.load import device_name
 
 PACKAGES = (
     "openweights",
@@ -41,20 +40,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def reproducibility(config: TrainingConfig, model: Any) -> dict[str, Any]:
+def reproducibility(config: TrainingConfig, model: Any, engine: str) -> dict[str, Any]:
     """The environment, the config, the model and hashes of every file that was read."""
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return {
         **environment(),
-        "engine": resolve_engine(config),
+        "engine": engine,
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "model": config.model,
         "model_commit": getattr(model.config, "_commit_hash", None),
         "base_dtype": str(frozen[0].dtype) if frozen else None,
         "data": {
-            field: {"file": file, "sha256": file_hash(local_copy(field, file))}
-            for field, (file, _) in config.dataset_files().items()
+            ref.name: {"file": ref.file, "sha256": file_hash(ref.local_path)}
+            for ref in config.datasets()
         },
     }
 

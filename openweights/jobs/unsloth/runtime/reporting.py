@@ -28,11 +28,6 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_PURPOSE = "checkpoint"
 
 
-def local_copy(field: str, file: str) -> Path:
-    """Where the dataset of a field is read: a local file as it is, a stored one in `data/`."""
-    return Path(file) if Path(file).is_file() else Path("data") / f"{field.replace('/', '_')}.jsonl"
-
-
 class Reporter(Protocol):
     """What the callbacks of a run need of the world outside.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.jobs.unsloth.config.demonstrations import split_row, teacher_messages
-from openweights.jobs.unsloth.config.parsing import training_config
+from openweights.jobs.unsloth.validate import training_config
 from tests.jobs.unsloth.malformed_configs import SDFT
 
 SYSTEM = {"role": "system", "content": "Be brief."}

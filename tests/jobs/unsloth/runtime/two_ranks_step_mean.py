@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.preference import preference_train
 from openweights.jobs.unsloth.runtime.ranks import leave
 from openweights.jobs.unsloth.sft import sft_train
+from openweights.jobs.unsloth.validate import training_config
 from openweights.models.load import load_model
 from tests.jobs.unsloth.malformed_configs import DPO, GOOD
 from tests.jobs.unsloth.test_preference import ROWS as PAIRS

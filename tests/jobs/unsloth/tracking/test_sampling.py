@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from openweights.jobs.unsloth.config.parsing import training_config
 from openweights.jobs.unsloth.runtime.reporting import FolderReporter
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.tracking.sampling import Sampler
 from openweights.jobs.unsloth.tracking.schedule import is_due
-from openweights.jobs.unsloth.validate import SamplingCallback
+from openweights.jobs.unsloth.validate import SamplingCallback, training_config
 from openweights.models.load import load_model
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD
 from tests.tiny_model import make_tiny_model

@@ -1,0 +1,353 @@
+"""The fields of a fine-tuning job, one flat set. Client-side: no torch here."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+)
+
+from openweights.errors import shown
+from openweights.jobs.unsloth.config.demonstrations import template_fields
+from openweights.jobs.unsloth.config.grpo_fields import (
+    DEFAULT_JUDGE,
+    RewardSpec,
+    reward_choices,
+)
+from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
+from openweights.models.names import ChatTemplate, ModelName, bare_name
+
+Loss = Literal["sft", "sdft", "dpo", "orpo", "grpo"]
+FILE_PURPOSES = {
+    "sft": "conversations",
+    "sdft": "conversations",
+    "grpo": "conversations",
+    "dpo": "preference",
+    "orpo": "preference",
+}
+DEFAULT_TARGET_MODULES = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
+
+Count = Annotated[int, Field(ge=1)]
+StepSchedule = Literal["log"] | Count
+
+
+def _job_suffix(value: str) -> str:
+    allowed = set(string.ascii_letters + string.digits + "-_.")
+    if not value or len(value) > 64 or not set(value) <= allowed:
+        raise ValueError(
+            f"{shown(value)} must be 1 to 64 letters, digits, '-', '_' or '.'; shorten or rename it"
+        )
+    return value
+
+
+class SamplingCallback(BaseModel):
+    """Completions of a dataset's prompts, sampled while the model trains.
+
+    Attributes:
+        dataset: `conversations` file whose prompts are answered (the last assistant message is left
+            out).
+        eval_steps: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …
+        tag: Names this callback in its events.
+        temperature: 0 for greedy.
+        max_tokens: Longest completion.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    dataset: str
+    eval_steps: StepSchedule = 10
+    batch_size: Count = 8
+    tag: str = "samples"
+    temperature: float = Field(default=0, ge=0)
+    max_tokens: Count = 600
+
+
+class MultipleChoiceCallback(BaseModel):
+    """Questions with several answers, scored while the model trains.
+
+    Attributes:
+        dataset: `multiple_choice` file.
+        eval_steps: As of `SamplingCallback`.
+        batch_size: Choices scored in one forward.
+        tag: Names this callback in its events.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    dataset: str
+    eval_steps: StepSchedule = 10
+    batch_size: Count = 8
+    tag: str = "multiple_choice"
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRef:
+    """A dataset that a config reads.
+
+    Attributes:
+        field: Of the config.
+        key: Name or index within it; None where the field is the file itself.
+        file: File id, or a local path.
+        purpose: That the file must have.
+    """
+
+    field: str
+    key: str | int | None
+    file: str
+    purpose: str
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        match self.key:
+            case None:
+                return self.field
+            case str():
+                return f"{self.field}[{self.key!r}]"
+            case _:
+                return f"{self.field}[{self.key}].dataset"
+
+    @property
+    def local_path(self) -> Path:
+        """Where it is read: a local file as it is, a stored one in `data/`."""
+        if Path(self.file).is_file():
+            return Path(self.file)
+        return Path("data") / f"{self.name.replace('/', '_')}.jsonl"
+
+
+class TrainingFields(BaseModel):
+    """A fine-tuning job's parameters, flat, each checked by itself.
+
+    Attributes:
+        model: Hugging Face id, or a folder on the machine that trains.
+        training_file: File id from `ow.files.upload`, or a local path.
+        test_file: Rows to evaluate on; see `test_file_eval_strategy`.
+        chat_template: A Jinja template, or "default" for the tokenizer's own.
+        finetuned_model_id: Repository to push to; may hold {org_id}, {model_name}, {job_id} and the
+            names of `model_naming_extra_parameters`.
+        max_seq_length: Tokens; what sft does with longer rows is told in its log, sdft drops them.
+        loss: What is minimised.
+        r, lora_alpha, lora_dropout, lora_bias, use_rslora, target_modules: The adapter.
+        push_to_hub: True or False; None pushes when `HF_TOKEN` is set on the worker.
+        learning_rate: A number, or arithmetic such as "2e-4 / 3"; negative means an exponent (-4 is
+            1e-4).
+        max_steps: Optimizer steps; counts instead of `epochs` when given.
+        beta: dpo, orpo and grpo only: how strongly the model is held near what it was; grpo alone
+            takes 0, which needs no reference model.
+        max_grad_norm: Longer gradients are cut to this norm; 0 cuts none.
+        packing: sft only: several rows in one sequence where the engine keeps them apart.
+        logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
+            followed: before training, every `eval_every_n_steps`, and at the end.
+        eval_every_n_steps: Every so many steps, or "log", as of `SamplingCallback`.
+        mcq_callbacks: Questions with several answers, asked while the model trains.
+        report_to: "wandb" or "tensorboard", where the package is installed.
+        holdout_fraction: This share of the training rows, drawn by `seed`, is the test set.
+        save_steps: A checkpoint goes into the store after so many steps; a lost run resumes from
+            it.
+        save_minutes: And after so many minutes, so that a machine that is taken away costs no more.
+        sdft_ema_alpha: Share of the student that the teacher takes over per step; 0 freezes it.
+        sdft_demo_template: Teacher's last user turn; must hold {demonstration}, may hold {prompt}.
+        sdft_demo_placement: "turns" shows the demonstration as earlier user and assistant turns.
+        sdft_demo_repeats: How often it is shown then.
+        sdft_skip_tokens: First tokens of a completion that are left out of the loss.
+        sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
+            for the whole vocabulary.
+        sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
+        grpo_num_generations: Completions of each prompt, which are compared with one another.
+        grpo_max_completion_length: Tokens; completions are cut here.
+        grpo_temperature, grpo_top_p: How completions are drawn.
+        grpo_epsilon: The policy's ratio counts only within 1 ± this.
+        grpo_loss_type: How token losses are averaged, as in trl.
+        grpo_scale_rewards: Advantages are divided by the deviation of the group, of the batch, or
+            not at all.
+        grpo_enable_thinking: Passed to the chat template; None leaves it out.
+        grpo_think_end_tag: Ends the reasoning of a completion; rewards judge what comes after it.
+        grpo_use_vllm: Draw completions with vLLM in the same process.
+        grpo_reward_function: A name, `file.py:function`, a list of them, or {name: weight}.
+        grpo_judge_model: Grades the completions for `llm_judge` and `similarity_judge`.
+        grpo_max_failed_reward_fraction: The job ends when a larger share of rewards fails for
+            several steps in a row.
+        engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
+        meta: Free; for `ow.jobs.find(meta={…})`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    model: ModelName
+    training_file: str
+    loss: Loss
+    test_file: str | None = None
+    chat_template: ChatTemplate = "default"
+    finetuned_model_id: str = "{org_id}/{model_name}-{job_id}"
+    model_naming_extra_parameters: dict[str, str] | None = None
+    job_id_suffix: Annotated[str, AfterValidator(_job_suffix)] | None = None
+    max_seq_length: Count = 2048
+    load_in_4bit: bool = False
+    is_peft: bool = True
+    target_modules: list[str] = Field(default_factory=lambda: list(DEFAULT_TARGET_MODULES))
+    lora_bias: Literal["all", "none"] = "none"
+    r: int = Field(default=16, ge=1, le=4096)
+    lora_alpha: Count = 16
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    use_rslora: bool = True
+    merge_before_push: bool = True
+    push_to_private: bool = True
+    push_to_hub: bool | None = None
+    epochs: Count = 1
+    max_steps: Count | None = None
+    per_device_train_batch_size: Count = 2
+    gradient_accumulation_steps: Count = 8
+    warmup_steps: int = Field(default=5, ge=0)
+    learning_rate: Annotated[float, BeforeValidator(parse_learning_rate)] = 1e-4
+    logging_steps: Count = 1
+    optim: Literal["adamw_8bit", "adamw", "adamw_torch", "adam", "sgd"] = "adamw_8bit"
+    weight_decay: float = Field(default=0.01, ge=0)
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+    ] = "linear"
+    seed: int = Field(default=3407, ge=0, lt=2**32)
+    beta: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    save_steps: Count = 5000
+    save_minutes: float = Field(default=15.0, gt=0)
+    output_dir: str = "./tmp"
+    train_on_responses_only: bool = True
+    packing: bool = True
+    logp_callback_datasets: dict[str, str] = Field(default_factory=dict)
+    eval_every_n_steps: StepSchedule = 5000
+    sampling_callbacks: list[SamplingCallback] | None = None
+    mcq_callbacks: list[MultipleChoiceCallback] | None = None
+    report_to: list[Literal["wandb", "tensorboard"]] = Field(default_factory=list)
+    eval_batch_size: Count = 8
+    test_file_eval_steps: float | None = Field(default=None, gt=0)
+    test_file_eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    holdout_fraction: float | None = Field(default=None, gt=0, lt=1)
+    meta: dict[str, Any] | None = None
+    sdft_ema_alpha: float = Field(default=0.02, ge=0, le=1)
+    sdft_demo_template: str | None = None
+    sdft_demo_placement: Literal["template", "turns"] = "template"
+    sdft_demo_repeats: Count = 1
+    sdft_max_new_tokens: Count = 256
+    sdft_temperature: float = Field(default=1.0, gt=0)
+    sdft_top_p: float = Field(default=1.0, gt=0, le=1)
+    sdft_divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    sdft_skip_tokens: int = Field(default=0, ge=0)
+    sdft_top_k: Count | None = None
+    sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph"] = "auto"
+    grpo_num_generations: int = Field(default=8, ge=2)
+    grpo_max_completion_length: Count = 512
+    grpo_temperature: float = Field(default=0.9, gt=0)
+    grpo_top_p: float = Field(default=1.0, gt=0, le=1)
+    grpo_epsilon: float = Field(default=0.2, gt=0)
+    grpo_loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
+    grpo_scale_rewards: Literal["group", "batch", "none"] = "group"
+    grpo_enable_thinking: bool | None = None
+    grpo_think_end_tag: str = Field(default="</think>", min_length=1)
+    grpo_use_vllm: bool = False
+    grpo_reward_function: RewardSpec = "rouge_l"
+    grpo_judge_model: str = Field(default=DEFAULT_JUDGE, min_length=1)
+    grpo_max_failed_reward_fraction: float = Field(default=0.5, ge=0, lt=1)
+    engine: Literal["auto", "unsloth", "transformers"] = "auto"
+
+    @field_validator("training_file", "test_file", "output_dir")
+    @classmethod
+    def _not_empty(cls, value: str | None) -> str | None:
+        return value if value is None else bare_name(value)
+
+    @field_validator("is_peft")
+    @classmethod
+    def _is_lora(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError(
+                "False asks for full fine-tuning, which does not exist here; remove it to train a "
+                "LoRA"
+            )
+        return value
+
+    @field_validator("target_modules")
+    @classmethod
+    def _has_modules(cls, value: list[str]) -> list[str]:
+        if not value or not all(name.strip() for name in value):
+            raise ValueError("has no or empty module names; give some such as ['q_proj', 'v_proj']")
+        return value
+
+    @field_validator("sdft_demo_template")
+    @classmethod
+    def _is_demo_template(cls, value: str | None) -> str | None:
+        if value is not None and "demonstration" not in template_fields(value):
+            raise ValueError(
+                "holds no {demonstration}; write {demonstration} where it should appear"
+            )
+        return value
+
+    @field_validator("grpo_reward_function")
+    @classmethod
+    def _has_rewards(cls, value: RewardSpec) -> RewardSpec:
+        reward_choices(value)
+        return value
+
+    @property
+    def has_test_set(self) -> bool:
+        """Whether something is evaluated."""
+        return self.test_file is not None or self.holdout_fraction is not None
+
+    @property
+    def step_size(self) -> int:
+        """Rows in an optimizer step of one process; of grpo, completions."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def datasets(self) -> list[DatasetRef]:
+        """Every dataset that is read; the training data first."""
+        own, talk = FILE_PURPOSES[self.loss], "conversations"
+        refs = [DatasetRef("training_file", None, self.training_file, own)]
+        if self.test_file is not None:
+            refs.append(DatasetRef("test_file", None, self.test_file, own))
+        for name, file in self.logp_callback_datasets.items():
+            refs.append(DatasetRef("logp_callback_datasets", name, file, talk))
+        for index, sampling in enumerate(self.sampling_callbacks or []):
+            refs.append(DatasetRef("sampling_callbacks", index, sampling.dataset, talk))
+        for index, questions in enumerate(self.mcq_callbacks or []):
+            refs.append(DatasetRef("mcq_callbacks", index, questions.dataset, "multiple_choice"))
+        return refs
+
+    def with_files(self, files: Mapping[DatasetRef, str]) -> Self:
+        """The same config with other files for its datasets."""
+        changed: dict[str, Any] = {}
+        for ref in self.datasets():
+            file = files[ref]
+            match ref.key:
+                case None:
+                    changed[ref.field] = file
+                case str():
+                    changed.setdefault(ref.field, {})[ref.key] = file
+                case index:
+                    callback = getattr(self, ref.field)[index]
+                    changed.setdefault(ref.field, []).append(
+                        callback.model_copy(update={"dataset": file})
+                    )
+        return self.model_copy(update=changed)
