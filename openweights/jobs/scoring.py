@@ -68,15 +68,15 @@ class ScoringJobs(Jobs):
             DatasetError: The dataset has rows that cannot be used.
         """
         given = cast("ScoringParams", super().validate(params))
-        found = {"model": model_location(given.model)}
+        update = {"model": model_location(given.model)}
         if Path(given.dataset).is_file():
-            found["dataset"] = self.ow.files.upload(given.dataset, self.purpose)["id"]
+            update["dataset"] = self.ow.files.upload(given.dataset, self.purpose)["id"]
         elif not given.dataset.startswith(f"{self.purpose}:"):
             raise ConfigError(
                 f"dataset: {shown(given.dataset)} is neither a file id ({self.purpose}:file-…) nor "
                 f'a local file; give ow.files.upload(path, purpose="{self.purpose}")["id"]'
             )
-        return given.model_copy(update=found)
+        return given.model_copy(update=update)
 
     def check(self, validated: BaseModel) -> None:
         """See that the dataset and the model's job are there.
@@ -114,7 +114,6 @@ class ScoringJobs(Jobs):
             )
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
-        """See `Jobs`."""
         return f"python -m openweights.jobs.unsloth.tracking.scoring_job {self.kind} {{job_id}}"
 
 

@@ -21,5 +21,4 @@ class LogProb(ScoringJobs):
     kind: ClassVar[str] = "logprob"
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """See `ScoringJobs`."""
         check_answered(row)

@@ -21,5 +21,4 @@ class MultipleChoice(ScoringJobs):
     kind: ClassVar[str] = "multiple_choice"
 
     def check_row(self, row: dict[str, Any]) -> None:
-        """See `ScoringJobs`."""
         parse_question(row)

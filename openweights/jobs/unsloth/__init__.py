@@ -50,7 +50,6 @@ class FineTuning(Jobs):
         return self._upload_local(config.model_copy(update={"model": model}))
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
-        """See `Jobs`."""
         return "python -m openweights.jobs.unsloth.training {job_id}"
 
     def check(self, validated: BaseModel) -> None:

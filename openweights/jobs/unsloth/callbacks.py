@@ -61,7 +61,6 @@ class MetricsCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """See `TrainerCallback`."""
         entry = {**(logs or {}), "step": state.global_step}
         if "train_runtime" in entry:
             entry = Summary(step=state.global_step, values=logs or {}).data()
@@ -81,8 +80,7 @@ class MetricsCallback(TrainerCallback):
             logger.info("trained %d steps in %.1f s", state.global_step, entry["train_runtime"])
             return
         if entry.get("tag") == "eval":
-            told = _figures(entry, "eval_")
-            logger.info("step %d: test %s", state.global_step, told)
+            logger.info("step %d: test %s", state.global_step, _figures(entry, "eval_"))
             return
         done = max(state.global_step - self._started_step, 1)
         per_step = (time.monotonic() - self._started_at) / done
@@ -116,7 +114,6 @@ class StepSeed(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         torch.manual_seed(derived_seed(args.seed, state.global_step, args.process_index))
 
 
@@ -136,13 +133,11 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         self._saved_at = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         # The clocks of ranks differ, and a checkpoint is made by all of them or by none.
         if any_rank(time.monotonic() - self._saved_at >= self._every_s):
             control.should_save = True
@@ -150,7 +145,6 @@ class CheckpointCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         self._saved_at = time.monotonic()
         if state.global_step >= state.max_steps:
             return
@@ -193,13 +187,11 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         self._training = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         # Ranks are signaled at different moments and must stop after the same step.
         self.signaled = any_rank(self.signaled)
         if self.signaled:
@@ -218,7 +210,6 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         self._training = False
 
 
@@ -231,7 +222,6 @@ class GPUStatsCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         if not torch.cuda.is_available() or state.global_step % GPU_STATS_EVERY_STEPS:
             return
         free, _ = torch.cuda.mem_get_info()

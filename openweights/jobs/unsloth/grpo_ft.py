@@ -1,4 +1,4 @@
-"""A GRPO run: its rewards, its arguments, and the trainer (`grpo_trainer.py`) set to work."""
+"""A GRPO run: its rewards, its arguments, and the trainer (`grpo/trainer.py`)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     RewardChoice,
     reward_choices,
 )
+from openweights.jobs.unsloth.grpo.advantages import FailedRewards
 from openweights.jobs.unsloth.grpo.data import grpo_rows, template_options
-from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
-from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
-from openweights.jobs.unsloth.grpo.reasoning import NAME as REASONING
-from openweights.jobs.unsloth.grpo.reasoning import reasoning_reward
-from openweights.jobs.unsloth.grpo.scorer import Scorer, own_reward
+from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
+from openweights.jobs.unsloth.grpo.reward_functions import (
+    REASONING,
+    RewardFunctions,
+    own_reward,
+    reasoning_reward,
+)
 from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
 from openweights.jobs.unsloth.rewards import Reward, text_reward
-from openweights.jobs.unsloth.trainer_args import arguments, set_to_work
+from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
 from openweights.models.template import prompt_token_ids
@@ -80,7 +83,7 @@ def grpo_train(
         model,
         args,
         beta=config.beta,
-        scorer=Scorer(rewards, limit_s=limits.total_s + GRACE_S),
+        functions=RewardFunctions(rewards, limit_s=limits.total_s + GRACE_S),
         rows=[*train.rows, *(test.rows if test else [])],
         failed=FailedRewards(rewards, config.grpo_max_failed_reward_fraction),
         think_end_tag=config.grpo_think_end_tag,
@@ -91,7 +94,7 @@ def grpo_train(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
-    return set_to_work(trainer, resume_from)
+    return run_trainer(trainer, resume_from)
 
 
 def grpo_args(config: TrainingConfig, engine: TrainingEngine) -> GRPOConfig:

@@ -20,9 +20,9 @@ from typing import Any
 import openai
 
 from openweights.errors import ConfigurationError
-from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
 from openweights.jobs.unsloth.grpo.judge_parsing import (
     JudgeKind,
+    JudgeLimits,
     judge_messages,
     parse_score,
     retry_after_s,

@@ -97,7 +97,6 @@ class MonitoringCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         if state.global_step % self._every_steps == 0:
             self._measure(kwargs["model"], state.global_step)
 

@@ -18,7 +18,7 @@ from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
 from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer
-from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
+from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.tokens import eos_token_ids
 
@@ -58,4 +58,4 @@ def preference_train(
         data_collator=PreferenceCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
         callbacks=list(callbacks),
     )
-    return set_to_work(trainer, resume_from)
+    return run_trainer(trainer, resume_from)

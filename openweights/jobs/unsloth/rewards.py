@@ -110,8 +110,8 @@ def ngram_recall(answer: str, gold: str, size: int = 2) -> float:
     if not said or not wanted:
         return 0.0
     grams = _ngrams(wanted, size)
-    found = (grams & _ngrams(said, size)).total() / grams.total()
-    return found * min(1.0, len(wanted) / len(said))
+    recall = (grams & _ngrams(said, size)).total() / grams.total()
+    return recall * min(1.0, len(wanted) / len(said))
 
 
 def _words(text: str) -> list[str]:
@@ -135,8 +135,8 @@ def caps_spanish(answer: str, gold: str | None = None) -> float:
         return 0.0
     capitals = sum(c.isupper() for c in letters) / len(letters)
     most = max(1, len(words) // 10)
-    found = Counter(word for word in words if word in SPANISH_WORDS)
-    spanish = sum(min(count, most) for count in found.values()) / len(words)
+    spoken = Counter(word for word in words if word in SPANISH_WORDS)
+    spanish = sum(min(count, most) for count in spoken.values()) / len(words)
     return capitals + min(1.0, SPANISH_WEIGHT * spanish)
 
 

@@ -57,7 +57,7 @@ from openweights.jobs.unsloth.sdft_data import (
     unpad,
 )
 from openweights.jobs.unsloth.teacher import EMATeacher, teacher_gate
-from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
+from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import (
     base_model,
@@ -86,7 +86,6 @@ class EMATeacherCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         self._teacher.update()
 
 
@@ -327,7 +326,7 @@ def sdft_train(
         callbacks=callbacks,
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
-    return set_to_work(trainer, resume_from)
+    return run_trainer(trainer, resume_from)
 
 
 def _test_dataset(

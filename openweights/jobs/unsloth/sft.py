@@ -26,7 +26,7 @@ from trl import SFTTrainer
 from openweights.jobs.unsloth.config.rows import is_weighted
 from openweights.jobs.unsloth.data import Example, sft_examples
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer, SummedLoss
-from openweights.jobs.unsloth.trainer_args import set_to_work, trainer_args
+from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import base_model
 from openweights.models.log_probs import scored_log_probs
@@ -77,7 +77,7 @@ def sft_train(
         data_collator=Collator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
         callbacks=list(callbacks),
     )
-    return set_to_work(trainer, resume_from)
+    return run_trainer(trainer, resume_from)
 
 
 def _may_pack(model: PeftModel, examples: Sequence[Example]) -> bool:

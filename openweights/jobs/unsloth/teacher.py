@@ -141,8 +141,8 @@ def teacher_gate(model: nn.Module, examples: Sequence[SDFTExample]) -> dict[str,
         ("logp_with", [example.teacher_prompt_ids for example in examples]),
     ):
         pairs = list(zip(prompts, shown, strict=True))
-        found = mean_target_log_probs(model, pairs, 0, batch_size=1)  # one row needs no padding
-        total = sum(mean * len(ids) for mean, ids in zip(found, shown, strict=True))
+        log_probs = mean_target_log_probs(model, pairs, 0, batch_size=1)  # one row needs no padding
+        total = sum(mean * len(ids) for mean, ids in zip(log_probs, shown, strict=True))
         means[name] = total / sum(map(len, shown))
     logger.info(
         "teacher gate: demonstrations have log-prob %.3f per token given the prompt, %.3f with "

@@ -76,7 +76,7 @@ def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Argu
     return args
 
 
-def set_to_work(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:
+def run_trainer(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:
     """Let it train, from a checkpoint's folder when there is one, and return it."""
     # It prints what MetricsCallback logs.
     trainer.remove_callback(PrinterCallback)

@@ -117,7 +117,7 @@ def training_config(
 
 
 def _unknown(name: str, model: type[BaseModel]) -> str | None:
-    """See `param_errors.Unknown`."""
+    """What is said of a name that no field has; None for the general words."""
     if not issubclass(model, TrainingConfig):
         return None
     if name == "grpo":

@@ -23,7 +23,7 @@ class LogSamplingCallback(SamplingCallback):
     eval_steps: StepSchedule = "log"
 
 
-class SFTConfig(TrainingConfig):
+class WeightedSFTConfig(TrainingConfig):
     """`TrainingConfig` with the defaults of weighted SFT."""
 
     loss: Literal["sft"] = "sft"
@@ -32,10 +32,13 @@ class SFTConfig(TrainingConfig):
     sampling_callbacks: list[LogSamplingCallback] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
+SFTConfig = WeightedSFTConfig  # its first name, which trl has for another thing
+
+
 class WeightedSFT(FineTuning):
     """Submits weighted SFT: `ow.weighted_sft.create(model=…, training_file=…)`."""
 
-    params: ClassVar[type[BaseModel]] = SFTConfig
+    params: ClassVar[type[BaseModel]] = WeightedSFTConfig
     id_covers_mounts: ClassVar[bool] = False
     requires_vram_gb: ClassVar[int] = 60
 
@@ -45,7 +48,7 @@ class WeightedSFT(FineTuning):
         return "sftjob"
 
     def validate(self, params: dict[str, Any]) -> TrainingConfig:
-        """See `FineTuning`. `ft_id_suffix` is another name for `job_id_suffix`."""
+        """Checked as in `FineTuning`; `ft_id_suffix` is another name for `job_id_suffix`."""
         if "job_id_suffix" not in params and "ft_id_suffix" in params:
             params = dict(params)
             params["job_id_suffix"] = params.pop("ft_id_suffix")

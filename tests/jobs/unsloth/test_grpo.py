@@ -17,11 +17,18 @@ from trl import GRPOTrainer
 
 from openweights.errors import DatasetError, JobFailedError
 from openweights.jobs.unsloth.callbacks import StepSeed
-from openweights.jobs.unsloth.grpo.advantages import Scale, group_advantages, has_signal
+from openweights.jobs.unsloth.grpo.advantages import (
+    FailedRewards,
+    Scale,
+    group_advantages,
+    has_signal,
+)
 from openweights.jobs.unsloth.grpo.data import grpo_rows
-from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
-from openweights.jobs.unsloth.grpo.reasoning import reasoning_part, reasoning_reward
-from openweights.jobs.unsloth.grpo.scorer import Scorer
+from openweights.jobs.unsloth.grpo.reward_functions import (
+    RewardFunctions,
+    reasoning_part,
+    reasoning_reward,
+)
 from openweights.jobs.unsloth.grpo.trainer import RewardTrainer, SkipEmptySteps
 from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
 from openweights.jobs.unsloth.rewards import Reward, Samples
@@ -85,7 +92,7 @@ def make_trainer(
         load(folder) if model is None else model,
         grpo_args(made),
         beta=made.beta,
-        scorer=Scorer(given, limit_s=5),
+        functions=RewardFunctions(given, limit_s=5),
         rows=rows.rows,
         failed=FailedRewards(given, made.grpo_max_failed_reward_fraction),
         think_end_tag="</think>",

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from openweights.cli.demo.smollm2 import get_model
 from openweights.errors import ConfigurationError, JobFailedError
-from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
+from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
 from openweights.jobs.unsloth.grpo_ft import grpo_train
 from openweights.jobs.unsloth.training import train
 from openweights.jobs.unsloth.validate import TrainingConfig

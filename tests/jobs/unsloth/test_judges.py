@@ -18,9 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigurationError
-from openweights.jobs.unsloth.grpo.judge_limits import JudgeLimits
-from openweights.jobs.unsloth.grpo.judge_parsing import judge_messages, parse_score, retry_after_s
-from openweights.jobs.unsloth.grpo.scorer import Scorer
+from openweights.jobs.unsloth.grpo.judge_parsing import (
+    JudgeLimits,
+    judge_messages,
+    parse_score,
+    retry_after_s,
+)
+from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.judges import Judge
 from openweights.jobs.unsloth.rewards import Samples
 
@@ -108,13 +112,13 @@ def samples(*answers: str) -> Samples:
 
 def judging(
     limits: JudgeLimits = QUICK, kind: Any = "llm_judge", model: str = "judge"
-) -> tuple[Scorer, Counter[str]]:
+) -> tuple[RewardFunctions, Counter[str]]:
     """A judge set to work, and why its grades fail."""
     reward = Judge(kind, model, limits).reward(1.0)
-    return Scorer([reward], limit_s=10), reward.causes
+    return RewardFunctions([reward], limit_s=10), reward.causes
 
 
-def score(judge: Scorer, *answers: str) -> list[float]:
+def score(judge: RewardFunctions, *answers: str) -> list[float]:
     [values] = judge.score(samples(*answers))
     return values
 

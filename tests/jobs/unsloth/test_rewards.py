@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigError, JobFailedError
-from openweights.jobs.unsloth.grpo.scorer import Scorer, own_reward
+from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
 from openweights.jobs.unsloth.rewards import (
     TEXT_REWARDS,
     Reward,
@@ -95,7 +95,9 @@ def test_text_rewards_have_their_bounds(answer: str, gold: str) -> None:
 
 def test_only_the_answer_is_judged() -> None:
     given = samples(["<think>NO, NO</think> hello", "HOLA</think>", "HOLA"], ["x"] * 3)
-    assert Scorer([text_reward("caps_spanish", 1.0)], limit_s=1).score(given) == [[0.0, 0.0, 2.0]]
+    assert RewardFunctions([text_reward("caps_spanish", 1.0)], limit_s=1).score(given) == [
+        [0.0, 0.0, 2.0]
+    ]
 
 
 def own(tmp_path: Path, source: str, name: str = "score") -> Reward:
@@ -121,7 +123,7 @@ async def later(completions):
     return (float(len(c)) for c in completions)
 """
     rewards = [own(tmp_path, source, name) for name in ("score", "everything", "later")]
-    [first, second, third] = Scorer(rewards, limit_s=5).score(given)
+    [first, second, third] = RewardFunctions(rewards, limit_s=5).score(given)
     assert first == [3, 7] and third == [1, 2]
     assert second[0] == 1 and math.isnan(second[1])
     assert list(rewards[1].causes) == ["it gave None or no finite number"]
@@ -130,7 +132,7 @@ async def later(completions):
 def test_own_functions_that_take_too_long_fail(tmp_path: Path) -> None:
     source = "import asyncio\nasync def score(completions):\n    await asyncio.sleep(60)\n"
     reward = own(tmp_path, source)
-    [values] = Scorer([reward], limit_s=0.05).score(samples(["a"], ["b"]))
+    [values] = RewardFunctions([reward], limit_s=0.05).score(samples(["a"], ["b"]))
     assert math.isnan(values[0]) and list(reward.causes) == ["no answer within 0.05 s"]
 
 
@@ -154,7 +156,7 @@ def test_own_functions_that_are_wrong_end_the_run(
     tmp_path: Path, source: str, error: type[Exception], words: str
 ) -> None:
     def attempt() -> None:
-        Scorer([own(tmp_path, source)], limit_s=5).score(samples(["a"], ["b"]))
+        RewardFunctions([own(tmp_path, source)], limit_s=5).score(samples(["a"], ["b"]))
 
     with pytest.raises(error, match=words):
         attempt()
@@ -163,7 +165,7 @@ def test_own_functions_that_are_wrong_end_the_run(
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
 def test_no_finite_number_is_a_failure_not_zero(value: Any) -> None:
     function: Callable[[Samples], Any] = lambda given: [0, value]  # noqa: E731
-    [values] = Scorer([Reward("mine", 1.0, function)], limit_s=1).score(
+    [values] = RewardFunctions([Reward("mine", 1.0, function)], limit_s=1).score(
         samples(["a"] * 2, ["b"] * 2)
     )
     assert values[0] == 0 and math.isnan(values[1])

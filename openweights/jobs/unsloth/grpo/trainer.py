@@ -9,8 +9,8 @@ with A from `advantages.py`, and KL times the ratio, so that its gradient is tha
 (trl's `use_bias_correction_kl`). Where we differ from trl: a completion of which one reward failed
 has no reward at all (trl would count the failed part as 0), a step without any two comparable
 rewards leaves weights and optimizer as they are, completions are sampled without dropout, rows are
-padded on the right where gradients flow (`grpo_scoring.py`), and the reference model is the base
-under disabled adapters, so that no copy of them is kept or saved.
+padded on the right where gradients flow (`completion_logps.py`), and the reference model is the
+base under disabled adapters, so that no copy of them is kept or saved.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOConfig, GRPOTrainer
 
 from openweights.events import Completions
-from openweights.jobs.unsloth.grpo.advantages import group_advantages, has_signal
+from openweights.jobs.unsloth.grpo.advantages import FailedRewards, group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
-from openweights.jobs.unsloth.grpo.failed_rewards import FailedRewards
-from openweights.jobs.unsloth.grpo.scorer import Scorer
+from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.models.forward import evaluating
 
@@ -39,13 +38,13 @@ LogEvent = Callable[[dict[str, Any]], None]
 
 
 class RewardTrainer(GRPOTrainer):
-    """`GRPOTrainer` whose completions are scored by a `Scorer`.
+    """`GRPOTrainer` whose completions are scored by a `RewardFunctions`.
 
     Args:
         model: A `PeftModel` with a fresh adapter.
         args: With `beta` 0 whatever beta is: else trl would add a copy of the adapter to the model.
         beta: Weight of the KL divergence to the base model.
-        scorer: The rewards.
+        functions: The rewards.
         rows: What the `row` of the datasets points to.
         failed: Watches over failed rewards.
         packs_rows: Whether the engine sees to padding itself.
@@ -58,7 +57,7 @@ class RewardTrainer(GRPOTrainer):
         args: GRPOConfig,
         *,
         beta: float,
-        scorer: Scorer,
+        functions: RewardFunctions,
         rows: Sequence[Mapping[str, Any]],
         failed: FailedRewards,
         think_end_tag: str,
@@ -66,17 +65,17 @@ class RewardTrainer(GRPOTrainer):
         log_event: LogEvent,
         **kwargs: Any,
     ) -> None:
-        args.reward_weights = [reward.weight for reward in scorer.rewards]
+        args.reward_weights = [reward.weight for reward in functions.rewards]
         super().__init__(
             model=model,  # type: ignore[arg-type]
             args=args,
-            reward_funcs=[_name_holder(reward.name) for reward in scorer.rewards],
+            reward_funcs=[_name_holder(reward.name) for reward in functions.rewards],
             **kwargs,
         )
         self.beta = beta
         self._policy = model
         self.has_signal = True
-        self._scorer = scorer
+        self._functions = functions
         self._rows = rows
         self._failed = failed
         self._think_end_tag = think_end_tag
@@ -109,7 +108,7 @@ class RewardTrainer(GRPOTrainer):
             rows=[self._rows[row["row"]] for row in inputs],
             think_end_tag=self._think_end_tag,
         )
-        own = torch.tensor(self._scorer.score(samples), device=self.accelerator.device).T
+        own = torch.tensor(self._functions.score(samples), device=self.accelerator.device).T
         scores: Tensor = gather(own.contiguous())  # type: ignore[assignment]
         scores[scores.isnan().any(1)] = torch.nan
         self._rewards = (scores * self.reward_weights.to(scores.device)).sum(1)
@@ -117,7 +116,7 @@ class RewardTrainer(GRPOTrainer):
         mode = "train" if self._is_training else "eval"
         self._metrics[mode]["failed_fraction"].append(missing / len(self._rewards))
         if self._is_training:
-            self._tell(samples, own)
+            self._log_completions(samples, own)
             self._failed.record(self.state.global_step, missing, len(self._rewards))
         return scores
 
@@ -135,23 +134,23 @@ class RewardTrainer(GRPOTrainer):
             self.has_signal = has_signal(self._rewards, size)
         return output
 
-    def _tell(self, samples: Samples, scores: Tensor) -> None:
+    def _log_completions(self, samples: Samples, scores: Tensor) -> None:
         """Every so many steps, log some completions with what they earned."""
         step = self.state.global_step
         if step % COMPLETIONS_EVERY_STEPS or self.args.process_index:
             return
-        names = [reward.name for reward in self._scorer.rewards]
-        told = []
+        names = [reward.name for reward in self._functions.rewards]
+        logged = []
         for index in range(min(COMPLETIONS_LOGGED, len(samples.completions))):
             values = [None if v != v else v for v in scores[index].tolist()]  # noqa: PLR0124 - NaN
-            told.append(
+            logged.append(
                 {
                     "prompt": samples.prompts[index][-1]["content"],
                     "completion": samples.completions[index],
                     "rewards": dict(zip(names, values, strict=True)),
                 }
             )
-        self._log_event(Completions(step=step, completions=told).data())
+        self._log_event(Completions(step=step, completions=logged).data())
 
     # ---- scoring: once per micro-batch
 
@@ -205,14 +204,13 @@ class SkipEmptySteps(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         if not self._trainer.has_signal:
             for parameter in kwargs["model"].parameters():
                 parameter.grad = None
 
 
 def _name_holder(name: str) -> Callable[..., Any]:
-    """What trl is given for each reward; it reads the name, the `Scorer` does the work."""
+    """What trl is given for each reward; it reads the name, the `RewardFunctions` does the work."""
 
     def reward(**_: Any) -> list[None]:
         return []

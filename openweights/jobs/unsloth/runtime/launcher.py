@@ -71,10 +71,10 @@ def _start(processes: int, arguments: Sequence[str]) -> list[subprocess.Popen[by
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], stops: list[int]) -> int:
-    failure, kill_at, told = 0, float("inf"), False
+    failure, kill_at, stopping = 0, float("inf"), False
     while any(process.poll() is None for process in ranks):
-        if stops and not told:
-            told = True
+        if stops and not stopping:
+            stopping = True
             for process in ranks:
                 process.terminate()
         # One that has stopped leaves the others alone: they may still be saving the checkpoint.

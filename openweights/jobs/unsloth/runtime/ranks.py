@@ -90,14 +90,14 @@ class FollowerReporter:
         """Nothing: the first rank says it."""
 
     def fetch(self, file: str, target: Path) -> Path:
-        """See `Reporter`; a copy of its own, since ranks share a folder."""
+        """A copy of its own, since ranks share a folder."""
         return self._leader.fetch(file, target.parent / self._folder / target.name)
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
         """Nothing: the first rank does."""
 
     def newest_checkpoint(self, target: Path) -> Path | None:
-        """See `Reporter`; a copy of its own."""
+        """A copy of its own."""
         return self._leader.newest_checkpoint(target / self._folder)
 
     def close(self, *, completed: bool) -> None:

@@ -90,17 +90,14 @@ class StoreReporter:
         self._last_checkpoint: str | None = None
 
     def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
-        """See `Reporter`."""
         self._run.log(data, file)
 
     def fetch(self, file: str, target: Path) -> Path:
-        """See `Reporter`."""
         if Path(file).is_file():
             return Path(file)
         return Path(self._ow.files.download(file, target))
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
-        """See `Reporter`."""
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             archive = Path(temporary) / f"{folder.name}.tar"
             with tarfile.open(archive, "w") as tar:
@@ -113,7 +110,6 @@ class StoreReporter:
             self._ow.files.delete(str(old))
 
     def newest_checkpoint(self, target: Path) -> Path | None:
-        """See `Reporter`."""
         events = self._ow.events.list(job_id=self.job_id, type=Checkpoint.type)
         for checkpoint in (Checkpoint.of(event.data) for event in reversed(events)):
             step, file = checkpoint.step, str(checkpoint.file)
@@ -131,7 +127,7 @@ class StoreReporter:
         return None
 
     def close(self, *, completed: bool) -> None:
-        """See `Reporter`. The worker drops the last checkpoint once it has stored the result."""
+        """The worker drops the last checkpoint once it has stored the result."""
         if not self._run.flush():
             logger.warning("some events have not arrived yet; the worker sends them after the run")
 
@@ -150,7 +146,6 @@ class FolderReporter:
         self.job_id = config.job_id_suffix or "local"
 
     def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
-        """See `Reporter`."""
         from openweights.client.event_json import event_data
 
         if file is not None:
@@ -163,7 +158,6 @@ class FolderReporter:
             events.write(json.dumps(event_data(data)) + "\n")
 
     def fetch(self, file: str, target: Path) -> Path:
-        """See `Reporter`."""
         if not Path(file).is_file():
             raise ConfigError(
                 f"{file!r} is no file on this machine; a run from a config file needs local paths"
@@ -171,24 +165,24 @@ class FolderReporter:
         return Path(file)
 
     def save_checkpoint(self, folder: Path, step: int) -> None:
-        """See `Reporter`. A checkpoint counts from the moment at which its mark is written."""
+        """A checkpoint counts from the moment at which its mark is written."""
         (folder / "complete").write_text(self._fingerprint, encoding="utf-8")
         self.log(Checkpoint(step=step, path=str(folder)).data())
 
     def newest_checkpoint(self, target: Path) -> Path | None:
-        """See `Reporter`. Those of another config are left alone."""
-        found: list[tuple[int, Path]] = []
+        """Those of another config are left alone."""
+        complete: list[tuple[int, Path]] = []
         for mark in self._checkpoints.glob("checkpoint-*/complete"):
             if mark.read_text(encoding="utf-8") == self._fingerprint:
-                found.append((int(mark.parent.name.rsplit("-", 1)[1]), mark.parent))
-        if not found:
+                complete.append((int(mark.parent.name.rsplit("-", 1)[1]), mark.parent))
+        if not complete:
             return None
-        step, folder = max(found)
+        step, folder = max(complete)
         logger.info("resuming from the checkpoint of step %d", step)
         return folder
 
     def close(self, *, completed: bool) -> None:
-        """See `Reporter`. The next run of the same config starts anew."""
+        """The next run of the same config starts anew."""
         if completed:
             for mark in self._checkpoints.glob("checkpoint-*/complete"):
                 mark.unlink()

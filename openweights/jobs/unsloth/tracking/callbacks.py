@@ -48,14 +48,13 @@ class LogProbTracker(ScheduledCallback):
         self._batch_size = batch_size
 
     def measure(self, model: Any, step: int) -> None:
-        """See `ScheduledCallback`."""
-        found = score_rows(model, self._tokenizer, self._rows, batch_size=self._batch_size)
-        kind = BlockwiseLogProbs if found.blockwise else LogProbs
-        event = kind(step=step, tag=self._name, values={self._name: found.loss})
-        log_rows(self._reporter, event.data(), found.rows, folder="logprobs")
-        for block in found.blocks:
+        scores = score_rows(model, self._tokenizer, self._rows, batch_size=self._batch_size)
+        kind = BlockwiseLogProbs if scores.blockwise else LogProbs
+        event = kind(step=step, tag=self._name, values={self._name: scores.loss})
+        log_rows(self._reporter, event.data(), scores.rows, folder="logprobs")
+        for block in scores.blocks:
             self._reporter.log(BlockLogProbs(step=step, source=self._name, **block).data())
-        logger.info("step %d: loss of %s %.4f", step, self._name, found.loss)
+        logger.info("step %d: loss of %s %.4f", step, self._name, scores.loss)
 
 
 class MultipleChoiceTracker(ScheduledCallback):
@@ -78,7 +77,6 @@ class MultipleChoiceTracker(ScheduledCallback):
         self._reporter = reporter
 
     def measure(self, model: Any, step: int) -> None:
-        """See `ScheduledCallback`."""
         size, tag = self._settings.batch_size, self._settings.tag
         answers = ask(model, self._tokenizer, self._questions, batch_size=size)
         event = MultipleChoice(step=step, tag=tag, **answers.summary())

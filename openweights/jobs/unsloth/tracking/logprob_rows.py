@@ -83,7 +83,7 @@ def scored_rows(
         DatasetError: A row cannot be used.
     """
     texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in ends]
-    found: list[ScoredRow] = []
+    kept: list[ScoredRow] = []
     cut = 0
     for number, row in enumerate(rows, start=1):
         with named_row(name, number):
@@ -91,10 +91,10 @@ def scored_rows(
         if limit is not None and len(scored.encoded.input_ids) > limit:
             cut += 1
             del scored.encoded.input_ids[limit:], scored.encoded.labels[limit:]
-        found.append(scored)
+        kept.append(scored)
     if cut:
         logger.warning("%s: %d rows are longer than %d tokens and lost their end", name, cut, limit)
-    return found
+    return kept
 
 
 def _encoded(

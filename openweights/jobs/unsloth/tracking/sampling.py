@@ -46,7 +46,6 @@ class Sampler(ScheduledCallback):
         self._seed = seed
 
     def measure(self, model: Any, step: int) -> None:
-        """See `ScheduledCallback`."""
         size, completions = self._settings.batch_size, []
         prompts = [prompt_token_ids(self._tokenizer, row["messages"]) for row in self._rows]
         engine = TransformersRollout(model, int(self._tokenizer.pad_token_id))  # type: ignore[arg-type]

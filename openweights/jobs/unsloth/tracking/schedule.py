@@ -33,21 +33,20 @@ class ScheduledCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`. A resumed run has measured before."""
+        """A resumed run has measured before."""
         if state.global_step == 0:
             self._measure(kwargs["model"], 0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`."""
         if is_due(state.global_step, self._schedule):
             self._measure(kwargs["model"], state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See `TrainerCallback`. A run that was stopped goes on later, and has no end yet."""
+        """A run that was stopped goes on later, and has no end yet."""
         if state.global_step >= state.max_steps and state.global_step != self._last_step:
             self._measure(kwargs["model"], state.global_step)
 

@@ -36,7 +36,7 @@ ADAPTER = "adapter/"  # where a fine-tuning job leaves it
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
+class ScoringRun:
     """A job that is ready to score.
 
     Attributes:
@@ -58,7 +58,7 @@ class Scoring:
         logger.info("done: %s", json.dumps(event))
 
 
-def score_log_probs(job: Scoring) -> None:
+def score_log_probs(job: ScoringRun) -> None:
     """Score the conversations and log the result."""
     from openweights.jobs.unsloth.tracking.logprob_rows import score_rows, scored_rows
     from openweights.models.tokens import eos_token_ids
@@ -66,14 +66,14 @@ def score_log_probs(job: Scoring) -> None:
     ends = eos_token_ids(job.model, job.tokenizer)
     longest = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
     rows = scored_rows(job.rows, job.tokenizer, ends=ends, limit=longest)
-    found = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
-    kind = BlockwiseLogProbs if found.blockwise else LogProbs
-    job.log_result(kind(values={"loss": found.loss}).data(), found.rows, "logprobs.jsonl")
-    for block in found.blocks:
+    scores = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
+    kind = BlockwiseLogProbs if scores.blockwise else LogProbs
+    job.log_result(kind(values={"loss": scores.loss}).data(), scores.rows, "logprobs.jsonl")
+    for block in scores.blocks:
         job.reporter.log(BlockLogProbs(source=job.params.dataset, **block).data())
 
 
-def put_questions(job: Scoring) -> None:
+def put_questions(job: ScoringRun) -> None:
     """Put the questions to the model and log the result."""
     from openweights.jobs.unsloth.tracking.multiple_choice import ask
 
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     return exit_status(lambda: _run(arguments[1], KINDS[arguments[0]]), "scoring failed")
 
 
-def _run(job_id: str, act: Callable[[Scoring], None]) -> int:
+def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     from openweights import OpenWeights
     from openweights.jobs.unsloth.runtime.record import environment, file_hash
     from openweights.models.load import load_trained
@@ -111,7 +111,7 @@ def _run(job_id: str, act: Callable[[Scoring], None]) -> int:
     reporter.log(Reproducibility(record=record).data())
     location = _adapter_of(ow, params.model) if is_job_id(params.model) else params.model
     model, tokenizer = load_trained(location, chat_template=params.chat_template)
-    act(Scoring(params, model, tokenizer, read_rows(data), reporter))
+    act(ScoringRun(params, model, tokenizer, read_rows(data), reporter))
     reporter.close(completed=True)
     return 0
 

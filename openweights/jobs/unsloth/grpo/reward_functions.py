@@ -1,4 +1,4 @@
-"""Asks the reward functions of a GRPO run for their values, those of the user among them."""
+"""The reward functions of a GRPO run: the user's, the policy's own, and how all are asked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
 from openweights.errors import ConfigError, JobFailedError
 from openweights.jobs.unsloth.rewards import Reward, Samples
+from openweights.models.log_probs import mean_target_log_probs
+from openweights.models.template import Message
+
+REASONING = "reasoning_logprob"
 
 
 def own_reward(path: Path, function_name: str, weight: float) -> Reward:
@@ -78,7 +85,47 @@ def _raised(name: str, error: BaseException) -> str:
     )
 
 
-class Scorer:
+def reasoning_reward(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    weight: float,
+    *,
+    prompt_ids: Callable[[list[Message]], list[int]],
+    batch_size: int,
+) -> Reward:
+    """How likely the gold response is after a completion's reasoning: nats per token, at most 0.
+
+    Verifies reasoning without a verifier: the mean log-probability per token of the gold response,
+    given prompt and reasoning, under the policy itself as it is now, without gradient.
+
+    Args:
+        model: The policy.
+        prompt_ids: Renders a prompt as the policy reads it.
+        batch_size: Rows in one forward.
+    """
+
+    def score(samples: Samples) -> list[float]:
+        pairs: list[tuple[list[int], list[int]]] = []
+        for prompt, text, gold in zip(
+            samples.prompts, samples.completions, samples.golds, strict=True
+        ):
+            reasoning = f"{reasoning_part(text, samples.think_end_tag)}\n\n"
+            ids = tokenizer(reasoning, add_special_tokens=False)["input_ids"]
+            wanted = list(tokenizer(gold, add_special_tokens=False)["input_ids"])
+            pairs.append(([*prompt_ids(prompt), *ids], wanted))
+        pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+        return mean_target_log_probs(model, pairs, pad, batch_size=batch_size)
+
+    return Reward(REASONING, weight, score)
+
+
+def reasoning_part(text: str, think_end_tag: str) -> str:
+    """The completion up to and with the tag that ends its reasoning; all of it without one."""
+    before, tag, _ = text.partition(think_end_tag)
+    return before + tag if tag else text.rstrip()
+
+
+class RewardFunctions:
     """Scores the completions of a step with all rewards of a run, coroutines side by side.
 
     Those run in a thread of their own, so that none of them can hold up a step for longer than
