@@ -10,11 +10,11 @@ import threading
 import uuid
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
 from openweights.client.event_sender import EventSender
 from openweights.client.results import write_log, write_results
-from openweights.client.script_end import ScriptEnd
 from openweights.errors import FencedError, PlatformError
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
 
@@ -158,6 +158,9 @@ class ScriptRun(Run):
     """The run of a script that no worker started; it ends with the process, as failed after an
     uncaught exception or a `sys.exit` with an error. Of the command line only the script's name is
     kept: its arguments may be secrets.
+
+    A `sys.exit` that something has caught is forgotten with the next event; `raise SystemExit`
+    cannot be seen, and counts as a good end.
     """
 
     def __init__(self, ow: OpenWeights) -> None:
@@ -170,21 +173,48 @@ class ScriptRun(Run):
         record = ow.backend.start_script_run(spec).run
         super().__init__(ow, record.id, record)
         self._pid = os.getpid()
-        self._script_end = ScriptEnd()
+        self._error: str | None = None
+        self._next_hook, self._next_exit = sys.excepthook, sys.exit
+        sys.excepthook, sys.exit = self._on_exception, self._on_exit
         atexit.register(self._end)
+
+    def log(self, data: Mapping[str, Any], file: str | Path | BinaryIO | None = None) -> None:
+        self._error = None
+        super().log(data, file)
+
+    def _on_exception(
+        self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if not hasattr(sys, "ps1"):  # an interactive session goes on
+            self._error = _in_a_line(error)
+        self._next_hook(kind, error, traceback)
+
+    def _on_exit(self, code: str | int | None = None, /) -> NoReturn:
+        # In another thread it ends that thread.
+        if threading.current_thread() is threading.main_thread():
+            self._error = _in_a_line(SystemExit(code)) if code else None
+        self._next_exit(code)
+        raise AssertionError("sys.exit has returned")
 
     def _end(self) -> None:
         if os.getpid() != self._pid:
             return
         self.close()
-        error = self._script_end.error()
-        self._script_end.restore()
-        status = "completed" if error is None else "failed"
+        # Put back what was there, unless somebody has put something else there since.
+        if sys.excepthook == self._on_exception:
+            sys.excepthook = self._next_hook
+        if sys.exit == self._on_exit:
+            sys.exit = self._next_exit
+        status = "completed" if self._error is None else "failed"
         try:
-            self._ow.backend.finish_run(self.id, self.attempt, status, error=error)
+            self._ow.backend.finish_run(self.id, self.attempt, status, error=self._error)
         except (FencedError, PlatformError):
             # Ended by hand, or the store is away: there is nobody left to tell.
             return
+
+
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 class RunCollection:

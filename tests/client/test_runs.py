@@ -114,7 +114,7 @@ def test_script_run_ends_with_its_process(ow: QuietClient) -> None:
         ("raise KeyboardInterrupt", -2, "KeyboardInterrupt"),
         ("import sys; sys.exit()", 0, None),
         ("import sys; sys.exit(0)", 0, None),
-        ("import sys\ntry:\n    sys.exit(3)\nexcept SystemExit:\n    pass", 0, None),
+        ("import sys\ntry:\n    sys.exit(3)\nexcept SystemExit:\n    ow.run.log({})", 0, None),
         ("import sys\ntry:\n    sys.exit(3)\nexcept SystemExit:\n    raise", 3, "SystemExit: 3"),
         ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass", 0, None),
         # One that a thread, or a session before the run, has ended with is not the program's.
