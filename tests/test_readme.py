@@ -10,8 +10,8 @@ from pathlib import Path
 import openweights
 from openweights.cli import COMMANDS
 from openweights.client import OpenWeights
-from openweights.client.job_kinds import Jobs
 from openweights.client.jobs import Job
+from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.config.grpo_fields import REWARD_NAMES
 from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
 
@@ -48,7 +48,7 @@ def test_example_uses_what_exists() -> None:
     scripts = [*code("python"), (ROOT / "cookbook/sdft/sdft_smollm2.py").read_text()]
     assert len(scripts) == 2
     client = OpenWeights()
-    create = set(inspect.signature(Jobs.create).parameters) | set(TrainingConfig.model_fields)
+    create = set(inspect.signature(FineTuning.create).parameters)
     for script in scripts:
         for name, call in calls(script):
             keywords = {str(keyword.arg) for keyword in call.keywords}

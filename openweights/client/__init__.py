@@ -30,7 +30,10 @@ from openweights.settings import Settings
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
     from openweights.jobs.exec import Exec
+    from openweights.jobs.logprob import LogProb
+    from openweights.jobs.multiple_choice import MultipleChoice
     from openweights.jobs.unsloth import FineTuning
+    from openweights.jobs.weighted_sft import WeightedSFT
 
 __all__ = ["Job", "JobCollection", "Jobs", "OpenWeights", "Run", "register"]
 
@@ -65,6 +68,9 @@ class OpenWeights:
 
     if TYPE_CHECKING:
         fine_tuning: FineTuning
+        weighted_sft: WeightedSFT
+        logprob: LogProb
+        multiple_choice: MultipleChoice
         exec: Exec
 
     def __init__(

@@ -7,11 +7,12 @@ jobs, whatever their kind, is `ow.jobs`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -22,9 +23,8 @@ from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
 from openweights.client.param_json import dumped, plain
 from openweights.client.secrets import wanted_secrets
-from openweights.errors import ConfigError, InvalidInputError, InvalidStateError, spelled
-from openweights.gpu_names import gpu_key
-from openweights.types import CLOUD_TYPES, CloudType, JobRecord, JobSpec, JobType
+from openweights.errors import ConfigError, InvalidInputError, InvalidStateError
+from openweights.types import CloudType, JobRecord, JobSpec, JobType
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -44,7 +44,6 @@ _BUILT_IN = {
 }
 _REGISTERED: dict[str, type[Jobs]] = {}
 
-_HARDWARE = re.compile(r"\s*(?:(\d+)\s*x\s*)?([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE)
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # `{job_id}`, but not the shell's `${job_id}`.
 _JOB_ID = re.compile(r"(?<!\$)\{job_id\}")
@@ -59,7 +58,7 @@ class Jobs:
         mount: Local file or folder -> target inside the job's folder.
         params: Model of the parameters that `create` takes.
         base_image: Image of the workers that may take the job.
-        requires_vram_gb: GPU memory needed in all, in GiB.
+        requires_vram_gb: GPU memory needed in all, in GiB; None for none.
         job_type: How listings call it.
         id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
             say False: their command comes from the parameters, so that a new version of this
@@ -70,9 +69,13 @@ class Jobs:
     mount: ClassVar[dict[str, str]] = {}
     params: ClassVar[type[BaseModel]]
     base_image: ClassVar[str] = images.UNSLOTH_IMAGE
-    requires_vram_gb: ClassVar[int] = 24
+    requires_vram_gb: ClassVar[int | None] = 24
     job_type: ClassVar[JobType] = "custom"
     id_covers_mounts: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        if "params" in vars(cls) and "create" not in vars(cls):
+            cls.create = _with_arguments(cls.create, cls.params)
 
     def __init__(self, ow: OpenWeights) -> None:
         self.ow = ow
@@ -101,59 +104,35 @@ class Jobs:
 
     # ---- submitting ------------------------------------------------------------------------------
 
-    def create(
-        self,
-        *,
-        allowed_hardware: list[str] | str | None = None,
-        docker_image: str | None = None,
-        requires_vram_gb: int | None = None,
-        cloud_type: CloudType = "SECURE",
-        priority: int = 0,
-        max_attempts: int = 3,
-        timeout: float | None = None,
-        max_cost_usd: float | None = None,
-        secrets: Sequence[str] | str = (),
-        **params: Any,
-    ) -> Job:
+    def create(self, **params: Any) -> Job:
         """Submit a job, or return the one that does the same.
 
         Args:
-            allowed_hardware: Such as `["2x H100S", "1x H200"]`; None for any that has the memory.
-            docker_image: Image of the workers that may take it; default: the kind's.
-            requires_vram_gb: GPU memory needed in all, in GiB; default: the kind's, or what the
-                hardware that is named has.
-            cloud_type: `SECURE`, `COMMUNITY`, or `ALL`, which takes the cheaper one first.
-            priority: Higher is taken first.
-            max_attempts: Runs that may lose their worker before the job fails.
-            timeout: Seconds from now after which the job is stopped; `job.set_timeout` moves it.
-            max_cost_usd: It is stopped once its runs have cost so much; for pods with a price.
-            secrets: Names of the organization's secrets, such as `["HF_TOKEN"]`, that the job gets
-                as variables. They are no part of what makes two jobs the same.
-            **params: The parameters of the kind.
+            **params: The parameters of the kind, and how the job runs: see `JobOptions`.
 
         Raises:
             ConfigError: A parameter is wrong; the message has a line for each.
             InvalidInputError: A file to mount is not there, or the look-ups of the kind failed.
         """
-        default = 0 if allowed_hardware else type(self).requires_vram_gb
-        vram = default if requires_vram_gb is None else requires_vram_gb
-        _check_controls(cloud_type, vram, priority, max_attempts)
-        _check_limits(timeout, max_cost_usd)
-        hardware = normalize_hardware(allowed_hardware)
-        validated = self.validate({name: plain(value, name) for name, value in params.items()})
+        from openweights.client.job_options import JobOptions
+
+        options = JobOptions.of(params)
+        own = {name: value for name, value in params.items() if name not in JobOptions.model_fields}
+        validated = self.validate({name: plain(value, name) for name, value in own.items()})
         self.check(validated)
+        hardware = options.allowed_hardware
         spec = replace(
-            self._spec(validated, cloud_type),
-            requires_vram_gb=vram,
-            allowed_hardware=hardware,
-            priority=priority,
-            max_attempts=max_attempts,
-            timeout_at=moment_after(timeout),
-            max_cost_usd=max_cost_usd,
+            self._spec(validated, options.cloud_type),
+            requires_vram_gb=options.vram_gb(type(self).requires_vram_gb),
+            allowed_hardware=None if hardware is None else tuple(hardware),
+            priority=options.priority,
+            max_attempts=options.max_attempts,
+            timeout_at=moment_after(options.timeout),
+            max_cost_usd=options.max_cost_usd,
         )
-        if docker_image:
-            spec = replace(spec, docker_image=docker_image)
-        if wanted := wanted_secrets(self.ow, secrets):
+        if options.docker_image:
+            spec = replace(spec, docker_image=options.docker_image)
+        if wanted := wanted_secrets(self.ow, options.secrets):
             spec = replace(spec, params={**spec.params, "secrets": wanted})
         record = self.ow.backend.submit_job(spec)
         _check_secrets(record, wanted)
@@ -240,6 +219,20 @@ class Jobs:
         return files
 
 
+def _with_arguments(inherited: Callable[..., Job], params: type[BaseModel]) -> Callable[..., Job]:
+    """A `create` with the arguments that `help` and notebooks are to show."""
+    from openweights.client.job_options import create_signature
+
+    inherited = inspect.unwrap(inherited)
+
+    @functools.wraps(inherited)
+    def create(self: Jobs, **given: Any) -> Job:
+        return inherited(self, **given)
+
+    vars(create)["__signature__"] = create_signature(params)
+    return create
+
+
 def register(name: str) -> Callable[[_Kind], _Kind]:
     """Class decorator: `@register("my_job")` makes the kind available as `ow.my_job`, also on
     clients that exist already.
@@ -280,31 +273,6 @@ def kind_names() -> list[str]:
     return sorted({*_BUILT_IN, *_REGISTERED})
 
 
-def normalize_hardware(hardware: list[str] | str | None) -> tuple[str, ...] | None:
-    """Hardware strings as `<count>x <KEY>`: "h100s" -> "1x H100S".
-
-    Raises:
-        ConfigError: One of them does not look like this. Whether such hardware exists is the
-            cluster's to say.
-    """
-    if hardware is None:
-        return None
-    given = [hardware] if isinstance(hardware, str) else list(hardware)
-    if not given:
-        raise ConfigError(
-            "allowed_hardware: is empty, so nothing could run the job; leave it out or name some"
-        )
-    return tuple(dict.fromkeys(_one_hardware(item) for item in given))
-
-
-def _one_hardware(item: object) -> str:
-    found = _HARDWARE.fullmatch(item) if isinstance(item, str) else None
-    count = int(found[1] or 1) if found else 0
-    if found is None or not 1 <= count <= 64:  # noqa: PLR2004 - more GPUs than any host has
-        raise ConfigError(f"allowed_hardware: {item!r} is not hardware; write it like '2x H100S'")
-    return f"{count}x {gpu_key(found[2]) or found[2].upper()}"
-
-
 def _check_secrets(record: JobRecord, wanted: list[str]) -> None:
     """A job that waits or runs already keeps the secrets that it was submitted with."""
     named: list[str] = record.params.get("secrets", [])
@@ -314,31 +282,3 @@ def _check_secrets(record: JobRecord, wanted: list[str]) -> None:
             f"job {record.id} is {record.status} already, without {', '.join(absent)}: cancel it, "
             "and submit it again"
         )
-
-
-def _check_limits(timeout: object, max_cost_usd: object) -> None:
-    for name, value in (("timeout", timeout), ("max_cost_usd", max_cost_usd)):
-        if value is None:
-            continue
-        number = math.nan if isinstance(value, bool) else value
-        if not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise ConfigError(f"{name}: must be a number above 0, not {value!r}; leave it out")
-
-
-def _check_controls(
-    cloud_type: object, vram: object, priority: object, max_attempts: object
-) -> None:
-    wrong: list[str] = []
-    if cloud_type not in CLOUD_TYPES:
-        wrong.append(f"cloud_type: must be {spelled(CLOUD_TYPES)}, not {cloud_type!r}")
-    for name, value, least in (
-        ("requires_vram_gb", vram, 0),
-        ("priority", priority, None),
-        ("max_attempts", max_attempts, 1),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool):
-            wrong.append(f"{name}: must be a whole number, not {value!r}")
-        elif least is not None and value < least:
-            wrong.append(f"{name}: must be at least {least}, not {value}")
-    if wrong:
-        raise ConfigError("\n".join(wrong))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from openweights.client.exec_files import collect_files
 from openweights.client.job_kinds import Jobs
+
+if TYPE_CHECKING:
+    from openweights.client.job_options import JobOptions, takes
+    from openweights.client.jobs import Job
 
 
 class ExecParams(BaseModel):
@@ -30,7 +34,14 @@ class Exec(Jobs):
     What git ignores is left out, and so are `.git`, `.env*`, virtual environments and caches.
     """
 
-    params = ExecParams
+    if TYPE_CHECKING:
+
+        class _Arguments(ExecParams, JobOptions): ...
+
+        @takes(_Arguments)
+        def create(self, **params: Any) -> Job: ...
+
+    params: ClassVar[type[BaseModel]] = ExecParams
     folder: Path | None = None
 
     @property

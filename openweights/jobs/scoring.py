@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +12,10 @@ from openweights.errors import ConfigError, NotFoundError, shown
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
 from openweights.models.names import ChatTemplate, ModelName, model_location
+
+if TYPE_CHECKING:
+    from openweights.client.job_options import JobOptions, takes
+    from openweights.client.jobs import Job
 
 
 class ScoringParams(BaseModel):
@@ -40,6 +44,13 @@ class ScoringJobs(Jobs):
         prefix: Of its ids.
         kind: What the worker is told to do.
     """
+
+    if TYPE_CHECKING:
+
+        class _Arguments(ScoringParams, JobOptions): ...
+
+        @takes(_Arguments)
+        def create(self, **params: Any) -> Job: ...
 
     params: ClassVar[type[BaseModel]] = ScoringParams
     requires_vram_gb: ClassVar[int] = 36

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -155,8 +156,8 @@ def test_parameter_that_would_be_ignored_is_refused(ow: QuietClient) -> None:
 CONTROLS: list[tuple[dict[str, Any], str]] = [
     ({"cloud_type": "secure"}, "cloud_type: must be 'SECURE', 'COMMUNITY' or 'ALL', not 'secure'"),
     ({"cloud_type": None}, "cloud_type: must be"),
-    ({"requires_vram_gb": -1}, "requires_vram_gb: must be at least 0, not -1"),
-    ({"requires_vram_gb": "80"}, "requires_vram_gb: must be a whole number, not '80'"),
+    ({"requires_vram_gb": -1}, "requires_vram_gb: must be at least 0 or 'guess', not -1"),
+    ({"requires_vram_gb": "80"}, "requires_vram_gb: must be a whole number or 'guess', not '80'"),
     ({"priority": 1.5}, "priority: must be a whole number, not 1.5"),
     ({"max_attempts": 0}, "max_attempts: must be at least 1, not 0"),
     ({"max_attempts": True}, "max_attempts: must be a whole number, not True"),
@@ -358,7 +359,8 @@ def test_meta_that_holds_itself(ow: QuietClient) -> None:
 @pytest.mark.parametrize("name", ["timeout", "max_cost_usd"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "10"])
 def test_limits_that_make_no_sense(ow: OpenWeights, name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: must be a number above 0"):
+    wanted = f"{name}: must be (a number|greater than 0.0|a finite number), not"
+    with pytest.raises(ConfigError, match=wanted):
         ow.exec.create(command="true", **{name: value})
 
 
@@ -370,3 +372,11 @@ def test_a_job_is_stopped_in_time() -> None:
     with pytest.raises(JobFailedError, match="time"):
         job.wait(timeout=30)
     assert ow.exec.create(command="true").set_timeout(60).set_timeout(None).timeout_at is None
+
+
+def test_help_shows_the_arguments_of_create(ow: OpenWeights) -> None:
+    shown = inspect.signature(ow.fine_tuning.create).parameters
+    assert shown["loss"].default is inspect.Parameter.empty
+    assert shown["r"].default == 16 and shown["cloud_type"].default == "SECURE"
+    assert "self" not in shown and "text" not in shown
+    assert list(inspect.signature(Echo(ow).create).parameters)[0] == "text"

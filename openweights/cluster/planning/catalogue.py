@@ -11,7 +11,7 @@ from datetime import date
 from functools import cache
 from types import MappingProxyType
 
-from openweights.client.job_kinds import normalize_hardware
+from openweights.client.job_options import normalize_hardware
 from openweights.cluster.planning.observation import PodCloud
 from openweights.errors import InvalidInputError
 from openweights.gpu_names import LONG_NAMES, gpu_key

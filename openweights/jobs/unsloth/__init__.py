@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
 from pydantic import BaseModel
 
@@ -20,6 +20,14 @@ from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.names import model_location
 from openweights.types import JobType
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from openweights.client.job_options import JobOptions, takes
+    from openweights.client.jobs import Job
+
+    Callbacks = Sequence[BaseModel | Mapping[str, Any]]
+
 
 class FineTuning(Jobs):
     """Submits fine-tuning jobs: `ow.fine_tuning.create(model=…, training_file=…, loss="sdft", …)`.
@@ -27,6 +35,18 @@ class FineTuning(Jobs):
     The fields are those of `TrainingConfig`. Local datasets are uploaded first, and the rows are
     checked against the loss before the job is submitted.
     """
+
+    if TYPE_CHECKING:
+
+        class _Arguments(TrainingConfig, JobOptions):
+            """As given: some fields may be written more freely than they are kept."""
+
+            learning_rate: float | str = 1e-4  # pyright: ignore[reportIncompatibleVariableOverride]
+            sampling_callbacks: Callbacks | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+            mcq_callbacks: Callbacks | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+        @takes(_Arguments)
+        def create(self, **params: Any) -> Job: ...
 
     params: ClassVar[type[BaseModel]] = TrainingConfig
     job_type: ClassVar[JobType] = "fine-tuning"

@@ -5,7 +5,7 @@ The same trainer as `ow.fine_tuning` with `loss="sft"`, with other defaults. Cli
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel
 
@@ -15,6 +15,11 @@ from openweights.jobs.unsloth.validate import (
     StepSchedule,
     TrainingConfig,
 )
+
+if TYPE_CHECKING:
+    from openweights.client.job_options import JobOptions, takes
+    from openweights.client.jobs import Job
+    from openweights.jobs.unsloth import Callbacks
 
 
 class LogSamplingCallback(SamplingCallback):
@@ -37,6 +42,17 @@ SFTConfig = WeightedSFTConfig  # its first name, which trl has for another thing
 
 class WeightedSFT(FineTuning):
     """Submits weighted SFT: `ow.weighted_sft.create(model=…, training_file=…)`."""
+
+    if TYPE_CHECKING:
+
+        class _Arguments(WeightedSFTConfig, JobOptions):
+            learning_rate: float | str = 1e-4  # pyright: ignore[reportIncompatibleVariableOverride]
+            sampling_callbacks: Callbacks | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+            mcq_callbacks: Callbacks | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+            ft_id_suffix: str | None = None
+
+        @takes(_Arguments)
+        def create(self, **params: Any) -> Job: ...
 
     params: ClassVar[type[BaseModel]] = WeightedSFTConfig
     id_covers_mounts: ClassVar[bool] = False

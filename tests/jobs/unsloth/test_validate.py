@@ -97,6 +97,19 @@ def test_learning_rates(given: object, rate: float) -> None:
     assert parse_learning_rate(given) == pytest.approx(rate, rel=1e-12)
 
 
+@pytest.mark.parametrize("given", [-1e-4, -1, "-1e-4", -0.5, -2.5, "1 - 2", "-1e-300"])
+def test_negative_rates_are_refused(given: object) -> None:
+    with pytest.raises(ValueError, match=r"is negative; give a rate such as 1e-4"):
+        parse_learning_rate(given)
+
+
+def test_an_exponent_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    parse_learning_rate(-4)
+    assert caplog.messages == [
+        "learning_rate: -4 is taken for the exponent of 0.0001; write the rate itself"
+    ]
+
+
 @given(st.text(alphabet="0123456789.e+-*/() _ajx[]'", max_size=110) | st.text(max_size=20))
 def test_any_text_is_a_rate_or_refused(text: str) -> None:
     try:

@@ -1,21 +1,26 @@
 """A learning rate from a number or a short arithmetic text, without `eval`.
 
-`"1e-4"`, `"2e-4 / 3"` and `"10 ** -4"` are rates; a negative result is an exponent: `-4` means
-`1e-4`.
+`"1e-4"`, `"2e-4 / 3"` and `"10 ** -4"` are rates. To the older runner every negative number was an
+exponent; here a whole one from -2 down still is one, with a warning (`-4` means `1e-4`), and any
+other is refused: `-1e-4` would be a rate of 0.99977.
 """
 
 from __future__ import annotations
 
 import ast
+import logging
 import math
 import operator
 from collections.abc import Callable
 
 from openweights.errors import shown
 
+logger = logging.getLogger(__name__)
+
 MAX_TEXT = 100
 MAX_RATE = 1.0
 MIN_RATE = 1e-12
+HIGHEST_EXPONENT = -2
 
 _OPERATORS: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -37,12 +42,24 @@ def parse_learning_rate(value: object) -> float:
     number = _calculate(value) if isinstance(value, str) else _as_float(value)
     if not math.isfinite(number):
         raise ValueError(f"{shown(value)} is not a finite number; give one such as 1e-4")
-    rate = number if number >= 0 else _as_float(10.0 ** max(number, -400.0))
+    rate = number if number >= 0 else _from_exponent(number, value)
     if not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(
             f"{shown(value)} is {rate:g}, outside {MIN_RATE:g} to {MAX_RATE:g}; "
             "give one such as 1e-4"
         )
+    return rate
+
+
+def _from_exponent(exponent: float, value: object) -> float:
+    if exponent > HIGHEST_EXPONENT or not exponent.is_integer():
+        raise ValueError(f"{shown(value)} is negative; give a rate such as 1e-4")
+    rate = 10.0 ** max(exponent, -400.0)
+    logger.warning(
+        "learning_rate: %s is taken for the exponent of %g; write the rate itself",
+        shown(value),
+        rate,
+    )
     return rate
 
 

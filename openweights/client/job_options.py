@@ -1,0 +1,136 @@
+"""How and where a job runs, as opposed to what it does: the arguments that every kind's `create`
+takes beside its own parameters, and what gives `create` its types.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from openweights.client.jobs import Job
+from openweights.client.param_errors import describe_validation_error
+from openweights.errors import ConfigError
+from openweights.gpu_names import gpu_key
+from openweights.types import CloudType
+
+_HARDWARE = re.compile(r"\s*(?:(\d+)\s*x\s*)?([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE)
+_MOST_GPUS = 64  # more than any host has
+
+P = ParamSpec("P")
+
+
+def _names(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class JobOptions(BaseModel):
+    """How and where a job runs. None of it is part of what makes two jobs the same.
+
+    Attributes:
+        allowed_hardware: Such as `["2x H100S", "1x H200"]`; None for any that has the memory.
+        docker_image: Image of the workers that may take it; default: the kind's.
+        requires_vram_gb: GPU memory needed in all, in GiB; default, or "guess": the kind's, or
+            what the hardware that is named has.
+        cloud_type: `SECURE`, `COMMUNITY`, or `ALL`, which takes the cheaper one first.
+        priority: Higher is taken first.
+        max_attempts: Runs that may lose their worker before the job fails.
+        timeout: Seconds from now after which the job is stopped; `job.set_timeout` moves it.
+        max_cost_usd: It is stopped once its runs have cost so much; for pods with a price.
+        secrets: Names of the organization's secrets, such as `["HF_TOKEN"]`, that the job gets as
+            variables.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    allowed_hardware: list[str] | str | None = None
+    docker_image: str | None = None
+    requires_vram_gb: Annotated[int, Field(ge=0)] | Literal["guess"] | None = None
+    cloud_type: CloudType = "SECURE"
+    priority: int = 0
+    max_attempts: int = Field(default=3, ge=1)
+    timeout: float | None = Field(default=None, gt=0)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    secrets: Annotated[Sequence[str] | str, BeforeValidator(_names)] = ()
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Self:
+        """Those among the arguments of `create`.
+
+        Raises:
+            ConfigError: A line for each that is wrong.
+        """
+        given = {name: params[name] for name in cls.model_fields if name in params}
+        hardware = normalize_hardware(given.pop("allowed_hardware", None))
+        try:
+            options = cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigError("\n".join(describe_validation_error(error, cls))) from None
+        return options.model_copy(update={"allowed_hardware": hardware and list(hardware)})
+
+    def vram_gb(self, default: int | None) -> int:
+        """What to ask for, where the kind asks for `default`."""
+        if isinstance(self.requires_vram_gb, int):
+            return self.requires_vram_gb
+        return 0 if self.allowed_hardware else default or 0
+
+
+def takes(
+    model: Callable[P, object],
+) -> Callable[[Callable[..., Job]], Callable[Concatenate[Any, P], Job]]:
+    """Gives a kind's `create` the keyword arguments of `model`: its parameters, and `JobOptions`.
+
+    It is for type checkers and editors. `Jobs.__init_subclass__` says the same to `help` and to
+    notebooks.
+    """
+
+    def decorate(create: Callable[..., Job]) -> Callable[Concatenate[Any, P], Job]:
+        return create
+
+    return decorate
+
+
+def create_signature(params: type[BaseModel]) -> inspect.Signature:
+    """The arguments of a kind's `create`, its own first."""
+    fields = {**params.model_fields, **JobOptions.model_fields}
+    arguments = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    arguments += [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty
+            if field.is_required()
+            else field.get_default(call_default_factory=True, validated_data={}),
+            annotation=field.annotation,
+        )
+        for name, field in fields.items()
+    ]
+    return inspect.Signature(arguments, return_annotation=Job)
+
+
+def normalize_hardware(hardware: list[str] | str | None) -> tuple[str, ...] | None:
+    """Hardware strings as `<count>x <KEY>`: "h100s" -> "1x H100S".
+
+    Raises:
+        ConfigError: One of them does not look like this. Whether such hardware exists is the
+            cluster's to say.
+    """
+    if hardware is None:
+        return None
+    given = [hardware] if isinstance(hardware, str) else list(hardware)
+    if not given:
+        raise ConfigError(
+            "allowed_hardware: is empty, so nothing could run the job; leave it out or name some"
+        )
+    return tuple(dict.fromkeys(_one_hardware(item) for item in given))
+
+
+def _one_hardware(item: object) -> str:
+    found = _HARDWARE.fullmatch(item) if isinstance(item, str) else None
+    count = int(found[1] or 1) if found else 0
+    if found is None or not 1 <= count <= _MOST_GPUS:
+        raise ConfigError(f"allowed_hardware: {item!r} is not hardware; write it like '2x H100S'")
+    return f"{count}x {gpu_key(found[2]) or found[2].upper()}"
