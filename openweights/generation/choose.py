@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import nn
 
 from openweights.errors import ConfigError
-from openweights.generation.cuda.decoder import UnsupportedModelError
-from openweights.generation.engine import RolloutEngine
+from openweights.generation.cuda.decoder import check_supported
+from openweights.generation.cuda.linear import UnsupportedModelError
+from openweights.generation.engine import Rollout, RolloutEngine
+from openweights.generation.params import GenerationRequest, SamplingParams
 from openweights.generation.transformers_engine import TransformersRollout
 from openweights.models.forward import base_model
 
@@ -31,7 +36,7 @@ def rollout_engine(name: EngineName, model: nn.Module, pad_token_id: int) -> Rol
     if name == "transformers":
         return TransformersRollout(model, pad_token_id)
     try:
-        return _graph_rollout(base_model(model), pad_token_id)
+        return _graph_rollout(model)
     except UnsupportedModelError as error:
         if name == "cuda_graph":
             raise ConfigError(
@@ -42,11 +47,34 @@ def rollout_engine(name: EngineName, model: nn.Module, pad_token_id: int) -> Rol
         return TransformersRollout(model, pad_token_id)
 
 
-def _graph_rollout(base: Any, pad_token_id: int) -> RolloutEngine:
+def _graph_rollout(model: nn.Module) -> RolloutEngine:
     if not torch.cuda.is_available():
+        check_supported(base_model(model))
         raise UnsupportedModelError("no CUDA GPU is visible")
-    from openweights.generation.cuda.graph_rollout import GraphRollout
-
-    engine = GraphRollout(base, pad_token_id)
+    engine = _GraphRollout(model)
     logger.info("rollout engine cuda_graph")
     return engine
+
+
+class _GraphRollout(RolloutEngine):
+    """`CudaGraphEngine` with one completion for each prompt."""
+
+    def __init__(self, model: nn.Module) -> None:
+        from openweights.generation.cuda.graph_engine import CudaGraphEngine
+
+        self._engine = CudaGraphEngine(model, None)
+        self._adapter = next(iter(self._engine.adapters), None)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, seed: int
+    ) -> Rollout:
+        """See `RolloutEngine`."""
+        started = time.perf_counter()
+        params = replace(params, detokenize=False)
+        requests = [
+            GenerationRequest(prompt, params.with_seed(seed, index), self._adapter)
+            for index, prompt in enumerate(prompts)
+        ]
+        found = [own[0] for own in self._engine.generate(requests)]
+        seconds = time.perf_counter() - started
+        return Rollout([c.token_ids for c in found], [c.ended for c in found], seconds)

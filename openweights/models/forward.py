@@ -26,17 +26,17 @@ def frozen_head(base: Any) -> Head | None:
     module = base.get_output_embeddings()
     if type(module) is not nn.Linear or any(p.requires_grad for p in module.parameters()):
         return None
-    return Head(module.weight, module.bias, *_logit_transform(base))
+    return Head(module.weight, module.bias, *logit_transform(base))
 
 
 def output_logits(base: Any, hidden: Tensor) -> Tensor:
     """Logits of shape (N, V) in float32 through the model's own head, adapters included."""
-    scale, softcap = _logit_transform(base)
+    scale, softcap = logit_transform(base)
     logits = base.get_output_embeddings()(hidden).float() * scale
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def _logit_transform(base: Any) -> tuple[float, float | None]:
+def logit_transform(base: Any) -> tuple[float, float | None]:
     """Factor and soft cap that the architecture applies to its logits; (1, None) for most."""
     config = base.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0

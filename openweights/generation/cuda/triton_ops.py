@@ -1,189 +1,354 @@
-"""`torch_ops` in Triton; imported on CUDA only."""
+"""`torch_ops` as Triton kernels; imported on CUDA only.
+
+Abbreviations in the kernels: `x_ptr` is a pointer to x; `…_stride` how many elements lie between
+its rows; `q`, `k`, `v` are queries, keys and values; a *group* is the heads of queries that share
+one head of keys; `tl.constexpr` values are compiled in, and each combination of them is a kernel of
+its own. A program is one instance of a kernel: `program_id` says which part of the work is its own.
+"""
 
 # Triton has no types, and is there only where CUDA is.
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from openweights.generation.cuda.batch import TokenBatch
+from openweights.generation.cuda.torch_ops import Norm
+
+LOG2_E = 1.4426950408889634
+NEVER = tl.constexpr(-1e30)  # below every score, and differences from it are still numbers
+
 
 @triton.jit
-def _add_rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, size, eps, HAS_X: tl.constexpr, BLOCK: tl.constexpr
-):
+def _normed(wide, weight, scale, FROM_ONE: tl.constexpr):
+    """`wide` times `scale` and the weight, rounded where the architecture rounds: Llama rounds
+    before it multiplies by the weight, Gemma multiplies by 1 + weight and then rounds."""
+    if FROM_ONE:
+        return (wide * scale * (1.0 + weight.to(tl.float32))).to(weight.dtype)
+    return (wide * scale).to(weight.dtype) * weight
+
+
+@triton.jit
+def _add_norm_kernel(
+    x_ptr, x_stride, residual_ptr, post_ptr, weight_ptr, out_ptr, size, post_eps, eps,
+    HAS_X: tl.constexpr, HAS_POST: tl.constexpr, FROM_ONE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program for each row, which it holds whole."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < size
     value = tl.load(residual_ptr + row * size + columns, mask=mask, other=0.0)
     if HAS_X:
-        value = value + tl.load(x_ptr + row * size + columns, mask=mask, other=0.0)
+        added = tl.load(x_ptr + row * x_stride + columns, mask=mask, other=0.0)
+        if HAS_POST:
+            wide = added.to(tl.float32)
+            scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + post_eps)
+            post = tl.load(post_ptr + columns, mask=mask, other=0.0)
+            added = _normed(wide, post, scale, FROM_ONE)
+        value = value + added
         tl.store(residual_ptr + row * size + columns, value, mask=mask)
     wide = value.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=0) / size + eps)
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0)
-    normed = (wide * scale).to(value.dtype) * weight
-    tl.store(out_ptr + row * size + columns, normed, mask=mask)
+    tl.store(out_ptr + row * size + columns, _normed(wide, weight, scale, FROM_ONE), mask=mask)
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up_ptr, out_ptr, size, BLOCK: tl.constexpr):
+def _gated_kernel(gate_up_ptr, stride, out_ptr, size, IS_SILU: tl.constexpr, BLOCK: tl.constexpr):
+    """A program for a block of columns of a row."""
     row = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < size
-    gate = tl.load(gate_up_ptr + row * 2 * size + columns, mask=mask, other=0.0)
-    up = tl.load(gate_up_ptr + row * 2 * size + size + columns, mask=mask, other=0.0)
-    wide = gate.to(tl.float32)
-    silu = (wide / (1 + tl.exp(-wide))).to(gate.dtype)
-    tl.store(out_ptr + row * size + columns, silu * up, mask=mask)
+    gate = tl.load(gate_up_ptr + row * stride + columns, mask=mask, other=0.0)
+    up = tl.load(gate_up_ptr + row * stride + size + columns, mask=mask, other=0.0)
+    x = gate.to(tl.float32)
+    if IS_SILU:
+        active = x * tl.sigmoid(x)
+    else:
+        # gelu by tanh: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), and 1 + tanh(y) is
+        # twice the sigmoid of 2 y.
+        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    tl.store(out_ptr + row * size + columns, active.to(gate.dtype) * up, mask=mask)
 
 
 @triton.jit
-def _normed_head(ptr, weight_ptr, half, eps, HAS_NORM: tl.constexpr, DIM: tl.constexpr):
-    """Both halves of one head (or of several, by rows of `ptr`), normed where asked."""
-    first = tl.load(ptr + half)
-    second = tl.load(ptr + half + DIM // 2)
-    if HAS_NORM:
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        scale = tl.rsqrt((tl.sum(a * a, axis=-1) + tl.sum(b * b, axis=-1)) / DIM + eps)
-        if len(first.shape) == 2:
-            scale = scale[:, None]
-        first = (a * scale).to(first.dtype) * tl.load(weight_ptr + half)
-        second = (b * scale).to(first.dtype) * tl.load(weight_ptr + half + DIM // 2)
-    return first.to(tl.float32), second.to(tl.float32)
-
-
-@triton.jit
-def _rope_attend_kernel(  # noqa: PLR0915 - one kernel, which cannot be cut
-    qkv_ptr, cos_ptr, sin_ptr, positions_ptr, keys_ptr, values_ptr, q_norm_ptr, k_norm_ptr,
-    out_ptr, eps, scale, span, kv_heads,
-    HAS_NORM: tl.constexpr, GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
+def _rotate_and_store_kernel(
+    qkv_ptr, stride, cos_ptr, sin_ptr, positions_ptr, slots_ptr, keys_ptr, values_ptr,
+    q_norm_ptr, k_norm_ptr, q_eps, k_eps, heads, kv_heads,
+    HAS_NORM: tl.constexpr, FROM_ONE: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """One program for each row and key head: its group of queries shares the cache it reads."""
-    row = tl.program_id(0).to(tl.int64)
+    """A program for each token and head: first those of queries, then those of keys, whose
+    programs store the value as well."""
+    token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     HALF: tl.constexpr = DIM // 2
     half = tl.arange(0, HALF)
-    dtype = qkv_ptr.dtype.element_ty
-    heads = kv_heads * GROUP
-    qkv = qkv_ptr + row * (heads + 2 * kv_heads) * DIM
-    position = tl.load(positions_ptr + row)
-    cos_1 = tl.load(cos_ptr + position * DIM + half)
-    sin_1 = tl.load(sin_ptr + position * DIM + half)
-    cos_2 = tl.load(cos_ptr + position * DIM + half + HALF)
-    sin_2 = tl.load(sin_ptr + position * DIM + half + HALF)
+    is_key = head >= heads
+    at = qkv_ptr + token * stride + head * DIM + half
+    first, second = tl.load(at), tl.load(at + HALF)
+    dtype = first.dtype
+    a, b = first.to(tl.float32), second.to(tl.float32)
+    if HAS_NORM:
+        eps = tl.where(is_key, k_eps, q_eps)
+        scale = tl.rsqrt((tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / DIM + eps)
+        norm_ptr = k_norm_ptr if is_key else q_norm_ptr
+        a = _normed(a, tl.load(norm_ptr + half), scale, FROM_ONE).to(dtype).to(tl.float32)
+        b = _normed(b, tl.load(norm_ptr + half + HALF), scale, FROM_ONE).to(dtype).to(tl.float32)
+    position = tl.load(positions_ptr + token)
+    cos = tl.load(cos_ptr + position * HALF + half).to(tl.float32)
+    sin = tl.load(sin_ptr + position * HALF + half).to(tl.float32)
+    turned_1, turned_2 = (a * cos - b * sin).to(dtype), (b * cos + a * sin).to(dtype)
+    if is_key:
+        slot = tl.load(slots_ptr + token)
+        kv_head = head - heads
+        # Pages are (kv heads, positions, dimensions); a slot is page * page size + offset.
+        to = ((slot // PAGE * kv_heads + kv_head) * PAGE + slot % PAGE) * DIM + half
+        tl.store(keys_ptr + to, turned_1)
+        tl.store(keys_ptr + to + HALF, turned_2)
+        value = at + kv_heads * DIM
+        tl.store(values_ptr + to, tl.load(value))
+        tl.store(values_ptr + to + HALF, tl.load(value + HALF))
+    else:
+        tl.store(at, turned_1)
+        tl.store(at + HALF, turned_2)
 
-    cache = (row * kv_heads + head) * span * DIM
-    k_1, k_2 = _normed_head(qkv + (heads + head) * DIM, k_norm_ptr, half, eps, HAS_NORM, DIM)
-    new_k_1 = (k_1 * cos_1 - k_2 * sin_1).to(dtype)
-    new_k_2 = (k_2 * cos_2 + k_1 * sin_2).to(dtype)
-    value = qkv + (heads + kv_heads + head) * DIM
-    new_v_1, new_v_2 = tl.load(value + half), tl.load(value + half + HALF)
-    at = cache + position * DIM + half
-    tl.store(keys_ptr + at, new_k_1)
-    tl.store(keys_ptr + at + HALF, new_k_2)
-    tl.store(values_ptr + at, new_v_1)
-    tl.store(values_ptr + at + HALF, new_v_2)
 
-    group = tl.arange(0, GROUP_PAD)
-    # Rows past the group repeat its last query: their results are not stored.
-    member = tl.minimum(group, GROUP - 1)
-    queries = qkv + (head * GROUP + member)[:, None] * DIM
-    q_1, q_2 = _normed_head(queries, q_norm_ptr, half[None, :], eps, HAS_NORM, DIM)
-    rot_1 = (q_1 * cos_1[None, :] - q_2 * sin_1[None, :]).to(dtype)
-    rot_2 = (q_2 * cos_2[None, :] + q_1 * sin_2[None, :]).to(dtype)
+@triton.jit
+def _attend_kernel(
+    qkv_ptr, stride, tiles_ptr, positions_ptr, tables_ptr, table_stride, keys_ptr, values_ptr,
+    out_ptr, scale, kv_heads,
+    WINDOW: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    PAGE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program for each tile and head of keys: the tile's tokens times the heads of the group are
+    rows of one matrix of queries, for which every block of keys and values is read once.
 
-    # The new token first: its key and value are here already, and it starts the running softmax.
-    own = tl.sum(rot_1.to(tl.float32) * new_k_1.to(tl.float32)[None, :], axis=1)
-    own += tl.sum(rot_2.to(tl.float32) * new_k_2.to(tl.float32)[None, :], axis=1)
-    highest = own * scale
-    total = tl.full([GROUP_PAD], 1.0, tl.float32)
-    acc_1 = tl.zeros([GROUP_PAD, HALF], tl.float32) + new_v_1.to(tl.float32)[None, :]
-    acc_2 = tl.zeros([GROUP_PAD, HALF], tl.float32) + new_v_2.to(tl.float32)[None, :]
-    for start in range(0, position, BLOCK):
+    The softmax runs along with the blocks (Milakov & Gimelshein, "Online normalizer calculation for
+    softmax", 2018; Dao et al., "FlashAttention", 2022): `highest` is the largest score so far of
+    each row, `total` the sum of exp(score - highest), `acc` the sum of values so weighted. When a
+    block raises `highest`, what was summed before shrinks by exp(old - new). Exponents are of
+    base 2, which is what the hardware computes: `scale` holds the factor log2(e).
+    """
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    first = tl.load(tiles_ptr + tile * 3).to(tl.int64)
+    count = tl.load(tiles_ptr + tile * 3 + 1)
+    table = tables_ptr + tl.load(tiles_ptr + tile * 3 + 2).to(tl.int64) * table_stride
+    dims = tl.arange(0, DIM)
+    # Row r of the matrix is head r % GROUP of the group, of the tile's token r // GROUP.
+    rows = tl.arange(0, ROWS)
+    token = rows // GROUP
+    exists = token < count
+    head = kv_head * GROUP + rows % GROUP
+    at = (first + token)[:, None]
+    q = tl.load(
+        qkv_ptr + at * stride + head[:, None] * DIM + dims[None, :], mask=exists[:, None], other=0.0
+    )
+    position = tl.load(positions_ptr + first + token, mask=exists, other=0)
+
+    highest = tl.full([ROWS], NEVER, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    end = tl.load(positions_ptr + first + count - 1) + 1
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(tl.load(positions_ptr + first) - WINDOW + 1, 0) // BLOCK * BLOCK
+    for start in range(begin, end, BLOCK):
+        page = tl.load(table + start // PAGE).to(tl.int64)
         seen = start + tl.arange(0, BLOCK)
-        inside = seen < position
-        block = cache + seen[:, None] * DIM + half[None, :]
-        key_1 = tl.load(keys_ptr + block, mask=inside[:, None], other=0.0)
-        key_2 = tl.load(keys_ptr + block + HALF, mask=inside[:, None], other=0.0)
-        scores = tl.dot(rot_1, tl.trans(key_1), input_precision="ieee")
-        scores += tl.dot(rot_2, tl.trans(key_2), input_precision="ieee")
-        scores = tl.where(inside[None, :], scores * scale, -float("inf"))
+        inside = (page * kv_heads + kv_head) * PAGE + seen % PAGE
+        block = inside[:, None] * DIM + dims[None, :]
+        written = (seen < end)[:, None]  # behind the end lies anything, NaN too
+        k = tl.load(keys_ptr + block, mask=written, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        visible = seen[None, :] <= position[:, None]
+        if WINDOW > 0:
+            visible = visible & (seen[None, :] > position[:, None] - WINDOW)
+        scores = tl.where(visible, scores, -float("inf"))
         new_highest = tl.maximum(highest, tl.max(scores, axis=1))
-        shrink = tl.exp(highest - new_highest)
-        weights = tl.exp(scores - new_highest[:, None])
-        value_1 = tl.load(values_ptr + block, mask=inside[:, None], other=0.0)
-        value_2 = tl.load(values_ptr + block + HALF, mask=inside[:, None], other=0.0)
-        acc_1 = acc_1 * shrink[:, None]
-        acc_1 += tl.dot(weights.to(dtype), value_1, input_precision="ieee")
-        acc_2 = acc_2 * shrink[:, None]
-        acc_2 += tl.dot(weights.to(dtype), value_2, input_precision="ieee")
+        shrink = tl.exp2(highest - new_highest)
+        weights = tl.exp2(scores - new_highest[:, None])
+        v = tl.load(values_ptr + block, mask=written, other=0.0)
+        acc = acc * shrink[:, None]
+        acc += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         total = total * shrink + tl.sum(weights, axis=1)
         highest = new_highest
-    target = out_ptr + row * heads * DIM + (head * GROUP + group)[:, None] * DIM + half[None, :]
-    stored = (group < GROUP)[:, None]
-    tl.store(target, (acc_1 / total[:, None]).to(dtype), mask=stored)
-    tl.store(target + HALF, (acc_2 / total[:, None]).to(dtype), mask=stored)
+    acc = acc / tl.where(exists, total, 1.0)[:, None]
+    out = out_ptr + (at * (kv_heads * GROUP) + head[:, None]) * DIM + dims[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=exists[:, None])
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+@triton.jit
+def _add_adapters_kernel(
+    out_ptr, out_stride, inner_ptr, inner_stride, up_ptr, adapters_ptr, count, outputs,
+    end_1, end_2, blocks_1, blocks_2,
+    ADAPTERS: tl.constexpr, RANK: tl.constexpr, RANK_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program for a block of one module's outputs and some rows; adapters that none of these rows
+    has are passed over. `end_1` and `end_2` are where the outputs of the second and third module
+    begin, `blocks_1` and `blocks_2` the number of the first block of each."""
+    block = tl.program_id(0)
+    in_2, in_3 = block >= blocks_1, block >= blocks_2
+    module = in_2.to(tl.int32) + in_3.to(tl.int32)
+    begin = tl.where(in_3, end_2, tl.where(in_2, end_1, 0))
+    end = tl.where(in_3, outputs, tl.where(in_2, end_2, end_1))
+    first_block = tl.where(in_3, blocks_2, tl.where(in_2, blocks_1, 0))
+    columns = begin + (block - first_block) * BLOCK + tl.arange(0, BLOCK)
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    is_row, is_column = rows < count, columns < end
+    adapter = tl.load(adapters_ptr + rows, mask=is_row, other=-1)
+    ranks = tl.arange(0, RANK_BLOCK)
+    acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    for index in range(ADAPTERS):
+        own = adapter == index
+        if tl.max(own.to(tl.int32), axis=0) > 0:
+            for start in range(0, RANK, RANK_BLOCK):
+                low = tl.load(
+                    inner_ptr + rows[:, None] * inner_stride
+                    + (module * ADAPTERS + index) * RANK + start + ranks[None, :],
+                    mask=own[:, None], other=0.0,
+                )  # fmt: skip
+                up = tl.load(
+                    up_ptr + (index * RANK + start + ranks)[:, None] * outputs + columns[None, :],
+                    mask=is_column[None, :], other=0.0,
+                )  # fmt: skip
+                acc += tl.dot(low, up, input_precision="ieee")
+    at = out_ptr + rows[:, None] * out_stride + columns[None, :]
+    mask = is_row[:, None] & is_column[None, :]
+    value = tl.load(at, mask=mask, other=0.0)
+    tl.store(at, (value.to(tl.float32) + acc).to(value.dtype), mask=mask)
+
+
+@triton.jit
+def _narrow_kernel(x_ptr, stride, out_ptr, scale_ptr, size, BLOCK: tl.constexpr):
+    """A program for each row, in two passes: the largest magnitude, then the quotients."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, size, BLOCK):
+        mask = start + columns < size
+        x = tl.load(x_ptr + row * stride + start + columns, mask=mask, other=0.0)
+        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
+    scale = tl.maximum(tl.max(largest, axis=0), 1e-12) / 448.0  # the largest number of e4m3
+    tl.store(scale_ptr + row, scale)
+    for start in range(0, size, BLOCK):
+        mask = start + columns < size
+        x = tl.load(x_ptr + row * stride + start + columns, mask=mask, other=0.0)
+        narrow = (x.to(tl.float32) / scale).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + row * size + start + columns, narrow, mask=mask)
+
+
+def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """See `torch_ops`."""
-    return _norm(None, x, weight, eps)
+    return _norm(None, x, norm, None)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def add_norm(x: Tensor, residual: Tensor, norm: Norm, post: Norm | None = None) -> Tensor:
     """See `torch_ops`."""
-    return _norm(x, residual, weight, eps)
+    return _norm(x, residual, norm, post)
 
 
-def _norm(x: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _norm(x: Tensor | None, residual: Tensor, norm: Norm, post: Norm | None) -> Tensor:
     rows, size = residual.shape
     out = torch.empty_like(residual)
     block = triton.next_power_of_2(size)
-    _add_rms_norm_kernel[(rows,)](
-        residual if x is None else x, residual, weight, out, size, eps,
-        HAS_X=x is not None, BLOCK=block, num_warps=8 if block >= 2048 else 4,
+    _add_norm_kernel[(rows,)](
+        residual if x is None else x, 0 if x is None else x.stride(0), residual,
+        norm.weight if post is None else post.weight, norm.weight, out, size,
+        norm.eps if post is None else post.eps, norm.eps,
+        HAS_X=x is not None, HAS_POST=post is not None, FROM_ONE=norm.from_one, BLOCK=block,
+        num_warps=8 if block >= 2048 else 4,
     )  # fmt: skip
     return out
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor, activation: str) -> Tensor:
     """See `torch_ops`."""
     rows, size = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, size)
     block = 1024
-    _silu_mul_kernel[(triton.cdiv(size, block), rows)](gate_up, out, size, BLOCK=block)
+    grid = (triton.cdiv(size, block), rows)
+    is_silu = activation == "silu"
+    _gated_kernel[grid](gate_up, gate_up.stride(0), out, size, IS_SILU=is_silu, BLOCK=block)
     return out
 
 
-def rope_attend(
+def rotate_and_store(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
-    positions: Tensor,
+    batch: TokenBatch,
     keys: Tensor,
     values: Tensor,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
+    norms: tuple[Norm, Norm] | None,
+) -> None:
+    """See `torch_ops`."""
+    _, kv_heads, page_size, dim = keys.shape
+    heads = qkv.shape[1] // dim - 2 * kv_heads
+    query, key = norms or (Norm(qkv, 0.0), Norm(qkv, 0.0))
+    _rotate_and_store_kernel[(len(qkv), heads + kv_heads)](
+        qkv, qkv.stride(0), cos, sin, batch.positions, batch.slots, keys, values,
+        query.weight, key.weight, query.eps, key.eps, heads, kv_heads,
+        HAS_NORM=norms is not None, FROM_ONE=query.from_one, DIM=dim, PAGE=page_size, num_warps=1,
+    )  # fmt: skip
+
+
+def attend(
+    qkv: Tensor, batch: TokenBatch, keys: Tensor, values: Tensor, scale: float, window: int
 ) -> Tensor:
     """See `torch_ops`."""
-    rows, kv_heads, span, dim = keys.shape
+    _, kv_heads, page_size, dim = keys.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
     group = heads // kv_heads
-    out = qkv.new_empty(rows, heads * dim)
-    has_norm = q_norm is not None
+    out = qkv.new_empty(len(qkv), heads * dim)
+    rows = max(16, triton.next_power_of_2(batch.tile_tokens * group))
     # A block of keys and one of values, each in several stages, must fit into shared memory.
-    block = 64 if dim * qkv.element_size() <= 256 else 32
-    _rope_attend_kernel[(rows, kv_heads)](
-        qkv, cos, sin, positions, keys, values,
-        q_norm if has_norm else qkv, k_norm if has_norm else qkv,
-        out, eps, dim**-0.5, span, kv_heads,
-        HAS_NORM=has_norm, GROUP=group, GROUP_PAD=max(16, triton.next_power_of_2(group)),
-        DIM=dim, BLOCK=block, num_warps=4, num_stages=3 if block == 64 else 2,
+    block = min(64 if dim * qkv.element_size() <= 256 else 32, page_size)
+    _attend_kernel[(len(batch.tiles), kv_heads)](
+        qkv, qkv.stride(0), batch.tiles, batch.positions, batch.tables, batch.tables.stride(0),
+        keys, values, out, scale * LOG2_E, kv_heads,
+        WINDOW=window, GROUP=group, ROWS=rows, DIM=dim, PAGE=page_size, BLOCK=block,
+        num_warps=4, num_stages=3 if block == 64 else 2,
     )  # fmt: skip
     return out
+
+
+def add_adapters(
+    out: Tensor, inner: Tensor, up: Tensor, adapters: Tensor, rank: int, outputs: Sequence[int]
+) -> None:
+    """See `torch_ops`; at most three modules."""
+    count, total = out.shape
+    block = 128
+    ends, blocks = [0], [0]
+    for size in outputs:
+        ends.append(ends[-1] + size)
+        blocks.append(blocks[-1] + triton.cdiv(size, block))
+    # What is not there begins behind everything.
+    end_1, end_2 = ends[1], ends[2] if len(outputs) > 1 else total
+    blocks_1 = blocks[1] if len(outputs) > 1 else blocks[-1] + 1
+    blocks_2 = blocks[2] if len(outputs) > 2 else blocks[-1] + 1
+    rows = 16 if count <= 16 else 32
+    _add_adapters_kernel[(blocks[-1], triton.cdiv(count, rows))](
+        out, out.stride(0), inner, inner.stride(0), up, adapters, count, total,
+        end_1, end_2, blocks_1, blocks_2,
+        ADAPTERS=len(up) // rank, RANK=rank, RANK_BLOCK=32 if rank % 32 == 0 else 16,
+        ROWS=rows, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+
+
+def narrow_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """See `torch_ops`."""
+    rows, size = x.shape
+    narrow = torch.empty(rows, size, dtype=torch.float8_e4m3fn, device=x.device)
+    row_scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    _narrow_kernel[(rows,)](x, x.stride(0), narrow, row_scale, size, BLOCK=4096, num_warps=8)
+    return torch._scaled_mm(
+        narrow, weight.T, scale_a=row_scale, scale_b=scale.T, bias=bias, out_dtype=x.dtype
+    )

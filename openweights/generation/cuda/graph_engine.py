@@ -1,0 +1,299 @@
+"""The `cuda_graph` engine: captured decode steps over a paged cache, with the batch kept full.
+
+Prompts are computed in slices between blocks of decode steps. A row that has finished gives its
+place to a waiting sample at the end of its block; samples of a request fork from one prompt, and
+prompts that begin alike share the pages of what they have in common. Adapters that are trained are
+read where they are trained, whenever the engine begins anew.
+
+Everything but capture and kernels runs on a CPU as well, where the tests compare it with
+`generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from openweights.errors import ConfigError, InvalidStateError
+from openweights.generation.cuda.decoder import Decoder
+from openweights.generation.cuda.linear import UnsupportedModelError
+from openweights.generation.cuda.pages import PagePool
+from openweights.generation.cuda.runner import Runner
+from openweights.generation.cuda.scheduler import Member, Scheduler, Work
+from openweights.generation.cuda.steps import BLOCK_STEPS, Drawn, RowState
+from openweights.generation.engine import GenerationEngine, check_request
+from openweights.generation.params import Delta, GenerationRequest
+from openweights.generation.samples import Sample
+from openweights.generation.selection import row_key
+from openweights.models.forward import base_model
+from openweights.models.tokens import eos_token_ids
+
+PAGE_SIZE = 64
+ROWS = 128
+SLICE_TOKENS = 2_048  # of prompts between two blocks, while most rows decode
+PREFILL_TOKENS = 16_384  # while few do
+WAITING_BLOCK_STEPS = 8  # a row that finishes within a block is idle for the rest of it
+POOL_STEP = 64  # pages by which the pool grows
+# Halves of a head are operands of tensor cores, which take 16 at least.
+HEAD_DIMS = (32, 64, 128, 256)
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A sample as it grows."""
+
+    sample: Sample
+    key: tuple[int, int]
+    tokens: list[int] = field(default_factory=list[int])
+
+
+class CudaGraphEngine(GenerationEngine):
+    """`GenerationEngine` for models that `Decoder` computes; greedy-equal to `generate`.
+
+    Args:
+        model: The causal language model, with its adapters.
+        tokenizer: Decodes completions, and knows what ends them; None where requests ask for no
+            texts and name what ends them.
+        rows: How many samples are worked on at a time.
+        precision: "fp8" decodes with fp8 copies of the layers' weights: half of the bytes that a
+            step reads, for half as much memory again as the weights take.
+        page_size: Positions of a page of the cache.
+
+    Raises:
+        UnsupportedModelError: Another kind of model.
+    """
+
+    name = "cuda_graph"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        rows: int = ROWS,
+        precision: str | None = None,
+        page_size: int = PAGE_SIZE,
+    ) -> None:
+        self._model: Any = model
+        self._tokenizer = tokenizer
+        self._narrow = precision == "fp8"
+        self._row_limit, self._page_size = rows, page_size
+        base = base_model(model)
+        self.end_token_ids = tuple(eos_token_ids(base, tokenizer) if tokenizer else ())
+        self.max_length = int(base.config.get_text_config().max_position_embeddings)
+        self._growing: dict[tuple[str, int], _Growing] = {}
+        self._submitted: list[Work] = []
+        self._adapter_names: tuple[str, ...] = ()
+        self._scheduler = Scheduler(PagePool(0, page_size), rows)
+        self._decoder = self._read_model()
+        self._runner = Runner(self._decoder, rows, page_size, self.max_length, narrow=self._narrow)
+
+    def _read_model(self) -> Decoder:
+        """A decoder for the adapters that the model has now."""
+        self._adapter_names = tuple(getattr(self._model, "peft_config", ()))
+        base = base_model(self._model)
+        decoder = Decoder(base, self._adapter_names, _ops(base), narrow=self._narrow)
+        if decoder.device.type == "cuda" and decoder.head_dim not in HEAD_DIMS:
+            raise UnsupportedModelError(f"heads of {decoder.head_dim} dimensions")
+        return decoder
+
+    def set_adapter(self, name: str, folder: Path) -> None:
+        """See `GenerationEngine`."""
+        self._refuse_in_use(name)
+        self._model = with_adapter(self._model, name, folder)
+        self._adapters_changed()
+
+    def remove_adapter(self, name: str) -> None:
+        """See `GenerationEngine`."""
+        if name not in self._adapter_names:
+            raise ConfigError(f"adapter {name!r}: is not loaded")
+        self._refuse_in_use(name)
+        self._model.delete_adapter(name)
+        self._adapters_changed()
+
+    def _refuse_in_use(self, name: str) -> None:
+        if any(g.sample.request.adapter == name for g in self._growing.values()):
+            raise InvalidStateError(f"adapter {name!r}: is in use; wait for its requests")
+
+    def _adapters_changed(self) -> None:
+        self._decoder = self._read_model()
+        self._runner.replace_decoder(self._decoder)
+        self._scheduler.pool.forget()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See `GenerationEngine`."""
+        return self._adapter_names
+
+    @property
+    def is_idle(self) -> bool:
+        """See `GenerationEngine`."""
+        return not self._submitted and self._scheduler.is_idle
+
+    def submit(self, request: GenerationRequest) -> None:
+        """See `GenerationEngine`."""
+        check_request(self, request)
+        for index in range(request.params.n):
+            sample = Sample(request, index, self._tokenizer, self.end_token_ids, self.max_length)
+            self._growing[request.id, index] = _Growing(sample, row_key(request, index))
+        limit = self._growing[request.id, 0].sample.limit
+        prompt = list(request.prompt_ids)
+        tokens = len(prompt) + limit
+        self._submitted.append(Work(request.id, prompt, request.params.n, tokens, request.adapter))
+
+    def abort(self, request_id: str) -> None:
+        """See `GenerationEngine`."""
+        self._submitted = [work for work in self._submitted if work.id != request_id]
+        self._scheduler.abort(request_id)
+        for key in [key for key in self._growing if key[0] == request_id]:
+            del self._growing[key]
+
+    @torch.no_grad()
+    def step(self) -> list[Delta]:
+        """See `GenerationEngine`; a step is a slice of prompts and a block of tokens."""
+        if self.is_idle:
+            return []
+        with torch.autocast(self._decoder.device.type, enabled=False):
+            self._take_submitted()
+            self._runner.seat(self._scheduler.admit())
+            deltas = self._compute_prompts()
+            return deltas + self._decode()
+
+    def _take_submitted(self) -> None:
+        """Hand requests to the scheduler; while it is idle the cache may grow for them."""
+        if self._submitted and self._scheduler.is_idle:
+            self._begin()
+        while self._submitted and self._fits(self._submitted[0]):
+            self._scheduler.submit(self._submitted.pop(0))
+
+    def _fits(self, work: Work) -> bool:
+        return self._scheduler.pool.pages_for(work.tokens) <= self._scheduler.pool.count
+
+    def _begin(self) -> None:
+        """Read what may have been trained since, and see that the cache is large enough."""
+        parameters = list(base_model(self._model).parameters())
+        if any(parameter.requires_grad for parameter in parameters):
+            self._decoder.refresh()
+            self._scheduler.pool.forget()
+        pages = self._wanted_pages()
+        if pages > self._scheduler.pool.count:
+            self._runner.resize(pages)
+            self._scheduler = Scheduler(PagePool(pages, self._page_size), self._row_limit)
+
+    def _wanted_pages(self) -> int:
+        """Pages for as many of the largest samples as there are rows, or as memory holds.
+
+        Raises:
+            ConfigError: There is no memory for one of them.
+        """
+        needs = [-(-work.tokens // self._page_size) for work in self._submitted]
+        each = [
+            n for work, n in zip(self._submitted, needs, strict=True) for _ in range(work.samples)
+        ]
+        wanted = sum(sorted(each)[-self._row_limit :])
+        limit = self._runner.page_limit()
+        if max(needs) > limit:
+            raise ConfigError(
+                f"max_new_tokens: a prompt and its completion may have {max(needs)} pages of "
+                f"{self._page_size} tokens, and there is memory for {limit}; ask for fewer tokens"
+            )
+        return min(limit, -(-wanted // POOL_STEP) * POOL_STEP)
+
+    def _compute_prompts(self) -> list[Delta]:
+        """A slice of the prompts that wait, or all of them while few rows decode."""
+        deltas: list[Delta] = []
+        while self._scheduler.computing:
+            few = len(self._scheduler.running) < self._scheduler.computing
+            slices = self._scheduler.slices(PREFILL_TOKENS if few else SLICE_TOKENS)
+            starts = [member for part in slices for member in part.starts]
+            drawn = self._runner.prefill(
+                slices,
+                [self._adapter_of(part.member.work) for part in slices],
+                [self._state(member) for member in starts],
+            )
+            if drawn is not None:
+                deltas += self._push(starts, drawn)
+            if not few:
+                break
+        return deltas
+
+    def _decode(self) -> list[Delta]:
+        members = self._scheduler.running
+        if not members:
+            return []
+        left = max(self._left(member) for member in members)
+        most = WAITING_BLOCK_STEPS if self._scheduler.waits else BLOCK_STEPS
+        drawn = self._runner.decode([self._state(member) for member in members], min(left, most))
+        return self._push(members, drawn)
+
+    def _push(self, members: Sequence[Member], drawn: Drawn) -> list[Delta]:
+        """Give the samples their tokens; rows of those that are finished become free."""
+        deltas: list[Delta] = []
+        for row, member in enumerate(members):
+            growing = self._growing[member.work.id, member.sample]
+            delta = growing.sample.push(*drawn.of(row, growing.sample.request.params))
+            growing.tokens += delta.token_ids
+            deltas.append(delta)
+            if growing.sample.is_finished:
+                self._scheduler.finish(member)
+                del self._growing[member.work.id, member.sample]
+        return deltas
+
+    def _left(self, member: Member) -> int:
+        sample = self._growing[member.work.id, member.sample].sample
+        return sample.limit - sample.count
+
+    def _adapter_of(self, work: Work) -> int:
+        return -1 if work.owner is None else self._adapter_names.index(work.owner)
+
+    def _state(self, member: Member) -> RowState:
+        growing = self._growing[member.work.id, member.sample]
+        count, prompt = len(growing.tokens), member.work.prompt
+        return RowState(
+            request=growing.sample.request,
+            key=growing.key,
+            ends=growing.sample.ends,
+            token=growing.tokens[-1] if count else prompt[-1],
+            position=len(prompt) + count - 1,
+            generated=count,
+            row=member.row,
+            adapter=self._adapter_of(member.work),
+            limit=member.work.tokens - 1,
+            completion=growing.tokens,
+        )
+
+
+def with_adapter(model: Any, name: str, folder: Path) -> Any:
+    """The model with an adapter from a folder, in the place of one of that name.
+
+    Raises:
+        ConfigError: The folder holds none that fits the model.
+    """
+    from peft import PeftModel
+
+    try:
+        if not getattr(model, "peft_config", None):
+            return PeftModel.from_pretrained(model, folder, adapter_name=name)
+        if name in model.peft_config:
+            model.delete_adapter(name)
+        model.load_adapter(folder, name)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"adapter {name!r}: {folder} cannot be loaded ({error})") from error
+    return model
+
+
+def _ops(base: Any) -> Any:
+    """The fused operations for the device that a model is on."""
+    if next(base.parameters()).device.type != "cuda":
+        from openweights.generation.cuda import torch_ops
+
+        return torch_ops
+    from openweights.generation.cuda import triton_ops
+
+    return triton_ops

@@ -1,0 +1,158 @@
+"""Rows and pages by simulation: what lies in the pages is kept in a dict, and always what each
+sequence wrote.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openweights.generation.cuda.pages import PagePool
+from openweights.generation.cuda.scheduler import Member, Scheduler, Slice, Work
+
+PAGE = 4
+Content = tuple[str | None, tuple[Any, ...]]
+
+works = st.lists(
+    st.builds(
+        lambda head, tail, samples, more, owner: (tuple([1] * head + tail), samples, more, owner),
+        st.integers(0, 13),
+        st.lists(st.integers(1, 2), min_size=1, max_size=6),
+        st.integers(1, 4),
+        st.integers(1, 11),
+        st.sampled_from([None, "a"]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+class Simulation:
+    """A device that only remembers: (page, offset) -> whose key it is and after which tokens."""
+
+    def __init__(self, count: int, rows: int, requests: list[Any]) -> None:
+        self.pool = PagePool(count, PAGE)
+        self.scheduler = Scheduler(self.pool, rows)
+        self.content: dict[tuple[int, int], Content] = {}
+        self.written: dict[tuple[str, int], list[Any]] = {}
+        self.finished: list[tuple[str, int]] = []
+        self.computed = 0
+        for index, (prompt, samples, more, owner) in enumerate(requests):
+            work = Work(str(index), prompt, samples, len(prompt) + more, owner)
+            self.scheduler.submit(work)
+
+    def write(self, member: Member, position: int, tokens: tuple[Any, ...]) -> None:
+        page = member.lease.pages[position // PAGE]
+        self.content[page, position % PAGE] = (member.work.owner, tokens[: position + 1])
+
+    def check(self, member: Member, tokens: tuple[Any, ...]) -> None:
+        """Everything that a sequence reads is its own."""
+        for position in range(len(tokens)):
+            page = member.lease.pages[position // PAGE]
+            expected = (member.work.owner, tokens[: position + 1])
+            assert self.content[page, position % PAGE] == expected
+
+    def compute(self, part: Slice) -> None:
+        prompt = tuple(part.member.work.prompt)
+        for position in range(part.start, part.stop):
+            self.write(part.member, position, prompt)
+        self.computed += part.stop - part.start
+        self.check(part.member, prompt[: part.stop])
+        for source, target in part.copies:
+            for offset in range(PAGE):
+                if (source, offset) in self.content:
+                    self.content[target, offset] = self.content[source, offset]
+        for member in part.starts:
+            self.check(member, prompt)
+            self.written[member.work.id, member.sample] = list(prompt)
+
+    def decode(self, end: int) -> None:
+        for member in self.scheduler.running:
+            key = (member.work.id, member.sample)
+            tokens = self.written[key]
+            self.check(member, tuple(tokens))
+            tokens.append((*key, len(tokens)))
+            self.write(member, len(tokens) - 1, tuple(tokens))
+            if len(tokens) == member.work.tokens or (len(tokens) * 7 + member.row) % end == 0:
+                self.scheduler.finish(member)
+                self.finished.append(key)
+
+    def run(self, budget: int, end: int, aborts: dict[int, str]) -> None:
+        for turn in range(2_000):
+            if turn in aborts:
+                self.scheduler.abort(aborts[turn])
+            if self.scheduler.is_idle:
+                return
+            self.scheduler.admit()
+            for part in self.scheduler.slices(budget):
+                self.compute(part)
+            self.decode(end)
+        raise AssertionError("it never ends")
+
+
+def _size(requests: list[Any], spare: int) -> int:
+    return max(-(-(len(prompt) + more) // PAGE) for prompt, _, more, _ in requests) + spare
+
+
+@settings(deadline=None, max_examples=150)
+@given(works, st.integers(1, 5), st.integers(0, 12), st.integers(1, 20), st.integers(2, 9))
+def test_every_sample_ends_once_and_reads_its_own_pages(
+    requests: list[Any], rows: int, spare: int, budget: int, end: int
+) -> None:
+    simulation = Simulation(_size(requests, spare), rows, requests)
+    simulation.run(budget, end, {})
+    expected = [(str(i), s) for i, (_, n, _, _) in enumerate(requests) for s in range(n)]
+    assert sorted(simulation.finished) == sorted(expected)
+    assert simulation.pool.available == simulation.pool.count, "no page is leaked"
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    works,
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.dictionaries(st.integers(0, 12), st.integers(0, 7).map(str), max_size=5),
+)
+def test_aborted_requests_leave_nothing_behind(
+    requests: list[Any], rows: int, budget: int, aborts: dict[int, str]
+) -> None:
+    simulation = Simulation(_size(requests, 6), rows, requests)
+    simulation.run(budget, 5, aborts)
+    assert simulation.pool.available == simulation.pool.count
+    kept = {(str(i), s) for i, (_, n, _, _) in enumerate(requests) for s in range(n)}
+    kept = {key for key in kept if key[0] not in aborts.values()}
+    assert kept <= set(simulation.finished) and len(set(simulation.finished)) == len(
+        simulation.finished
+    )
+
+
+def test_common_beginnings_are_computed_once() -> None:
+    head = tuple(range(100, 140))
+    alike = [((*head, i), 3, 5, None) for i in range(6)]
+    simulation = Simulation(200, 18, alike)
+    simulation.run(1_000, 1_000, {})
+    assert simulation.computed == 41 + 5 * 1, "the head once, and the last token of each"
+    other = Simulation(200, 18, [(*alike[0][:3], owner) for owner in (None, "a", "b")])
+    other.run(1_000, 1_000, {})
+    assert other.computed == 3 * 41, "keys and values are the adapter's"
+
+
+def test_what_is_forgotten_is_computed_again() -> None:
+    pool = PagePool(10, PAGE)
+    first = pool.lease([1] * 9, 10, None)
+    assert first is not None and first.known_tokens == 0
+    pool.release(first)
+    again = pool.lease([1] * 9, 10, None)
+    assert again is not None and again.known_tokens == 8
+    pool.release(again)
+    pool.forget()
+    anew = pool.lease([1] * 9, 10, None)
+    assert anew is not None and anew.known_tokens == 0 and pool.available == 7
+
+
+def test_a_request_larger_than_the_cache_is_refused() -> None:
+    with pytest.raises(ValueError, match="41 tokens"):
+        Scheduler(PagePool(10, PAGE), 2).submit(Work("x", [1] * 40, 1, 41))
