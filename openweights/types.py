@@ -91,6 +91,7 @@ class RunRecord:
         attempt: 1 for the first run of a job, counting up.
         log_bytes: Length of the log stored so far.
         error: Why it failed, in one line.
+        exit_code: Of the job's command; negative for a signal, None when it did not end by itself.
     """
 
     id: int
@@ -101,6 +102,7 @@ class RunRecord:
     created_at: datetime
     ended_at: datetime | None = None
     error: str | None = None
+    exit_code: int | None = None
     log_bytes: int = 0
 
 
@@ -153,7 +155,6 @@ class WorkerSpec:
         vram_gb: Memory of all its GPUs together, in GiB; 0 without a GPU.
         hardware_type: Such as "2x H100S"; "cpu" without a GPU.
         cloud_type: Tier of the pod that it runs in; None outside a cloud.
-        cached_models: Models on its disk; breaks ties between jobs.
     """
 
     id: str
@@ -163,7 +164,6 @@ class WorkerSpec:
     vram_gb: int = 0
     cloud_type: CloudType | None = None
     pod_id: str | None = None
-    cached_models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

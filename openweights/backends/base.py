@@ -22,8 +22,12 @@ from openweights.types import (
     JobRecord,
     JobSpec,
     JobStatus,
+    KeyRecord,
+    MemberRecord,
+    NewKey,
     RunRecord,
     RunStatus,
+    SecretRecord,
     WorkerRecord,
     WorkerSpec,
     WorkerStatus,
@@ -42,6 +46,8 @@ class Backend(Protocol):
         liveness_fds: Descriptors that the processes of a worker must inherit: the store takes the
             worker for alive while one of them is open, so that a job is not given away while
             processes of its old run still exist. Empty for stores on another machine.
+        team: What the store can do for a team; None for the store of one machine, whose workers
+            start by themselves and which keeps no keys, members and secrets.
     """
 
     @property
@@ -54,6 +60,8 @@ class Backend(Protocol):
     def pace_s(self) -> float: ...
     @property
     def liveness_fds(self) -> tuple[int, ...]: ...
+    @property
+    def team(self) -> TeamStore | None: ...
 
     def close(self) -> None:
         """Release connections. The object must not be used afterwards."""
@@ -179,6 +187,7 @@ class Backend(Protocol):
         status: Literal["completed", "failed", "canceled"],
         *,
         error: str | None = None,
+        exit_code: int | None = None,
     ) -> JobRecord:
         """End a run and its job, and store the job's outputs from the run's events. Atomic.
 
@@ -289,11 +298,10 @@ class Backend(Protocol):
     def claim_job(self, worker_id: str) -> Claim | None:
         """Give the worker the best pending job that fits it, or the job that it already holds.
 
-        Order: priority, then oldest; among equals a job whose model the worker has cached. First,
-        runs whose lease has expired or whose worker is known to be gone are ended as failed and
-        their jobs return to pending, or fail once `max_attempts` runs were lost. Creates the run
-        with the next attempt number and takes the lease. A worker that is not `active` gets no new
-        job. Atomic.
+        Order: priority, then oldest. First, runs whose lease has expired or whose worker is known
+        to be gone are ended as failed and their jobs return to pending, or fail once `max_attempts`
+        runs were lost. Creates the run with the next attempt number and takes the lease. A worker
+        that is not `active` gets no new job. Atomic.
         """
         ...
 
@@ -306,4 +314,86 @@ class Backend(Protocol):
         `fenced`: the run has ended, or is no longer the current attempt. `cancel`: the job was
         canceled. `timeout`: its moment has passed. `shutdown`: the worker should end. `continue`.
         """
+        ...
+
+
+class TeamStore(Backend, Protocol):
+    """A store of a team: its members, their keys, its secrets and what it spends. Who may do what
+    is the store's to say; what a key may not do raises `ConfigurationError`.
+
+    Attributes:
+        url: Where it is.
+        identity: What it says of the key in use: its organization, role and worker, and the timing.
+    """
+
+    url: str
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    def rename_organization(self, name: str) -> None: ...
+
+    # ---- members and keys
+
+    def list_members(self) -> list[MemberRecord]: ...
+
+    def add_member(self, email: str, role: str) -> MemberRecord:
+        """A new member; who is one already gets the role."""
+        ...
+
+    def remove_member(self, member_id: str) -> None:
+        """The member's keys are dead from then on."""
+        ...
+
+    def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        expires_at: datetime | None = None,
+        worker_id: str | None = None,
+        budget_usd: float | None = None,
+        member_id: str | None = None,
+    ) -> NewKey:
+        """Make a key; for the role `worker` it may be bound to one worker id.
+
+        Args:
+            member_id: Whose it is; None for the one whose key asks.
+        """
+        ...
+
+    def list_keys(self) -> list[KeyRecord]: ...
+
+    def revoke_key(self, key_id: str) -> None:
+        """The key counts no more, at once. Again changes nothing."""
+        ...
+
+    def set_budget(self, key_id: str, usd: float | None) -> None:
+        """What the jobs of a key may cost in its life; None for no limit."""
+        ...
+
+    def cost_report(self, *, limit: int = 100, offset: int = 0) -> dict[str, Any]:
+        """What was spent: in all, by job, worker and key; `limit` jobs and workers of each."""
+        ...
+
+    # ---- secrets, as sealed boxes
+
+    def secrets_key(self) -> str | None:
+        """The public key that secrets are sealed with; None before an admin has made one."""
+        ...
+
+    def set_secrets_key(self, public_key: str) -> None:
+        """Raises InvalidStateError while there are secrets that only the present key opens."""
+        ...
+
+    def set_secret(self, name: str, sealed: str) -> None: ...
+
+    def delete_secret(self, name: str) -> bool:
+        """Whether there was one."""
+        ...
+
+    def list_secrets(self) -> list[SecretRecord]: ...
+
+    def job_secrets(self, run_id: int) -> dict[str, str]:
+        """Sealed boxes of the secrets that the run's job names, for the worker that holds it."""
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -11,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import click
 
 from openweights.errors import OpenWeightsError
+from openweights.json_values import cleaned
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -187,19 +187,14 @@ def print_fields(values: Mapping[str, object], indent: str = "") -> None:
 
 def plain(value: object) -> Any:
     """`value` in JSON's terms: records as objects, moments in ISO 8601, NaN as null."""
+    return cleaned(value, "value", other=_other)
+
+
+def _other(value: Any, _at: str) -> object:
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value).items()
-        return {str(key): plain(item) for key, item in items}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in cast("Sequence[object]", value)]
-    if value is None or isinstance(value, str | int):
-        return value
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     return str(value)
 
 

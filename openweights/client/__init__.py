@@ -138,7 +138,7 @@ class OpenWeights:
         if asked and asked != (found := backend.organization_id):
             backend.close()
             whose = "OPENWEIGHTS_API_KEY belongs to"
-            if not self.settings.is_remote:
+            if backend.team is None:
                 whose = "the store on this machine holds"
             raise ConfigurationError(
                 f"{whose} the organization {found!r}, not {asked!r}; leave organization_id out"
@@ -194,7 +194,7 @@ class OpenWeights:
         """Start a worker if none of the store on this machine is alive; a project's workers are
         started by others.
         """
-        if self.settings.is_remote:
+        if self.backend.team is not None:
             return
         with self._lock:
             if self._worker is None:

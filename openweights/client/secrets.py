@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from openweights.errors import ConfigError, ConfigurationError, InvalidInputError, NotFoundError
 from openweights.types import SecretRecord
 
 if TYPE_CHECKING:
-    from openweights.backends.supabase.backend import SupabaseBackend
+    from openweights.backends.base import TeamStore
     from openweights.client import OpenWeights
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}", re.ASCII)
@@ -44,12 +44,12 @@ class SecretCollection:
         from openweights.backends.supabase.sealing import new_key_pair
 
         pair = new_key_pair()
-        self._project.set_secrets_key(pair.public)
+        self._team.set_secrets_key(pair.public)
         return pair.private
 
     def has_key(self) -> bool:
         """Whether an admin has made the pair of keys."""
-        return self._project.secrets_key() is not None
+        return self._team.secrets_key() is not None
 
     def set(self, values: Mapping[str, str]) -> None:
         """Add or replace secrets, by name.
@@ -61,35 +61,36 @@ class SecretCollection:
         from openweights.backends.supabase.sealing import seal
 
         content = {check_secret_name(name): _checked(name, text) for name, text in values.items()}
-        project = self._project
-        public_key = project.secrets_key()
+        team = self._team
+        public_key = team.secrets_key()
         if public_key is None:
             raise ConfigurationError(
                 "the organization has no key to seal secrets with: an admin makes it, with "
                 "`ow env init`"
             )
-        organization_id = project.organization_id
+        organization_id = team.organization_id
         for name, value in content.items():
             box = seal(value, public_key, organization_id=organization_id, name=name)
-            project.set_secret(name, box)
+            team.set_secret(name, box)
 
     def list(self) -> list[SecretRecord]:
         """Names and moments, never values."""
-        return self._project.list_secrets()
+        return self._team.list_secrets()
 
     def delete(self, name: str) -> None:
         """Remove one; raises NotFoundError."""
-        if not self._project.delete_secret(check_secret_name(name)):
+        if not self._team.delete_secret(check_secret_name(name)):
             raise NotFoundError(f"the organization has no secret {name}; `ow env ls` lists them")
 
     @property
-    def _project(self) -> SupabaseBackend:
-        if not self._ow.settings.is_remote:
+    def _team(self) -> TeamStore:
+        team = self._ow.backend.team
+        if team is None:
             raise ConfigurationError(
                 "secrets are kept by a Supabase project (`ow login`); a job of the store on this "
                 "machine has the variables of its worker's environment"
             )
-        return cast("SupabaseBackend", self._ow.backend)
+        return team
 
 
 def wanted_secrets(ow: OpenWeights, names: Iterable[str] | str) -> list[str]:
@@ -104,7 +105,7 @@ def wanted_secrets(ow: OpenWeights, names: Iterable[str] | str) -> list[str]:
         wanted = sorted({check_secret_name(name) for name in given})
     except InvalidInputError as error:
         raise ConfigError(f"secrets: {error}") from None
-    if wanted and ow.settings.is_remote:
+    if wanted and ow.backend.team is not None:
         known = {secret.name for secret in ow.secrets.list()}
         if absent := [name for name in wanted if name not in known]:
             raise ConfigError(

@@ -21,7 +21,6 @@ from openweights.backends.base import Backend
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
 from openweights.settings import Settings
 from openweights.types import Claim, EventDraft, Instruction, JobRecord
-from openweights.worker.backoff import persist
 from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
 from openweights.worker.hardware import Hardware
 from openweights.worker.heartbeat import Heartbeat
@@ -30,7 +29,7 @@ from openweights.worker.log_pump import LogPump
 from openweights.worker.process import GuardedProcess, ProcessEnd
 from openweights.worker.redaction import Redactor, secret_values
 from openweights.worker.results import collect_uploads, drop_checkpoints, replay_events
-from openweights.worker.shutdown import Shutdown
+from openweights.worker.shutdown import Shutdown, persist
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +67,7 @@ class Verdict:
 
     outcome: Literal["completed", "failed", "canceled", "released", "fenced"]
     reason: str | None = None
+    exit_code: int | None = None
 
 
 def execute(claim: Claim, host: Host) -> None:
@@ -104,6 +104,7 @@ class RunControl:
         self._lock = threading.Lock()
         self._process: GuardedProcess | None = None
         self._instruction: Instruction = "continue"
+        self._is_hurried = False
 
     @property
     def instruction(self) -> Instruction:
@@ -121,10 +122,10 @@ class RunControl:
         self.instruct("shutdown")
 
     def kill(self) -> None:
-        """No grace (any longer)."""
+        """No grace (any longer), also for a process that is attached later."""
         with self._lock:
-            if self._process is not None:
-                self._process.kill()
+            self._is_hurried = True
+            self._apply()
 
     def attach(self, process: GuardedProcess) -> None:
         """From now on instructions reach `process`, and so does one that came before."""
@@ -133,11 +134,11 @@ class RunControl:
             self._apply()
 
     def _apply(self) -> None:
-        if self._process is None or self._instruction == "continue":
+        if self._process is None:
             return
-        if self._instruction == "fenced":
+        if self._is_hurried or self._instruction == "fenced":
             self._process.kill()
-        else:
+        elif self._instruction != "continue":
             self._process.stop()
 
 
@@ -264,7 +265,11 @@ class _Execution:
         if status == "failed":
             draft = EventDraft(uuid.uuid4().hex, {"error": reason}, datetime.now(UTC))
             self._persist(lambda: backend.append_events(run.id, [draft]))
-        self._persist(lambda: backend.finish_run(run.id, run.attempt, status, error=reason))
+        self._persist(
+            lambda: backend.finish_run(
+                run.id, run.attempt, status, error=reason, exit_code=verdict.exit_code
+            )
+        )
         if status == "completed":
             self._persist(lambda: drop_checkpoints(backend, self._job.id))
 
@@ -285,8 +290,8 @@ def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
     if end.exit_code is None:
         return Verdict("failed", "the process that guards the job was killed, and the job with it")
     if end.exit_code == 0:
-        return Verdict("completed")
-    return Verdict("failed", describe_exit(end.exit_code, last_line))
+        return Verdict("completed", exit_code=0)
+    return Verdict("failed", describe_exit(end.exit_code, last_line), end.exit_code)
 
 
 def describe_exit(exit_code: int, last_line: str) -> str:

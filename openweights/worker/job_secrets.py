@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from openweights.backends.base import Backend
 from openweights.errors import ConfigurationError, InvalidInputError
 from openweights.settings import Settings
-
-if TYPE_CHECKING:
-    from openweights.backends.supabase.backend import SupabaseBackend
 
 
 def secret_names(params: Mapping[str, object]) -> list[str]:
@@ -39,7 +36,7 @@ def open_secrets(
     """
     if not names:
         return {}
-    if not settings.is_remote:
+    if backend.team is None:
         _check_all(names, env, "the environment of this worker has no {}: set it, and let the "
                    "worker start again")  # fmt: skip
         return {name: env[name] for name in names}
@@ -50,7 +47,7 @@ def open_secrets(
         )
     from openweights.backends.supabase.sealing import unseal
 
-    boxes = cast("SupabaseBackend", backend).job_secrets(run_id)
+    boxes = backend.team.job_secrets(run_id)
     _check_all(names, boxes, "the organization has no secret {} (any more): `ow env set` adds it")
     organization_id = backend.organization_id
     return {

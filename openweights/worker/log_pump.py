@@ -11,8 +11,9 @@ import time
 
 from openweights.backends.base import Backend
 from openweights.errors import ConfigurationError, StoreUnavailableError
-from openweights.worker.backoff import delays
+from openweights.retry import retry
 from openweights.worker.redaction import Redactor
+from openweights.worker.shutdown import warn_of_outage
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +158,14 @@ class LogPump:
             return bytes(self._waiting[:SEND_BYTES])
 
     def _deliver(self, offset: int, data: bytes) -> bool:
-        for delay_s in delays():
-            try:
-                self._backend.append_log(self._run_id, offset, data)
-            except StoreUnavailableError as error:
-                logger.warning("run %s: log kept, the store is away: %s", self._run_id, error)
-                if self._give_up.wait(delay_s) or self._is_discarded:
-                    return False
-            else:
-                return True
-        return False
+        """False when it was given up, because the store is away."""
+        try:
+            retry(
+                lambda: self._backend.append_log(self._run_id, offset, data),
+                StoreUnavailableError,
+                pause=lambda delay_s: self._give_up.wait(delay_s) or self._is_discarded,
+                on_error=warn_of_outage,
+            )
+        except StoreUnavailableError:
+            return False
+        return True

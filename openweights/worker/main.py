@@ -29,12 +29,11 @@ from openweights.errors import (
 from openweights.settings import Settings
 from openweights.types import Claim, WorkerSpec
 from openweights.worker import gpu_health, hardware
-from openweights.worker.backoff import persist
 from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
 from openweights.worker.gpu_reclaim import reclaim
 from openweights.worker.heartbeat import Heartbeat
-from openweights.worker.shutdown import Shutdown
+from openweights.worker.shutdown import Shutdown, persist
 
 logger = logging.getLogger(__name__)
 

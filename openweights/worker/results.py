@@ -14,7 +14,7 @@ from typing import BinaryIO
 from openweights.backends.base import Backend
 from openweights.events import Checkpoint
 from openweights.types import EventDraft
-from openweights.worker.backoff import persist
+from openweights.worker.shutdown import persist
 
 logger = logging.getLogger(__name__)
 

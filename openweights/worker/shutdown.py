@@ -1,4 +1,6 @@
-"""A worker's request to end: by a signal, by the store, hurried by a second signal."""
+"""A worker's request to end: by a signal, by the store, hurried by a second signal; and trying
+again for as long as nobody hurries it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
+
+from openweights.errors import StoreUnavailableError
+from openweights.retry import retry
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REPORT_S = 15.0  # after the job's grace, for delivering what it left
@@ -132,3 +138,16 @@ class Shutdown:
         with self._lock:
             if self._running is not None:
                 self._running.kill()
+
+
+def persist(call: Callable[[], T], *, give_up: threading.Event) -> T:
+    """The answer of `call`, tried again for as long as the store cannot be reached.
+
+    Raises:
+        StoreUnavailableError: `give_up` was set and the store is still away.
+    """
+    return retry(call, StoreUnavailableError, pause=give_up.wait, on_error=warn_of_outage)
+
+
+def warn_of_outage(error: Exception, delay_s: float) -> None:
+    logger.warning("the store is away, trying again in %.1f s: %s", delay_s, error)

@@ -78,11 +78,11 @@ class RunContract(Contract):
 
     def test_finishing_again_is_no_error_but_otherwise_is(self, backend: Backend) -> None:
         held = start(backend)
-        job = backend.finish_run(held.run.id, 1, "failed", error="exit code 3 \udcff")
+        job = backend.finish_run(held.run.id, 1, "failed", error="exit code 3 \udcff", exit_code=3)
         assert (job.status, job.worker_id) == ("failed", None)
         assert backend.finish_run(held.run.id, 1, "failed", error="other") == job
         run = backend.get_run(held.run.id)
-        assert (run.status, run.error) == ("failed", "exit code 3 ?")
+        assert (run.status, run.error, run.exit_code) == ("failed", "exit code 3 ?", 3)
         with pytest.raises(FencedError, match="job-1"):
             backend.finish_run(held.run.id, 1, "completed")
         with pytest.raises(FencedError):

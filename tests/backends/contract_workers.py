@@ -154,7 +154,6 @@ class WorkerContract(Contract):
             vram_gb=160,
             cloud_type="SECURE",
             pod_id="pod-1",
-            cached_models=("a", "b"),
         )
         record = backend.register_worker(worker)
         assert {f.name: getattr(record, f.name) for f in dataclasses.fields(worker)} == {

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from openweights.worker.execution import RunControl
 from openweights.worker.process import GuardedProcess, kill_strays, marked_processes
 from tests.worker.harness import wait_until
 
@@ -218,3 +220,26 @@ def test_the_kernel_kills_the_job_when_guard_and_worker_die_at_once(
 def test_a_script_that_cannot_start_is_an_error_of_the_job(tmp_path: Path, marker: str) -> None:
     with pytest.raises(OSError, match="too long"):
         start("x" * 200_000, tmp_path, marker)
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "control: only stopped"])
+def test_a_kill_that_comes_before_the_process_reaches_it(
+    tmp_path: Path, marker: str, is_killed: bool
+) -> None:
+    """As when a machine is taken back while a job's files are still being fetched."""
+    control = RunControl()
+    control.instruct_shutdown()
+    if is_killed:
+        control.kill()
+    process = start("trap '' TERM; echo up; sleep 60", tmp_path, marker, grace_s=60.0)
+    if not is_killed:
+        assert os.read(process.output_fd, 3) == b"up\n"  # it ignores SIGTERM from now on
+    control.attach(process)
+    waiter = threading.Thread(target=process.wait, daemon=True)
+    waiter.start()
+    waiter.join(10.0 if is_killed else 0.5)
+    has_ended = not waiter.is_alive()
+    process.kill()
+    waiter.join(10.0)
+    process.close()
+    assert has_ended == is_killed

@@ -9,8 +9,8 @@ from typing import Any
 
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.store import Store, find
-from openweights.backends.values import contains, to_json
 from openweights.errors import InvalidStateError
+from openweights.json_values import cleaned, contains
 from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus
 
 _SYNCED = ("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params")
@@ -53,7 +53,7 @@ class JobVerbs(Store):
         # One branch per status, so that each is read from the index in order and merged.
         query = " UNION ALL ".join(["SELECT * FROM jobs WHERE status = ?"] * len(wanted))
         query += " ORDER BY updated_at DESC, seq DESC"
-        part = None if where is None else _plain_json(where)
+        part = None if where is None else cleaned(where, "where")
         found: list[JobRecord] = []
         with self._read() as db:
             for row in db.execute(query, wanted):
@@ -124,7 +124,3 @@ def _synced(row: sqlite3.Row, columns: Mapping[str, Any]) -> dict[str, Any]:
     """What a resubmission changes in a job that still waits: where it may run, not what it does."""
     wanted = {**columns, "params": records.with_cloud_type(row["params"], columns["params"])}
     return {name: wanted[name] for name in _SYNCED if wanted[name] != row[name]}
-
-
-def _plain_json(value: Mapping[str, Any]) -> Any:
-    return records.from_json(to_json(dict(value), "where"))

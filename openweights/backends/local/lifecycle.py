@@ -18,8 +18,8 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from openweights.backends.values import storable
 from openweights.errors import FencedError, NotFoundError
+from openweights.json_values import storable
 from openweights.types import Instruction
 
 _RUN_WITH_JOB = """
@@ -30,7 +30,7 @@ _RUN_WITH_JOB = """
 # Named, because the planner cannot know how few jobs wait and would sort them all.
 _NEXT_JOB = (
     "SELECT * FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
-    "ORDER BY priority DESC, created_at"
+    "ORDER BY priority DESC, created_at, seq LIMIT 1"
 )
 
 
@@ -48,16 +48,9 @@ def held_run(db: sqlite3.Connection, worker_id: str) -> sqlite3.Row | None:
     return db.execute(query, (worker_id,)).fetchone()
 
 
-def next_job(db: sqlite3.Connection, cached_models: str) -> sqlite3.Row | None:
-    """The pending job to take: priority, then oldest, then one whose model is cached.
-
-    Args:
-        cached_models: JSON list of the worker's cached models.
-    """
-    if cached_models == "[]":
-        return db.execute(_NEXT_JOB + ", seq LIMIT 1").fetchone()
-    by_cache = ", model IN (SELECT value FROM json_each(?)) IS NOT 1, seq LIMIT 1"
-    return db.execute(_NEXT_JOB + by_cache, (cached_models,)).fetchone()
+def next_job(db: sqlite3.Connection) -> sqlite3.Row | None:
+    """The pending job to take: priority, then oldest."""
+    return db.execute(_NEXT_JOB).fetchone()
 
 
 def start_run(
@@ -82,17 +75,25 @@ def start_run(
         "VALUES (:job_id, :worker_id, :attempt, :status, :lease_expires_at, :created_at)",
         {**new_run, "lease_expires_at": lease_expires_at},
     )
-    return new_job, {**new_run, "id": cursor.lastrowid, "ended_at": None, "error": None}
+    unknown = dict.fromkeys(("ended_at", "error", "exit_code"))
+    return new_job, {**new_run, **unknown, "id": cursor.lastrowid}
 
 
 def end_run(
-    db: sqlite3.Connection, run_id: int, status: str, ended_by: str, error: str | None, now: int
+    db: sqlite3.Connection,
+    run_id: int,
+    status: str,
+    ended_by: str,
+    error: str | None,
+    now: int,
+    exit_code: int | None = None,
 ) -> None:
     """End a run, whatever becomes of its job."""
+    text = None if error is None else storable(error)
     db.execute(
-        "UPDATE runs SET status = ?, ended_by = ?, error = ?, ended_at = ?, "
+        "UPDATE runs SET status = ?, ended_by = ?, error = ?, exit_code = ?, ended_at = ?, "
         "lease_expires_at = NULL WHERE id = ?",
-        (status, ended_by, None if error is None else storable(error), now, run_id),
+        (status, ended_by, text, exit_code, now, run_id),
     )
 
 

@@ -128,7 +128,10 @@ _EVENTS_OF_TYPE: Migration = (
     """,
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_FIRST, _EVENTS_OF_TYPE)
+# Steps only add: a worker of the version before may go on beside a client of this one.
+_RELIABILITY: Migration = ("ALTER TABLE runs ADD COLUMN exit_code INTEGER",)
+
+MIGRATIONS: tuple[Migration, ...] = (_FIRST, _EVENTS_OF_TYPE, _RELIABILITY)
 
 
 def schema_version(db: sqlite3.Connection) -> int:

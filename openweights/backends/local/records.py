@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from openweights.backends.values import check_moment, dump, storable, to_json
+from openweights.backends.values import check_moment
+from openweights.json_values import dump, storable, to_json
 from openweights.types import (
     EventRecord,
     FileRecord,
@@ -33,10 +34,6 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(value: int) -> datetime:
     return _EPOCH + timedelta(microseconds=value)
-
-
-def from_json(text: str) -> Any:
-    return json.loads(text)
 
 
 def with_cloud_type(params: str, other: str) -> str:
@@ -104,6 +101,7 @@ def run_record(row: sqlite3.Row | Mapping[str, Any], log_bytes: int) -> RunRecor
         created_at=from_micros(row["created_at"]),
         ended_at=None if ended_at is None else from_micros(ended_at),
         error=row["error"],
+        exit_code=row["exit_code"],
         log_bytes=log_bytes,
     )
 
@@ -137,7 +135,7 @@ def worker_columns(spec: WorkerSpec) -> dict[str, Any]:
         "vram_gb": spec.vram_gb,
         "cloud_type": spec.cloud_type,
         "pod_id": spec.pod_id,
-        "cached_models": json.dumps(list(spec.cached_models)),
+        "cached_models": "[]",  # a column of the first version, which filled it with nothing else
     }
 
 
@@ -150,7 +148,6 @@ def worker_record(row: sqlite3.Row) -> WorkerRecord:
         vram_gb=row["vram_gb"],
         cloud_type=row["cloud_type"],
         pod_id=row["pod_id"],
-        cached_models=tuple(json.loads(row["cached_models"])),
         status=row["status"],
         created_at=from_micros(row["created_at"]),
         pinged_at=from_micros(row["pinged_at"]),

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.store import Store, find, matching
-from openweights.backends.values import to_json
 from openweights.errors import FencedError, InvalidInputError, InvalidStateError
+from openweights.json_values import to_json
 from openweights.types import (
     ENDED,
     Claim,
@@ -70,6 +70,7 @@ class RunVerbs(Store):
         status: Literal["completed", "failed", "canceled"],
         *,
         error: str | None = None,
+        exit_code: int | None = None,
     ) -> JobRecord:
         with self._write() as db:
             run = lifecycle.run_with_job(db, run_id)
@@ -77,7 +78,7 @@ class RunVerbs(Store):
             is_repeated = run["status"] == run["job_status"] == final
             if lifecycle.check_current(run, attempt, is_repeated=is_repeated):
                 now = self._now()
-                lifecycle.end_run(db, run_id, final, "finish", error, now)
+                lifecycle.end_run(db, run_id, final, "finish", error, now, exit_code)
                 outputs = lifecycle.latest_of_run(db, run_id)
                 lifecycle.end_job(db, run["job_id"], final, outputs, now)
             return self._job(db, run["job_id"])

@@ -50,6 +50,7 @@ class Store:
         self.heartbeat_s = heartbeat_s
         self.organization_id = organization_id
         self.pace_s = 0.0
+        self.team = None
         self._clock = clock
         self._path = home / "openweights.db"
         self._connections = Connections(self._path, self._connect)

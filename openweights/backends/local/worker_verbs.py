@@ -91,7 +91,7 @@ class WorkerVerbs(Store):
                 lifecycle.lose_run(db, held, "worker", now)
             if worker["status"] != "active":
                 return None
-            job = lifecycle.next_job(db, worker["cached_models"])
+            job = lifecycle.next_job(db)
             return None if job is None else self._start(db, job, worker_id, expires_at, now)
 
     def heartbeat(self, worker_id: str, run_id: int | None = None) -> Instruction:

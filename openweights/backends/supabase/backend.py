@@ -11,15 +11,15 @@ from __future__ import annotations
 import httpx
 from supabase import ClientOptions, create_client
 
-from openweights.backends.supabase.cluster_verbs import ClusterVerbs
+from openweights.backends.base import TeamStore
 from openweights.backends.supabase.connection import Client
 from openweights.backends.supabase.health import HealthVerbs
-from openweights.backends.supabase.team import TeamVerbs
+from openweights.backends.supabase.team import ClusterVerbs, TeamVerbs
 from openweights.backends.supabase.verbs import FileVerbs, RunVerbs, WorkerVerbs
 
 
 class SupabaseBackend(FileVerbs, RunVerbs, WorkerVerbs, ClusterVerbs, TeamVerbs, HealthVerbs):
-    """`Backend`, and `ClusterStore`, in a Supabase project; the verbs are described there.
+    """`TeamStore` and `ClusterStore` in a Supabase project; the verbs are described there.
 
     One object serves many threads, also after a fork. Opening it does no I/O.
 
@@ -37,6 +37,10 @@ class SupabaseBackend(FileVerbs, RunVerbs, WorkerVerbs, ClusterVerbs, TeamVerbs,
     # Workers are on other machines, whose processes this one cannot see.
     liveness_fds: tuple[int, ...] = ()
     pace_s = 1.0
+
+    @property
+    def team(self) -> TeamStore:
+        return self
 
     def _connect(self, http: httpx.Client) -> Client:
         # The session of a signed-in user is what the client would store and refresh: there is none.

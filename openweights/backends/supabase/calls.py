@@ -9,9 +9,7 @@ class of error in `details`.
 from __future__ import annotations
 
 import contextlib
-import random
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -26,13 +24,13 @@ from openweights.errors import (
     PlatformError,
     StoreUnavailableError,
 )
+from openweights.retry import retry
 
 T = TypeVar("T")
 
 # What a caller waits for a store that is away, before it hears of it.
 PATIENCE_S = 20.0
-_FIRST_DELAY_S = 0.2
-_MOST_DELAY_S = 5.0
+_LONGEST_DELAY_S = 5.0
 _LONGEST_QUOTE = 300
 
 # A resumable upload is locked for as long as the service still works on a part.
@@ -72,26 +70,12 @@ def patiently(call: Callable[[], T], patience_s: float, url: str) -> T:
     Raises:
         StoreUnavailableError: It was away for `patience_s`, counted from the first failure.
     """
-    give_up_at = None
-    for delay_s in _delays():
-        try:
-            return call()
-        except (httpx.TransportError, TransientError) as error:
-            now = time.monotonic()
-            give_up_at = now + patience_s if give_up_at is None else give_up_at
-            wait_s = max(delay_s, error.retry_after_s if isinstance(error, TransientError) else 0)
-            if now + wait_s > give_up_at:
-                reason = str(error) or type(error).__name__
-                raise StoreUnavailableError(f"cannot reach the store at {url}: {reason}") from error
-            time.sleep(wait_s)
-    raise AssertionError("_delays() never ends")
-
-
-def _delays() -> Iterator[float]:
-    delay_s = _FIRST_DELAY_S
-    while True:
-        yield delay_s * random.uniform(0.5, 1.0)
-        delay_s = min(2 * delay_s, _MOST_DELAY_S)
+    away = (httpx.TransportError, TransientError)
+    try:
+        return retry(call, away, patience_s=patience_s, longest_s=_LONGEST_DELAY_S)
+    except away as error:
+        reason = str(error) or type(error).__name__
+        raise StoreUnavailableError(f"cannot reach the store at {url}: {reason}") from error
 
 
 def check_response(response: httpx.Response) -> None:

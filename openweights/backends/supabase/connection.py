@@ -7,7 +7,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol, TypeVar, cast
 
 import httpx
@@ -73,6 +72,7 @@ class Project(ABC):
         self._heartbeat_s = heartbeat_s
         self._patience_s = patience_s
         self._connection: Connection | None = None
+        self._identity: Mapping[str, Any] | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -95,10 +95,12 @@ class Project(ABC):
         if self._connection is not None and self._connection.pid == os.getpid():
             self._connection.http.close()
 
-    @cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
         """What the project says of the key: its organization, role and worker, and the timing."""
-        return cast(Mapping[str, Any], self.rpc("whoami"))
+        if self._identity is None:
+            self._identity = cast(Mapping[str, Any], self.rpc("whoami"))
+        return self._identity
 
     @property
     def organization_id(self) -> str:

@@ -6,12 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from openweights.backends.values import check_moment, storable, to_json
+from openweights.backends.values import check_moment
+from openweights.json_values import to_json
 from openweights.types import Claim, EventDraft, JobRecord, JobSpec, RunRecord, WorkerSpec
-
-_TUPLES = frozenset({"allowed_hardware", "cached_models"})
 
 
 class _Dataclass(Protocol):
@@ -41,7 +40,7 @@ def _value(name: str, value: Any) -> Any:
         return None
     if name.endswith("_at"):
         return datetime.fromisoformat(value).astimezone(UTC)
-    return tuple(value) if name in _TUPLES else value
+    return tuple(value) if name == "allowed_hardware" else value
 
 
 def spec_json(spec: JobSpec) -> dict[str, Any]:
@@ -80,25 +79,9 @@ def moment_text(moment: datetime) -> str:
 
 
 def plain(value: Any, what: str) -> Any:
-    """JSON as PostgreSQL can hold it: no NaN, no NUL characters, no half characters.
+    """A copy of `value` that is JSON as PostgreSQL can hold it.
 
     Raises:
         InvalidInputError: `what` is no JSON.
     """
-    text = to_json(value, what)
-    found = json.loads(text)
-    return _clean(found) if "\\u0000" in text or "\\ud" in text else found
-
-
-def plain_text(text: str) -> str:
-    """Text as PostgreSQL can hold it."""
-    return storable(text).replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return plain_text(value)
-    if isinstance(value, dict):
-        items = cast(dict[str, Any], value).items()
-        return {plain_text(key): _clean(item) for key, item in items}
-    return [_clean(item) for item in cast(list[Any], value)] if isinstance(value, list) else value
+    return json.loads(to_json(value, what))

@@ -1,49 +1,138 @@
-"""What an organization asks of a project about itself: members, and secrets as sealed boxes."""
+"""What a project does beyond what every store can: a team's members, keys, secrets and costs
+(`openweights.backends.base.TeamStore`), and the pods of its workers
+(`openweights.cluster.store.ClusterStore`), where the verbs are described.
+"""
 
 from __future__ import annotations
 
-from openweights.backends.supabase.connection import Project
-from openweights.backends.supabase.records import from_row, plain_text
-from openweights.types import MemberRecord, SecretRecord
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from openweights.backends.supabase.connection import PAGE_ROWS, Project, Query
+from openweights.backends.supabase.records import columns, from_row, moment_text, worker_json
+from openweights.json_values import storable
+from openweights.types import (
+    JobRecord,
+    KeyRecord,
+    MemberRecord,
+    NewKey,
+    PendingRow,
+    SecretRecord,
+    WorkerRow,
+    WorkerSpec,
+)
 
 
 class TeamVerbs(Project):
-    """Members and secrets. Who may do what is the project's to say."""
+    """`TeamStore`."""
 
     def rename_organization(self, name: str) -> None:
-        self.rpc("rename_organization", name=plain_text(name))
+        self.rpc("rename_organization", name=storable(name))
 
     def list_members(self) -> list[MemberRecord]:
         return [from_row(MemberRecord, row) for row in self.rpc("list_members")]
 
     def add_member(self, email: str, role: str) -> MemberRecord:
-        """A new member; who is one already gets the role."""
-        return from_row(MemberRecord, self.rpc("add_member", email=plain_text(email), role=role))
+        return from_row(MemberRecord, self.rpc("add_member", email=storable(email), role=role))
 
     def remove_member(self, member_id: str) -> None:
-        """The member's keys are dead from then on."""
         self.rpc("remove_member", member_id=member_id)
 
-    # ---- secrets
+    def create_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        expires_at: datetime | None = None,
+        worker_id: str | None = None,
+        budget_usd: float | None = None,
+        member_id: str | None = None,
+    ) -> NewKey:
+        moment = None if expires_at is None else moment_text(expires_at)
+        answer = self.rpc(
+            "create_key",
+            name=storable(name),
+            role=role,
+            expires_at=moment,
+            worker_id=worker_id,
+            budget_usd=budget_usd,
+            member_id=member_id,
+        )
+        return from_row(NewKey, answer)
+
+    def list_keys(self) -> list[KeyRecord]:
+        return [from_row(KeyRecord, row) for row in self.rpc("list_keys")]
+
+    def revoke_key(self, key_id: str) -> None:
+        self.rpc("revoke_key", key_id=key_id)
+
+    def set_budget(self, key_id: str, usd: float | None) -> None:
+        self.rpc("set_budget", key_id=key_id, usd=usd)
+
+    def cost_report(self, *, limit: int = 100, offset: int = 0) -> dict[str, Any]:
+        return self.rpc("cost_report", limit=limit, offset=offset)
 
     def secrets_key(self) -> str | None:
-        """The public key that secrets are sealed with; None before an admin has made one."""
         return self.rpc("secrets_key")
 
     def set_secrets_key(self, public_key: str) -> None:
-        """Raises InvalidStateError while there are secrets that only the present key opens."""
         self.rpc("set_secrets_key", public_key=public_key)
 
     def set_secret(self, name: str, sealed: str) -> None:
         self.rpc("set_secret", name=name, sealed=sealed)
 
     def delete_secret(self, name: str) -> bool:
-        """Whether there was one."""
         return self.rpc("delete_secret", name=name)
 
     def list_secrets(self) -> list[SecretRecord]:
         return [from_row(SecretRecord, row) for row in self.rpc("list_secrets")]
 
     def job_secrets(self, run_id: int) -> dict[str, str]:
-        """Sealed boxes of the secrets that the run's job names, for the worker that holds it."""
         return self.rpc("job_secrets", run_id=run_id)
+
+
+class ClusterVerbs(Project):
+    """`ClusterStore`, but for keys."""
+
+    def pending_jobs(self) -> list[PendingRow]:
+        found: list[PendingRow] = []
+        while True:
+            rows = self.rpc("pending_jobs", limit=PAGE_ROWS, offset=len(found))
+            found.extend(
+                PendingRow(from_row(JobRecord, row["job"]), row["owner"], row["usd_left"])
+                for row in rows
+            )
+            if len(rows) < PAGE_ROWS:
+                return found
+
+    def worker_rows(self, worker_ids: Sequence[str] | None = None) -> list[WorkerRow]:
+        def narrow(query: Query) -> Query:
+            if worker_ids is None:
+                # Also the terminated ones whose pod is not known to be gone: it may cost money.
+                return query.or_("status.neq.terminated,and(pod_id.not.is.null,ended_at.is.null)")
+            return query.in_("id", list(worker_ids))
+
+        pages = self._pages("workers", columns(WorkerRow), narrow, after="")
+        return [from_row(WorkerRow, row) for page in pages for row in page]
+
+    def create_worker(
+        self, worker: WorkerSpec, *, provider: str, price_usd_per_hour: float | None
+    ) -> None:
+        self.rpc(
+            "create_worker",
+            worker=worker_json(worker),
+            price_usd_per_hour=price_usd_per_hour,
+            provider=provider,
+        )
+
+    def set_worker_pod(self, worker_id: str, pod_id: str, price_usd_per_hour: float | None) -> None:
+        self.rpc(
+            "set_worker_pod",
+            worker_id=worker_id,
+            pod_id=pod_id,
+            price_usd_per_hour=price_usd_per_hour,
+        )
+
+    def end_worker_pod(self, worker_id: str) -> None:
+        self.rpc("end_worker_pod", worker_id=worker_id)

@@ -17,7 +17,6 @@ from openweights.backends.supabase.records import (
     from_row,
     moment_text,
     plain,
-    plain_text,
     spec_json,
     worker_json,
 )
@@ -32,7 +31,7 @@ from openweights.backends.supabase.storage import (
     open_download,
     upload_in_parts,
 )
-from openweights.backends.values import base_name, check_purpose, contains
+from openweights.backends.values import base_name, check_purpose
 from openweights.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -40,6 +39,7 @@ from openweights.errors import (
     OpenWeightsError,
     PlatformError,
 )
+from openweights.json_values import contains, storable
 from openweights.types import (
     Claim,
     EventDraft,
@@ -69,7 +69,7 @@ class FileVerbs(Project):
             values = {
                 "id": file_id,
                 "purpose": purpose,
-                "filename": plain_text(base_name(filename)),
+                "filename": base_name(filename),
                 "bytes": found.bytes,
                 "sha256": found.digest,
             }
@@ -253,13 +253,14 @@ class RunVerbs(JobVerbs):
         status: Literal["completed", "failed", "canceled"],
         *,
         error: str | None = None,
+        exit_code: int | None = None,
     ) -> JobRecord:
-        text = None if error is None else plain_text(error)
-        row = self.rpc("finish_run", run_id=run_id, attempt=attempt, status=status, error=text)
-        return from_row(JobRecord, row)
+        text = None if error is None else storable(error)
+        end = {"status": status, "error": text, "exit_code": exit_code}
+        return from_row(JobRecord, self.rpc("finish_run", run_id=run_id, attempt=attempt, **end))
 
     def release_run(self, run_id: int, attempt: int, *, reason: str) -> JobRecord:
-        text = plain_text(reason)
+        text = storable(reason)
         row = self.rpc("release_run", run_id=run_id, attempt=attempt, reason=text)
         return from_row(JobRecord, row)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, cast
@@ -32,11 +31,6 @@ class _ExecCommand(click.Command):
             _is_line(str(word)) for word in cast("tuple[object, ...]", words)[:1]
         )
         return super().parse_args(ctx, args)
-
-
-# How the worker begins a run's error; what follows is the last line of the log.
-_EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
-_SIGNAL = re.compile(r"killed by signal (\d{1,2})\b")
 
 
 def _is_line(word: str) -> bool:
@@ -124,19 +118,17 @@ def _follow(job: Job) -> int:
     job.refresh()
     if job.status == "completed":
         return 0
-    runs = job.runs
-    error = runs[-1].error if runs and job.status == "failed" else None
+    last = job.runs[-1].record if job.status == "failed" and job.runs else None
+    error = None if last is None else last.error
     note(f"job {job.id} {job.status}" + (f": {one_line(error)}" if error else ""))
-    return exit_code(error or "")
+    return shell_code(None if last is None else last.exit_code)
 
 
-def exit_code(error: str) -> int:
-    """The exit code that a run's error tells of, as a shell would have reported it; else 1."""
-    if code := _EXIT_CODE.match(error):
-        return min(int(code[1]), 255) or 1
-    if signum := _SIGNAL.match(error):
-        return 128 + int(signum[1])
-    return 1
+def shell_code(exit_code: int | None) -> int:
+    """The code that a shell would exit with after a failed run; 1 where it has none."""
+    if exit_code is not None and exit_code < 0:
+        return 128 - exit_code
+    return min(exit_code or 1, 255)
 
 
 def _shell_line(words: tuple[str, ...]) -> str:

@@ -13,27 +13,27 @@ from openweights.errors import ConfigurationError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
-    from openweights.backends.supabase.backend import SupabaseBackend
+    from openweights.backends.base import TeamStore
 
 
 @contextmanager
-def open_team() -> Generator[SupabaseBackend]:
+def open_team() -> Generator[TeamStore]:
     """The project that the environment or `ow login` names, closed afterwards.
 
     Raises:
         ConfigurationError: The store is the one on this machine, which has no organizations.
     """
     settings = Settings.from_env()
-    if not settings.is_remote:
-        raise ConfigurationError(
-            "this needs a Supabase project, and the store in use is the one on this machine "
-            f"({settings.home}): log in with `ow login`, or set SUPABASE_URL, SUPABASE_ANON_KEY "
-            "and OPENWEIGHTS_API_KEY"
-        )
-    from openweights.backends import open_project
+    from openweights.backends import open_backend
 
-    with closing(open_project(settings)) as project:
-        yield project
+    with closing(open_backend(settings)) as backend:
+        if backend.team is None:
+            raise ConfigurationError(
+                "this needs a Supabase project, and the store in use is the one on this machine "
+                f"({settings.home}): log in with `ow login`, or set SUPABASE_URL, "
+                "SUPABASE_ANON_KEY and OPENWEIGHTS_API_KEY"
+            )
+        yield backend.team
 
 
 def ask_secret(prompt: str) -> str:

@@ -142,6 +142,31 @@ def revoke(keys: tuple[str, ...]) -> None:
             click.echo(f"revoked {key.id} ({one_line(key.name)})")
 
 
+@token.command()
+@click.argument("key", metavar="ID")
+@click.argument("usd", metavar="USD")
+def budget(key: str, usd: str) -> None:
+    """Change what the jobs of a key may cost in all, on pods; USD may be `none`.
+
+    An ID is as `ow token ls` prints it, or its beginning, or the beginning of the key.
+    """
+    limit = None if usd.lower() == "none" else _amount(usd)
+    with open_team() as project:
+        found = _find(project.list_keys(), key)
+        project.set_budget(found.id, limit)
+    click.echo(f"{found.id} ({one_line(found.name)}): {usd if limit is None else f'{limit:.2f}'}")
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise InvalidInputError(f"{one_line(text, 20)!r} is no amount in USD; give one, or `none`")
+    return value
+
+
 def _find(keys: list[KeyRecord], text: str) -> KeyRecord:
     # Not shown as it is: somebody may have pasted the whole key.
     shown = one_line(text, 11) or "''"

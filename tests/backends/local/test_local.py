@@ -63,20 +63,6 @@ class TestLocalBackend(BackendContract):
     def pass_time(self, backend: Backend, seconds: float) -> None:
         self.time.moment += timedelta(seconds=seconds)
 
-    def test_a_cached_model_breaks_ties(self, backend: Backend, clock: Clock) -> None:
-        clock.step = timedelta(0)
-        for name, model in [("a", None), ("b", "other"), ("c", "cached"), ("d", "cached")]:
-            backend.submit_job(spec(name, model=model))
-        self.pass_time(backend, 1)
-        backend.submit_job(spec("e", model="cached"))
-        order = ""
-        backend.register_worker(WorkerSpec("w1", cached_models=("x'", "cached")))
-        for _ in range(5):
-            held = claim(backend)
-            order += held.job.id
-            backend.finish_run(held.run.id, held.run.attempt, "completed")
-        assert order == "cdabe"
-
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:

@@ -72,19 +72,6 @@ def test_a_worker_gets_what_fits_it(
     assert (claim is not None and claim["job"]["id"] == "second") == fits
 
 
-def test_a_cached_model_breaks_ties_of_the_same_moment(admin: Caller, project: str) -> None:
-    for name, model in (("a", "m1"), ("b", "m2"), ("c", "m2"), ("d", None)):
-        admin.rpc("submit_job", spec=job(name, model=model))
-    with psycopg.connect(project) as db:
-        db.execute("update public.jobs set created_at = '2026-01-01' where id <> 'c'")
-    admin.rpc("register_worker", worker={"id": "w", "cached_models": ["m2"]})
-    order = ""
-    while (claim := admin.rpc("claim_job", worker_id="w")) is not None:
-        order += claim["job"]["id"]
-        admin.rpc("finish_run", run_id=claim["run"]["id"], attempt=1, status="completed")
-    assert order == "badc"
-
-
 # ---- what it costs the database -----------------------------------------------------------------
 
 _HISTORY = """
@@ -132,23 +119,19 @@ def _pages(plans: list[str]) -> int:
     return sum(int(match[1]) + int(match[2] or 0) for match in found if match)
 
 
-@pytest.mark.parametrize("cached", [[], ["m"]], ids=["no models", "cached models"])
-def test_a_claim_costs_the_same_with_a_long_history(
-    admin: Caller, project: str, cached: list[str]
-) -> None:
+def test_a_claim_costs_the_same_with_a_long_history(admin: Caller, project: str) -> None:
     for index in range(3):
         admin.rpc("submit_job", spec=job(f"job-{index}"))
-    admin.rpc("register_worker", worker={"id": "w1", "cached_models": cached})
+    admin.rpc("register_worker", worker={"id": "w1"})
     before = _pages(_plans_of_a_claim(project, admin.key, "w1"))
     with psycopg.connect(project) as db:
         db.execute(_HISTORY.encode())
     plans = _plans_of_a_claim(project, admin.key, "w1")
     assert _pages(plans) < 1.5 * before + 20
     picks = [plan for plan in plans if "skip locked" in plan and "fits(j, w)" in plan]
-    assert len(picks) == (2 if cached else 1)
-    for plan in picks:
-        assert "Index Scan using jobs_pending on jobs" in plan
-        assert "Sort" not in plan, "not all that waits is sorted"
+    assert len(picks) == 1
+    assert "Index Scan using jobs_pending on jobs" in picks[0]
+    assert "Sort" not in picks[0], "not all that waits is sorted"
     for plan in plans:
         assert not re.search(r"Seq Scan on (jobs|runs|events)", plan), plan
 

@@ -20,6 +20,7 @@ LINES = {
     "token create": ["token", "create", "--name", "n", "--role", "member"],
     "token ls": ["token", "ls"],
     "token revoke": ["token", "revoke", "0000"],
+    "token budget": ["token", "budget", "0000", "1"],
     "org show": ["org", "show"],
     "org rename": ["org", "rename", "Other"],
     "org members ls": ["org", "members", "ls"],
@@ -30,7 +31,10 @@ LINES = {
     "env ls": ["env", "ls"],
     "env rm": ["env", "rm", "NAME"],
 }
-ADMINS_ONLY = {"token create", "token ls", "token revoke", "org rename", "org members add"}
+ADMINS_ONLY = {
+    *("token create", "token ls", "token revoke", "token budget"),
+    *("org rename", "org members add"),
+}
 ADMINS_ONLY |= {"env init"}
 
 
@@ -115,6 +119,9 @@ def test_keys_are_made_listed_and_revoked(ow: Ow, use: Callable[[str], None]) ->
     rows = {row["name"]: row for row in json.loads(done(ow, "token", "ls", "--json"))}
     assert rows["ci"]["role"] == "worker" and rows["ci"]["budget_usd"] == 2.5
     assert done(ow, "token", "revoke", rows["ci"]["id"][:8]) == f"revoked {rows['ci']['id']} (ci)\n"
+    assert done(ow, "token", "budget", rows["ci"]["id"], "7").endswith("(ci): 7.00\n")
+    assert "7.00" in done(ow, "token", "ls")
+    assert done(ow, "token", "budget", rows["ci"]["id"], "none").endswith("(ci): none\n")
     done(ow, "token", "revoke", rows["ci"]["id"])  # again changes nothing
     assert "revoked" in done(ow, "token", "ls")
     made = json.loads(done(ow, "token", "create", "--name", "x", "--role", "admin", "--json"))
@@ -126,6 +133,8 @@ def test_keys_are_made_listed_and_revoked(ow: Ow, use: Callable[[str], None]) ->
     [
         ["token"],
         ["token", "create"],
+        ["token", "budget", "0000", "much"],
+        ["token", "budget", "0000", "nan"],
         ["token", "create", "--name", " ", "--role", "member"],
         ["token", "create", "--name", "n", "--role", "root"],
         ["token", "create", "--name", "n", "--role", "member", "--expires-in-days", "0"],

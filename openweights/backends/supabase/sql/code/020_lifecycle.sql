@@ -29,7 +29,7 @@ language sql stable as $$
     select json_build_object(
         'id', r.id, 'job_id', r.job_id, 'worker_id', r.worker_id, 'attempt', r.attempt,
         'status', r.status, 'created_at', r.created_at, 'ended_at', r.ended_at,
-        'error', r.error, 'log_bytes', r.log_bytes)
+        'error', r.error, 'exit_code', r.exit_code, 'log_bytes', r.log_bytes)
 $$;
 
 create or replace function openweights.lock_job(p_organization uuid, p_job_id text)
@@ -152,12 +152,12 @@ begin
 end $$;
 
 create or replace function openweights.end_run(
-    r public.runs, p_status text, p_ended_by text, p_error text
+    r public.runs, p_status text, p_ended_by text, p_error text, p_exit_code integer default null
 ) returns public.runs language plpgsql as $$
 begin
     update public.runs
-    set status = p_status, ended_by = p_ended_by, error = p_error, ended_at = now(),
-        lease_expires_at = null
+    set status = p_status, ended_by = p_ended_by, error = p_error, exit_code = p_exit_code,
+        ended_at = now(), lease_expires_at = null
     where id = r.id;
     r.status := p_status;
     r.ended_at := now();

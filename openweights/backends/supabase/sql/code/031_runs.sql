@@ -17,7 +17,8 @@ begin
 end $$;
 
 create or replace function public.finish_run(
-    p_run_id bigint, p_attempt integer, p_status text, p_error text default null
+    p_run_id bigint, p_attempt integer, p_status text, p_error text default null,
+    p_exit_code integer default null
 ) returns json
 language plpgsql security definer set search_path = openweights, public, pg_temp
 set enable_seqscan = off as $$
@@ -33,7 +34,7 @@ begin
         perform refuse('invalid_input', format('%L is no status that a run can end with', p_status));
     end if;
     if check_current(j, r, p_attempt, r.status = final and j.status = final) then
-        r := end_run(r, final, 'finish', p_error);
+        r := end_run(r, final, 'finish', p_error, p_exit_code);
         j := end_job(j, final, r.id);
     end if;
     return job_json(j);

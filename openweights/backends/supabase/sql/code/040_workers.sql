@@ -37,7 +37,6 @@ begin
     w.hardware_type := coalesce(w.hardware_type, 'cpu');
     w.gpu_count := coalesce(w.gpu_count, 0);
     w.vram_gb := coalesce(w.vram_gb, 0);
-    w.cached_models := coalesce(w.cached_models, '{}');
     return w;
 end $$;
 
@@ -97,16 +96,16 @@ begin
     -- A pod's row was written before the pod: what it costs, on which tier it runs and whether it
     -- is to end is not the worker's to say.
     insert into workers as old (organization_id, id, docker_image, hardware_type, gpu_count,
-        vram_gb, cloud_type, pod_id, cached_models, status)
+        vram_gb, cloud_type, pod_id, status)
     values (w.organization_id, w.id, w.docker_image, w.hardware_type, w.gpu_count, w.vram_gb,
-        w.cloud_type, w.pod_id, w.cached_models, 'active')
+        w.cloud_type, w.pod_id, 'active')
     on conflict (organization_id, id) do update set
         seq = default, docker_image = excluded.docker_image,
         -- As it was asked for, by which jobs name it, unless the pod has come with other GPUs.
         hardware_type = case when old.provider is null or old.gpu_count <> excluded.gpu_count
             then excluded.hardware_type else old.hardware_type end,
         gpu_count = excluded.gpu_count,
-        vram_gb = excluded.vram_gb, cached_models = excluded.cached_models,
+        vram_gb = excluded.vram_gb,
         -- The cluster may not have heard of the pod that it asked for; it costs all the same.
         started_at = case when old.provider is null then old.started_at
             else coalesce(old.started_at, old.created_at) end,
@@ -175,10 +174,9 @@ language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_sort = off as $$
 declare
-    best record;
-    twin text;
+    best text;
 begin
-    select j.id, j.model, j.priority, j.created_at into best
+    select j.id into best
     from public.jobs j
     where j.organization_id = w.organization_id and j.status = 'pending' and openweights.fits(j, w)
         and j.submitted_by_key <> all (p_spent_keys)
@@ -186,21 +184,7 @@ begin
             or openweights.job_cost(j.organization_id, j.id) < j.max_cost_usd)
     order by j.priority desc, j.created_at, j.seq
     limit 1 for no key update skip locked;
-    if not found or w.cached_models = '{}' or best.model = any (w.cached_models) then
-        return best.id;
-    end if;
-    -- Among equals, one whose model the worker has.
-    select j.id into twin
-    from public.jobs j
-    where j.organization_id = w.organization_id and j.status = 'pending' and openweights.fits(j, w)
-        and j.priority = best.priority and j.created_at = best.created_at
-        and j.model = any (w.cached_models)
-        and j.submitted_by_key <> all (p_spent_keys)
-        and (j.max_cost_usd is null
-            or openweights.job_cost(j.organization_id, j.id) < j.max_cost_usd)
-    order by j.priority desc, j.created_at, j.seq
-    limit 1 for no key update skip locked;
-    return coalesce(twin, best.id);
+    return best;
 end $$;
 
 -- Let a worker go on with the run that it holds: a lost answer, asked for again, gets the same run.
@@ -348,13 +332,13 @@ declare
     w workers := read_worker(me, p_worker);
 begin
     insert into workers as old (organization_id, id, docker_image, hardware_type, gpu_count, vram_gb,
-        cloud_type, cached_models, status, provider, price_usd_per_hour)
+        cloud_type, status, provider, price_usd_per_hour)
     values (w.organization_id, w.id, w.docker_image, w.hardware_type, w.gpu_count, w.vram_gb,
-        w.cloud_type, w.cached_models, 'starting', p_provider, p_price_usd_per_hour)
+        w.cloud_type, 'starting', p_provider, p_price_usd_per_hour)
     on conflict (organization_id, id) do update set
         docker_image = excluded.docker_image, hardware_type = excluded.hardware_type,
         gpu_count = excluded.gpu_count, vram_gb = excluded.vram_gb,
-        cloud_type = excluded.cloud_type, cached_models = excluded.cached_models,
+        cloud_type = excluded.cloud_type,
         provider = excluded.provider, price_usd_per_hour = excluded.price_usd_per_hour
     where old.status = 'starting' and old.pod_id is null
     returning * into w;

@@ -1,0 +1,134 @@
+"""JSON as every store, log and reader of ours can hold it: the one place that makes it so.
+
+What JSON lacks is replaced or refused: numbers that are not finite, NUL and half characters, which
+PostgreSQL and UTF-8 cannot hold, and objects of other kinds. `cleaned` walks a value; what differs
+between its users (what becomes of NaN, which objects they know) they pass in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any, cast
+
+from openweights.errors import InvalidInputError
+
+DEEPEST = 100
+
+
+def cleaned(
+    value: object,
+    at: str,
+    *,
+    number: Callable[[float], Any] = lambda _: None,
+    other: Callable[[Any, str], object] | None = None,
+    depth: int = 0,
+) -> Any:
+    """A copy of `value` that is JSON.
+
+    Args:
+        at: What it is called in errors; places inside are named below it, as `at.key[2]`.
+        number: What becomes of NaN and infinities; None by default.
+        other: A value in place of one that is no JSON, given with where it is; may raise. Without
+            it such values are refused.
+
+    Raises:
+        InvalidInputError: It cannot be JSON; the message says where.
+    """
+    if depth > DEEPEST:
+        raise InvalidInputError(f"{at[:80]}… is nested too deeply, or holds itself")
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or isinstance(value, bool | int | float | str):
+        return _atom(value, number)
+
+    def inner(item: object, place: str) -> Any:
+        return cleaned(item, place, number=number, other=other, depth=depth + 1)
+
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[object, object]", value).items()
+        named = [(_name(key), item) for key, item in pairs]
+        return {name: inner(item, f"{at}.{name}" if at else name) for name, item in named}
+    if isinstance(value, list | tuple):
+        items = cast("Sequence[object]", value)
+        return [inner(item, f"{at}[{index}]") for index, item in enumerate(items)]
+    if other is None:
+        raise InvalidInputError(
+            f"{at} must be JSON, and {kind_of(value)} is none; convert it first, for example with "
+            "float() or str()"
+        )
+    return inner(other(value, at), at)
+
+
+def _atom(value: bool | float | str | None, number: Callable[[float], Any]) -> Any:
+    """As Python's own type: numpy's float64 is a float, and prints as something else."""
+    if isinstance(value, str):
+        return storable(str(value))
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else number(float(value))
+    return value if value is None or isinstance(value, bool) else int(value)
+
+
+def _name(key: object) -> str:
+    return storable(str(key.value if isinstance(key, Enum) else key))
+
+
+def kind_of(value: object) -> str:
+    """The type of a value, in words for an error: `numpy.ndarray`, `list`."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def storable(text: str) -> str:
+    """Text as UTF-8 and PostgreSQL can hold it: without NUL and half characters."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def to_json(value: object, what: str) -> str:
+    """JSON text of `value`, cleaned where that is needed.
+
+    Raises:
+        InvalidInputError: `what` holds something that is no JSON.
+    """
+    try:
+        text = dump(value)
+    except (TypeError, ValueError, RecursionError):
+        return dump(cleaned(value, what))
+    # Nearly everything is clean, and telling so from the text is faster than walking the value.
+    if "\\u0000" in text or "\\ud" in text or text.count("[") + text.count("{") > DEEPEST:
+        return dump(cleaned(value, what))
+    return text
+
+
+def dump(value: object) -> str:
+    """Compact JSON text.
+
+    Raises:
+        TypeError, ValueError: It is no JSON.
+    """
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def contains(value: Any, part: Any) -> bool:
+    """Whether JSON `value` contains `part`: mappings by their keys, all else by equality."""
+    if isinstance(part, dict) and isinstance(value, dict):
+        whole = cast("dict[str, object]", value)
+        items = cast("dict[str, object]", part).items()
+        return all(key in whole and contains(whole[key], item) for key, item in items)
+    return _equal(value, part)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        whole, other = cast("dict[str, object]", a), cast("dict[str, object]", b)
+        return whole.keys() == other.keys() and all(_equal(whole[k], other[k]) for k in whole)
+    if isinstance(a, list) and isinstance(b, list):
+        items, others = cast("list[object]", a), cast("list[object]", b)
+        return len(items) == len(others) and all(
+            _equal(*pair) for pair in zip(items, others, strict=True)
+        )
+    # Python takes True for 1, JSON does not.
+    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)

@@ -1,0 +1,62 @@
+"""Trying again what fails for the moment: the one loop for it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 10.0
+
+
+def delays(longest_s: float = LONGEST_DELAY_S) -> Iterator[float]:
+    """Seconds to wait before each further try: doubling, bounded, and spread, so that many who
+    wait for the same thing do not come back in step.
+    """
+    for number in itertools.count():
+        full_s = min(FIRST_DELAY_S * 2.0 ** min(number, 16), longest_s)
+        yield full_s * random.uniform(0.5, 1.0)
+
+
+def retry(
+    call: Callable[[], T],
+    errors: type[Exception] | tuple[type[Exception], ...],
+    *,
+    patience_s: float | None = None,
+    pause: Callable[[float], object] = time.sleep,
+    longest_s: float = LONGEST_DELAY_S,
+    on_error: Callable[[Exception, float], None] | None = None,
+) -> T:
+    """The answer of `call`, tried again for as long as it raises one of `errors`.
+
+    An error's own `retry_after_s`, where it has one, is the least pause before the next try.
+
+    Args:
+        patience_s: Counted from the first failure; None for no end.
+        pause: Waits so many seconds; returns something true to give up, such as an Event's `wait`.
+        on_error: Told of each error, and of how long the pause will be.
+
+    Raises:
+        Exception: The last of `errors`, when patience was over or `pause` gave up.
+    """
+    give_up_at: float | None = None
+    for delay_s in delays(longest_s):
+        try:
+            return call()
+        except errors as error:
+            now = time.monotonic()
+            if give_up_at is None and patience_s is not None:
+                give_up_at = now + patience_s
+            wait_s = max(delay_s, getattr(error, "retry_after_s", 0.0))
+            if give_up_at is not None and now + wait_s > give_up_at:
+                raise
+            if on_error is not None:
+                on_error(error, wait_s)
+            if pause(wait_s):
+                raise
+    raise AssertionError("delays() never ends")
