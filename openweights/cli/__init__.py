@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("jobs.change:cancel", "Cancel jobs."),
     "restart": ("jobs.change:restart", "Restart failed or canceled jobs."),
     "worker": ("worker:worker", "Run a worker here, in the foreground."),
+    "serve": ("serve:serve", "Show jobs on a page, and answer OpenAI clients."),
     "demo": ("demo:demo", "Train a small model here, with and without SDFT."),
     "cluster": ("pods.cluster:cluster", "Run the manager that starts pods."),
     "manage": ("pods.manage:manage", "Name the organizations that are managed here."),

@@ -30,7 +30,7 @@ def get_model(models: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """In a fresh Python: the hub's client reads its environment when it is imported."""
     return subprocess.run(
         [sys.executable, "-c", GET_MODEL, str(models)],
-        env={**os.environ, "PYTHONPATH": str(Path(smollm2.__file__).parents[2]), **env},
+        env={**os.environ, "PYTHONPATH": str(Path(smollm2.__file__).parents[3]), **env},
         capture_output=True,
         text=True,
     )

@@ -1,0 +1,76 @@
+"""What both APIs of the server need of a request: its numbers, its body, files in and out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from openweights.client import OpenWeights
+from openweights.client.files import File
+from openweights.errors import InvalidInputError
+from openweights.types import FileRecord
+
+
+def whole(given: Mapping[str, str], name: str, default: int) -> int:
+    """The query's whole number of that name.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    text = given.get(name)
+    if text is None:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInputError(f"{name}: {text!r} is no whole number") from None
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The request's JSON object.
+
+    Raises:
+        InvalidInputError: The body is none.
+    """
+    try:
+        body: object = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise InvalidInputError("the request's body must be a JSON object")
+    return cast("dict[str, Any]", body)
+
+
+def store_upload(client: OpenWeights, file: UploadFile, purpose: str) -> File:
+    """Check and store it, through a file of its own name, which the messages about rows name."""
+    name = Path(file.filename or "upload").name
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        with path.open("wb") as out:
+            shutil.copyfileobj(file.file, out, 1 << 20)
+        return client.files.upload(path, purpose)
+
+
+def stream_file(client: OpenWeights, record: FileRecord) -> Response:
+    """The file, always as a download: what a job has written is never shown as a page."""
+    content = client.backend.open_file(record.id)
+
+    def pieces() -> Iterator[bytes]:
+        with content:
+            while piece := content.read(1 << 20):
+                yield piece
+
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in record.filename) or "file"
+    name = name.encode("ascii", "replace").decode().replace("?", "_")
+    return StreamingResponse(
+        pieces(),
+        media_type="application/octet-stream",
+        headers={"content-disposition": f'attachment; filename="{name}"'},
+    )

@@ -1,0 +1,161 @@
+"""The jobs of a store in memory, kept fresh by asking for what changed, and filtered."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from openweights.backends.base import Backend
+from openweights.types import JobRecord
+
+_FIRST_LOOK = 64
+# Rows that were removed are noticed by reading all of them again, that seldom.
+_RELOAD_S = 60.0
+_FRESH_S = 0.5
+
+SortKey = Literal["updated", "created", "status", "model", "id", "loss", "kind"]
+SORT_KEYS: tuple[SortKey, ...] = ("updated", "created", "status", "model", "id", "loss", "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class JobQuery:
+    """What the table is to show.
+
+    Attributes:
+        text: Words that the row must hold, each of them, anywhere in what is shown or in its
+            parameters.
+        status, kind, model, tag: Exact; empty for any. `tag` is a key of `meta`, or `key=value`.
+        sort: One of `SORT_KEYS`; `descending` turns it around.
+    """
+
+    text: str = ""
+    status: str = ""
+    kind: str = ""
+    model: str = ""
+    tag: str = ""
+    sort: SortKey = "updated"
+    descending: bool = True
+    offset: int = 0
+    limit: int = 100
+
+
+class JobIndex:
+    """All jobs of a store, newest change first. Safe to use from several threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._read_at = float("-inf")
+        self._reload_at = float("-inf")
+
+    def page(self, query: JobQuery) -> dict[str, Any]:
+        """Rows of the table with what stands around them:
+        `{rows, total, statuses, kinds, models, as_of}`.
+
+        `statuses` counts what the other filters leave; `changed_since(as_of)` is what this page
+        does not know yet.
+        """
+        rows = self._fresh()
+        wanted = [row for row in rows if matches(row, query)]
+        statuses = Counter(str(row["status"]) for row in wanted)
+        if query.status:
+            wanted = [row for row in wanted if row["status"] == query.status]
+        wanted.sort(key=lambda row: _sort_value(row, query.sort), reverse=query.descending)
+        stop = query.offset + query.limit
+        return {
+            "rows": [shown(row) for row in wanted[query.offset : stop]],
+            "total": len(wanted),
+            "statuses": dict(statuses),
+            "kinds": sorted({str(row["kind"]) for row in rows}),
+            "models": sorted({str(row["model"]) for row in rows if row["model"]}),
+            "as_of": max((str(row["updated"]) for row in rows), default=""),
+        }
+
+    def changed_since(self, moment: str) -> list[dict[str, Any]]:
+        """Rows whose record changed after `moment` (ISO 8601), oldest change first."""
+        rows = [row for row in self._fresh() if str(row["updated"]) > moment]
+        return [shown(row) for row in sorted(rows, key=lambda row: str(row["updated"]))]
+
+    def _fresh(self) -> list[dict[str, Any]]:
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._reload_at:
+                self._rows = {job.id: _row(job) for job in self._backend.list_jobs(limit=None)}
+                self._reload_at = now + _RELOAD_S
+            elif now >= self._read_at + _FRESH_S:
+                self._read_changes()
+            else:
+                return list(self._rows.values())
+            self._read_at = now
+            return list(self._rows.values())
+
+    def _read_changes(self) -> None:
+        """Ask for more and more of the newest, until one is there that we have as it is."""
+        limit = _FIRST_LOOK
+        while True:
+            jobs = self._backend.list_jobs(limit=limit)
+            known = any(self._has(job) for job in jobs)
+            if known or len(jobs) < limit:
+                break
+            limit *= 4
+        for job in jobs:
+            if not self._has(job):
+                self._rows[job.id] = _row(job)
+
+    def _has(self, job: JobRecord) -> bool:
+        row = self._rows.get(job.id)
+        return row is not None and row["updated"] == job.updated_at.isoformat()
+
+
+def matches(row: Mapping[str, Any], query: JobQuery) -> bool:
+    """Whether the filters other than `status` let the row through."""
+    if query.kind and row["kind"] != query.kind:
+        return False
+    if query.model and row["model"] != query.model:
+        return False
+    if query.tag and not _has_tag(cast("Mapping[str, Any]", row["meta"]), query.tag):
+        return False
+    text = str(row["_text"])
+    return all(word in text for word in query.text.lower().split())
+
+
+def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without what only the search needs."""
+    return {key: value for key, value in row.items() if not key.startswith("_")}
+
+
+def _has_tag(meta: Mapping[str, Any], tag: str) -> bool:
+    key, given, value = tag.partition("=")
+    return key in meta and (not given or str(meta[key]) == value)
+
+
+def _row(job: JobRecord) -> dict[str, Any]:
+    params = cast("dict[str, Any]", job.params.get("validated_params") or {})
+    meta = params.get("meta")
+    row: dict[str, Any] = {
+        "id": job.id,
+        "status": job.status,
+        "kind": job.type,
+        "loss": params.get("loss") or "",
+        "model": job.model or "",
+        "learning_rate": params.get("learning_rate"),
+        "meta": cast("dict[str, Any]", meta) if isinstance(meta, dict) else {},
+        "cloud": job.params.get("cloud_type"),
+        "attempts": job.attempts,
+        "worker": job.worker_id or "",
+        "created": job.created_at.isoformat(),
+        "updated": job.updated_at.isoformat(),
+    }
+    described = " ".join(str(value) for value in row.values())
+    row["_text"] = f"{described} {job.script} {json.dumps(params, default=str)}".lower()
+    return row
+
+
+def _sort_value(row: Mapping[str, Any], key: SortKey) -> tuple[str, str]:
+    return str(row[key]).lower(), str(row["id"])

@@ -1,0 +1,74 @@
+// Charts with plotly, in the page's colours.
+
+import { save } from "./dom.js";
+
+// Distinguishable with colour-blind eyes, on light and dark grounds (after Okabe and Ito).
+const COLOURS = ["#2f6fde", "#d55e00", "#009e73", "#b0459a", "#8a6d00", "#0e8fb3", "#e0568b", "#6b6f7a", "#4c9a2a", "#9b59d0"];
+
+let plotly = null;
+
+function library() {
+  plotly ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script");
+    script.src = "/static/plotly.min.js";
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => reject(new Error("the charts' library could not be loaded"));
+    document.head.append(script);
+  });
+  return plotly;
+}
+
+export const colour = (index) => COLOURS[index % COLOURS.length];
+
+function layout(given) {
+  const style = getComputedStyle(document.documentElement);
+  const look = (name) => style.getPropertyValue(name).trim();
+  const axis = { gridcolor: look("--line"), zerolinecolor: look("--line"), automargin: true };
+  return {
+    margin: { l: 50, r: 12, t: 8, b: 36 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: look("--text"), size: 12 },
+    hovermode: "closest",
+    showlegend: true,
+    legend: { orientation: "h", y: -0.22, font: { size: 11 } },
+    ...given,
+    xaxis: { ...axis, ...given.xaxis },
+    yaxis: { ...axis, ...given.yaxis },
+  };
+}
+
+/** Draws or redraws `traces` in `place`; what the user zoomed to stays. */
+export async function draw(place, traces, given = {}) {
+  const library_ = await library();
+  await library_.react(place, traces, layout({ uirevision: "kept", ...given }), { responsive: true, displaylogo: false, displayModeBar: false });
+}
+
+/** The picture as a file; `format` is png or svg. */
+export async function picture(place, name, format) {
+  await (await library()).downloadImage(place, { format, filename: name, width: 1200, height: 700, scale: format === "png" ? 2 : 1 });
+}
+
+/** Rows of objects as a CSV file. */
+export function csv(name, rows) {
+  const columns = [...new Set(rows.flatMap(Object.keys))];
+  const field = (value) => {
+    const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+    // A leading sign that spreadsheets take for a formula is kept from being one.
+    const safe = /^[=+@\t]/.test(text) ? `'${text}` : text;
+    return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  save(name, "text/csv", [columns, ...rows.map((row) => columns.map((column) => row[column]))].map((row) => row.map(field).join(",")).join("\n"));
+}
+
+/** Exponential smoothing with its start corrected, as Adam's: the first value is the first point. */
+export function smoothed(values, weight) {
+  if (!weight) return values;
+  let mean = 0, mass = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = weight * mean + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return mean / mass;
+  });
+}

@@ -1,0 +1,107 @@
+// Elements and texts. Everything that comes from the store goes through text nodes and attributes
+// that hold no code, so markup in names, logs and completions stays text.
+
+const LISTENERS = /^on([a-z]+)$/;
+
+/** `h("td", {class: "number"}, "3")`: an element with attributes, listeners (`onclick`) and children. */
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    const event = LISTENERS.exec(name);
+    if (event && typeof value === "function") element.addEventListener(event[1], value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+export function fill(element, ...children) {
+  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
+}
+
+export function svg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+export function notice(text, bad = false) {
+  const line = h("div", { class: bad ? "problem" : "" }, text);
+  document.getElementById("notice").append(line);
+  setTimeout(() => line.remove(), bad ? 12000 : 5000);
+}
+
+/** Asks before what cannot be taken back. */
+export function ask(question, action) {
+  return new Promise((resolve) => {
+    const answer = (yes) => { dialog.close(); dialog.remove(); resolve(yes); };
+    const dialog = h("dialog", { "aria-label": question, onclose: () => answer(false) },
+      h("p", {}, question),
+      h("div", { class: "bar" },
+        h("button", { type: "button", onclick: () => answer(false) }, "No"),
+        h("button", { type: "button", class: "danger", onclick: () => answer(true) }, action)));
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+export function status(name) {
+  return h("span", { class: `status ${name}` }, name.replace("_", " "));
+}
+
+export function number(value) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value !== "number") return String(value);
+  if (Number.isInteger(value)) return value.toLocaleString("en");
+  const size = Math.abs(value);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3) : value.toPrecision(4);
+}
+
+export function valueText(value) {
+  if (value === null || value === undefined) return "none";
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+export function size(bytes) {
+  const units = ["B", "kB", "MB", "GB"];
+  let at = 0;
+  while (bytes >= 1000 && at < units.length - 1) { bytes /= 1000; at += 1; }
+  return `${at ? bytes.toPrecision(3) : bytes} ${units[at]}`;
+}
+
+export function ago(iso) {
+  if (!iso) return "–";
+  return `${duration((Date.now() - new Date(iso)) / 1000)} ago`;
+}
+
+export function duration(seconds) {
+  seconds = Math.max(0, Math.round(seconds));
+  if (seconds < 90) return `${seconds} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} d`;
+}
+
+export function when(iso) {
+  return h("time", { datetime: iso, title: new Date(iso).toLocaleString() }, ago(iso));
+}
+
+/** Calls `action` once typing has paused. */
+export function afterTyping(action, pause = 200) {
+  let timer = 0;
+  return (...given) => { clearTimeout(timer); timer = setTimeout(() => action(...given), pause); };
+}
+
+export async function copy(text) {
+  await navigator.clipboard.writeText(text);
+  notice("copied");
+}
+
+export function save(name, type, text) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}

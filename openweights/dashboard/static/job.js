@@ -1,0 +1,138 @@
+// One job: what it was asked, how it goes, what it said.
+
+import { ask, copy, duration, fill, h, notice, number, size, status, valueText, when } from "./dom.js";
+import { file as filePath, get, job as jobPath, post } from "./api.js";
+import { colour, draw } from "./charts.js";
+import { logView } from "./log.js";
+import { answersView } from "./samples.js";
+import { to } from "./route.js";
+
+// Panels that matter first; what is left follows by name. Timings and constants come last.
+const FIRST = [/^loss$|^eval\/loss$/, /reward/, /divergence|kl/, /accuracy/, /agreement|entropy/, /completion|eos|truncated/];
+const LAST = [/_s$|per_s$|per_second|runtime/, /learning_rate|epoch|grad_norm/];
+
+export async function show(view, { id, query, signal }) {
+  let job = await get(jobPath(id), {}, signal);
+  const head = h("div"), facts = h("div"), charts = h("div", { class: "panels" }), waiting = h("p", { class: "faint" }), constants = h("p", { class: "faint" });
+  const params = h("div"), files = h("div"), answers = h("div"), log = h("div");
+  view.append(head, facts, h("h2", {}, "Charts"), waiting, charts, constants, h("h2", {}, "Log"), log, h("h2", {}, "What it said"), answers,
+    h("div", { class: "two" }, h("section", {}, h("h2", {}, "Parameters"), params), h("section", {}, h("h2", {}, "Result files"), files, h("h2", {}, "Make it again"), again(job))));
+  render();
+  const drawn = new Map();
+  await Promise.all([measure(), logs(), said()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
+
+  function render() {
+    fill(head, h("h1", {}, job.id, " ", status(job.status)), h("div", { class: "bar" }, buttons(),
+      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one")));
+    const last = job.runs.at(-1);
+    const shown = {
+      Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
+      Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
+      Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
+      Worker: job.worker, "Cloud type": job.cloud, Command: h("code", {}, job.script),
+      Error: job.status === "failed" && last?.error ? h("span", { class: "problem" }, last.error) : null,
+    };
+    fill(facts, h("dl", { class: "facts" }, Object.entries(shown).filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+      job.runs.length > 1 && runTable());
+    const usual = job.params.filter(({ differs }) => !differs);
+    fill(params, paramTable(job.params.filter(({ differs }) => differs)), usual.length > 0 && h("details", {}, h("summary", {}, `${usual.length} at their defaults`), paramTable(usual)));
+    fill(files, job.files.length ? h("ul", {}, job.files.map(({ path, file }) => h("li", {}, h("a", { href: `${filePath(file)}/content`, download: true }, path)))) : h("p", { class: "faint" }, "none"));
+  }
+
+  function paramTable(rows) {
+    return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Name", "Value", "Default"].map((title) => h("th", { scope: "col" }, title)))),
+      h("tbody", {}, rows.map((row) => h("tr", { class: row.differs ? "differs" : "faint" }, h("td", {}, row.name), h("td", { class: "wrap" }, valueText(row.value)), h("td", { class: "wrap faint" }, row.differs ? valueText(row.default) : ""))))));
+  }
+
+  function buttons() {
+    const running = job.status === "pending" || job.status === "in_progress";
+    const act = async (verb, question, action) => {
+      if (!await ask(question, action)) return;
+      try { await post(`${jobPath(id)}/${verb}`); await refresh(); } catch (error) { notice(error.message, true); }
+    };
+    if (running) return h("button", { type: "button", class: "danger", onclick: () => act("cancel", `Cancel ${id}?`, "Cancel the job") }, "Cancel");
+    if (job.status === "completed") return null;
+    return h("button", { type: "button", onclick: () => act("restart", `Queue ${id} again? It goes on from its last checkpoint.`, "Restart the job") }, "Restart");
+  }
+
+  function runTable() {
+    return h("details", {}, h("summary", {}, `${job.runs.length} runs`), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Run", "Status", "Started", "Log", "Error"].map((title) => h("th", { scope: "col" }, title)))),
+      h("tbody", {}, job.runs.map((run) => h("tr", {}, h("td", {}, String(run.id)), h("td", {}, status(run.status)), h("td", {}, when(run.started)), h("td", {}, size(run.log_bytes)), h("td", { class: "wrap" }, run.error || "")))))));
+  }
+
+  async function refresh() {
+    const before = job.status;
+    job = await get(jobPath(id), {}, signal);
+    render();
+    if (job.status !== before) await said();
+  }
+
+  async function measure() {
+    while (!signal.aborted) {
+      const found = (await get("/api/series", { jobs: id, points: 500 }, signal))[id];
+      await paint(found.series);
+      waiting.textContent = found.complete ? (Object.keys(found.series).length ? "" : "Nothing was measured yet.") : "Reading a long history…";
+      if (!found.complete) continue;
+      if (job.status !== "in_progress" && job.status !== "pending") return;
+      await pause(2000);
+      await refresh();
+    }
+  }
+
+  async function paint(series) {
+    const varies = (name) => series[name].value.some((value) => value !== series[name].value[0]) || series[name].value.length < 2;
+    const fixed = Object.keys(series).filter((name) => !varies(name));
+    constants.textContent = fixed.length ? `Constant: ${fixed.map((name) => `${name} ${number(series[name].value[0])}`).join(" · ")}` : "";
+    for (const [title, names] of panels(Object.keys(series).filter(varies))) {
+      if (!drawn.has(title)) {
+        const chart = h("div", { class: "chart", role: "img", "aria-label": `chart of ${title}` });
+        charts.append(h("section", { class: "panel" }, h("h3", {}, title), chart));
+        drawn.set(title, chart);
+      }
+      const traces = names.map((name, at) => ({ x: series[name].step, y: series[name].value, name, mode: series[name].step.length < 40 ? "lines+markers" : "lines", line: { color: colour(at), width: 2 }, marker: { size: 4 } }));
+      await draw(drawn.get(title), traces, { showlegend: names.length > 1, xaxis: { title: { text: "step" }, tickformat: ",d" } });
+    }
+  }
+
+  async function logs() {
+    const run = job.runs.at(-1);
+    if (!run) { fill(log, h("p", { class: "faint" }, "It has not run yet.")); return; }
+    fill(log, logView(job.runs, run.id, signal));
+  }
+
+  async function said() {
+    const found = await get(`${jobPath(id)}/answers`, {}, signal);
+    fill(answers, gateView(found.gate), answersView(found.groups));
+  }
+
+  const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+}
+
+/** Names of measures by panel: train and eval of one measure stand together. */
+export function panels(names) {
+  const groups = new Map();
+  for (const name of names) {
+    const title = name.replace(/^eval\//, "").replace(/^(eval_)/, "");
+    groups.set(title, [...(groups.get(title) || []), name]);
+  }
+  const rank = (title) => {
+    const first = FIRST.findIndex((pattern) => pattern.test(title));
+    const last = LAST.findIndex((pattern) => pattern.test(title));
+    return last >= 0 ? 100 + last : first >= 0 ? first : 50;
+  };
+  return [...groups].sort(([a], [b]) => rank(a) - rank(b) || a.localeCompare(b));
+}
+
+function gateView(gate) {
+  if (!gate) return null;
+  const numbers = Object.entries(gate).filter(([key, value]) => typeof value === "number" && key !== "step");
+  const examples = Array.isArray(gate.examples) ? gate.examples : [];
+  return h("section", { class: "panel" }, h("h3", {}, "What the demonstrations do for the teacher"),
+    h("dl", { class: "facts" }, numbers.map(([key, value]) => [h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, number(value))])),
+    examples.length > 0 && h("details", {}, h("summary", {}, `${examples.length} examples`), examples.map((example) => h("div", { class: "answer" }, Object.entries(example).map(([key, value]) => h("p", {}, h("strong", {}, `${key}: `), valueText(value)))))));
+}
+
+function again(job) {
+  return [["Python", job.python], ["Command", job.command]].map(([title, text]) => h("div", {},
+    h("div", { class: "bar" }, h("strong", {}, title), h("button", { type: "button", class: "spread", onclick: () => copy(text) }, "Copy")), h("pre", {}, text)));
+}

@@ -1,0 +1,131 @@
+// What models answered: prompts down, jobs or steps across; and tokens coloured by log-probability.
+
+import { fill, h, notice, number } from "./dom.js";
+import { get, job as jobPath } from "./api.js";
+import { remember } from "./route.js";
+
+const SHOWN = 40;
+
+export async function show(view, { query, signal }) {
+  const jobs = (query.jobs || "").split(",").filter(Boolean);
+  const ids = h("input", { value: jobs.join(","), size: 50, "aria-label": "Job ids", placeholder: "job ids, with commas between" });
+  const open = (event) => { event.preventDefault(); location.hash = `#/samples?jobs=${encodeURIComponent(ids.value.replaceAll(" ", ""))}`; };
+  const body = h("div"), tokens = h("div");
+  view.append(h("h1", {}, "Samples"), h("form", { class: "bar", onsubmit: open }, h("label", {}, "Jobs ", ids), h("button", { class: "main" }, "Show")), body, tokens);
+  if (!jobs.length) { fill(body, h("p", { class: "empty" }, "Name jobs, or choose “Samples” on a job's page.")); return; }
+  const columns = [];
+  for (const id of jobs) {
+    const { groups } = await get(`${jobPath(id)}/answers`, {}, signal);
+    for (const group of groups) columns.push({ ...group, job: id });
+  }
+  if (!columns.length) fill(body, h("p", { class: "empty" }, "These jobs have logged no answers. SDFT and GRPO log some by themselves; sampling_callbacks adds your own prompts."));
+  else table(body, columns, query);
+  for (const id of jobs) await tokenView(tokens, id, signal);
+}
+
+function table(place, columns, query) {
+  const sources = [...new Set(columns.map(({ source }) => source))];
+  const source = h("select", { "aria-label": "Prompts" }, sources.map((name) => h("option", { value: name, selected: name === query.source }, name)));
+  const grid = h("div");
+  const boxes = h("div", { class: "chips", role: "group", "aria-label": "Columns" });
+  let chosen = new Set();
+  const label = ({ job, step }) => `${job} · step ${step}`;
+
+  function sourceChanged() {
+    const own = columns.filter((column) => column.source === source.value);
+    const wanted = new Set((query.columns || "").split("|").filter(Boolean));
+    chosen = new Set(own.filter((column) => wanted.has(label(column))));
+    if (!chosen.size) chosen = new Set([own[0], own.at(-1)]);
+    render();
+  }
+
+  function render() {
+    const own = columns.filter((column) => column.source === source.value);
+    fill(boxes, own.map((column) => h("button", { type: "button", class: "chip", "aria-pressed": String(chosen.has(column)), onclick: () => {
+      if (chosen.has(column)) chosen.delete(column); else chosen.add(column);
+      render();
+    } }, label(column))));
+    const shown = own.filter((column) => chosen.has(column));
+    remember({ source: source.value, columns: shown.map(label).join("|") });
+    const prompts = [...new Set(shown.flatMap(({ rows }) => rows.map(({ prompt }) => prompt)))].slice(0, SHOWN);
+    fill(grid, prompts.map((prompt) => h("section", { class: "panel" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), prompt),
+      h("div", { class: "sides", style: `grid-template-columns:repeat(${Math.min(shown.length, innerWidth < 700 ? 1 : 4)},minmax(0,1fr))` }, sides(prompt, shown)))));
+  }
+
+  function sides(prompt, shown) {
+    let first = null;
+    return shown.map((column) => {
+      const row = column.rows.find((one) => one.prompt === prompt);
+      if (!row) return h("div", { class: "answer faint" }, h("span", { class: "role" }, label(column)), "–");
+      const said = first === null ? [row.completion] : differences(first, row.completion);
+      first ??= row.completion;
+      return h("div", { class: "answer" }, h("div", { class: "faint" }, label(column), row.rewards ? ` · ${Object.entries(row.rewards).map(([name, value]) => `${name} ${number(value)}`).join(", ")}` : "", row.ended === false ? " · cut off" : ""), said);
+    });
+  }
+
+  source.addEventListener("change", () => { query = {}; sourceChanged(); });
+  place.append(h("div", { class: "bar" }, h("label", {}, "Prompts ", source)), boxes, grid);
+  sourceChanged();
+}
+
+/** Words of `to` that `from` lacks are marked, and those of `from` that are gone. */
+export function differences(from, to) {
+  const a = from.match(/\s+|[^\s]+/g) || [], b = to.match(/\s+|[^\s]+/g) || [];
+  if (a.length * b.length > 400000) return [to];
+  // Longest common subsequence, from the ends.
+  const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i -= 1) for (let j = b.length - 1; j >= 0; j -= 1) longest[i][j] = a[i] === b[j] ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
+  const pieces = [];
+  let i = 0, j = 0;
+  while (i < a.length || j < b.length) {
+    if (i < a.length && j < b.length && a[i] === b[j]) { pieces.push(b[j]); i += 1; j += 1; }
+    else if (j >= b.length || (i < a.length && longest[i + 1][j] >= longest[i][j + 1])) { pieces.push(h("del", {}, a[i])); i += 1; }
+    else { pieces.push(h("ins", {}, b[j])); j += 1; }
+  }
+  return pieces;
+}
+
+/** The answers of one job, step by step. */
+export function answersView(groups) {
+  if (!groups.length) return h("p", { class: "faint" }, "No answers were logged.");
+  const place = h("div", { class: "answers" });
+  const label = h("output");
+  const slide = h("input", { type: "range", min: 0, max: groups.length - 1, value: groups.length - 1, "aria-label": "Step", oninput: () => render() });
+  function render() {
+    const group = groups[Number(slide.value)];
+    label.textContent = `${group.source}, step ${group.step}`;
+    fill(place, group.rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), row.prompt),
+      h("div", { class: "part learned" }, h("span", { class: "role" }, row.ended === false ? "completion, cut off" : "completion"), row.completion),
+      row.reference && h("div", { class: "part" }, h("span", { class: "role" }, "reference"), row.reference),
+      row.rewards && h("p", { class: "faint" }, Object.entries(row.rewards).map(([name, value]) => `${name} ${number(value)}`).join(" · ")))));
+  }
+  render();
+  return h("div", {}, groups.length > 1 && h("div", { class: "bar" }, slide, label), place);
+}
+
+async function tokenView(place, id, signal) {
+  const steps = await get(`${jobPath(id)}/tokens`, {}, signal);
+  const tags = [...new Set(steps.map(({ tag }) => tag))];
+  for (const tag of tags) {
+    const own = steps.filter((one) => one.tag === tag);
+    const rows = h("div"), label = h("output");
+    const slide = h("input", { type: "range", min: 0, max: own.length - 1, value: own.length - 1, "aria-label": `step of ${tag}`, oninput: () => load().catch((error) => notice(error.message, true)) });
+    const load = async () => {
+      const chosen = own[Number(slide.value)];
+      label.textContent = `step ${chosen.step}`;
+      const found = await get(`${jobPath(id)}/tokens/${chosen.event}`, {}, signal);
+      fill(rows, found.slice(0, SHOWN).map(({ title, pieces }) => h("div", { class: "answer" }, title && h("span", { class: "faint" }, title), pieces.map(token))));
+    };
+    place.append(h("h2", {}, `Log-probabilities of ${tag}, ${id}`), h("div", { class: "bar" }, slide, label), rows);
+    await load();
+  }
+}
+
+/** A token, redder the less likely it was; -7 (0.1 %) and below is the reddest. */
+function token({ text, logprob, answer }) {
+  const shown = text.replaceAll("Ġ", " ").replaceAll("Ċ", "\n").replaceAll("▁", " ");
+  if (logprob === null) return h("span", { class: "faint" }, shown);
+  const share = Math.min(-logprob / 7, 1);
+  return h("span", { class: "token", title: `${logprob.toFixed(3)} (${(100 * Math.exp(logprob)).toPrecision(3)} %)`, style: `background:rgba(214,60,50,${(0.75 * share).toFixed(2)});${answer ? "" : "opacity:.6"}` }, shown);
+}
+

@@ -1,0 +1,228 @@
+"""What the page asks for, over HTTP, of a store with real records."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dashboard.conftest import Served
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {number}?"},
+            {"role": "assistant", "content": "n" * (number + 1)},
+        ]
+    }
+    for number in range(30)
+]
+
+
+def _lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture
+def browser(served: Served) -> httpx.Client:
+    return served.browser()
+
+
+def test_a_job_with_its_differences_from_the_defaults(served: Served, browser: Any) -> None:
+    file = served.ow.files.create(_lines(ROWS), "conversations")["id"]
+    body = {
+        "kind": "fine_tuning",
+        "params": {"model": "org/model", "training_file": file, "loss": "sdft", "seed": 7},
+    }
+    assert browser.post("/api/jobs/check", json=body).json() == {"problems": []}
+    job_id = browser.post("/api/jobs", json=body).json()["id"]
+    served.ow.jobs.cancel(job_id)
+    job = browser.get(f"/api/jobs/{job_id}").json()
+    differs = {row["name"] for row in job["params"] if row["differs"]}
+    assert {"model", "training_file", "loss", "seed"} <= differs
+    assert not {"epochs", "r", "learning_rate"} & differs
+    namespace: dict[str, Any] = {}
+    exec(job["python"].partition("job = ")[0], namespace)  # noqa: S102 - our own text
+    namespace["ow"].close()
+    again = eval(job["python"].partition("job = ")[2], {"ow": served.ow})  # noqa: S307
+    assert again.id == job_id
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"model": "org/model"}, "training_file"),
+        ({"model": "org/model", "training_file": "x", "loss": "ppo"}, "loss"),
+        ({"model": "org/model", "training_file": "x", "learning_rat": 1}, "learning_rat"),
+    ],
+)
+def test_the_form_says_what_python_says(
+    served: Served, browser: Any, params: dict[str, Any], says: str
+) -> None:
+    body = {"kind": "fine_tuning", "params": params}
+    problems = browser.post("/api/jobs/check", json=body).json()["problems"]
+    assert any(line.startswith(says) for line in problems)
+    refused = browser.post("/api/jobs", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"].splitlines() == problems
+
+
+def test_every_kind_has_a_schema(browser: Any) -> None:
+    kinds = browser.get("/api/kinds").json()
+    assert {"fine_tuning", "exec", "weighted_sft"} <= set(kinds)
+    assert kinds["fine_tuning"]["defaults"]["epochs"] == 1
+    assert "training_file" in kinds["fine_tuning"]["schema"]["properties"]
+
+
+def test_series_of_several_jobs(browser: Any, run_job: Any) -> None:
+    for name in ("ftjob-a", "ftjob-b"):
+        run_job(name, [{"step": step, "loss": 1.0 / step} for step in range(1, 3001)])
+    found = browser.get("/api/series?jobs=ftjob-a,ftjob-b&names=loss&points=50").json()
+    for name in ("ftjob-a", "ftjob-b"):
+        series = found[name]["series"]["loss"]
+        assert found[name]["complete"] and len(series["step"]) <= 200
+        assert series["value"][0] == 1.0 and series["step"][-1] == 3000
+    assert browser.get("/api/series?jobs=ftjob-none").status_code == 404
+
+
+def test_answers_by_step(served: Served, browser: Any, run_job: Any) -> None:
+    rows = [{"messages": ROWS[0]["messages"], "completion": "said"}]
+    file = served.ow.files.create(_lines(rows), "result")["id"]
+    completions = [{"prompt": "p", "completion": "c", "rewards": {"rouge_l": 0.5}}]
+    run_job(
+        "ftjob-a",
+        [
+            {"type": "completions", "step": 1, "completions": completions},
+            {
+                "type": "samples",
+                "step": 2,
+                "tag": "mine",
+                "file": file,
+                "path": "samples/m-2.jsonl",
+            },
+            {"type": "samples", "step": 3, "tag": "mine", "file": "result:file-gone", "path": "x"},
+        ],
+    )
+    groups = browser.get("/api/jobs/ftjob-a/answers").json()["groups"]
+    assert [(group["source"], group["step"], len(group["rows"])) for group in groups] == [
+        ("mine", 2, 1),
+        ("mine", 3, 0),
+        ("training prompts", 1, 1),
+    ]
+    assert groups[0]["rows"][0] == {
+        "prompt": "What is 0?",
+        "completion": "said",
+        "reference": "n",
+    }
+
+
+def test_tokens_of_both_formats(served: Served, browser: Any, run_job: Any) -> None:
+    plain = [{"tokens": ["a", "b"], "logprobs": [None, -0.5], "is_answer": [False, True]}]
+    blocks = [
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {
+                    "role": "assistant",
+                    "content": [{"text": "x", "tag": "t", "tokens": ["x"], "logprobs": [-1.5]}],
+                },
+            ]
+        }
+    ]
+    files = [served.ow.files.create(_lines(rows), "result")["id"] for rows in (plain, blocks)]
+    kinds = ("logprobs", "logprobs_blockwise")
+    run_job(
+        "ftjob-a",
+        [
+            {"type": kind, "step": at, "tag": "set", "file": file, "path": f"{at}"}
+            for at, (kind, file) in enumerate(zip(kinds, files, strict=True))
+        ],
+    )
+    steps = browser.get("/api/jobs/ftjob-a/tokens").json()
+    assert [step["step"] for step in steps] == [0, 1]
+    first, second = (
+        browser.get(f"/api/jobs/ftjob-a/tokens/{step['event']}").json() for step in steps
+    )
+    assert first[0]["pieces"][1] == {"text": "b", "logprob": -0.5, "answer": True}
+    assert second[0]["pieces"][-1] == {"text": "x", "logprob": -1.5, "answer": True}
+    assert browser.get("/api/jobs/ftjob-a/tokens/99999").status_code == 404
+
+
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_the_log_in_pieces_is_the_log(browser: Any, run_job: Any, cut: int) -> None:
+    text = "ä€😀x\n" * 50
+    claim = run_job("ftjob-a", [], log=text)
+    offset, read = 0, ""
+    while True:
+        piece = browser.get(
+            f"/api/runs/{claim.run.id}/log", params={"offset": offset, "limit": 6 + cut}
+        ).json()
+        if not piece["text"]:
+            break
+        read, offset = read + piece["text"], piece["next"]
+    assert read == text and piece["ended"]
+
+
+def test_searching_the_log(browser: Any, run_job: Any) -> None:
+    lines = [f"line {number}" for number in range(100_000)]
+    claim = run_job("ftjob-a", [], log="\n".join(lines))
+    address = f"/api/runs/{claim.run.id}/log/search"
+    (found,) = browser.get(address, params={"text": "line 77777"}).json()
+    assert found["line"] == "line 77777"
+    piece = browser.get(f"/api/runs/{claim.run.id}/log", params={"offset": found["offset"]}).json()
+    assert piece["text"].startswith("line 77777\n")
+    assert browser.get(address, params={"text": "line 99999"}).json()[0]["line"] == "line 99999"
+    assert browser.get(address).status_code == 400
+
+
+def test_a_dataset_and_what_would_be_refused(served: Served, browser: Any) -> None:
+    upload = {"file": ("rows.jsonl", _lines(ROWS))}
+    stored = browser.post("/api/files", files=upload, data={"purpose": "conversations"}).json()
+    assert stored["filename"] == "rows.jsonl"
+    page = browser.get(f"/api/files/{stored['id']}/rows?offset=20&limit=5").json()
+    assert [row["line"] for row in page["rows"]] == [21, 22, 23, 24, 25] and page["more"]
+    assert [part["learned"] for part in page["rows"][0]["parts"]] == [False, True]
+    summary = browser.get(f"/api/files/{stored['id']}/summary").json()
+    assert summary["rows"] == 30 and sum(summary["characters"]["counts"]) == 30
+    assert summary["problems"] == []
+    bad = {"file": ("bad.jsonl", b'{"messages": []}\nnot json\n')}
+    refused = browser.post("/api/files", files=bad, data={"purpose": "conversations"})
+    assert refused.status_code == 400
+    assert refused.json()["error"].splitlines()[1].startswith("bad.jsonl:2:")
+
+
+def test_files_come_as_downloads(served: Served, browser: Any) -> None:
+    stored = served.ow.files.create(b"<script>alert(1)</script>", "notes")["id"]
+    response = browser.get(f"/api/files/{stored}/content")
+    assert response.headers["content-disposition"].startswith("attachment")
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_changes_come_as_they_happen(served: Served, browser: Any, run_job: Any) -> None:
+    run_job("ftjob-a", [], status=None)
+    since = browser.get("/api/jobs").json()["as_of"]
+    with browser.stream("GET", "/api/jobs/stream", params={"since": since}, timeout=20) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("retry"))
+        served.ow.jobs.cancel("ftjob-a")
+        data = next(line for line in lines if line.startswith("data"))
+    (row,) = json.loads(data.removeprefix("data: "))
+    assert row["id"] == "ftjob-a" and row["status"] == "canceled"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/jobs/none", 404),
+        ("/api/jobs?sort=nonsense", 400),
+        ("/api/jobs?offset=x", 400),
+        ("/api/runs/99/log", 404),
+        ("/api/files/none/rows", 404),
+    ],
+)
+def test_what_is_not_there_is_said(browser: httpx.Client, path: str, status: int) -> None:
+    response = browser.get(path)
+    assert response.status_code == status and response.json()["error"]
