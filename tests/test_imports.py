@@ -91,6 +91,7 @@ def test_importing_the_package_loads_nothing() -> None:
         "import openweights.jobs.weighted_sft, openweights.jobs.logprob",
         "import openweights.jobs.multiple_choice",
         "import openweights.models.names, openweights.models.template",
+        "import openweights.generation.params, openweights.generation.text",
         "import openweights.worker.main",
         "import openweights.cli",
         "from openweights import OpenWeights; OpenWeights().jobs.list()",

@@ -12,19 +12,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
-
-import torch
 
 from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.params import (
     Completion,
     Delta,
     GenerationRequest,
-    SamplingParams,
     joined,
 )
 
@@ -36,11 +32,14 @@ class GenerationEngine(Protocol):
         name: "transformers", "cuda_graph" or "vllm".
         end_token_ids: What ends a completion when its parameters do not say.
         max_length: Tokens that a prompt and its completion may have together.
+        is_exact: Whether it computes with the model's own weights; log-probabilities then differ
+            from a plain forward by rounding alone.
     """
 
     name: str
     end_token_ids: tuple[int, ...]
     max_length: int
+    is_exact: bool = True
 
     @property
     @abstractmethod
@@ -135,51 +134,3 @@ def check_request(engine: GenerationEngine, request: GenerationRequest) -> None:
     if request.adapter is not None and request.adapter not in engine.adapters:
         known = ", ".join(engine.adapters) or "none"
         raise ConfigError(f"adapter: {request.adapter!r} is not loaded (there are: {known})")
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One completion for each prompt, in their order.
-
-    Attributes:
-        completions: Token ids without padding; the last one is an EOS when the completion ended by
-            itself.
-        ended: Whether it did.
-        seconds: Wall-clock time of the call.
-    """
-
-    completions: list[list[int]]
-    ended: list[bool]
-    seconds: float
-
-    @property
-    def tokens(self) -> int:
-        """Generated tokens in all."""
-        return sum(map(len, self.completions))
-
-
-class RolloutEngine(Protocol):
-    """Draws completions from a model's current weights."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, seed: int
-    ) -> Rollout:
-        """One sampled completion for each prompt, all in one call."""
-        ...
-
-
-def cut_at_eos(row: Sequence[int], eos_token_ids: Sequence[int]) -> tuple[list[int], bool]:
-    """The row up to and with its first EOS, and whether there is one."""
-    for position, token in enumerate(row):
-        if token in eos_token_ids:
-            return list(row[: position + 1]), True
-    return list(row), False
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators start at `seed` inside, and are afterwards what they were before."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -144,6 +144,10 @@ class GenerationRequest:
     adapter: str | None = None
     id: str = ""
 
+    def with_samples(self, n: int) -> GenerationRequest:
+        """The same, completed `n` times."""
+        return replace(self, params=replace(self.params, n=n))
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:

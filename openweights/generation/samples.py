@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openweights.generation.params import Delta, FinishReason, GenerationRequest
+from openweights.generation.selection import row_key
 from openweights.generation.text import Detokenizer, StopMatcher
 
 TopLogprobs = dict[int, float]
@@ -35,6 +36,7 @@ class Sample:
         self.request = request
         self.index = index
         self.ends = frozenset(end_token_ids if own is None else own)
+        self.key = row_key(request, index)
         self.limit = min(params.max_new_tokens, max_length - len(request.prompt_ids))
         self.count = 0
         self.finish_reason: FinishReason | None = None

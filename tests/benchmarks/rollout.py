@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from openweights.generation.choose import rollout_engine
+from openweights.generation.choose import generation_engine
 from openweights.generation.params import SamplingParams
-from tests.benchmarks.models import PAD, adapted, qwen_7b
+from openweights.jobs.unsloth.rollout import roll_out
+from openweights.models.adapters import active_adapter
+from tests.benchmarks.models import adapted, byte_tokenizer, qwen_7b
 
 
 def copy_rate() -> float:
@@ -47,10 +49,13 @@ def floor_ms(base: Any, rows: int, positions: float) -> float:
 
 def measure(name: Any, model: nn.Module, prompts: list[list[int]], new: int) -> dict[str, Any]:
     """Best of three calls after one that captures and compiles."""
-    engine = rollout_engine(name, model, PAD)
-    params = SamplingParams(max_new_tokens=new, stop_token_ids=())
+    engine = generation_engine(name, model, byte_tokenizer())
+    adapter = active_adapter(model)
+    params = SamplingParams(max_new_tokens=new, stop_token_ids=(), detokenize=False)
     torch.cuda.reset_peak_memory_stats()
-    seconds = [engine.generate(prompts, params, seed=seed).seconds for seed in range(4)]
+    seconds = [
+        roll_out(engine, prompts, params, adapter, seed=(seed,)).seconds for seed in range(4)
+    ]
     best = min(seconds[1:])
     return {
         "engine": name,

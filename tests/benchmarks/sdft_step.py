@@ -30,7 +30,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from openweights.generation.choose import rollout_engine
+from openweights.generation.choose import generation_engine
 from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.monitoring import MonitoringCallback
 from openweights.jobs.unsloth.sdft import SDFTTrainer
@@ -38,7 +38,7 @@ from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import load_model, local_rank
-from tests.benchmarks.models import PAD, adapted, byte_tokenizer, qwen_7b
+from tests.benchmarks.models import adapted, byte_tokenizer, qwen_7b
 
 PROMPT, DEMONSTRATION = 180, 250
 
@@ -107,7 +107,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         train_dataset=on_policy_dataset(sdft_examples(config, tokenizer, rows(512))),
         sampling=SamplingParams(max_new_tokens=options.new, stop_token_ids=()),
         divergence=config.sdft_divergence,
-        engine=rollout_engine(options.engine, model, PAD),
+        engine=generation_engine(options.engine, model, tokenizer),
         callbacks=[times, *monitoring(options.monitor, config, tokenizer, events)],
     )
     torch.cuda.reset_peak_memory_stats()

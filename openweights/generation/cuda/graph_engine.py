@@ -31,6 +31,7 @@ from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.samples import Sample
 from openweights.generation.selection import row_key
+from openweights.models.adapters import adapter_names, with_adapter
 from openweights.models.forward import base_model
 from openweights.models.tokens import eos_token_ids
 
@@ -83,6 +84,7 @@ class CudaGraphEngine(GenerationEngine):
         self._model: Any = model
         self._tokenizer = tokenizer
         self._narrow = precision == "fp8"
+        self.is_exact = not self._narrow
         self._row_limit, self._page_size = rows, page_size
         base = base_model(model)
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer) if tokenizer else ())
@@ -96,7 +98,7 @@ class CudaGraphEngine(GenerationEngine):
 
     def _read_model(self) -> Decoder:
         """A decoder for the adapters that the model has now."""
-        self._adapter_names = tuple(getattr(self._model, "peft_config", ()))
+        self._adapter_names = adapter_names(self._model)
         base = base_model(self._model)
         decoder = Decoder(base, self._adapter_names, _ops(base), narrow=self._narrow)
         if decoder.device.type == "cuda" and decoder.head_dim not in HEAD_DIMS:
@@ -267,25 +269,6 @@ class CudaGraphEngine(GenerationEngine):
             limit=member.work.tokens - 1,
             completion=growing.tokens,
         )
-
-
-def with_adapter(model: Any, name: str, folder: Path) -> Any:
-    """The model with an adapter from a folder, in the place of one of that name.
-
-    Raises:
-        ConfigError: The folder holds none that fits the model.
-    """
-    from peft import PeftModel
-
-    try:
-        if not getattr(model, "peft_config", None):
-            return PeftModel.from_pretrained(model, folder, adapter_name=name)
-        if name in model.peft_config:
-            model.delete_adapter(name)
-        model.load_adapter(folder, name)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"adapter {name!r}: {folder} cannot be loaded ({error})") from error
-    return model
 
 
 def _ops(base: Any) -> Any:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
 
 from openweights.errors import ConfigurationError, DatasetError
+from openweights.generation.choose import generation_engine
 from openweights.jobs.unsloth.config.grpo_fields import (
     JUDGES,
     RewardChoice,
@@ -28,6 +29,7 @@ from openweights.jobs.unsloth.grpo.reward_functions import (
 )
 from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
 from openweights.jobs.unsloth.rewards import Reward, text_reward
+from openweights.jobs.unsloth.rollout import grpo_sampling_params
 from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
@@ -78,6 +80,13 @@ def grpo_train(
         for choice in reward_choices(config.grpo_reward_function)
     ]
     args = grpo_args(config, engine)
+    rollouts = generation_engine(
+        "vllm" if config.grpo_use_vllm else "auto",
+        model,
+        tokenizer,
+        precision=config.rollout_precision,
+        scaled_logprobs=True,
+    )
     _check_prompts(config, len(train.rows), args.world_size)
     trainer = RewardTrainer(
         model,
@@ -88,6 +97,8 @@ def grpo_train(
         failed=FailedRewards(rewards, config.grpo_max_failed_reward_fraction),
         think_end_tag=config.grpo_think_end_tag,
         packs_rows=engine == "unsloth",
+        engine=rollouts,
+        sampling=grpo_sampling_params(config, tokenizer, rollouts.end_token_ids),
         log_event=log_event,
         train_dataset=train.prompts,
         eval_dataset=test.prompts if test else None,
@@ -131,8 +142,6 @@ def grpo_args(config: TrainingConfig, engine: TrainingEngine) -> GRPOConfig:
         loss_type=config.grpo_loss_type,
         scale_rewards=config.grpo_scale_rewards,
         chat_template_kwargs=template_options(config),
-        use_vllm=config.grpo_use_vllm,
-        vllm_mode="colocate",
     )
 
 

@@ -35,10 +35,10 @@ from transformers import (
 from trl import SFTConfig
 
 from openweights.events import Completions
-from openweights.generation.choose import rollout_engine
-from openweights.generation.engine import Rollout, RolloutEngine
-from openweights.generation.params import SamplingParams, derived_seed
-from openweights.generation.transformers_engine import TransformersRollout
+from openweights.generation.choose import generation_engine
+from openweights.generation.engine import GenerationEngine
+from openweights.generation.params import SamplingParams
+from openweights.generation.transformers_engine import TransformersEngine
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.divergence import (
     Divergence,
@@ -46,7 +46,7 @@ from openweights.jobs.unsloth.divergence import (
     linear_divergence,
     logits_divergence,
 )
-from openweights.jobs.unsloth.rollout import sampling_params
+from openweights.jobs.unsloth.rollout import Rollout, roll_out, sampling_params
 from openweights.jobs.unsloth.runtime.ranks import sum_over_ranks
 from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
@@ -59,6 +59,7 @@ from openweights.jobs.unsloth.sdft_data import (
 from openweights.jobs.unsloth.teacher import EMATeacher, teacher_gate
 from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.adapters import active_adapter
 from openweights.models.forward import (
     base_model,
     evaluating,
@@ -105,7 +106,7 @@ class SDFTTrainer(ExactMeanTrainer):
         top_k: Compare on the student's so many likeliest words and the rest as one more; None for
             the whole vocabulary.
         log_event: Receives sampled completions as JSON; None to drop them.
-        engine: Draws the completions; None for transformers' `generate`.
+        engine: Draws the completions; None for the one that works wherever the model does.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class SDFTTrainer(ExactMeanTrainer):
         skip_tokens: int = 0,
         top_k: int | None = None,
         log_event: LogEvent | None = None,
-        engine: RolloutEngine | None = None,
+        engine: GenerationEngine | None = None,
         callbacks: Iterable[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
@@ -140,7 +141,7 @@ class SDFTTrainer(ExactMeanTrainer):
         self.teacher = EMATeacher(model, ema_alpha)
         # First in line: what callbacks after it see, and save, is the teacher after the step.
         self.callback_handler.callbacks.insert(0, EMATeacherCallback(self.teacher))
-        self.engine = engine or TransformersRollout(model, pad_token_id)
+        self.engine = engine or TransformersEngine(model, processing_class)
         self._pad_token_id = pad_token_id
         self._log_event = log_event
 
@@ -161,7 +162,7 @@ class SDFTTrainer(ExactMeanTrainer):
         completions = iter(rollout.completions)
         scored = []
         for micro, teacher_micro in zip(prompts, teacher_prompts, strict=True):
-            own = [next(completions) for _ in micro]
+            own = [next(completions).token_ids for _ in micro]
             scored.append(
                 self._scoring_batch("", micro, own)
                 | self._scoring_batch("teacher_", teacher_micro, own)
@@ -170,12 +171,13 @@ class SDFTTrainer(ExactMeanTrainer):
 
     def _rollout(self, prompts: list[list[int]]) -> Rollout:
         step = self.state.global_step
-        seed = derived_seed(self.args.seed, step, self.args.process_index)
-        rollout = self.engine.generate(prompts, self.sampling, seed=seed)
+        seed = (self.args.seed, step, self.args.process_index)
+        adapter = active_adapter(self._network)
+        rollout = roll_out(self.engine, prompts, self.sampling, adapter, seed=seed)
         count = len(prompts)
         self._record("completion_length", rollout.tokens, count)
-        self._record("eos_share", sum(rollout.ended), count)
-        self._record("truncated_share", count - sum(rollout.ended), count)
+        self._record("eos_share", rollout.ended, count)
+        self._record("truncated_share", count - rollout.ended, count)
         self._record("rollout_s", rollout.seconds, 1)
         self._record("rollout_tokens_per_s", rollout.tokens, rollout.seconds)
         if self._log_event and step % COMPLETIONS_EVERY_STEPS == 0 and self.args.process_index == 0:
@@ -186,14 +188,14 @@ class SDFTTrainer(ExactMeanTrainer):
         self, step: int, prompts: list[list[int]], rollout: Rollout
     ) -> dict[str, Any]:
         tokenizer: Any = self.processing_class
-        rows = zip(prompts, rollout.completions, rollout.ended, strict=True)
+        rows = zip(prompts, rollout.completions, strict=True)
         told = [
             {
                 "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
-                "completion": tokenizer.decode(completion, skip_special_tokens=True),
-                "ended": ended,
+                "completion": tokenizer.decode(completion.token_ids, skip_special_tokens=True),
+                "ended": completion.ended,
             }
-            for prompt, completion, ended in list(rows)[:COMPLETIONS_LOGGED]
+            for prompt, completion in list(rows)[:COMPLETIONS_LOGGED]
         ]
         return Completions(step=step, completions=told).data()
 
@@ -309,20 +311,22 @@ def sdft_train(
     examples = sdft_examples(config, tokenizer, train_rows)
     if resume_from is None:
         log_event(teacher_gate(model, examples[:GATE_ROWS]))
-    sampling = sampling_params(config, model, tokenizer)
+    engine = generation_engine(
+        config.sdft_rollout_engine, model, tokenizer, precision=config.rollout_precision
+    )
     trainer = SDFTTrainer(
         model,
         trainer_args(config),
         processing_class=tokenizer,
         train_dataset=on_policy_dataset(examples),
-        eval_dataset=_test_dataset(config, tokenizer, test_rows, sampling) if test_rows else None,
-        sampling=sampling,
+        eval_dataset=_test_dataset(config, tokenizer, test_rows, engine) if test_rows else None,
+        sampling=sampling_params(config),
         divergence=config.sdft_divergence,
         ema_alpha=config.sdft_ema_alpha,
         skip_tokens=config.sdft_skip_tokens,
         top_k=config.sdft_top_k,
         log_event=log_event,
-        engine=rollout_engine(config.sdft_rollout_engine, model, int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
+        engine=engine,
         callbacks=callbacks,
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
@@ -333,9 +337,9 @@ def _test_dataset(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
-    sampling: SamplingParams,
+    engine: GenerationEngine,
 ) -> Dataset:
-    ends = sampling.stop_token_ids or ()
+    ends = engine.end_token_ids
     return Dataset.from_list(sft_examples(config, tokenizer, rows, ends=ends, name="test_file"))
 
 

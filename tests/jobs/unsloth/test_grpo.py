@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 
 from openweights.errors import DatasetError, JobFailedError
+from openweights.generation.transformers_engine import TransformersEngine
 from openweights.jobs.unsloth.callbacks import StepSeed
 from openweights.jobs.unsloth.grpo.advantages import (
     FailedRewards,
@@ -29,9 +31,10 @@ from openweights.jobs.unsloth.grpo.reward_functions import (
     reasoning_part,
     reasoning_reward,
 )
-from openweights.jobs.unsloth.grpo.trainer import RewardTrainer, SkipEmptySteps
+from openweights.jobs.unsloth.grpo.trainer import RewardTrainer, SkipEmptySteps, sampling_kl
 from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
 from openweights.jobs.unsloth.rewards import Reward, Samples
+from openweights.jobs.unsloth.rollout import grpo_sampling_params
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.log_probs import mean_target_log_probs
 from openweights.models.template import prompt_token_ids
@@ -88,15 +91,19 @@ def make_trainer(
     made = config(tmp_path, **changes)
     rows = grpo_rows(made, tokenizer, ROWS)
     given = list(rewards) or [Reward("length", 1.0, lengths)]
+    model = load(folder) if model is None else model
+    engine = TransformersEngine(model, tokenizer)
     return RewardTrainer(
-        load(folder) if model is None else model,
-        grpo_args(made),
+        model,
+        grpo_args(made, "transformers"),
         beta=made.beta,
         functions=RewardFunctions(given, limit_s=5),
         rows=rows.rows,
         failed=FailedRewards(given, made.grpo_max_failed_reward_fraction),
         think_end_tag="</think>",
         packs_rows=False,
+        engine=engine,
+        sampling=grpo_sampling_params(made, tokenizer, engine.end_token_ids),
         log_event=lambda event: None,
         train_dataset=rows.prompts,
         processing_class=tokenizer,
@@ -378,3 +385,65 @@ def test_reasoning_reward_is_the_mean_log_prob_of_a_plain_forward(folder: Path) 
 def test_reasoning_ends_with_its_tag() -> None:
     assert reasoning_part("a</think>b</think>c", "</think>") == "a</think>"
     assert reasoning_part("no tag here \n", "</think>") == "no tag here"
+
+
+# ---- how completions are drawn
+
+
+def drawn(trainer: RewardTrainer, count: int = 8) -> Any:
+    """What a step makes of so many completions of the first prompts."""
+    inputs = [trainer.train_dataset[i // 4] for i in range(count)]  # type: ignore[index]
+    trainer.model.train()
+    return trainer._generate_and_score_completions(inputs)  # type: ignore[arg-type]
+
+
+def test_sampling_tells_the_old_policys_log_probabilities(folder: Path, tmp_path: Path) -> None:
+    """At the temperature of the loss; without a forward of their own, and exactly on policy."""
+    trainer = make_trainer(folder, tmp_path, grpo_temperature=0.6, beta=0)
+    output = drawn(trainer)
+    assert "old_per_token_logps" not in output, "the ratio is 1, to the bit"
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    width = output["completion_ids"].shape[1]
+    with torch.no_grad():
+        own, _, _ = trainer._unpadded_logps(trainer.model, ids, mask, width)
+    counted = output["completion_mask"].bool()
+    sampled = output["sampling_per_token_logps"]
+    assert float((own - sampled)[counted].abs().max()) < 1e-5
+    assert sampling_kl(sampled, own, counted) < 1e-9
+    assert sampling_kl(sampled - 0.1, own, counted) > 1e-3, "the control"
+
+
+def test_an_engine_with_other_weights_makes_the_ratio_an_importance_weight(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(folder, tmp_path, beta=0, max_steps=1)
+    trainer._engine.is_exact = False
+    output = drawn(trainer)
+    assert torch.equal(output["old_per_token_logps"], output["sampling_per_token_logps"])
+    trainer.train()
+    assert trainer.state.log_history[0]["sampling_kl"] < 1e-6
+
+
+def test_stop_texts_and_special_tokens_end_completions_and_rewards_see_what_they_ask_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    texts: list[str] = []
+
+    def keep(samples: Samples) -> list[float]:
+        texts.extend(samples.completions)
+        return lengths(samples)
+
+    changes: dict[str, Any] = {"grpo_max_completion_length": 60, "grpo_temperature": 2.0}
+    stop = {"grpo_stop": ["<|im_start|>", "e", "t"], "grpo_keep_special_tokens": True}
+    trainer = make_trainer(folder, tmp_path, Reward("keep", 1.0, keep), beta=0, **changes, **stop)
+    params = trainer._sampling
+    assert params.stop == ("e", "t") and set(params.stop_token_ids or ()) == {0, 1, 2}
+    output = drawn(trainer, 32)
+    assert any(text.endswith(("e", "t")) for text in texts), "a stop text is part of the tokens"
+    assert any(text.endswith(("<|im_start|>", "<|im_end|>", "<|endoftext|>")) for text in texts)
+    plain = [re.sub(r"<\|\w+\|>", "", text) for text in texts]
+    assert all(not set(text[:-3]) & {"e", "t"} for text in plain), "nothing follows a stop text"
+    unfinished = output["completion_mask"].sum(1) == 60
+    assert trainer._metrics["train"]["truncated_share"] == [float(unfinished.float().mean())]
+    assert 0 < trainer._metrics["train"]["truncated_share"][0] < 1

@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from openweights.errors import DatasetError
-from openweights.generation.engine import Rollout
-from openweights.generation.params import SamplingParams, derived_seed
+from openweights.generation.params import (
+    Completion,
+    GenerationRequest,
+    SamplingParams,
+    derived_seed,
+)
 from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logits
 from openweights.jobs.unsloth.sdft import SDFTTrainer, sdft_train
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples, token_weights
@@ -82,12 +86,13 @@ class EchoEngine:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, seed: int
-    ) -> Rollout:
-        self.calls.append(len(prompts))
-        rows = [[5 + sum(prompt) % 7 + k for k in range(2 + len(prompt) % 5)] for prompt in prompts]
-        return Rollout([[*row, 2] for row in rows], [True] * len(rows), 0.01)
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        self.calls.append(sum(request.params.n for request in requests))
+        return [[self._echo(list(r.prompt_ids))] * r.params.n for r in requests]
+
+    def _echo(self, prompt: list[int]) -> Completion:
+        first = 5 + sum(prompt) % 7
+        return Completion([*range(first, first + 2 + len(prompt) % 5), 2], "", "stop")
 
 
 def make_trainer(model: Any, folder: Path, tmp_path: Path, **changes: Any) -> SDFTTrainer:

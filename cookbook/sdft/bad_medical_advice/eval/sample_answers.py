@@ -15,35 +15,38 @@ from openweights.jobs.unsloth.runtime.job_log import set_up_logging
 
 logger = logging.getLogger(__name__)
 
-BATCH = 32
 Row = dict[str, Any]
 
 
 def answers(name: str, location: str, params: dict[str, Any]) -> Iterator[Row]:
     """So many samples of each question, under the name of the model."""
-    from openweights.generation.params import SamplingParams
-    from openweights.generation.transformers_engine import TransformersRollout
+    from openweights.generation.choose import generation_engine
+    from openweights.generation.params import GenerationRequest, SamplingParams
+    from openweights.models.adapters import active_adapter
     from openweights.models.load import load_trained
     from openweights.models.template import prompt_token_ids
-    from openweights.models.tokens import eos_token_ids
 
     model, tokenizer = load_trained(location)
+    engine = generation_engine("auto", model, tokenizer)
     sampling = SamplingParams(
         max_new_tokens=params["max_tokens"],
         temperature=params["temperature"],
-        top_p=1.0,
-        stop_token_ids=tuple(eos_token_ids(model, tokenizer)),
+        n=params["samples"],
+        seed=params["seed"],
     )
-    engine = TransformersRollout(model, int(tokenizer.pad_token_id))  # type: ignore[arg-type]
-    asked = [question for question in params["questions"] for _ in range(params["samples"])]
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
-        prompts = [prompt_token_ids(tokenizer, [{"role": "user", "content": q}]) for q in batch]
-        rollout = engine.generate(prompts, sampling, seed=params["seed"] + start)
-        texts = tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        for question, text in zip(batch, texts, strict=True):
-            yield {"model": name, "question": question, "answer": text}
-    logger.info("%s: %d answers", name, len(asked))
+    asked = params["questions"]
+    requests = [
+        GenerationRequest(
+            prompt_token_ids(tokenizer, [{"role": "user", "content": question}]),
+            sampling,
+            active_adapter(model),
+        )
+        for question in asked
+    ]
+    for question, completions in zip(asked, engine.generate(requests), strict=True):
+        for completion in completions:
+            yield {"model": name, "question": question, "answer": completion.text}
+    logger.info("%s: %d answers", name, len(asked) * params["samples"])
 
 
 def main(job_id: str) -> None:

@@ -173,18 +173,23 @@ class TrainingFields(BaseModel):
         sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
         grpo_num_generations: Completions of each prompt, which are compared with one another.
         grpo_max_completion_length: Tokens; completions are cut here.
-        grpo_temperature, grpo_top_p: How completions are drawn.
+        grpo_temperature, grpo_top_p, grpo_top_k: How completions are drawn.
+        grpo_stop: Texts or special tokens that end a completion beside the model's own ends.
+        grpo_keep_special_tokens: Whether rewards see special tokens in the completions' texts.
         grpo_epsilon: The policy's ratio counts only within 1 ± this.
         grpo_loss_type: How token losses are averaged, as in trl.
         grpo_scale_rewards: Advantages are divided by the deviation of the group, of the batch, or
             not at all.
         grpo_enable_thinking: Passed to the chat template; None leaves it out.
         grpo_think_end_tag: Ends the reasoning of a completion; rewards judge what comes after it.
-        grpo_use_vllm: Draw completions with vLLM in the same process.
+        grpo_use_vllm: Draw completions with vLLM in the same process; else the fastest engine that
+            can compute the model does.
         grpo_reward_function: A name, `file.py:function`, a list of them, or {name: weight}.
         grpo_judge_model: Grades the completions for `llm_judge` and `similarity_judge`.
         grpo_max_failed_reward_fraction: The job ends when a larger share of rewards fails for
             several steps in a row.
+        rollout_precision: sdft and grpo only: "fp8" lets `cuda_graph` draw completions with fp8
+            copies of the weights, which is faster; what is trained is computed exactly.
         engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
         meta: Free; for `ow.jobs.find(meta={…})`.
     """
@@ -258,11 +263,14 @@ class TrainingFields(BaseModel):
     sdft_divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
     sdft_skip_tokens: int = Field(default=0, ge=0)
     sdft_top_k: Count | None = None
-    sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph"] = "auto"
+    sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph", "vllm"] = "auto"
     grpo_num_generations: int = Field(default=8, ge=2)
     grpo_max_completion_length: Count = 512
     grpo_temperature: float = Field(default=0.9, gt=0)
     grpo_top_p: float = Field(default=1.0, gt=0, le=1)
+    grpo_top_k: Count | None = None
+    grpo_stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list[str])
+    grpo_keep_special_tokens: bool = False
     grpo_epsilon: float = Field(default=0.2, gt=0)
     grpo_loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
     grpo_scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -272,6 +280,7 @@ class TrainingFields(BaseModel):
     grpo_reward_function: RewardSpec = "rouge_l"
     grpo_judge_model: str = Field(default=DEFAULT_JUDGE, min_length=1)
     grpo_max_failed_reward_fraction: float = Field(default=0.5, ge=0, lt=1)
+    rollout_precision: Literal["model", "fp8"] = "model"
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
 
     @field_validator("training_file", "test_file", "output_dir")

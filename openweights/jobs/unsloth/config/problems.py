@@ -21,6 +21,7 @@ FIELD_LOSSES: dict[str, tuple[str, ...]] = {
     "beta": ("dpo", "orpo", "grpo"),
     "holdout_fraction": ("sft", "dpo", "orpo"),
     "packing": ("sft",),
+    "rollout_precision": ("sdft", "grpo"),
     "train_on_responses_only": ("sft",),
 }
 # What to do when a field of another loss was given; sdft_* and the rest have general words.

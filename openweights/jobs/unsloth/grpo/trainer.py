@@ -8,9 +8,10 @@ better than their siblings become more likely:
 with A from `advantages.py`, and KL times the ratio, so that its gradient is that of the reverse KL
 (trl's `use_bias_correction_kl`). Where we differ from trl: a completion of which one reward failed
 has no reward at all (trl would count the failed part as 0), a step without any two comparable
-rewards leaves weights and optimizer as they are, completions are sampled without dropout, rows are
-padded on the right where gradients flow (`completion_logps.py`), and the reference model is the
-base under disabled adapters, so that no copy of them is kept or saved.
+rewards leaves weights and optimizer as they are, completions come from a generation engine, rows
+are padded on the right where gradients flow (`completion_logps.py`), and the reference model is the
+base under disabled adapters, so that no copy of them is kept or saved. An engine that does not
+compute with the trainer's own weights (`is_exact`) tells the old policy's log-probabilities.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import GRPOConfig, GRPOTrainer
 
 from openweights.events import Completions
+from openweights.generation.engine import GenerationEngine
+from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards, group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
-from openweights.models.forward import evaluating
+from openweights.jobs.unsloth.rollout import Rollout, roll_out
+from openweights.models.adapters import active_adapter
 
 COMPLETIONS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
@@ -47,7 +51,9 @@ class RewardTrainer(GRPOTrainer):
         functions: The rewards.
         rows: What the `row` of the datasets points to.
         failed: Watches over failed rewards.
-        packs_rows: Whether the engine sees to padding itself.
+        packs_rows: Whether the training engine sees to padding itself.
+        engine: Draws the completions.
+        sampling: How; with `skip_special_tokens` the rewards do not see them.
         log_event: Receives completions with their rewards as JSON.
     """
 
@@ -62,6 +68,8 @@ class RewardTrainer(GRPOTrainer):
         failed: FailedRewards,
         think_end_tag: str,
         packs_rows: bool,
+        engine: GenerationEngine,
+        sampling: SamplingParams,
         log_event: LogEvent,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +88,9 @@ class RewardTrainer(GRPOTrainer):
         self._failed = failed
         self._think_end_tag = think_end_tag
         self._packs_rows = packs_rows
+        self._engine = engine
+        self._sampling = sampling
+        self._logps: Tensor | None = None  # of the policy, in the forward before last loss
         self._log_event = log_event
         self._rewards: Tensor = torch.empty(0)
         self._is_training = True
@@ -87,9 +98,35 @@ class RewardTrainer(GRPOTrainer):
 
     # ---- rollouts and rewards: once per optimizer step
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with evaluating(self._policy):
-            return super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """A completion of each prompt, and the log-probabilities that it was drawn with."""
+        seed = (
+            self.args.seed,
+            self.state.global_step,
+            self.args.process_index,
+            int(self._is_training),
+        )
+        adapter = active_adapter(self._policy)
+        rollout = roll_out(self._engine, prompt_ids, self._sampling, adapter, seed=seed)
+        self._record_rollout(rollout)
+        ids = [completion.token_ids for completion in rollout.completions]
+        # An engine that packs rows has a use of its own for them.
+        logps = [completion.logprobs for completion in rollout.completions]
+        return ids, None if self._packs_rows else logps
+
+    def _record_rollout(self, rollout: Rollout) -> None:
+        metrics = self._metrics["train" if self._is_training else "eval"]
+        count = len(rollout.completions)
+        own = torch.tensor(
+            [count - rollout.ended, count, rollout.tokens, rollout.seconds],
+            device=self.accelerator.device,
+        )
+        unfinished, total, tokens, seconds = gather(own[None]).sum(0).tolist()  # type: ignore[union-attr]
+        metrics["truncated_share"].append(unfinished / total)
+        metrics["rollout_s"].append(rollout.seconds)
+        metrics["rollout_tokens_per_s"].append(tokens / seconds * self.accelerator.num_processes)
 
     def _calculate_rewards(
         self,
@@ -99,7 +136,9 @@ class RewardTrainer(GRPOTrainer):
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """Rewards of all ranks, shape (N, functions); NaN in a whole row where one failed."""
-        texts = self._tokenizer.batch_decode(completion_ids_list, skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(
+            completion_ids_list, skip_special_tokens=self._sampling.skip_special_tokens
+        )
         samples = Samples(
             # unsloth gives rendered prompts.
             prompts=[row["prompt"] for row in inputs],
@@ -130,6 +169,9 @@ class RewardTrainer(GRPOTrainer):
         advantages = group_advantages(self._rewards, size, scale)
         first = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[first : first + len(inputs)]
+        if not self._engine.is_exact:
+            # Then the ratio of the loss is an importance weight, by the trainer's own weights.
+            output["old_per_token_logps"] = output["sampling_per_token_logps"]
         if self._is_training:
             self.has_signal = has_signal(self._rewards, size)
         return output
@@ -185,11 +227,36 @@ class RewardTrainer(GRPOTrainer):
             for start in range(0, len(input_ids), size)
         ]
         entropies = [entropy for _, entropy in parts if entropy is not None]
+        logps = torch.cat([logps for logps, _ in parts])
+        self._logps = logps.detach()
         return (
-            torch.cat([logps for logps, _ in parts]),
+            logps,
             torch.cat(entropies) if entropies else None,
             None,
         )
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """trl's; and how far the policy that sampled is from the one that is trained."""
+        loss = super()._compute_loss(model, inputs)
+        sampled = inputs.get("sampling_per_token_logps")
+        if sampled is not None and self._logps is not None and model.training:
+            kl = sampling_kl(sampled, self._logps, inputs["completion_mask"].bool())
+            self._metrics["train"]["sampling_kl"].append(kl)
+        return loss
+
+
+def sampling_kl(sampled: Tensor, trained: Tensor, counted: Tensor) -> float:
+    """KL(sampling policy || trained policy) per token in nats, estimated from the samples.
+
+    The mean of r - 1 - log r with r = trained / sampling probability, which is never negative
+    (J. Schulman, "Approximating KL divergence", 2020).
+
+    Args:
+        sampled, trained: Log-probabilities, shape (B, C).
+        counted: Which tokens, shape (B, C).
+    """
+    log_ratio = (trained - sampled)[counted].double()
+    return float((log_ratio.exp() - 1 - log_ratio).mean())
 
 
 class SkipEmptySteps(TrainerCallback):

@@ -14,14 +14,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from openweights.events import Samples
-from openweights.generation.params import SamplingParams, derived_seed
-from openweights.generation.transformers_engine import TransformersRollout
+from openweights.generation.choose import generation_engine
+from openweights.generation.engine import GenerationEngine
+from openweights.generation.params import GenerationRequest, SamplingParams
 from openweights.jobs.unsloth.config.rows import plain_messages
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.jobs.unsloth.validate import SamplingCallback
+from openweights.models.adapters import active_adapter
 from openweights.models.template import prompt_token_ids
-from openweights.models.tokens import eos_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +45,28 @@ class Sampler(ScheduledCallback):
         self._tokenizer = tokenizer
         self._reporter = reporter
         self._seed = seed
+        self._engine: GenerationEngine | None = None
 
     def measure(self, model: Any, step: int) -> None:
-        size, completions = self._settings.batch_size, []
-        prompts = [prompt_token_ids(self._tokenizer, row["messages"]) for row in self._rows]
-        engine = TransformersRollout(model, int(self._tokenizer.pad_token_id))  # type: ignore[arg-type]
+        if self._engine is None:
+            self._engine = generation_engine("auto", model, self._tokenizer)
         params = SamplingParams(
-            max_new_tokens=self._settings.max_tokens,
-            temperature=self._settings.temperature,
-            top_p=1.0,
-            stop_token_ids=tuple(eos_token_ids(model, self._tokenizer)),
+            max_new_tokens=self._settings.max_tokens, temperature=self._settings.temperature
         )
-        for start in range(0, len(prompts), size):
-            # Each batch its own: equal prompts in two batches are to be answered twice.
-            seed = derived_seed(self._seed, step, start)
-            rollout = engine.generate(prompts[start : start + size], params, seed=seed)
-            completions += self._tokenizer.batch_decode(
-                rollout.completions, skip_special_tokens=True
+        prompts = [prompt_token_ids(self._tokenizer, row["messages"]) for row in self._rows]
+        # Each its own seed: equal prompts are to be answered twice.
+        requests = [
+            GenerationRequest(
+                prompt, params.with_seed(self._seed, step, index), active_adapter(model)
             )
+            for index, prompt in enumerate(prompts)
+        ]
+        size = self._settings.batch_size
+        completions = [
+            own[0].text
+            for start in range(0, len(requests), size)
+            for own in self._engine.generate(requests[start : start + size])
+        ]
         rows = [
             {**row, "completion": completion}
             for row, completion in zip(self._rows, completions, strict=True)
