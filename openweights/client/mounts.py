@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from openweights.errors import InvalidInputError
+from openweights.paths import relative
 
 # Never wanted, and different from day to day: they would change the id of the job.
 _SKIPPED = frozenset({"__pycache__", ".git", ".DS_Store"})
+_TARGET = ("mount: the target", "the job's folder")
 
 
 def expand_mounts(mount: Mapping[str, str]) -> dict[str, Path]:
@@ -26,28 +28,14 @@ def expand_mounts(mount: Mapping[str, str]) -> dict[str, Path]:
     for local, target in mount.items():
         path = Path(local).expanduser()
         # Of a folder the target may be the job's folder itself.
-        for relative, file in _files_at(path):
-            place = check_target(str(PurePosixPath(target) / relative) if relative else target)
+        for below, file in _files_at(path):
+            place = relative(str(PurePosixPath(target) / below) if below else target, *_TARGET)
             if place in files:
                 raise InvalidInputError(
                     f"mount: {files[place]} and {file} both go to {place!r}; use two targets"
                 )
             files[place] = file
     return files
-
-
-def check_target(target: str) -> str:
-    """The target in its normal form.
-
-    Raises:
-        InvalidInputError: It is empty or leaves the job's folder.
-    """
-    path = PurePosixPath(target)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in target:
-        raise InvalidInputError(
-            f"mount: the target {target!r} leaves the job's folder; use a relative one without '..'"
-        )
-    return str(path)
 
 
 def _files_at(path: Path) -> Iterator[tuple[str, Path]]:

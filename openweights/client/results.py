@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openweights.errors import InvalidInputError, NotFoundError
+from openweights.paths import inside
 from openweights.types import EventRecord
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def write_results(backend: Backend, events: Iterable[EventRecord], target: Path)
     for event in events:
         file_id, path = event.data.get("file"), event.data.get("path")
         if isinstance(file_id, str) and isinstance(path, str):
-            files[_inside(target, path)] = file_id
+            files[inside(target, path, "a result file: the path")] = file_id
     return [path for path, file_id in files.items() if _write(backend, file_id, path)]
 
 
@@ -79,19 +80,6 @@ def _writing(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _inside(target: Path, path: str) -> Path:
-    """`target / path`, with links followed: a job's event must not choose where on this disk we
-    write.
-    """
-    folder = target.resolve()
-    place = None if "\0" in path else (folder / path).resolve()
-    if place is None or place == folder or not place.is_relative_to(folder):
-        raise InvalidInputError(
-            f"a result file has the path {path!r}, which leaves {target}; it is not written"
-        )
-    return place
 
 
 def _write(backend: Backend, file_id: str, path: Path) -> bool:

@@ -17,8 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from openweights.cluster.books import Books
-from openweights.cluster.notices import Notices
+from openweights.cluster.cleanup import Cleanup
 from openweights.cluster.planning.actions import (
     Action,
     AdoptPod,
@@ -41,10 +40,11 @@ from openweights.cluster.pods.base import (
     PodsUnavailable,
     RateLimited,
     SpendingLimit,
+    request_of,
+    row_of,
 )
-from openweights.cluster.pods.request import request_of, row_of
 from openweights.cluster.store import ClusterStore
-from openweights.cluster.watch import Seen, Watch
+from openweights.cluster.watch import ReportLog, Seen, Watch
 from openweights.errors import ConfigurationError, OpenWeightsError, PlatformError
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ class OrganizationManager:
         self._new_id = new_id
         self._market = Market()
         self._watch = Watch(self._log_size, pods.name)
-        self._books = Books(store)
-        self._notices = Notices()
+        self._cleanup = Cleanup(store)
+        self._reports = ReportLog()
         self._foreign: set[str] = set()
         self._proven: set[str] = set()
         self._ended_here: set[str] = set()
@@ -134,7 +134,7 @@ class OrganizationManager:
             self._watch.store_was_away()
             raise
         actions = self.plan(seen)
-        self._notices.tell(a for a in actions if isinstance(a, ReportPod | ReportJobs))
+        self._reports.write(a for a in actions if isinstance(a, ReportPod | ReportJobs))
         for action in actions:
             try:
                 self._apply(action, seen)
@@ -148,7 +148,7 @@ class OrganizationManager:
                 logger.warning("%s failed: %s", type(action).__name__, error)
             except Exception:  # noqa: BLE001 - one bad job or pod must not keep the others waiting
                 logger.exception("%s failed", type(action).__name__)
-        self._books.close(seen.gone)
+        self._cleanup.run(seen.gone)
 
     def observe(self) -> Seen:
         """Read pods, then rows and jobs."""
@@ -286,7 +286,7 @@ class OrganizationManager:
             )
 
     def _give_up(self, worker_id: str) -> None:
-        self._books.reopen()
+        self._cleanup.look_again()
         self._store.set_worker_status(worker_id, "terminated")
 
     def _start_one_of(self, offers: Sequence[Offer], worker_id: str, action: StartWorker) -> bool:
@@ -369,7 +369,7 @@ class OrganizationManager:
     def _terminate(self, action: TerminatePod, seen: Seen) -> None:
         logger.info("ending pod %s of %s: %s", action.pod_id, action.worker_id, action.reason)
         self._pods.terminate(action.pod_id, pod_name(action.worker_id))
-        # What it costs ends when it is listed no more: see `Books`.
+        # What it costs ends when it is listed no more: see `Cleanup`.
         if action.is_boot_failure and action.worker_id not in self._ended_here:
             # It signed off by itself before it had done anything, as one with a broken GPU does.
             self._ended_here.add(action.worker_id)

@@ -1,18 +1,23 @@
-"""What the manager remembers about workers between two passes: since when they are idle, silent or
-ending.
+"""What the manager remembers between two passes: since when workers are idle, silent or ending, and
+what its log has been told.
 
 Only memory: after a restart the clocks begin anew, which delays an end and never hastens one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from openweights.cluster.planning.actions import ReportJobs, ReportPod
 from openweights.cluster.planning.observation import Demand, Pod, PodCloud, Worker, pod_name
 from openweights.types import JobRecord, PendingRow, WorkerRow
 
+logger = logging.getLogger(__name__)
+
+_SHOWN_IDS = 5
 LOOK_AT_LOG_AFTER_S = 30.0
 """A worker that is silent for longer has the log of its run looked at."""
 
@@ -148,3 +153,34 @@ class Watch:
             for worker_id in memory.keys() - workers:
                 del memory[worker_id]
         self._worked &= workers
+
+
+class ReportLog:
+    """Logs what is new among the reports of a pass, and not the same every quarter of a minute."""
+
+    def __init__(self) -> None:
+        self._pods: set[str] = set()
+        self._jobs: dict[str, set[str]] = {}
+
+    def write(self, reports: Iterable[ReportJobs | ReportPod]) -> None:
+        """Log what was not among the reports of the pass before."""
+        pods: set[str] = set()
+        jobs: dict[str, set[str]] = {}
+        for report in reports:
+            if isinstance(report, ReportPod):
+                pods.add(report.pod_id)
+                if report.pod_id not in self._pods:
+                    logger.info("pod %s (%s) is not ours: left alone", report.pod_id, report.name)
+                continue
+            jobs.setdefault(report.reason, set()).update(report.job_ids)
+            if set(report.job_ids) - self._jobs.get(report.reason, set()):
+                _log_jobs(report)
+        self._pods, self._jobs = pods, jobs
+
+
+def _log_jobs(report: ReportJobs) -> None:
+    count = len(report.job_ids)
+    ids = ", ".join(report.job_ids[:_SHOWN_IDS]) + (", …" if count > _SHOWN_IDS else "")
+    level = logging.INFO if report.can_wait else logging.ERROR
+    waits = "1 job waits" if count == 1 else f"{count} jobs wait"
+    logger.log(level, "%s (%s): %s", waits, ids, report.reason)

@@ -10,10 +10,11 @@ import shutil
 import tempfile
 import time
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from openweights.errors import InvalidInputError, PlatformError
+from openweights.paths import inside
 from openweights.worker.process import kill_strays
 
 logger = logging.getLogger(__name__)
@@ -105,21 +106,6 @@ def sweep_one(path: Path) -> None:
         os.close(lock_fd)
 
 
-def inside(folder: Path, target: str) -> Path:
-    """`folder / target`.
-
-    Raises:
-        InvalidInputError: The target is absolute, empty, or leaves the folder.
-    """
-    parts = PurePosixPath(target).parts
-    if not parts or target.startswith("/") or ".." in parts or "\0" in target:
-        raise InvalidInputError(f"target {target!r} leaves the job's folder; use a relative path")
-    path = folder.joinpath(*parts)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidInputError(f"target {target!r} leaves the job's folder through a link")
-    return path
-
-
 def unpack(bundle: BinaryIO, folder: Path) -> None:
     """Unpack a zip into `folder`.
 
@@ -131,7 +117,7 @@ def unpack(bundle: BinaryIO, folder: Path) -> None:
         try:
             with zipfile.ZipFile(seekable) as archive:
                 for name in archive.namelist():
-                    inside(folder, name)
+                    inside(folder, name, "the source bundle: the name")
                 archive.extractall(folder)
         except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
             message = f"the source bundle is not a readable zip: {error}"
@@ -144,7 +130,7 @@ def mount(content: BinaryIO, folder: Path, target: str) -> None:
     Raises:
         InvalidInputError: The target leaves the folder.
     """
-    path = inside(folder, target)
+    path = inside(folder, target, "the target")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         beginning = content.read(2)

@@ -10,13 +10,13 @@ from datetime import datetime
 
 import pytest
 
-from openweights.cluster.notices import Notices
 from openweights.cluster.org_manager import OrganizationManager
 from openweights.cluster.planning.actions import ReportJobs, ReportPod, StartWorker
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Listing
 from openweights.cluster.planning.observation import Pod, pod_name
 from openweights.cluster.pods.base import NoCapacity, PodRefused, PodRequest
+from openweights.cluster.watch import ReportLog
 from openweights.errors import InvalidStateError, PlatformError, StoreUnavailableError
 from openweights.types import JobRecord, WorkerSpec
 from tests.cluster.memory_store import MemoryStore
@@ -282,9 +282,9 @@ def test_the_key_of_a_worker_that_did_not_come_is_revoked() -> None:
 
 def test_what_jobs_wait_for_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    notices = Notices()
+    notices = ReportLog()
     for ids in (("a", "b"), ("b", "a"), ("a", "b", "c"), ("c",), ("c",), ("a",)):
-        notices.tell([ReportJobs(ids, "no pod", can_wait=True), ReportPod("p", "somebody's")])
+        notices.write([ReportJobs(ids, "no pod", can_wait=True), ReportPod("p", "somebody's")])
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "2 jobs wait (a, b)",
         "pod p (somebody's) is not ours",

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from openweights.backends.local import records
 from openweights.backends.local.failures import clear_errors
-from openweights.backends.local.file_folder import Incoming
+from openweights.backends.local.folders import Incoming
 from openweights.backends.local.store import Store, find, insert, matching
 from openweights.backends.values import base_name
 from openweights.errors import InvalidInputError, NotFoundError

@@ -14,8 +14,7 @@ from typing import Any
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.connections import Connections
 from openweights.backends.local.failures import clear_errors
-from openweights.backends.local.file_folder import FileFolder
-from openweights.backends.local.log_folder import LogFolder
+from openweights.backends.local.folders import FileFolder, LogFolder
 from openweights.backends.local.migrations import migrate
 from openweights.backends.local.worker_locks import WorkerLocks
 from openweights.errors import ConfigurationError, NotFoundError

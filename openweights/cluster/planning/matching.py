@@ -1,8 +1,23 @@
 """Which waiting jobs the workers that are free, or about to be, can take between them.
 
-Workers that take the same jobs form a class, jobs with the same need are one node, and jobs are
-matched in order by augmenting paths. So as many jobs as possible are matched; and of those, the
-ones that come first (sets of jobs that can be matched together form a matroid).
+This is a bipartite matching of jobs with workers, an edge where `takes` says yes. Jobs are added
+one by one, in the order in which the store would hand them out, each by an augmenting path (Berge
+1957): if a suitable worker is free the job gets it; else a job that holds a suitable worker moves
+to another one, whose job may have to move in turn, until the chain ends at a free worker. A job
+that is matched once stays matched; only its worker may change.
+
+Why the first come first: sets of jobs that can be matched together are the independent sets of a
+transversal matroid (Edmonds and Fulkerson 1965). In a matroid, taking each element in order if the
+set stays independent gives a set that is as large as possible, and of all such the first in that
+order. So no job is refused for the sake of one that comes later, and no worker stays idle that
+could have taken part. Two things follow that make it fast:
+
+- A job for which no augmenting path exists has none later either, because the set only grows; and
+  neither has any other job of the same need (`full` in `match_all`).
+- Jobs of equal need are interchangeable, and so are workers that take the same jobs. So the graph
+  has a node for each `Need` and each `WorkerClass`, with counts (`taken`, `matched`) in place of
+  edges: a search costs the number of needs times that of classes, however many jobs and workers
+  there are.
 """
 
 from __future__ import annotations
@@ -81,19 +96,24 @@ class WorkerClasses:
 
     def match(self, need: Need) -> bool:
         """Match one more job of this need, moving others to other workers where that helps."""
-        found_by: dict[int, Need] = {}
+        # Breadth first from `need` along the alternating paths
+        #     need -> class that suits it -> need that holds a worker of it -> class that suits that
+        # to the nearest class with a free worker. Two maps are the tree of the search: from which
+        # need a class was reached, and which class a need would leave.
+        reached_from: dict[int, Need] = {}
         leaves: dict[Need, WorkerClass] = {}
         waiting = deque([need])
         seen = {need}
         while waiting:
             current = waiting.popleft()
             for group in self.suitable(current):
-                if id(group) in found_by:
+                if id(group) in reached_from:
                     continue
-                found_by[id(group)] = current
+                reached_from[id(group)] = current
                 if group.has_room:
-                    _move(group, need, found_by, leaves)
+                    _augment(group, need, reached_from, leaves)
                     return True
+                # No room: whoever holds one of its workers might go elsewhere.
                 for other in group.taken:
                     if other not in seen:
                         seen.add(other)
@@ -138,15 +158,19 @@ def match_all(
     return met, unmet
 
 
-def _move(
+def _augment(
     group: WorkerClass,
     root: Need,
-    found_by: dict[int, Need],
+    reached_from: dict[int, Need],
     leaves: dict[Need, WorkerClass],
 ) -> None:
+    """Flip the path that ends at `group`, which has room, back to the new job's need `root`: each
+    need on it takes a worker of the class after it and gives up one of the class before it. Only
+    the last class holds one job more than it did.
+    """
     group.matched += 1
     while True:
-        need = found_by[id(group)]
+        need = reached_from[id(group)]
         group.taken[need] += 1
         if need is root:
             return

@@ -52,7 +52,7 @@ class LocalPods:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, request: PodRequest) -> Pod:
-        """See `Pods`. Whatever GPU is asked for: the worker says what there is."""
+        """Whatever GPU is asked for: the worker says what there is."""
         pods = self.list_pods()
         for pod in pods:
             if pod.name == request.name:
@@ -67,7 +67,6 @@ class LocalPods:
         return Pod(pod_id, request.name, "RUNNING", 0.0)
 
     def list_pods(self) -> list[Pod]:
-        """See `Pods`."""
         found: list[Pod] = []
         for path in sorted(self._folder.glob("*/name")):
             with contextlib.suppress(FileNotFoundError):  # it is being removed
@@ -76,7 +75,6 @@ class LocalPods:
         return found
 
     def terminate(self, pod_id: str, name: str) -> None:
-        """See `Pods`."""
         folder = self._folder / pod_id
         if not any(pod.id == pod_id and pod.name == name for pod in self.list_pods()):
             return
@@ -89,7 +87,6 @@ class LocalPods:
         shutil.rmtree(folder, ignore_errors=True)
 
     def logs(self, pod_id: str) -> str:
-        """See `Pods`."""
         path = self._folder / pod_id / "log"
         try:
             return path.read_bytes()[-LOG_BYTES:].decode(errors="replace")
@@ -97,7 +94,6 @@ class LocalPods:
             raise OpenWeightsError(f"pod {pod_id} has no log: {error.strerror}") from error
 
     def stock(self) -> list[Listing]:
-        """See `Pods`."""
         return []
 
     def _start_process(self, folder: Path, request: PodRequest) -> subprocess.Popen[bytes]:

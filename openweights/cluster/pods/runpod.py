@@ -70,7 +70,6 @@ class RunPod:
         self._base_url = (base_url or API_URL).rstrip("/")
 
     def start(self, request: PodRequest) -> Pod:
-        """See `Pods`."""
         arguments = _arguments(request)
         existing = self._find(request.name)
         if existing is not None:
@@ -85,11 +84,10 @@ class RunPod:
         return Pod(pod_id, request.name, "PROVISIONING", request.usd_per_hour)
 
     def list_pods(self) -> list[Pod]:
-        """See `Pods`."""
         return self._call(lambda sdk: [_pod(pod) for pod in sdk.get_pods()])
 
     def terminate(self, pod_id: str, name: str) -> None:
-        """See `Pods`. The name is asked for once more, because what is ended cannot be had back."""
+        """The name is asked for once more, because what is ended cannot be had back."""
         pod = self._call(lambda sdk: sdk.get_pod(pod_id))
         if pod is None:
             return
@@ -113,7 +111,6 @@ class RunPod:
         return None
 
     def logs(self, pod_id: str) -> str:
-        """See `Pods`."""
         lines: list[str] = []
         deadline = time.monotonic() + LOG_WAIT_S
         for event in self._stream(f"/v2/pods/{pod_id}/logs"):
@@ -123,7 +120,6 @@ class RunPod:
         return "\n".join(lines[-LOG_LINES:])
 
     def stock(self) -> list[Listing]:
-        """See `Pods`."""
         found: list[Listing] = []
         for cloud in _CLOUDS:
             query = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud}

@@ -1,4 +1,4 @@
-"""What is to be closed when a worker has ended: the costs of its pod, and its key."""
+"""What remains to be done when a worker has ended: its pod costs nothing more, its key is dead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openweights.errors import OpenWeightsError
 logger = logging.getLogger(__name__)
 
 
-class Books:
+class Cleanup:
     """Costs end with pods, and keys with workers. What fails is tried again in the next pass."""
 
     def __init__(self, store: ClusterStore) -> None:
@@ -20,12 +20,12 @@ class Books:
         # None: keys are to be looked through, as after a start.
         self._known_live: frozenset[str] | None = None
 
-    def reopen(self) -> None:
+    def look_again(self) -> None:
         """A key was made for a worker that did not come."""
         self._known_live = None
 
-    def close(self, gone: Iterable[str]) -> None:
-        """Close what is open.
+    def run(self, gone: Iterable[str]) -> None:
+        """End costs and keys that have outlived their workers.
 
         Args:
             gone: Ended workers whose pods are no longer there.
@@ -57,6 +57,6 @@ class Books:
         try:
             call()
         except OpenWeightsError as error:
-            logger.warning("an ended worker's costs or key could not be closed: %s", error)
+            logger.warning("an ended worker's costs or key could not be ended: %s", error)
             return False
         return True

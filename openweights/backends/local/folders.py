@@ -1,4 +1,5 @@
-"""Content of stored files, each under a name that follows from its bytes.
+"""The folders of a store: content of files, each under a name that follows from its bytes, and logs
+of runs, one growing file each.
 
 Content is written under a temporary name, brought to the disk and renamed, so that a crash at any
 moment leaves either the whole file or none under its final name.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from openweights.backends.values import check_purpose
+from openweights.errors import InvalidInputError
 
 _CHUNK_BYTES = 1 << 20
 _INCOMING = "incoming"
@@ -92,6 +94,49 @@ class FileFolder:
         os.fsync(target.fileno())
         digest.update(self._organization_id.encode())
         return digest.hexdigest(), size
+
+
+class LogFolder:
+    """The folder `logs` of a store; written by offset, so that sending twice changes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def size(self, run_id: int) -> int:
+        """Bytes stored so far."""
+        try:
+            return os.stat(self._path(run_id)).st_size
+        except FileNotFoundError:
+            return 0
+
+    def write(self, run_id: int, offset: int, data: bytes) -> None:
+        """Put `data` at `offset`, which is at most the log's size."""
+        fd = os.open(self._path(run_id), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            if not 0 <= offset <= size:
+                raise InvalidInputError(
+                    f"offset {offset} is not within the log of run {run_id}, which has {size} "
+                    "bytes: send what is missing first"
+                )
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
+        finally:
+            os.close(fd)
+
+    def read(self, run_id: int, offset: int, limit: int) -> bytes:
+        """At most `limit` bytes from `offset`."""
+        try:
+            with open(self._path(run_id), "rb") as file:
+                file.seek(offset)
+                return file.read(limit)
+        except FileNotFoundError:
+            return b""
+
+    def _path(self, run_id: int) -> str:
+        return f"{self._folder}/{int(run_id)}.log"
 
 
 def _sync_folder(folder: Path) -> None:
