@@ -95,7 +95,7 @@ class Decoder:
     ) -> None:
         check_supported(base)
         config, model = base.config.get_text_config(), base.get_decoder()
-        self._ops = ops
+        self.ops = ops
         self._rotary = model.rotary_emb
         self._embedding: Tensor = model.embed_tokens.weight
         self._embedding_scale: Tensor | None = getattr(model.embed_tokens, "embed_scale", None)
@@ -120,6 +120,14 @@ class Decoder:
         self._head = FusedLinear([base.get_output_embeddings()], adapters, ops, narrow=False)
         self._linears.append(self._head)
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a step waits for nothing on the host: experts wait but in bfloat16, for which
+        alone there is a grouped product.
+        """
+        has_experts = any(layer.experts is not None for layer in self._layers)
+        return self.device.type == "cuda" and (self.dtype == torch.bfloat16 or not has_experts)
 
     @property
     def tile_tokens(self) -> int:
@@ -153,26 +161,26 @@ class Decoder:
         residual = self._embedding[batch.ids]
         if self._embedding_scale is not None:
             residual *= self._embedding_scale.to(self.dtype)
-        x = self._ops.rms_norm(residual, self._layers[0].input_norm)
+        x = self.ops.rms_norm(residual, self._layers[0].input_norm)
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(x, batch.adapters, narrow=narrow)
             keys, values = cache.keys[index], cache.values[index]
             cos, sin = self._tables[layer.rotary]
-            self._ops.rotate_and_store(qkv, cos, sin, batch, keys, values, layer.head_norms)
-            attended = self._ops.attend(qkv, batch, keys, values, layer.scale, layer.window)
+            self.ops.rotate_and_store(qkv, cos, sin, batch, keys, values, layer.head_norms)
+            attended = self.ops.attend(qkv, batch, keys, values, layer.scale, layer.window)
             x = layer.o(attended, batch.adapters, narrow=narrow)
-            x = self._ops.add_norm(x, residual, layer.mlp_norm, layer.after_attention)
+            x = self.ops.add_norm(x, residual, layer.mlp_norm, layer.after_attention)
             x = self._mlp(layer, x, batch.adapters, narrow)
             last = index + 1 == self.layer_count
             norm = self._norm if last else self._layers[index + 1].input_norm
-            x = self._ops.add_norm(x, residual, norm, layer.after_mlp)
+            x = self.ops.add_norm(x, residual, norm, layer.after_mlp)
         return x
 
     def _mlp(self, layer: _Layer, x: Tensor, adapters: Tensor, narrow: bool) -> Tensor:
         if layer.gate_up is None or layer.down is None:
             assert layer.experts is not None
             return layer.experts(x[None])[0]
-        x = self._ops.gated(layer.gate_up(x, adapters, narrow=narrow), self._activation)
+        x = self.ops.gated(layer.gate_up(x, adapters, narrow=narrow), self._activation)
         return layer.down(x, adapters, narrow=narrow)
 
     def logits(self, hidden: Tensor, adapters: Tensor) -> Tensor:

@@ -94,9 +94,9 @@ class FusedLinear:
             inner = F.linear(x, self._down)
         else:
             if narrow and self._narrow is not None:
-                both = self._ops.narrow_linear(x, *self._narrow, self._bias)
-            else:
-                both = F.linear(x, self._weight, self._bias)
+                adapted = (self._up, adapters, self._rank, self._outputs)
+                return self._ops.narrow_linear(x, *self._narrow, self._bias, *adapted)
+            both = F.linear(x, self._weight, self._bias)
             out, inner = both[:, : self._width], both[:, self._width :]
         if self._rank:
             self._ops.add_adapters(out, inner, self._up, adapters, self._rank, self._outputs)

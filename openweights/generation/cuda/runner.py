@@ -45,7 +45,8 @@ class Runner:
         self._tables = torch.zeros(rows + 1, width, dtype=torch.int32, device=decoder.device)
         self._cache: PagedCache | None = None
         self._steps: dict[tuple[Any, ...], Steps] = {}
-        self._memory = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
+        captured = decoder.can_be_captured
+        self._memory = torch.cuda.graph_pool_handle() if captured else None
         self.replace_decoder(decoder)
 
     def replace_decoder(self, decoder: Decoder) -> None:
@@ -56,7 +57,7 @@ class Runner:
 
     def page_limit(self) -> int:
         """How many pages there is memory for."""
-        if self._memory is None:
+        if self._decoder.device.type != "cuda":
             return 2**31 - 1
         page = 2 * self._decoder.layer_count * self._decoder.kv_heads * self._page_size
         page *= self._decoder.head_dim * self._decoder.dtype.itemsize

@@ -209,6 +209,17 @@ class Steps:
             counts[row].index_add_(0, tokens, torch.ones(len(tokens), dtype=torch.int32))
         return counts.to(self._decoder.device)
 
+    def _drawn_from(self, logits: Tensor, generated: Tensor) -> tuple[Tensor, ...]:
+        """Tokens, and what is told of them."""
+        rows = self._rows
+        if not (rows.limits or rows.penalizes or rows.delays or self._asked.top_count):
+            tokens, own = self._decoder.ops.draw(logits, rows, generated)
+            return tokens, own, *(part[0] for part in self._drawn[2:])
+        tokens = select(logits, rows, generated, self._counts)
+        if self._counts is not None:
+            self._counts.scatter_add_(1, tokens[:, None], torch.ones_like(self._counts[:, :1]))
+        return note(logits, tokens, rows, self._asked)
+
     def _captured(self, memory: Any) -> Any:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -231,12 +242,9 @@ class Steps:
         batch = TokenBatch(ids, positions, rows, adapters, tables, slots, tiles, 1)
         hidden = self._decoder.hidden(batch, self._cache, narrow=self._narrow)
         logits = self._decoder.logits(hidden, adapters)
-        tokens = select(logits, self._rows, generated, self._counts)
-        if self._counts is not None:
-            self._counts.scatter_add_(1, tokens[:, None], torch.ones_like(self._counts[:, :1]))
-        for kept, new in zip(
-            self._drawn, note(logits, tokens, self._rows, self._asked), strict=True
-        ):
+        told = self._drawn_from(logits, generated)
+        tokens = told[0]
+        for kept, new in zip(self._drawn, told, strict=True):
             kept.index_copy_(0, self._step, new[None])
         self._step += 1
         ids.copy_(tokens)

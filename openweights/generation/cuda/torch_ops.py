@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openweights.generation.cuda.batch import TokenBatch
+from openweights.generation.selection import Rows, log_probs, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +136,36 @@ def narrowed(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 
-def narrow_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias with both factors in fp8, shape (T, O).
+def narrow_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    up: Tensor,
+    adapters: Tensor,
+    rank: int,
+    outputs: Sequence[int],
+) -> Tensor:
+    """x @ W.T + bias with both factors in fp8, and what each row's adapter adds; shape (T, O).
 
     Args:
         x: Shape (T, I); its rows are narrowed here.
-        weight: `narrowed` rows, shape (O, I).
-        scale: Their factors, shape (O, 1).
+        weight: `narrowed` rows of W and behind them of every A, shape (O + M * adapters * rank, I).
+        scale: Their factors, shape (the same, 1).
+        bias: Shape (O,) at least.
+        up, adapters, rank, outputs: As of `add_adapters`.
     """
     narrow, row_scale = narrowed(x)
-    out = (narrow.float() @ weight.float().T) * row_scale * scale.T
-    return (out if bias is None else out + bias).to(x.dtype)
+    both = ((narrow.float() @ weight.float().T) * row_scale * scale.T).to(x.dtype)
+    out, inner = both.split((sum(outputs), len(weight) - sum(outputs)), dim=1)
+    if bias is not None:
+        out += bias[: sum(outputs)]
+    if rank:
+        add_adapters(out, inner, up, adapters, rank, outputs)
+    return out
+
+
+def draw(logits: Tensor, rows: Rows, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """A token of each row and its log-probability, where nothing limits or changes the draw."""
+    tokens = select(logits, rows, positions)
+    return tokens, log_probs(logits, tokens, rows).float()
