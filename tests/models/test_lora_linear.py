@@ -13,6 +13,9 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 from openweights.models.lora_linear import LoraLinear, fuse_lora
+from tests.rounding import assert_equal_in_float64, assert_sums_equal
+
+TERMS = 7 + 3 + 7 + 5 + 3 + 5  # of the two layers of `adapted`: inputs, rank, outputs
 
 
 def adapted(
@@ -47,7 +50,7 @@ def test_equals_peft_in_float64(seed: int, rank: int, bias: bool) -> None:
     expected = gradients(model, x, weight)
     assert fuse_lora(model) == 2
     for got, want in zip(gradients(model, x, weight), expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+        assert_equal_in_float64(got, want)
     assert all(g.abs().sum() > 0 for g in expected), "the control: nothing is zero anyway"
 
 
@@ -90,11 +93,13 @@ def test_the_rest_computes_as_peft_does() -> None:
         torch.tanh(model.base_model.model[0].base_layer(x))
     )
     with model.disable_adapter():  # type: ignore[operator]
-        torch.testing.assert_close(model(x), plain)
+        assert_sums_equal(model(x), plain, TERMS)
     fused = model(x)
     model.merge_adapter()  # type: ignore[operator]
     assert not fused_calls(model, x)
-    torch.testing.assert_close(model(x), fused)
+    assert_sums_equal(model(x), fused, TERMS)
+    with pytest.raises(AssertionError, match="differs by"):  # the control: the adapter counts
+        assert_sums_equal(plain, fused, TERMS)
 
 
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}])
@@ -105,7 +110,7 @@ def test_dropout_and_dora_are_left_to_peft(options: dict[str, Any]) -> None:
     model.eval()
     expected = model(x)
     fuse_lora(model)
-    torch.testing.assert_close(model(x), expected)
+    assert_sums_equal(model(x), expected, TERMS)
     assert not fused_calls(model.train(), x)
 
 

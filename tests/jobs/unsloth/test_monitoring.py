@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.monitoring import MonitoringCallback
 from openweights.jobs.unsloth.sdft import sdft_train
 from tests.jobs.unsloth.test_sdft import ROWS, adapters, assert_same, config, load, perturb
+from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
 
@@ -31,11 +33,17 @@ def end_step(callback: MonitoringCallback, model: Any, step: int) -> None:
     callback.on_step_end(None, state, None, model=model)  # type: ignore[arg-type]
 
 
+def adapter_terms(model: Any) -> int:
+    """Of a norm over all trained weights."""
+    return 4 + sum(weights.numel() for weights in adapters(model).values())
+
+
 @torch.no_grad()
 def slow_kl_and_cosine(
     model: Any, examples: list[Any], direction: torch.Tensor
 ) -> tuple[float, float]:
     """One row at a time, full logits of the whole model, in float64."""
+    model = copy.deepcopy(model).double()
     divergences, cosines = [], []
     for example in examples:
         ids = torch.tensor([example["input_ids"]])
@@ -75,10 +83,11 @@ def test_figures_equal_their_definitions(
     first, second = events
     assert first["weight_difference_norm"] == 0 and abs(first["kl_to_base"]) < 1e-6
     kl, cosine = slow_kl_and_cosine(model, sft_examples(settings, tokenizer, ROWS), direction)
-    assert second["kl_to_base"] == pytest.approx(kl, rel=1e-4) and kl > 0.01
-    assert second["cosine"] == pytest.approx(cosine, rel=1e-4)
-    moved = sum((p - before[n]).pow(2).sum() for n, p in adapters(model).items()).sqrt()
-    assert second["weight_difference_norm"] == pytest.approx(moved.item(), rel=1e-5)
+    terms = terms_of(model, 64)
+    assert_sums_equal([second["kl_to_base"], second["cosine"]], [kl, cosine], terms, size=1.0)
+    assert kl > 0.01
+    moved = sum((p - before[n]).double().pow(2).sum() for n, p in adapters(model).items()).sqrt()
+    assert_sums_equal(second["weight_difference_norm"], moved, adapter_terms(model))
     assert all(e["tag"] == "monitoring" and e["monitoring_s"] > 0 for e in events)
 
 
@@ -104,9 +113,7 @@ def test_direction_between_two_system_prompts(folder: Path, tmp_path: Path) -> N
                 states.append(model(ids, output_hidden_states=True).hidden_states[1][0, -1])
         means.append(torch.stack(states).mean(0))
     expected = means[0] - means[1]
-    torch.testing.assert_close(
-        callback._direction, expected / expected.norm(), rtol=1e-4, atol=1e-5
-    )
+    assert_sums_equal(callback._direction, expected / expected.norm(), terms_of(model, 64))
 
 
 def test_training_is_the_same_with_it(folder: Path, tmp_path: Path) -> None:
@@ -136,5 +143,6 @@ def test_a_resumed_run_measures_from_the_first_weights(folder: Path, tmp_path: P
     callback = MonitoringCallback(whole, tokenizer, ROWS, events.append, every_steps=3)
     checkpoint = str(Path(half.output_dir) / "checkpoint-2")
     sdft_train(whole, model, tokenizer, ROWS, None, callbacks=[callback], resume_from=checkpoint)
-    moved = sum((p - first[n]).pow(2).sum() for n, p in adapters(model).items()).sqrt()
-    assert [e["weight_difference_norm"] for e in events] == [pytest.approx(moved.item(), rel=1e-5)]
+    moved = sum((p - first[n]).double().pow(2).sum() for n, p in adapters(model).items()).sqrt()
+    found = [e["weight_difference_norm"] for e in events]
+    assert_sums_equal(found, [float(moved)], adapter_terms(model))
