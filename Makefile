@@ -5,11 +5,14 @@
 #
 # Each makes its virtual environment in .venv when it is not there; afterwards that takes no time.
 # PYTHON=python3.12 chooses another Python; ARGS="..." is handed on: make test ARGS="-k sdft".
+# WORKERS=2 processes share the tests, of one computing thread each; WORKERS=0 is this one alone.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint setup clean
 
@@ -17,7 +20,7 @@ demo: $(VENV)/.demo
 	$(BIN)/ow demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

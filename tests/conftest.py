@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -11,17 +14,38 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from openweights.errors import PlatformError
-from openweights.settings import Settings
+# What is the machine's to say and no test's: where programs, downloads and packages lie, how to
+# reach the network, how many threads compute and with which instructions.
+_KEPT = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|LD_LIBRARY_PATH|VIRTUAL_ENV|CI|HF_HOME|HF_HUB_CACHE"
+    r"|(?i:https?_proxy|no_proxy|all_proxy)|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
+    r"|(PIP|UV|npm|NPM)_\w+|(PYTEST|HYPOTHESIS|COVERAGE|COV|OW_TEST_SUPABASE)_\w+"
+    r"|CHROMIUM|PLAYWRIGHT_\w+"
+    r"|(OMP|MKL|KMP|GOMP|ATEN|ONEDNN|DNNL|OPENBLAS|CUDA|NVIDIA|TRITON|TORCH)_\w+"
+)
+
+
+def _forget_the_caller() -> dict[str, str]:
+    """Takes everything else out of the environment; returns what is left.
+
+    Here and not in a fixture, since many packages read their variables when they are imported.
+    """
+    for name in list(os.environ):
+        if not _KEPT.fullmatch(name):
+            del os.environ[name]
+    os.environ.update(LANG="C.UTF-8", TZ="UTC")
+    time.tzset()
+    return dict(os.environ)
+
+
+_ENVIRONMENT = _forget_the_caller()
+
+from openweights.errors import PlatformError  # noqa: E402
+from openweights.settings import Settings  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.supabase_double.postgres import PostgresServer
     from tests.supabase_double.team import Team
-
-_PREFIXES = ("OPENWEIGHTS_", "OW_", "SUPABASE_", "HF_", "RUNPOD_", "WANDB_", "OPENAI_")
-# Where downloads are kept, and whether there may be any, is the machine's to say.
-_KEPT = frozenset({"HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"})
-_KEPT_PREFIX = "OW_TEST_SUPABASE_"
 
 
 def pytest_configure() -> None:
@@ -34,12 +58,29 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks `numeric`: the tests of every file that compares what torch has computed."""
+    for item in items:
+        if _compares_numbers(item.path):
+            item.add_marker(pytest.mark.numeric)
+
+
+@functools.cache
+def _compares_numbers(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return bool(re.search(r"^from tests\.rounding import|\btorch\.equal\(", text, re.M))
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """None of our variables, and an empty home; its self-started workers are asked to end."""
-    for name in os.environ:
-        if name.startswith(_PREFIXES) and not (name in _KEPT or name.startswith(_KEPT_PREFIX)):
-            monkeypatch.delenv(name)
+    """The environment of the start, and an empty home; its self-started workers are asked to end.
+
+    A job that runs in this process leaves variables behind; none of them reaches the next test.
+    """
+    for name in set(os.environ) - set(_ENVIRONMENT):
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
     folder = tmp_path / "home"
     monkeypatch.setenv("OPENWEIGHTS_HOME", str(folder))
     monkeypatch.setenv("OPENWEIGHTS_WORKER_IDLE_S", "1")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,34 @@ def test_a_models_gradients_are_within_the_bound_and_wrong_ones_are_not(tiny: Pa
     for name, expected in exact.items():
         with pytest.raises(AssertionError, match="differs by"):
             assert_sums_equal(wrong[name], expected, terms)
+
+
+TESTS = Path(__file__).parent
+
+
+def loose_comparisons(source: str) -> list[str]:
+    """Comparisons of tensors within a tolerance that says nothing of what was summed."""
+    wrong = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        unbounded = name == "approx" and not {k.arg for k in node.keywords} & {"rel", "abs"}
+        if name in ("allclose", "assert_close", "isclose") or unbounded:
+            wrong.append(f"{node.lineno}: {ast.unparse(node)}")
+    return wrong
+
+
+def test_tensors_are_compared_within_rounding_alone() -> None:
+    found = {}
+    for path in TESTS.rglob("test_*.py"):
+        source = path.read_text(encoding="utf-8")
+        if re.search(r"^(import|from) torch\b", source, re.M) and (w := loose_comparisons(source)):
+            found[path.name] = w
+    assert found == {}
+    assert len(loose_comparisons("torch.allclose(a, b); assert c == approx(d)")) == 2
+    assert loose_comparisons("assert_sums_equal(a, b, 9); assert c == approx(d, rel=1e-9)") == []
+
+
+def test_such_tests_are_marked_numeric(request: pytest.FixtureRequest) -> None:
+    assert request.node.get_closest_marker("numeric") is not None

@@ -18,7 +18,7 @@ from openweights.client.bundle import (
 )
 from openweights.client.events import EventCollection
 from openweights.client.files import FileCollection
-from openweights.client.job_kinds import Jobs, find_kind, kind_names, register
+from openweights.client.job_kinds import Jobs, find_kind, keep_names, kind_names, register
 from openweights.client.jobs import Job, JobCollection
 from openweights.client.local_worker import LocalWorker
 from openweights.client.results import read_log_chunks
@@ -211,3 +211,6 @@ class OpenWeights:
     def iterate_log(self, run_id: int) -> Iterator[bytes]:
         """The log of a run so far, in pieces."""
         return read_log_chunks(self.backend, run_id)
+
+
+keep_names([*dir(OpenWeights), *OpenWeights.RESERVED])

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -43,6 +43,7 @@ _BUILT_IN = {
     "exec": "openweights.jobs.exec:Exec",
 }
 _REGISTERED: dict[str, type[Jobs]] = {}
+_TAKEN: set[str] = set()  # attributes of a client, which no kind may be called
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # `{job_id}`, but not the shell's `${job_id}`.
@@ -240,11 +241,9 @@ def register(name: str) -> Callable[[_Kind], _Kind]:
     Raises:
         InvalidInputError: The name cannot be an attribute of a client.
     """
-    from openweights.client import OpenWeights
-
     if not name.isidentifier() or name.startswith("_"):
         raise InvalidInputError(f"{name!r} is not a name for a job kind; use one like 'my_job'")
-    if hasattr(OpenWeights, name) or name in OpenWeights.RESERVED:
+    if name in _TAKEN:
         raise InvalidInputError(f"ow.{name} is taken; choose another name for the job kind")
 
     def decorate(kind: _Kind) -> _Kind:
@@ -254,6 +253,11 @@ def register(name: str) -> Callable[[_Kind], _Kind]:
         return kind
 
     return decorate
+
+
+def keep_names(names: Iterable[str]) -> None:
+    """No kind may be registered under these names: the client's own attributes."""
+    _TAKEN.update(names)
 
 
 def find_kind(name: str) -> type[Jobs] | None:
