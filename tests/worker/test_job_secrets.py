@@ -137,7 +137,7 @@ def test_names_are_checked_before_a_job_is_submitted(ow: OpenWeights, tmp_path: 
     for names, reason in (
         (["HF_TOKN"], "the organization has no HF_TOKN; .* there are HF_TOKEN, OTHER"),
         (["A-B"], "secrets: 'A-B' cannot name a secret"),
-        ([3], "secrets: 3 cannot name a secret"),
+        ([3], r"secrets\[0\]: must be a string, not 3"),
         ([""], "cannot name a secret"),
         (["PATH"], "PATH is set by the worker"),
         (["openweights_api_key"], "is set by the worker"),
