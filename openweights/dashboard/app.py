@@ -35,7 +35,13 @@ from openweights import __version__
 from openweights.client import Job, OpenWeights
 from openweights.client.job_kinds import kind_names
 from openweights.dashboard.access import Gate, Sessions, session_of
-from openweights.dashboard.details import default_params, job_details, kind_named, log_matches
+from openweights.dashboard.details import (
+    default_params,
+    job_details,
+    kind_named,
+    log_matches,
+    result_files,
+)
 from openweights.dashboard.http import json_body, store_upload, stream_file, whole
 from openweights.dashboard.job_index import SORT_KEYS, JobIndex, JobQuery
 from openweights.dashboard.openai_api import openai_routes
@@ -96,6 +102,7 @@ def _api_routes() -> list[Route]:
         Route("/api/jobs/check", _check_job, methods=["POST"]),
         Route("/api/jobs/stream", _stream),
         Route("/api/jobs/{job_id}", _job),
+        Route("/api/jobs/{job_id}/files", _result_files),
         Route("/api/jobs/{job_id}/series", _series_names),
         Route("/api/jobs/{job_id}/answers", _answers),
         Route("/api/jobs/{job_id}/tokens", _token_steps),
@@ -271,6 +278,10 @@ def _job(request: Request) -> Response:
     client = _client(request)
     job = client.backend.get_job(request.path_params["job_id"])
     return JSONResponse(job_details(client, job))
+
+
+def _result_files(request: Request) -> Response:
+    return JSONResponse(result_files(_client(request).backend, request.path_params["job_id"]))
 
 
 def _cancel(request: Request) -> Response:

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime
+from functools import cache
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -44,7 +45,6 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "mounted": job.params.get("mounted_files") or {},
         "params": described_params(ow, job, kind),
         "runs": [_run(run) for run in runs],
-        "files": result_files(ow.backend, job),
         "python": python_lines(ow, job, kind),
         "command": command_line(job, kind),
     }
@@ -80,6 +80,7 @@ def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[
     return sorted(rows, key=lambda row: not row["differs"])
 
 
+@cache
 def default_params(model: type[BaseModel]) -> dict[str, Any]:
     """The defaults of a model's fields, as JSON; fields that must be given have none."""
     found: dict[str, Any] = {}
@@ -90,9 +91,9 @@ def default_params(model: type[BaseModel]) -> dict[str, Any]:
     return found
 
 
-def result_files(backend: Backend, job: JobRecord) -> list[dict[str, Any]]:
+def result_files(backend: Backend, job_id: str) -> list[dict[str, Any]]:
     """`{path, file}` of the last run's results, by path; of equal paths the last one."""
-    runs = backend.list_runs(job_id=job.id, limit=1)
+    runs = backend.list_runs(job_id=job_id, limit=1)
     files: dict[str, str] = {}
     for event in backend.list_events(run_id=runs[-1].id) if runs else ():
         path, file = event.data.get("path"), event.data.get("file")

@@ -19,7 +19,7 @@ export async function show(view, { id, query, signal }) {
     h("div", { class: "two" }, h("section", {}, h("h2", {}, "Parameters"), params), h("section", {}, h("h2", {}, "Result files"), files, h("h2", {}, "Make it again"), again(job))));
   render();
   const drawn = new Map();
-  await Promise.all([measure(), logs(), said()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
+  await Promise.all([measure(), logs(), said(), results()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
 
   function render() {
     fill(head, h("h1", {}, job.id, " ", status(job.status)), h("div", { class: "bar" }, buttons(),
@@ -36,7 +36,11 @@ export async function show(view, { id, query, signal }) {
       job.runs.length > 1 && runTable());
     const usual = job.params.filter(({ differs }) => !differs);
     fill(params, paramTable(job.params.filter(({ differs }) => differs)), usual.length > 0 && h("details", {}, h("summary", {}, `${usual.length} at their defaults`), paramTable(usual)));
-    fill(files, job.files.length ? h("ul", {}, job.files.map(({ path, file }) => h("li", {}, h("a", { href: `${filePath(file)}/content`, download: true }, path)))) : h("p", { class: "faint" }, "none"));
+  }
+
+  async function results() {
+    const found = await get(`${jobPath(id)}/files`, {}, signal);
+    fill(files, found.length ? h("ul", {}, found.map(({ path, file }) => h("li", {}, h("a", { href: `${filePath(file)}/content`, download: true }, path)))) : h("p", { class: "faint" }, "none"));
   }
 
   function paramTable(rows) {
@@ -64,7 +68,7 @@ export async function show(view, { id, query, signal }) {
     const before = job.status;
     job = await get(jobPath(id), {}, signal);
     render();
-    if (job.status !== before) await said();
+    if (job.status !== before) await Promise.all([said(), results()]);
   }
 
   async function measure() {
