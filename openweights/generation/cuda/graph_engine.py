@@ -63,7 +63,7 @@ class CudaGraphEngine(GenerationEngine):
             texts and name what ends them.
         rows: How many samples are worked on at a time.
         precision: "fp8" decodes with fp8 copies of the layers' weights: half of the bytes that a
-            step reads, for half as much memory again as the weights take.
+            step reads, for half as much memory again as the weights take. "model" for none.
         page_size: Positions of a page of the cache.
 
     Raises:
@@ -78,7 +78,7 @@ class CudaGraphEngine(GenerationEngine):
         tokenizer: PreTrainedTokenizerBase | None,
         *,
         rows: int = ROWS,
-        precision: str | None = None,
+        precision: str = "model",
         page_size: int = PAGE_SIZE,
     ) -> None:
         self._model: Any = model

@@ -1,0 +1,234 @@
+"""Each Triton kernel against what `torch_ops` says it computes, and the captured engine against
+`generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from openweights.generation.cuda import torch_ops
+from openweights.generation.cuda.batch import Piece, TokenBatch, prefill_batch
+from openweights.generation.cuda.graph_engine import CudaGraphEngine
+from openweights.generation.cuda.torch_ops import Norm
+from openweights.generation.params import GenerationRequest, SamplingParams
+from openweights.generation.selection import Rows
+from openweights.models.tokens import pad_left
+from tests.generation.cuda.test_decoder import ARCHITECTURES, PROMPTS, completed, make_model
+
+pytestmark = pytest.mark.gpu
+
+PAGE, PAGES = 64, 40
+# Relative to the norm of what is expected: a few roundings of the type.
+TYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
+
+
+@pytest.fixture
+def triton_ops() -> Any:
+    from openweights.generation.cuda import triton_ops
+
+    torch.manual_seed(0)
+    return triton_ops
+
+
+def near(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """False for NaN."""
+    difference = (actual.double() - expected.double()).norm()
+    return bool(difference <= tolerance * expected.double().norm())
+
+
+def random(*shape: int, dtype: torch.dtype, strided: bool = False) -> Tensor:
+    """On the GPU; a strided one is a view of a wider matrix, as outputs beside adapters are."""
+    *rest, last = shape
+    wide = torch.randn(*rest, last + 16 * strided, device="cuda").to(dtype)
+    return wide[..., :last]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("from_one", [False, True])
+@pytest.mark.parametrize(("rows", "size"), [(1, 64), (7, 3584), (33, 1000)])
+def test_norms(
+    triton_ops: Any, dtype: torch.dtype, tolerance: float, from_one: bool, rows: int, size: int
+) -> None:
+    x = random(rows, size, dtype=dtype, strided=True)
+    residual = random(rows, size, dtype=dtype)
+    norm = Norm(random(size, dtype=dtype), 1e-6, from_one)
+    for post in (None, Norm(random(size, dtype=dtype), 1e-5, from_one)):
+        sums = [residual.clone(), residual.clone()]
+        expected = torch_ops.add_norm(x, sums[0], norm, post)
+        assert near(triton_ops.add_norm(x, sums[1], norm, post), expected, tolerance)
+        assert near(sums[1], sums[0], tolerance)
+    assert near(triton_ops.rms_norm(x.contiguous(), norm), torch_ops.rms_norm(x, norm), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_gates(triton_ops: Any, dtype: torch.dtype, tolerance: float, activation: str) -> None:
+    both = random(5, 2400, dtype=dtype, strided=True)
+    expected = torch_ops.gated(both, activation)
+    assert near(triton_ops.gated(both, activation), expected, tolerance)
+
+
+def batches(group: int) -> list[TokenBatch]:
+    """Slices of prompts of several lengths, and a decode step at the borders of pages."""
+    tables = torch.randperm(PAGES, device="cuda")[:32].view(4, 8).int()
+    slices = [
+        Piece(0, 0, [1] * 137, -1),
+        Piece(2, 20, [1] * 9, 0),
+        Piece(1, 299, [1], 1),
+        Piece(3, 100, [1] * 200, 0),
+    ]
+    steps = [Piece(row, at, [1], -1) for row, at in enumerate((0, 63, 64, 500))]
+    return [
+        prefill_batch(slices, tables, PAGE, max(1, 64 // group)),
+        prefill_batch(steps, tables, PAGE, 1),
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "window"),
+    [(2, 2, 32, 0), (1, 7, 64, 5), (4, 7, 128, 0), (2, 3, 32, 40), (1, 4, 256, 0), (2, 4, 128, 64)],
+)
+def test_attention(
+    triton_ops: Any,
+    dtype: torch.dtype,
+    tolerance: float,
+    kv_heads: int,
+    group: int,
+    dim: int,
+    window: int,
+) -> None:
+    for batch in batches(group):
+        qkv = random(len(batch.ids), (group + 2) * kv_heads * dim, dtype=dtype, strided=True)
+        cos, sin = random(2, 512, dim // 2, dtype=dtype)
+        cache = random(2, PAGES, kv_heads, PAGE, dim, dtype=dtype)
+        weights = random(2, dim, dtype=dtype)
+        for from_one in (None, False, True):
+            norms = None
+            if from_one is not None:
+                norms = Norm(weights[0], 1e-6, from_one), Norm(weights[1], 1e-5, from_one)
+            (q, own), (other_q, other) = ((qkv.clone(), cache.clone()) for _ in range(2))
+            torch_ops.rotate_and_store(q, cos, sin, batch, *own, norms)
+            triton_ops.rotate_and_store(other_q, cos, sin, batch, *other, norms)
+            assert near(other_q, q, tolerance) and near(other, own, tolerance)
+        expected = torch_ops.attend(q, batch, *own, dim**-0.5, window)
+        # Poison: what lies behind a sequence's last position must not be read.
+        poisoned = own.clone()
+        _poison(poisoned, batch)
+        actual = triton_ops.attend(q, batch, *poisoned, dim**-0.5, window)
+        assert near(actual, expected, tolerance)
+
+
+def _poison(cache: Tensor, batch: TokenBatch) -> None:
+    last = [0] * len(batch.tables)
+    for row, position in zip(batch.rows.tolist(), batch.positions.tolist(), strict=True):
+        last[row] = max(last[row], position)
+    for row, position in enumerate(last):
+        pages = batch.tables[row].long()
+        cache[:, pages[position // PAGE], :, position % PAGE + 1 :] = float("nan")
+        cache[:, pages[position // PAGE + 1 :]] = float("nan")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), TYPES)
+@pytest.mark.parametrize("outputs", [[96], [200, 64], [160, 32, 32], [3584, 512, 512]])
+@pytest.mark.parametrize(("adapters", "rank"), [(1, 16), (3, 32), (2, 48)])
+@pytest.mark.parametrize("rows", [1, 21, 300])
+def test_adapters(
+    triton_ops: Any,
+    dtype: torch.dtype,
+    tolerance: float,
+    outputs: Sequence[int],
+    adapters: int,
+    rank: int,
+    rows: int,
+) -> None:
+    width = sum(outputs)
+    both = random(rows, width + len(outputs) * adapters * rank, dtype=dtype)
+    up = random(adapters * rank, width, dtype=dtype)
+    of_rows = torch.randint(-1, adapters, (rows,), device="cuda").int()
+    expected, actual = both.clone(), both.clone()
+    for ops, result in ((torch_ops, expected), (triton_ops, actual)):
+        ops.add_adapters(result[:, :width], result[:, width:], up, of_rows, rank, outputs)
+    assert near(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize(("adapters", "rank"), [(0, 0), (2, 32)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_fp8_products(triton_ops: Any, adapters: int, rank: int, has_bias: bool) -> None:
+    outputs = [3584, 512, 512]
+    inner = len(outputs) * adapters * rank
+    x = random(32, 3584, dtype=torch.bfloat16)
+    weight, scale = torch_ops.narrowed(random(sum(outputs) + inner, 3584, dtype=torch.bfloat16))
+    bias = random(sum(outputs) + inner, dtype=torch.bfloat16) if has_bias else None
+    up = random(adapters * rank, sum(outputs), dtype=torch.bfloat16)
+    of_rows = torch.arange(32, device="cuda").int() % 3 - 1
+    arguments = (x, weight, scale, bias, up, of_rows, rank, outputs)
+    expected = torch_ops.narrow_linear(*arguments)
+    assert near(triton_ops.narrow_linear(*arguments), expected, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_draws(triton_ops: Any, dtype: torch.dtype) -> None:
+    params = [
+        SamplingParams(temperature=t, logprobs_after_temperature=True)
+        for t in (0.0, 1.0, 0.7, 2.0) * 16
+    ]
+    keys = [(i * 77_777_777 - 2**31, -i * 12_345_678) for i in range(len(params))]
+    rows = Rows.of(params, keys, [()] * len(params), 152_064, "cuda")
+    logits = random(len(params), 152_064, dtype=dtype) * 3
+    for position in (0, 1, 977):
+        positions = torch.full((len(params),), position, device="cuda")
+        tokens, own = triton_ops.draw(logits, rows, positions)
+        expected, scores = torch_ops.draw(logits, rows, positions)
+        same = tokens == expected
+        assert same.float().mean() > 0.95, "but for ties to rounding"
+        assert torch.allclose(own[same], scores[same], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_completions_equal_those_of_generate(name: str, dtype: torch.dtype) -> None:
+    """In bfloat16 up to ties: at the first difference both tokens are nearly as likely."""
+    config, changes, modules = ARCHITECTURES[name]
+    model = make_model(config, modules, **changes).to("cuda", dtype)
+    engine = CudaGraphEngine(model, None, rows=4)
+    ids, mask = pad_left(PROMPTS, 0, torch.device("cuda"))
+    output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    for prompt, own, other in zip(
+        PROMPTS, completed(engine), output[:, ids.shape[1] :].tolist(), strict=True
+    ):
+        if own != other:
+            assert dtype == torch.bfloat16
+            assert _is_tie(model, prompt, own, other)
+
+
+@torch.no_grad()
+def _is_tie(model: Any, prompt: list[int], own: list[int], other: list[int]) -> bool:
+    at = next(i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+    logits = model(torch.tensor([prompt + own[:at]], device="cuda")).logits[0, -1].float()
+    return bool((logits[own[at]] - logits[other[at]]).abs() < 0.05 * logits.std())
+
+
+def test_log_probabilities_of_fp8_are_near() -> None:
+    model = make_model(*ARCHITECTURES["llama"][:1], ARCHITECTURES["llama"][2]).to(
+        "cuda", torch.bfloat16
+    )
+    params = SamplingParams(
+        temperature=0, max_new_tokens=8, stop_token_ids=(), detokenize=False, logprobs=True
+    )
+    requests = [GenerationRequest(prompt, params, "default") for prompt in PROMPTS]
+    exact, narrow = (
+        CudaGraphEngine(model, None, precision=precision).generate(requests)
+        for precision in ("model", "fp8")
+    )
+    pairs = [
+        (a, b)
+        for one, two in zip(exact, narrow, strict=True)
+        for a, b in zip(one[0].logprobs[:2], two[0].logprobs[:2], strict=True)
+    ]
+    assert max(abs(a - b) for a, b in pairs) < 1.0
