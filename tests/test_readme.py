@@ -1,4 +1,6 @@
-"""The README says what is there: its example, tables and tree are compared with the code."""
+"""The README and the documents say what is there: their example, tables and tree are compared with
+the code.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,14 @@ from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+COMMANDS_PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
 
 
-def section(heading: str) -> str:
+def section(document: str, heading: str) -> str:
     """The text below a heading, up to the next one."""
-    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", README, re.M | re.S)
+    match = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", document, re.M | re.S)
     assert match, heading
     return match[1]
 
@@ -33,9 +38,9 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in cells]
 
 
-def code(language: str) -> list[str]:
+def code(document: str, language: str) -> list[str]:
     """The code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", document, re.M | re.S)
 
 
 def calls(source: str) -> list[tuple[str, ast.Call]]:
@@ -45,7 +50,7 @@ def calls(source: str) -> list[tuple[str, ast.Call]]:
 
 
 def test_example_uses_what_exists() -> None:
-    scripts = [*code("python"), (ROOT / "cookbook/sdft/sdft_smollm2.py").read_text()]
+    scripts = [*code(README, "python"), (ROOT / "cookbook/sdft/sdft_smollm2.py").read_text()]
     assert len(scripts) == 2
     client = OpenWeights()
     create = set(inspect.signature(FineTuning.create).parameters)
@@ -75,7 +80,9 @@ def test_example_is_accepted() -> None:
     ow = OpenWeights()
     data = ROOT / "cookbook/sdft/data/train.jsonl"
     file = ow.files.upload(data, purpose="conversations")["id"]
-    (call,) = [call for name, call in calls(code("python")[0]) if name == "ow.fine_tuning.create"]
+    (call,) = [
+        call for name, call in calls(code(README, "python")[0]) if name == "ow.fine_tuning.create"
+    ]
     params = {
         str(keyword.arg): file
         if keyword.arg == "training_file"
@@ -88,19 +95,21 @@ def test_example_is_accepted() -> None:
 
 
 def test_methods_named_in_the_text_exist() -> None:
-    for method in re.findall(r"`job\.(\w+)\(", README):
+    for method in re.findall(r"`job\.(\w+)\(", README + TRAINING + COMMANDS_PAGE):
         assert callable(getattr(Job, method)), method
 
 
 def test_command_table_lists_the_commands() -> None:
-    names = [row[0].strip("`").split()[1] for row in rows(section("The command `ow`"))]
+    names = [
+        row[0].strip("`").split()[1] for row in rows(section(COMMANDS_PAGE, "The command `ow`"))
+    ]
     assert sorted(names) == sorted(COMMANDS)
 
 
 def test_tables_of_losses_and_sdft_fields_are_complete() -> None:
-    losses = {row[0].strip("`"): row for row in rows(section("Losses"))}
+    losses = {row[0].strip("`"): row for row in rows(section(TRAINING, "Losses"))}
     assert {name: row[1].strip("`") for name, row in losses.items()} == FILE_PURPOSES
-    fields = {row[0].strip("`"): row[1].strip("`") for row in rows(section("SDFT"))}
+    fields = {row[0].strip("`"): row[1].strip("`") for row in rows(section(TRAINING, "SDFT"))}
     defaults = {
         name: "built in" if name == "sdft_demo_template" else str(field.default)
         for name, field in TrainingConfig.model_fields.items()
@@ -110,12 +119,16 @@ def test_tables_of_losses_and_sdft_fields_are_complete() -> None:
 
 
 def test_table_of_rewards_is_complete() -> None:
-    named = {name for row in rows(section("GRPO")) for name in re.findall(r"`([\w.:]+)`", row[0])}
+    named = {
+        name
+        for row in rows(section(TRAINING, "GRPO"))
+        for name in re.findall(r"`([\w.:]+)`", row[0])
+    }
     assert named == {*REWARD_NAMES, "file.py:function"}
 
 
 def test_tree_lists_what_is_there() -> None:
-    (tree,) = code("text")
+    (tree,) = code(ARCHITECTURE, "text")
     folders: list[str] = []
     named: set[str] = set()
     for line in tree.splitlines():
@@ -135,9 +148,3 @@ def test_tree_lists_what_is_there() -> None:
     assert not missing
     packages = {path.parent.name for path in (ROOT / "openweights").glob("*/__init__.py")}
     assert packages <= {path.split("/")[1] for path in named if path.startswith("openweights/")}
-
-
-def test_make_targets_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make (\w+)", README):
-        assert re.search(rf"^{target}:", makefile, re.M), target
