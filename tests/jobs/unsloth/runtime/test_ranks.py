@@ -16,28 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from openweights.jobs.unsloth.training import train
+from tests.jobs.unsloth.runtime.forked_ranks import HANGS_S, OWN, ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
-ROOT = Path(__file__).parents[4]
-HANGS_S = 240  # a process that takes longer hangs, however busy the machine is
-# With gloo on the CPU.
-OWN = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def launch(processes: int, name: str, *arguments: str) -> None:
-    """Run a script beside this file. A process that hangs is a failure, not a wait."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    script = [str(Path(__file__).with_name(name)), *arguments]
-    done = subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), *script],
-        env={**os.environ, **OWN},
-        capture_output=True,
-        text=True,
-        timeout=HANGS_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+STEPS = "tests.jobs.unsloth.runtime.two_ranks:main"
 
 
 def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -45,11 +28,10 @@ def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return torch.load(folder / "weights.pt"), [entry for entry in log if "divergence" in entry]
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model")
-    launch(1, "two_ranks.py", str(model), str(tmp_path / "one"), "2")
-    launch(2, "two_ranks.py", str(model), str(tmp_path / "two"), "1")
-    launch(1, "two_ranks.py", str(model), str(tmp_path / "half"), "1")
+    for number, name, batch_size in ((1, "one", "2"), (2, "two", "1"), (1, "half", "1")):
+        ranks.run(number, STEPS, str(model), str(tmp_path / name), batch_size)
     one, one_log = result(tmp_path / "one")
     two, two_log = result(tmp_path / "two")
     half, _ = result(tmp_path / "half")

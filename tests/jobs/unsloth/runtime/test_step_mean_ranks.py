@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.jobs.unsloth.runtime import two_ranks_step_mean
-from tests.jobs.unsloth.runtime.test_ranks import launch
+from tests.jobs.unsloth.runtime.forked_ranks import ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
+STEPS = "tests.jobs.unsloth.runtime.two_ranks_step_mean:main"
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+
+def test_two_ranks_equal_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
     model = str(make_tiny_model(tmp_path / "model"))
-    launch(2, "two_ranks_step_mean.py", model, str(tmp_path), "1")
-    two = json.loads((tmp_path / "log.json").read_text())
-    one, half = (two_ranks_step_mean.main(model, tmp_path, batch) for batch in (2, 1))
+    logs = []
+    for number, name, batch_size in ((2, "two", "1"), (1, "one", "2"), (1, "half", "1")):
+        ranks.run(number, STEPS, model, str(tmp_path / name), batch_size)
+        logs.append(json.loads((tmp_path / name / "log.json").read_text()))
+    two, one, half = logs
     terms = terms_of(AutoModelForCausalLM.from_pretrained(model), 8 * 60, steps=3)
     for name, keys in (("sft", ["loss", "grad_norm"]), ("dpo", ["loss", "rewards/margins"])):
         for key in keys:

@@ -1,12 +1,8 @@
-"""Run by torchrun from `test_ranks.py`: a few SDFT steps, whose result rank 0 saves.
-
-two_ranks.py MODEL FOLDER BATCH_PER_RANK
-"""
+"""What each rank of `test_ranks.py` does: a few SDFT steps, whose result rank 0 saves."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +11,8 @@ from openweights.jobs.unsloth.runtime.ranks import leave
 from tests.jobs.unsloth.test_sdft import EchoEngine, adapters, load, make_trainer, perturb
 
 
-def main(model_folder: Path, folder: Path, batch_size: int) -> None:
+def main(model_name: str, folder_name: str, batch_size: str) -> None:
+    model_folder, folder = Path(model_name), Path(folder_name)
     folder.mkdir(parents=True, exist_ok=True)
     model = load(model_folder)
     trainer = make_trainer(
@@ -23,7 +20,7 @@ def main(model_folder: Path, folder: Path, batch_size: int) -> None:
         model_folder,
         folder,
         engine=EchoEngine(),
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=int(batch_size),
         gradient_accumulation_steps=2,
         ema_alpha=0.3,
         max_steps=3,
@@ -38,7 +35,3 @@ def main(model_folder: Path, folder: Path, batch_size: int) -> None:
         )
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

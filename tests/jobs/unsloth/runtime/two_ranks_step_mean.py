@@ -1,12 +1,8 @@
-"""Run by torchrun from `test_step_mean_ranks.py`: weighted SFT and DPO, whose losses rank 0 saves.
-
-two_ranks_step_mean.py MODEL FOLDER BATCH_PER_RANK
-"""
+"""What each rank of `test_step_mean_ranks.py` does: weighted SFT, then DPO; rank 0 saves logs."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +16,13 @@ from tests.jobs.unsloth.test_preference import ROWS as PAIRS
 from tests.jobs.unsloth.test_weights import ROWS as WEIGHTED
 
 
-def main(model_folder: str, folder: Path, batch_size: int) -> dict[str, Any]:
-    """The log of each training, without what time it took."""
+def main(model_folder: str, folder_name: str, batch_size: str) -> None:
+    folder = Path(folder_name)
+    folder.mkdir(exist_ok=True)
     options = {
         "model": model_folder,
         "max_steps": 3,
-        "per_device_train_batch_size": batch_size,
+        "per_device_train_batch_size": int(batch_size),
         "gradient_accumulation_steps": 2,
         "learning_rate": 0.2,
         "optim": "sgd",
@@ -43,8 +40,3 @@ def main(model_folder: str, folder: Path, batch_size: int) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         (folder / "log.json").write_text(json.dumps(logs))
     leave()
-    return logs
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
