@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from openweights.generation.cuda.batch import TokenBatch
@@ -111,13 +112,14 @@ class Decoder:
         self._norm = _norm(model.norm)
 
         def fused(*modules: nn.Module) -> FusedLinear:
-            linear = FusedLinear(modules, adapters, ops, narrow=narrow)
+            linear = FusedLinear(modules, adapters, self.dtype, ops, narrow=narrow)
             self._linears.append(linear)
             return linear
 
         self._layers = [_read_layer(layer, config, fused) for layer in model.layers]
         self.layer_count = len(self._layers)
-        self._head = FusedLinear([base.get_output_embeddings()], adapters, ops, narrow=False)
+        head = base.get_output_embeddings()
+        self._head = FusedLinear([head], adapters, self.dtype, ops, narrow=False)
         self._linears.append(self._head)
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -151,7 +153,7 @@ class Decoder:
         more = {} if name == ONE_TABLE else {"layer_type": name}
         # transformers gives (1, S, D), unsloth its whole table, (longer S, D).
         both = [t.reshape(-1, t.shape[-1]) for t in self._rotary(self._embedding[:1], ids, **more)]
-        cos, sin = (t[:positions, : self.head_dim // 2].float().contiguous() for t in both)
+        cos, sin = (t[:positions, : self.head_dim // 2].contiguous() for t in both)
         if len(cos) != positions or both[0].shape[1] != self.head_dim:
             raise UnsupportedModelError(f"rotary tables of shape {tuple(both[0].shape)}")
         return cos, sin
@@ -206,6 +208,10 @@ def check_supported(base: Any) -> None:
         raise UnsupportedModelError("attention to both sides")
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise UnsupportedModelError("soft-capped attention")
+    if len({parameter.device for parameter in base.parameters()}) > 1:
+        raise UnsupportedModelError("weights on several devices")
+    if any(isinstance(module, AuxiliaryTrainingWrapper) for module in base.modules()):
+        raise UnsupportedModelError("layers that are trained whole")
     model = base.get_decoder()
     if not isinstance(model.embed_tokens, nn.Embedding):
         raise UnsupportedModelError(f"embeddings of kind {type(model.embed_tokens).__name__}")
@@ -241,7 +247,7 @@ def _read_layer(layer: Any, config: Any, fused: Callable[..., FusedLinear]) -> _
         experts=mlp if has_experts else None,
         after_mlp=_norm(layer.post_feedforward_layernorm) if is_gemma else None,
         window=_window(attention, config),
-        scale=float(attention.scaling),
+        scale=float(getattr(attention, "scaling", attention.head_dim**-0.5)),
         rotary=attention.layer_type if has_tables else ONE_TABLE,
     )
 

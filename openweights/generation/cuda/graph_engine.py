@@ -12,6 +12,7 @@ Everything but capture and kernels runs on a CPU as well, where the tests compar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,11 +162,15 @@ class CudaGraphEngine(GenerationEngine):
         """See `GenerationEngine`; a step is a slice of prompts and a block of tokens."""
         if self.is_idle:
             return []
-        with torch.autocast(self._decoder.device.type, enabled=False):
+        with torch.autocast(self._decoder.device.type, enabled=False), self._on_device():
             self._take_submitted()
             self._runner.seat(self._scheduler.admit())
             deltas = self._compute_prompts()
             return deltas + self._decode()
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        device = self._decoder.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _take_submitted(self) -> None:
         """Hand requests to the scheduler; while it is idle the cache may grow for them."""

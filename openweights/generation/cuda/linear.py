@@ -35,6 +35,7 @@ class FusedLinear:
     Args:
         modules: Plain, quantised by bitsandbytes, or one of these wrapped by peft.
         adapters: Names, in the order in which rows count them.
+        dtype: Of inputs and outputs.
         ops: `torch_ops` or `triton_ops`.
         narrow: Keep a copy of the weights in fp8, for products that ask for it.
 
@@ -43,7 +44,13 @@ class FusedLinear:
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], adapters: Sequence[str], ops: Any, *, narrow: bool
+        self,
+        modules: Sequence[nn.Module],
+        adapters: Sequence[str],
+        dtype: torch.dtype,
+        ops: Any,
+        *,
+        narrow: bool,
     ) -> None:
         self._ops = ops
         self._bases = [_base_linear(module) for module in modules]
@@ -54,12 +61,16 @@ class FusedLinear:
         self._rank = -(-max(ranks, default=0) // RANK_STEP) * RANK_STEP
         inner = len(modules) * len(adapters) * self._rank
         self._is_plain = all(type(base) is nn.Linear for base in self._bases)
+        if self._is_plain and any(base.weight.dtype != dtype for base in self._bases):
+            raise UnsupportedModelError("weights of several types")
         if self._is_plain:
             self._weight = _joined_weights(self._bases, inner)
             self._bias = _joined_bias(self._bases, inner)
             self._down = self._weight[self._width :]
         else:
-            self._down = _new_zeros(self._bases[0], (inner, int(self._bases[0].in_features)))
+            device = self._bases[0].weight.device
+            shape = (inner, int(self._bases[0].in_features))
+            self._down = torch.zeros(shape, dtype=dtype, device=device)
         self._up = self._down.new_zeros(len(adapters) * self._rank, self._width)
         self._narrow = narrowed(self._weight) if narrow and self._is_plain else None
         self.refresh()
@@ -161,9 +172,3 @@ def _joined_bias(bases: Sequence[nn.Linear], more: int) -> Tensor | None:
         part.copy_(bias)
         bias.data = part
     return joined
-
-
-def _new_zeros(base: Any, shape: tuple[int, int]) -> Tensor:
-    """On a quantised layer's device, in the type in which it computes."""
-    dtype = getattr(base, "compute_dtype", None) or torch.float32
-    return torch.zeros(shape, dtype=dtype, device=base.weight.device)

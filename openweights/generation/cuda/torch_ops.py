@@ -33,7 +33,7 @@ def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)
     if norm.from_one:
         return (wide * (1.0 + norm.weight.float())).to(x.dtype)
-    return norm.weight * wide.to(x.dtype)
+    return (norm.weight * wide.to(x.dtype)).to(x.dtype)
 
 
 def add_norm(x: Tensor, residual: Tensor, norm: Norm, post: Norm | None = None) -> Tensor:

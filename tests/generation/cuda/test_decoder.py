@@ -155,35 +155,43 @@ def test_projections_over_one_input_share_a_weight_with_their_adapters() -> None
     assert len(storages) == 1
 
 
-def test_four_bit_bases() -> None:
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+def test_four_bit_bases(compute_dtype: torch.dtype) -> None:
     """Weights of bitsandbytes stay packed, with the adapters beside them."""
     pytest.importorskip("bitsandbytes")
     model = make_model(LlamaConfig, EVERYWHERE)
-    for layer in model.get_base_model().model.layers:
-        for module in (layer.self_attn, layer.mlp):
-            for child in module.children():
-                if hasattr(child, "base_layer"):
-                    child.base_layer = _packed(child.base_layer)
+    pack(model.get_base_model(), compute_dtype)
     engine = CudaGraphEngine(model, None, rows=4, page_size=4)
     assert completed(engine) == generated(model)
 
 
-def _packed(linear: nn.Linear) -> Any:
+def pack(base: Any, compute_dtype: torch.dtype) -> None:
+    """Quantise the layers' weights to nf4, as bitsandbytes does when it loads a model."""
     import bitsandbytes as bnb
 
-    packed = bnb.nn.Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=False,
-        compute_dtype=torch.float32,
-        quant_type="nf4",
-    )
-    packed.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-    return packed.to("cpu")
+    for layer in base.model.layers:
+        for child in [*layer.self_attn.children(), *layer.mlp.children()]:
+            linear = getattr(child, "base_layer", None)
+            if linear is None:
+                continue
+            weight = linear.weight.data
+            packed = bnb.nn.Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                bias=False,
+                compute_dtype=compute_dtype,
+                quant_type="nf4",
+            )
+            packed.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
+            child.base_layer = packed.to(weight.device)
 
 
 def _dora(model: Any) -> None:
     model.add_adapter("dora", LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
+
+
+def _whole_layers(model: Any) -> None:
+    model.add_adapter("whole", LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"]))
 
 
 def _experts(model: Any) -> None:
@@ -203,6 +211,7 @@ def _experts(model: Any) -> None:
             "rotary embedding dynamic",
         ),
         (LlamaConfig, {}, _dora, "adapter dora: DoRA"),
+        (LlamaConfig, {}, _whole_layers, "layers that are trained whole"),
         (Qwen3MoeConfig, {"num_experts": 4}, _experts, "adapters on experts"),
     ],
 )
