@@ -4,36 +4,33 @@ GPU first.
 Every problem is one line `FILE:LINE: field: what; remedy`; the first 20 are listed, the rest are
 counted.
 
-`conversations` rows hold `messages` (with at least one assistant message or a `demonstration`:
-without them there would be nothing to train on) or `text`. `preference` rows hold `prompt`,
-`chosen` and `rejected`, `multiple_choice` rows `question`, `choices` and `answer`. Other columns
-are free.
+`conversations` rows hold `messages` (see `messages.py`) and perhaps `tools`, or `text`. Prompts
+without an answer are taken: they can be sampled from; whether a loss can learn from a row is
+checked when a job is submitted. `preference` rows hold `prompt`, `chosen` and `rejected`,
+`multiple_choice` rows `question`, `choices` and `answer`. Other columns are free.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
+from openweights.client.messages import (
+    Problems,
+    Report,
+    check_messages,
+    check_pair,
+    check_text,
+    check_tools,
+    kind,
+)
 from openweights.client.questions import parse_question
-from openweights.errors import DatasetError
 
 CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
 MAX_LINE_BYTES = 64 << 20
-LISTED_ERRORS = 20
 
-ROLES = ("system", "user", "assistant")
-_ROLE_MEANT = {
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "chatbot": "assistant",
-    "developer": "system",
-}
 _COLUMN_MEANT = {
     "message": "messages",
     "conversation": "messages",
@@ -51,8 +48,11 @@ _BINARY_STARTS = {
 }
 _UTF8_BOM = b"\xef\xbb\xbf"
 _NAN = object()
-
-Report = Callable[[str, str], None]
+_TOO_LARGE = object()
+_STRANGE_NUMBERS = {
+    _NAN: "is NaN or Infinity, which is not JSON; use a number or leave it out",
+    _TOO_LARGE: "is larger than a float can hold; make it a finite number",
+}
 
 
 class _NotJSONError(Exception):
@@ -61,30 +61,6 @@ class _NotJSONError(Exception):
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(problem)
         self.field = field
-
-
-class _Problems:
-    """Collects the problems of a file."""
-
-    def __init__(self, name: str) -> None:
-        self.count = 0
-        self._name = name
-        self._listed: list[str] = []
-
-    def add(self, line: int, field: str, problem: str) -> None:
-        self.count += 1
-        if self.count <= LISTED_ERRORS:
-            self._listed.append(f"{self._name}:{line}: {field}: {problem}")
-
-    def at(self, line: int) -> Report:
-        return lambda field, problem: self.add(line, field, problem)
-
-    def raise_if_any(self) -> None:
-        if not self.count:
-            return
-        more = self.count - len(self._listed)
-        tail = [f"… and {more} more error{'s' if more > 1 else ''} in {self._name}"] if more else []
-        raise DatasetError("\n".join(self._listed + tail))
 
 
 def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
@@ -101,7 +77,7 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
         DatasetError: Rows cannot be used.
     """
     check_row = _ROW_CHECKS[purpose]
-    problems = _Problems(name)
+    problems = Problems(name)
     rows = 0
     for number, raw in _lines(stream, problems):
         if not raw.strip():
@@ -114,7 +90,7 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
             report(error.field, str(error))
             continue
         if not isinstance(row, dict):
-            report("row", f"is {_kind(row)}, not an object; write each row as {{…}}")
+            report("row", f"is {kind(row)}, not an object; write each row as {{…}}")
             continue
         check_row(cast("dict[str, Any]", row), report)
     if not rows and not problems.count:
@@ -126,7 +102,7 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
 # ---- lines and JSON ------------------------------------------------------------------------------
 
 
-def _lines(stream: BinaryIO, problems: _Problems) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: BinaryIO, problems: Problems) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -169,26 +145,34 @@ def _parse(raw: bytes) -> Any:
             "row",
             f"is not UTF-8 (byte 0x{wrong:02x} at position {error.start + 1}); save it as UTF-8",
         ) from None
-    seen_nan = False
+    strange = False
 
     def constant(name: str) -> object:
-        nonlocal seen_nan
-        seen_nan = True
+        nonlocal strange
+        strange = True
         return _NAN
 
+    def number(digits: str) -> object:
+        nonlocal strange
+        value = float(digits)
+        if math.isfinite(value):
+            return value
+        strange = True
+        return _TOO_LARGE
+
     try:
-        row = json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
+        row = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=constant, parse_float=number
+        )
     except json.JSONDecodeError as error:
         raise _NotJSONError("row", _json_problem(error, text)) from None
     except RecursionError:
         raise _NotJSONError("row", "is nested too deeply; flatten it") from None
     except ValueError as error:
         raise _NotJSONError("row", f"is not JSON ({error}); shorten the number") from None
-    if seen_nan:
-        field = _path_of_nan(row, "") or "row"
-        raise _NotJSONError(
-            field, "is NaN or Infinity, which is not JSON; use a number or leave it out"
-        )
+    if strange:
+        field, value = _strange_number(row, "") or ("row", _NAN)
+        raise _NotJSONError(field or "row", _STRANGE_NUMBERS[value])
     return row
 
 
@@ -201,9 +185,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _path_of_nan(value: Any, at: str) -> str | None:
-    if value is _NAN:
-        return at
+def _strange_number(value: Any, at: str) -> tuple[str, object] | None:
+    """The first of `_STRANGE_NUMBERS`, and where it is."""
+    if value is _NAN or value is _TOO_LARGE:
+        return at, value
     items: Iterator[tuple[str, Any]]
     if isinstance(value, dict):
         mapping = cast("dict[str, Any]", value)
@@ -212,11 +197,13 @@ def _path_of_nan(value: Any, at: str) -> str | None:
         items = ((f"{at}[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
     else:
         return None
-    return next((found for path, item in items if (found := _path_of_nan(item, path))), None)
+    return next((found for path, item in items if (found := _strange_number(item, path))), None)
 
 
 def _json_problem(error: json.JSONDecodeError, text: str) -> str:
     if error.msg == "Extra data":
+        if text[error.pos :].strip() == ",":
+            return "ends with a comma; remove the commas between the rows, JSON lines have none"
         if "\r" in text.strip():
             return (
                 "has more than one JSON value, with CR line ends; save the file with LF line ends"
@@ -240,42 +227,49 @@ def _json_problem(error: json.JSONDecodeError, text: str) -> str:
 
 def _check_conversation(row: Mapping[str, Any], report: Report) -> None:
     has_messages, has_text = "messages" in row, "text" in row
-    if "demonstration" in row:
-        _check_text(row["demonstration"], "demonstration", report)
+    for field in ("demonstration", "gold_response"):
+        if field in row:
+            check_text(row[field], field, report)
+    if row.get("tools") is not None:
+        check_tools(row["tools"], report)
+    if row.get("functions") is not None:
+        report("functions", "is the older name; write them as 'tools'")
     if has_messages and has_text:
         report("text", "stands beside 'messages'; keep one of the two")
     elif has_text:
-        _check_text(row["text"], "text", report)
+        check_text(row["text"], "text", report)
     elif not has_messages:
         report("messages", f"is missing{_column_hint(row)}")
     if not has_messages:
         return
-    roles = _check_messages(row["messages"], "messages", report)
-    if roles is not None and "assistant" not in roles and "demonstration" not in row:
-        last = f"the last is of role {roles[-1]!r}"
+    roles = check_messages(row["messages"], "messages", report)
+    if roles is not None and "assistant" not in roles and roles[-1] not in ("user", "tool"):
         report(
             "messages",
-            f"no message is of role 'assistant' ({last}), so there is nothing to train on; "
-            "add the answer as the last message",
+            f"has no answer, and the last is of role {roles[-1]!r}, so there is nothing to answer; "
+            "add what the user asks",
         )
 
 
 def _check_preference(row: Mapping[str, Any], report: Report) -> None:
+    wrong: list[str] = []
+
+    def noted(field: str, problem: str) -> None:
+        wrong.append(field)
+        report(field, problem)
+
     for field in ("prompt", "chosen", "rejected"):
         if field not in row:
             hint = (
                 "; upload conversations with purpose 'conversations'" if "messages" in row else ""
             )
-            report(field, f"is missing{hint or '; give it as a list of messages'}")
-            continue
-        roles = _check_messages(row[field], field, report)
-        if roles is not None and field != "prompt" and roles[-1] != "assistant":
-            report(
-                f"{field}[{len(roles) - 1}].role",
-                f"is {roles[-1]!r}; an answer ends with 'assistant'",
-            )
-    if "chosen" in row and row["chosen"] == row.get("rejected"):
-        report("rejected", "equals 'chosen', so there is no preference; remove the row")
+            noted(field, f"is missing{hint or '; give it as a list of messages'}")
+        else:
+            check_messages(row[field], field, noted)
+    if row.get("tools") is not None:
+        check_tools(row["tools"], report)
+    if not wrong:
+        check_pair(row, report)
 
 
 def _check_question(row: Mapping[str, Any], report: Report) -> None:
@@ -302,125 +296,3 @@ def _column_hint(row: Mapping[str, Any]) -> str:
         return "; write the prompt as a message of role 'user', its answer as one of 'assistant'"
     names = ", ".join(repr(name) for name in list(row)[:5])
     return f" (the row has {names or 'nothing'}); give each row 'messages' or 'text'"
-
-
-def _check_messages(value: Any, field: str, report: Report) -> list[str] | None:
-    """The roles of the messages, or None when something about them is wrong."""
-    if not isinstance(value, list):
-        report(field, f"is {_kind(value)}; make it a list of {{'role': …, 'content': …}}")
-        return None
-    messages = cast("list[Any]", value)
-    if not messages:
-        report(field, "is empty; give at least one message, or remove the row")
-        return None
-    roles = [
-        _check_message(message, f"{field}[{index}]", report)
-        for index, message in enumerate(messages)
-    ]
-    known = [role for role in roles if role is not None]
-    return known if len(known) == len(roles) else None
-
-
-def _check_message(value: Any, field: str, report: Report) -> str | None:
-    if not isinstance(value, dict):
-        report(field, f"is {_kind(value)}; make it {{'role': …, 'content': …}}")
-        return None
-    message = cast("dict[str, Any]", value)
-    if "content" in message:
-        _check_content(message["content"], f"{field}.content", report)
-    else:
-        hint = "rename 'value' to 'content'" if "value" in message else "add it"
-        report(f"{field}.content", f"is missing; {hint}")
-    if "role" not in message:
-        hint = "rename 'from' to 'role'" if "from" in message else "add it"
-        report(f"{field}.role", f"is missing; {hint}")
-        return None
-    return _check_role(message["role"], f"{field}.role", report)
-
-
-def _check_role(role: Any, field: str, report: Report) -> str | None:
-    if isinstance(role, str) and role in ROLES:
-        return role
-    shown = f"{role!r:.40}" if isinstance(role, str) else _kind(role)
-    meant = role.lower() if isinstance(role, str) else ""
-    meant = _ROLE_MEANT.get(meant, meant if meant in ROLES else "")
-    remedy = f"write {meant!r}" if meant else "use 'system', 'user' or 'assistant'"
-    report(field, f"is {shown}; {remedy}")
-    return None
-
-
-def _check_content(content: Any, field: str, report: Report) -> None:
-    if not isinstance(content, list):
-        _check_text(content, field, report, "a string or a list of text blocks")
-        return
-    blocks = cast("list[Any]", content)
-    texts = [_check_block(block, f"{field}[{index}]", report) for index, block in enumerate(blocks)]
-    if None not in texts and not "".join(text or "" for text in texts).strip():
-        report(field, "is empty; give it text, or leave the message out")
-
-
-def _check_block(value: Any, field: str, report: Report) -> str | None:
-    if not isinstance(value, dict):
-        report(field, f"is {_kind(value)}; make it {{'type': 'text', 'text': …}}")
-        return None
-    block = cast("dict[str, Any]", value)
-    if block.get("type", "text") != "text":
-        report(f"{field}.type", f"is {block['type']!r:.40}; only 'text' blocks can be trained on")
-        return None
-    if "weight" in block:
-        weight = block["weight"]
-        if not _is_finite(weight):
-            report(f"{field}.weight", f"is {_kind(weight)}; make it a finite number")
-    if not isinstance(block.get("tag", ""), str):
-        report(f"{field}.tag", f"is {_kind(block['tag'])}; make it a string")
-    if "text" not in block:
-        report(f"{field}.text", "is missing; add it")
-        return None
-    text = block["text"]
-    if not isinstance(text, str):
-        report(f"{field}.text", f"is {_kind(text)}; make it a string")
-        return None
-    return text if _check_characters(text, f"{field}.text", report) else None
-
-
-def _check_text(value: Any, field: str, report: Report, wanted: str = "a string") -> None:
-    if not isinstance(value, str):
-        report(
-            field,
-            f"is {_kind(value)}; make it {wanted}{', or leave it out' if value is None else ''}",
-        )
-    elif not value.strip():
-        report(field, "is empty; give it text, or leave it out")
-    else:
-        _check_characters(value, field, report)
-
-
-def _check_characters(text: str, field: str, report: Report) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        report(
-            field,
-            f"has half a surrogate pair at character {error.start + 1}; write the whole character",
-        )
-        return False
-    return True
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    for kind, name in ((str, "a string"), (dict, "an object"), (list, "a list")):
-        if isinstance(value, kind):
-            return name
-    return f"the number {value}"

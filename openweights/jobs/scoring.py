@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from openweights.client.job_kinds import Jobs
+from openweights.client.messages import Problems
 from openweights.errors import ConfigError, NotFoundError, shown
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
-from openweights.models.names import ChatTemplate, ModelName, model_location
+from openweights.models.names import ChatTemplate, ModelName, TemplateOptions, model_location
 
 if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
@@ -26,6 +27,7 @@ class ScoringParams(BaseModel):
         dataset: File id from `ow.files.upload`, or a local path.
         batch_size: Rows in one forward.
         chat_template: A Jinja template, or "default" for the tokenizer's own.
+        template_options: What the template reads beside the messages: {"enable_thinking": False}.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -34,6 +36,7 @@ class ScoringParams(BaseModel):
     dataset: str
     batch_size: Count = 8
     chat_template: ChatTemplate = "default"
+    template_options: TemplateOptions = Field(default_factory=dict)
 
 
 class ScoringJobs(Jobs):
@@ -94,6 +97,7 @@ class ScoringJobs(Jobs):
 
         Raises:
             ConfigError: One is not.
+            DatasetError: Rows cannot be scored; names line and field.
         """
         params = cast("ScoringParams", validated)
         self._check_model(params.model)
@@ -105,11 +109,14 @@ class ScoringJobs(Jobs):
                 "ow.files.upload(path, purpose=…)"
             ) from None
         with content:
+            problems, count = Problems("dataset"), 0
             for number, row in numbered_rows(content):
+                count += 1
                 try:
                     self.check_row(row)
                 except ValueError as error:
-                    raise ConfigError(f"dataset:{number}: {error}") from None
+                    problems.add_error(number, error)
+        problems.raise_if_any(rows=count)
 
     def _check_model(self, model: str) -> None:
         if not is_job_id(model):

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -19,12 +19,13 @@ import torch
 
 from openweights.errors import ConfigError, ConfigurationError
 from openweights.models.names import model_location
+from openweights.models.template import set_template
+from openweights.models.tokens import set_tokens
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from openweights.models.tokens import set_tokens
 
 TrainingEngine = Literal["unsloth", "transformers"]
 
@@ -38,6 +39,7 @@ class ModelRequest(Protocol):
     seed: int
     max_seq_length: int
     chat_template: str
+    template_options: dict[str, Any]
     load_in_4bit: bool
     r: int
     lora_alpha: int
@@ -124,20 +126,37 @@ def load_model(
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+    set_template(tokenizer, config.chat_template, config.template_options)
     set_tokens(model, tokenizer)
-    if config.chat_template != "default":
-        tokenizer.chat_template = config.chat_template
     _describe(model, config, engine)
     return model, tokenizer
 
 
+def load_tokenizer(config: ModelRequest) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, with the chat template that the config asks for.
+
+    Raises:
+        ConfigError: It cannot be loaded, or the template has no such option.
+    """
+    from transformers import AutoTokenizer
+
+    with _clear_errors(config.model):
+        tokenizer = AutoTokenizer.from_pretrained(model_location(config.model))
+    set_template(tokenizer, config.chat_template, config.template_options)
+    return tokenizer
+
+
 def load_trained(
-    location: str, *, chat_template: str = "default"
+    location: str,
+    *,
+    chat_template: str = "default",
+    template_options: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A model to be scored, not trained, and its tokenizer, with tokens as `load_model` sets them.
 
     Args:
         location: Folder or Hugging Face id of a model, or of an adapter, whose base is loaded, too.
+        template_options: What the chat template reads beside the messages.
 
     Raises:
         ConfigError: It cannot be loaded; one line that says why.
@@ -164,9 +183,8 @@ def load_trained(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, location)
+    set_template(tokenizer, chat_template, template_options or {})
     set_tokens(model, tokenizer)
-    if chat_template != "default":
-        tokenizer.chat_template = chat_template
     logger.info("loaded %s on %s", location, device_name())
     return model.eval(), tokenizer
 

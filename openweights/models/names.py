@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -57,7 +57,22 @@ def _chat_template(value: str) -> str:
     return value
 
 
+def _template_options(value: dict[str, Any]) -> dict[str, Any]:
+    reserved = {"messages", "tools", "add_generation_prompt"}
+    for name in value:
+        if not name.isidentifier() or name in reserved:
+            raise ValueError(
+                f"{shown(name)} is no option of a chat template; name one that it reads, such as "
+                "enable_thinking"
+            )
+    return value
+
+
 ModelName = Annotated[str, AfterValidator(_model_name)]
 
 
 ChatTemplate = Annotated[str, AfterValidator(_chat_template)]
+
+
+# What a chat template reads beside the messages.
+TemplateOptions = Annotated[dict[str, Any], AfterValidator(_template_options)]

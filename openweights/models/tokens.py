@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
+from openweights.models.template import end_of_turn
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+    from transformers import PreTrainedModel
 
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+logger = logging.getLogger(__name__)
 
 # Tokens that vocabularies keep for padding, in the order in which they are looked for.
 PAD_CANDIDATES = (
@@ -32,17 +35,31 @@ PAD_CANDIDATES = (
 def eos_token_ids(
     model: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Every id that ends a completion: the tokenizer's and those of the generation config."""
+    """Every id that ends a completion: the tokenizer's, those of the generation config, and what
+    ends a turn in the chat template, whatever the other two say.
+    """
     generation = getattr(model, "generation_config", None)
+    turn = end_of_turn(tokenizer)
     known: list[int] = []
-    for given in (tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)):
+    for given in (
+        tokenizer.eos_token_id,
+        getattr(generation, "eos_token_id", None),
+        None if turn is None else tokenizer.convert_tokens_to_ids(turn),
+    ):
         ids: Any = given
         known += [] if ids is None else [ids] if isinstance(ids, int) else ids
     return list(dict.fromkeys(known))
 
 
 def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give tokenizer and configs one pad token, and the generation config every end token."""
+    """Give tokenizer and configs one pad token, and leave of the generation config tokens alone.
+
+    What else a model's own generation config holds (repetition penalty, minimum length, suppressed
+    tokens) would be added to what a job asks for wherever something is sampled.
+
+    Raises:
+        ConfigError: The tokenizer has no end token.
+    """
     if tokenizer.eos_token is None:
         raise ConfigError("model: its tokenizer has no end token; choose a model that has one")
     tokenizer.padding_side = "right"
@@ -52,9 +69,44 @@ def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
         free = [t for t in PAD_CANDIDATES if t in vocabulary and vocabulary[t] not in ends]
         tokenizer.pad_token = free[0] if free else tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = ends
+    _tell_ends(model, tokenizer, ends)
+    given: Any = model.generation_config
+    if given is None:
+        return
+    if unused := _own_settings(given):
+        logger.info("the model's own generation settings are not used: %s", unused)
+    tokens = {"bos_token_id": given.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    holders: list[Any] = [m for m in model.modules() if hasattr(m, "generation_config")]
+    for holder in holders:
+        holder.generation_config = GenerationConfig(**tokens, eos_token_id=ends)
+
+
+def _own_settings(generation: GenerationConfig) -> dict[str, Any]:
+    """What a generation config asks for beside its tokens."""
+    return {
+        name: value
+        for name, value in generation.to_diff_dict().items()
+        if not name.startswith(("_", "transformers")) and not name.endswith("_token_id")
+    }
+
+
+def _tell_ends(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, ends: list[int]
+) -> None:
+    """Say so when the template ends turns with a token that the configs do not know as an end."""
+    turn = end_of_turn(tokenizer)
+    given: Any = getattr(model.generation_config, "eos_token_id", None)
+    configured: list[Any] = [tokenizer.eos_token_id]
+    configured += [given] if isinstance(given, int) else given or []
+    if turn is not None and tokenizer.convert_tokens_to_ids(turn) not in configured:
+        logger.warning(
+            "the chat template ends a turn with %r, which neither the tokenizer (%r) nor the "
+            "generation config (%s) knows as an end; completions end with any of %s",
+            turn,
+            tokenizer.eos_token,
+            given,
+            tokenizer.convert_ids_to_tokens(ends),
+        )
 
 
 IGNORED = -100

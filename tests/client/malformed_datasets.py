@@ -184,7 +184,7 @@ FILES = [
     ),
     Malformed(
         "tool",
-        second({"messages": [message("tool"), ANSWER]}),
+        second({"messages": [message("narrator"), ANSWER]}),
         2,
         "messages[0].role",
         "use 'system'",
@@ -200,14 +200,11 @@ FILES = [
         "role null", second({"messages": [message(None), ANSWER]}), 2, "messages[0].role", "is null"
     ),
     Malformed(
-        "no assistant", second({"messages": [message()]}), 2, "messages", "nothing to train on"
-    ),
-    Malformed(
         "ends with the system",
         second({"messages": [message(), message("system")]}),
         2,
         "messages",
-        "the last is of role 'system'",
+        "the last is of role 'system', so there is nothing to answer",
     ),
     # contents
     Malformed("content null", content(None), 2, "messages[0].content", "is null"),
@@ -276,10 +273,10 @@ FILES = [
     Malformed("chosen empty", pair(chosen=[]), 2, "chosen", "is empty", "preference"),
     Malformed(
         "chosen by the user",
-        pair(chosen=[message()]),
+        pair(chosen=[message(content="what?")]),
         2,
         "chosen[0].role",
-        "ends with",
+        "end it with 'assistant'",
         "preference",
     ),
     Malformed("prompt a string", pair(prompt="hello"), 2, "prompt", "make it a list", "preference"),

@@ -78,13 +78,13 @@ def test_good_dataset_is_taken(name: str, content: bytes) -> None:
 
 
 def test_errors_are_counted_to_the_end() -> None:
-    rows = [{"messages": [message(content="")]} for _ in range(30)]
+    rows = [{"messages": [message(content=""), message("ai")]} for _ in range(30)]
     with pytest.raises(DatasetError) as caught:
         check_dataset(BytesIO(lines(*rows)), "conversations", "x.jsonl")
     problems = str(caught.value).splitlines()
     assert len(problems) == 21
-    # Each row has two: the empty content, and nothing to train on.
-    assert problems[19].startswith("x.jsonl:10: messages: ")
+    # Each row has two: the empty content, and the role.
+    assert problems[19].startswith("x.jsonl:10: messages[1].role: ")
     assert problems[20] == "… and 40 more errors in x.jsonl"
 
 

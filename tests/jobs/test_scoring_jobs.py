@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights import OpenWeights
-from openweights.errors import ConfigError, DatasetError
+from openweights.errors import ConfigError, DatasetError, InvalidInputError
 from openweights.jobs.unsloth.validate import training_config
 from openweights.jobs.weighted_sft import WeightedSFT
 from openweights.models.load import load_trained
@@ -92,7 +92,7 @@ def test_what_scoring_jobs_refuse(ow: OpenWeights, tmp_path: Path, tiny: Path) -
             "batch_size",
         ),
     ):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(InvalidInputError, match=words):
             kind.create(**params)
     with pytest.raises(DatasetError, match="answer: is neither one of the choices nor a position"):
         wrong = write(tmp_path / "d.jsonl", {**ASKED, "answer": "b"})

@@ -15,9 +15,11 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
     with_files,
 )
+from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.names import model_location
+from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ class FineTuning(Jobs):
         """See that the files are there and that the loss can use their rows.
 
         Raises:
-            ConfigError: A file is not in the store, or a push was asked for without a token.
+            ConfigError: A file is not in the store, a push was asked for without a token, or the
+                chat template has no such option.
             DatasetError: Rows cannot be used; names line and field.
         """
         config = cast(TrainingConfig, validated)
@@ -88,9 +91,20 @@ class FineTuning(Jobs):
         for ref in config.datasets():
             with self._open(ref.name, ref.file) as content:
                 check_rows(numbered_rows(content), config, ref)
+        self._check_rendering(config)
         for choice in reward_choices(config.grpo_reward_function):
             if choice.is_stored:
                 self._open("grpo_reward_function", str(choice.file)).close()
+
+    def _check_rendering(self, config: TrainingConfig) -> None:
+        """See that the chat template writes what rows say, where the tokenizer is at hand."""
+        tokenizer = tokenizer_at_hand(config.model)
+        if tokenizer is None:
+            return
+        set_template(tokenizer, config.chat_template, config.template_options)
+        for ref in config.datasets():
+            with self._open(ref.name, ref.file) as content:
+                check_rendering(numbered_rows(content), config, tokenizer, ref)
 
     def _open(self, field: str, file: str) -> BinaryIO:
         try:

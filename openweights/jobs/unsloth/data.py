@@ -1,36 +1,31 @@
-"""Rows of a `conversations` file -> token ids, labels and weights.
+"""Rows -> tokens, the same way for every loss: encoded, cut or dropped where they are too long,
+refused by line, and reported.
 
 Labels are made here and nowhere else: -100 for what is read, the token itself for what is learned.
-With `train_on_responses_only` that is each assistant message with the end token that closes its
-turn. The first token of a sequence is never a label: nothing predicts it.
-
-A block of a message may have a weight, which then counts for each of its tokens, whoever says it;
-a token across two blocks belongs to the first, and the end token of a turn has the weight of what
-stands before it. Everything else that is learned weighs 1.
+What that is says `config/rendering.py`; a token across two blocks belongs to the first. The first
+token of a sequence is never a label: nothing predicts it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from openweights.errors import DatasetError
-from openweights.jobs.unsloth.config.rows import Row, is_weighted, named_row, plain_messages
+from openweights.client.messages import Problems
+from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, row_text
+from openweights.jobs.unsloth.config.rows import Row, is_weighted
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.template import (
-    MessageSpan,
-    assistant_messages,
-    rendered_spans,
-)
 from openweights.models.tokens import IGNORED, eos_token_ids
 
-Piece = tuple[int, int, float]  # characters from, up to, and their weight
 Example = dict[str, list[Any]]  # the columns of one row, a value for each token
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -43,94 +38,177 @@ class Encoded:
         labels: -100 where nothing is learned, which is so where the weight is 0.
         weights: Of each token.
         offsets: Of each token, its first character and the one behind it; empty for plain text.
+        notes: What is worth saying once for a whole dataset.
     """
 
     input_ids: list[int]
     labels: list[int]
     weights: list[float]
     offsets: list[tuple[int, int]]
+    notes: frozenset[str] = frozenset()
+
+    def cut(self, limit: int) -> None:
+        """Leave the first tokens."""
+        for column in (self.input_ids, self.labels, self.weights, self.offsets):
+            del column[limit:]
+
+
+# ---- all rows of a dataset -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fitting(Generic[T]):
+    """How long encoded rows may be, and what happens to longer ones.
+
+    Attributes:
+        limit: In tokens; None for no limit.
+        length: Of an encoded row.
+        cut: Leaves the first so many tokens; None where a longer row is dropped.
+        is_useful: Whether a row is kept, after it was cut.
+        useless: What a row lacks that is not, in words.
+        room: What the limit leaves free of `max_seq_length`.
+    """
+
+    limit: int | None
+    length: Callable[[T], int]
+    cut: Callable[[T, int], None] | None = None
+    is_useful: Callable[[T], bool] = lambda _: True
+    useless: str = ""
+    room: int = 0
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    encode: Callable[[Row], tuple[T, Iterable[str]]],
+    fitting: Fitting[T],
+    *,
+    name: str,
+) -> list[tuple[Row, T]]:
+    """The rows that can be used, each with what `encode` makes of it; the rest is counted.
+
+    Args:
+        encode: Gives the encoded row, and notes that are worth saying once.
+        name: What the rows are called in messages.
+
+    Raises:
+        DatasetError: Rows cannot be used, each named by its line; or none is left.
+    """
+    problems, notes = Problems(name), Counter[str]()
+    kept: list[tuple[Row, T]] = []
+    longer, useless, longest = 0, 0, 0
+    for number, row in enumerate(rows, start=1):
+        try:
+            encoded, said = encode(row)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            problems.add_error(getattr(row, "line", number), error)
+            continue
+        notes.update(said)
+        length = fitting.length(encoded)
+        longest = max(longest, length)
+        if fitting.limit is not None and length > fitting.limit:
+            longer += 1
+            if fitting.cut is None:
+                continue
+            fitting.cut(encoded, fitting.limit)
+        if fitting.is_useful(encoded):
+            kept.append((row, encoded))
+        else:
+            useless += 1
+    problems.raise_if_any(rows=len(rows))
+    _report(fitting, name, len(rows), len(kept), longer, useless, longest)
+    for note, count in notes.items():
+        logger.warning("%s: %s (%d of %d rows)", name, note, count, len(rows))
+    return kept
+
+
+def _report(
+    fitting: Fitting[Any], name: str, given: int, kept: int, longer: int, useless: int, longest: int
+) -> None:
+    limit, room = fitting.limit, fitting.room
+    beside = f" beside {room} tokens for a completion" if room else ""
+    if not kept:
+        why = fitting.useless if fitting.cut else "no row fits"
+        raise DatasetError(
+            f"{name}: {why}: rows have up to {longest} tokens, and max_seq_length leaves {limit}"
+            f"{beside}; raise max_seq_length to {longest + room}"
+            if longer
+            else f"{name}: {why}; correct the rows"
+        )
+    logger.info("%s: %d rows, of up to %d tokens", name, kept, longest)
+    if longer and fitting.cut is None:
+        logger.warning(
+            "%s: %d of %d rows dropped: they exceed the %d tokens that max_seq_length leaves%s; "
+            "the longest has %d",
+            name, given - kept, given, limit, beside, longest,
+        )  # fmt: skip
+    elif longer:
+        cut = "%s: %d rows are longer than max_seq_length=%d and lost their end"
+        logger.warning(cut, name, longer, limit)
+    if useless:
+        logger.warning("%s: %d rows dropped: %s", name, useless, fitting.useless)
+
+
+# ---- one row -------------------------------------------------------------------------------------
 
 
 def encode_row(
-    row: Row, tokenizer: PreTrainedTokenizerBase, *, responses_only: bool, ends: Sequence[str]
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, train_on: TrainOn, ends: Sequence[str]
 ) -> Encoded:
     """Tokens, labels and weights of a row, of whatever length.
 
     A `text` row is learned as a whole and closed with the end token.
 
     Raises:
-        ValueError: The row cannot be rendered.
+        ValueError: The row cannot be rendered as it says.
     """
     if "messages" not in row:
         return _encode_text(row, tokenizer)
-    messages = plain_messages(row)
-    everything = set(range(len(messages)))
-    learned = set(assistant_messages(messages)) if responses_only else everything
-    weighted = {i for i in everything if is_weighted({"messages": [row["messages"][i]]})}
-    if not learned | weighted:
-        raise ValueError(
-            "field 'messages': no assistant message to learn from; add one, or set "
-            "train_on_responses_only=False"
-        )
-    wanted = learned | weighted if responses_only else weighted
-    text, spans = rendered_spans(messages, wanted, tokenizer, ends)
-    pieces: list[Piece] = []
-    position = 0
-    for span in spans:
-        outside = [] if responses_only else [(position, span.start, 1.0)]
-        content = row["messages"][span.message]["content"]
-        pieces += outside + _weighted_pieces(span, content, float(span.message in learned))
-        position = span.end
-    if not responses_only:
-        pieces.append((position, len(text), 1.0))
-    return encode_pieces(text, pieces, tokenizer)
-
-
-def _weighted_pieces(span: MessageSpan, content: Any, default: float) -> list[Piece]:
-    """A message block by block, and the end token that closes its turn."""
-    blocks = [{"text": content}] if isinstance(content, str) else content
-    pieces: list[Piece] = []
-    weight = default
-    for (start, stop), block in zip(block_spans(span, content), blocks, strict=True):
-        if start < stop:
-            weight = float(default if block.get("weight") is None else block["weight"])
-            pieces.append((start, stop, weight))
-    return [*pieces, (span.stop, span.end, weight)]
-
-
-def block_spans(span: MessageSpan, content: Any) -> list[tuple[int, int]]:
-    """Where each block of a message is in the rendered text; a string is one block."""
-    texts = [content] if isinstance(content, str) else [block["text"] for block in content]
-    stops = list(accumulate(map(len, texts), initial=span.start - span.trimmed))
-    inside = [min(max(stop, span.start), span.stop) for stop in stops]
-    return list(pairwise(inside))
+    return encode_text(row_text(row, tokenizer, train_on=train_on, ends=ends), tokenizer)
 
 
 def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     text = row.get("text")
     if not isinstance(text, str) or not text:
-        raise ValueError("has neither 'messages' nor 'text'; give one of them")
-    ids = list(tokenizer(text)["input_ids"])
+        raise ValueError("messages: is missing, and so is 'text'; give one of them")
+    begin = tokenizer.bos_token
+    has_begin = bool(begin) and text.startswith(str(begin))
+    ids = list(tokenizer(text, add_special_tokens=not has_begin)["input_ids"])
     if ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     return Encoded(ids, [IGNORED, *ids[1:]], [0.0, *[1.0] * (len(ids) - 1)], [])
 
 
-def encode_pieces(
-    text: str, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase
-) -> Encoded:
-    """Tokens of a rendered text; each has the weight of the first piece that it touches.
+def encode_text(learned: LearnedText, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Tokens of a rendered text; each has the weight of the first piece that it touches."""
+    rendered, pieces = learned.rendered, learned.pieces
+    ids, offsets = tokens_of(rendered.text, rendered.cuts, tokenizer)
+    weights = [0.0 if at is None else pieces[at][2] for at in pieces_of_tokens(offsets, pieces)]
+    weights[0] = 0.0
+    labels = [token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)]
+    return Encoded(ids, labels, weights, offsets, rendered.notes)
 
-    Args:
-        pieces: In order, without overlap; what is in none weighs 0.
+
+def tokens_of(
+    text: str, cuts: Collection[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and characters of a text's tokens, none of which lies across a cut.
+
+    A model that is asked for an answer starts with a new token there, so that a line break that the
+    answer begins with never is half of a token.
     """
     # The template wrote the special tokens that the model wants; adding more would double them.
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    weights = [0.0 if at is None else pieces[at][2] for at in pieces_of_tokens(offsets, pieces)]
-    weights[0] = 0.0
-    labels = [token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)]
-    return Encoded(ids, labels, weights, offsets)
+    starts = [start for start, _ in offsets]
+    for cut in sorted(cuts):
+        start, stop = offsets[bisect_right(starts, cut) - 1] if cut < len(text) else (cut, cut)
+        if start < cut < stop:
+            before, at = tokens_of(text[:cut], cuts, tokenizer)
+            after, places = tokens_of(text[cut:], [c - cut for c in cuts if c > cut], tokenizer)
+            return before + after, at + [(a + cut, b + cut) for a, b in places]
+    return ids, offsets
 
 
 def pieces_of_tokens(
@@ -145,6 +223,9 @@ def pieces_of_tokens(
         touches = bool(remaining) and pieces[remaining[0]][0] < stop and start < stop
         found.append(remaining[0] if touches else None)
     return found
+
+
+# ---- rows of sft ---------------------------------------------------------------------------------
 
 
 def sft_examples(
@@ -162,48 +243,37 @@ def sft_examples(
     whose weights say so. Both are counted in the log.
 
     Args:
-        ends: Ids of the end tokens (`model.eos_token_ids`); None for the tokenizer's only.
+        ends: Ids of the end tokens (`tokens.eos_token_ids`); None for the tokenizer's only.
         name: What the rows are called in messages.
         with_weights: Give each row `weights`, too.
 
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    end_ids = eos_token_ids(None, tokenizer) if ends is None else ends
-    texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in end_ids]
-    limit, cut, kept = config.max_seq_length, 0, []
-    for number, row in enumerate(rows, start=1):
-        with named_row(name, number):
-            encoded = encode_row(
-                row, tokenizer, responses_only=config.train_on_responses_only, ends=texts
-            )
-        cut += len(encoded.input_ids) > limit
-        columns = ["input_ids", "labels", *(["weights"] if with_weights else [])]
-        example = {column: getattr(encoded, column)[:limit] for column in columns}
-        if is_weighted(row) or any(label != IGNORED for label in example["labels"]):
-            kept.append(example)
-    _report(name, rows, kept, cut, limit)
-    return kept
+    texts = end_texts(tokenizer, ends)
 
+    def encode(row: Row) -> tuple[tuple[Encoded, bool], Iterable[str]]:
+        encoded = encode_row(row, tokenizer, train_on=config.train_on, ends=texts)
+        return (encoded, is_weighted(row)), encoded.notes
 
-def _report(name: str, rows: Sequence[Row], kept: Sequence[Example], cut: int, limit: int) -> None:
-    dropped = len(rows) - len(kept)
-    if not kept:
-        raise DatasetError(
-            f"{name}: nothing to learn is left of any row within max_seq_length={limit}; raise it"
-        )
-    tokens = sum(len(row["input_ids"]) for row in kept)
-    learned = sum(label != IGNORED for row in kept for label in row["labels"])
-    logger.info("%s: %d rows, %d tokens, %d learned", name, len(kept), tokens, learned)
-    if cut:
-        logger.warning(
-            "%s: %d rows are longer than max_seq_length=%d: %d lost their end, %d were dropped "
-            "because nothing to learn was left",
-            name,
-            cut,
-            limit,
-            cut - dropped,
-            dropped,
-        )
+    fitting = Fitting[tuple[Encoded, bool]](
+        config.max_seq_length,
+        length=lambda pair: len(pair[0].input_ids),
+        cut=lambda pair, limit: pair[0].cut(limit),
+        is_useful=lambda pair: pair[1] or any(label != IGNORED for label in pair[0].labels),
+        useless="nothing to learn is left of any row",
+    )
+    kept = [encoded for _, (encoded, _) in encode_rows(rows, encode, fitting, name=name)]
+    learned = sum(label != IGNORED for encoded in kept for label in encoded.labels)
+    tokens = sum(len(encoded.input_ids) for encoded in kept)
+    logger.info("%s: %d tokens, %d of them learned", name, tokens, learned)
     if text_rows := sum("messages" not in row for row in rows):
         logger.info("%s: %d rows are plain text and are learned as a whole", name, text_rows)
+    columns = ["input_ids", "labels", *(["weights"] if with_weights else [])]
+    return [{column: getattr(encoded, column) for column in columns} for encoded in kept]
+
+
+def end_texts(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int] | None = None) -> list[str]:
+    """Texts of the tokens that end a turn."""
+    ids = eos_token_ids(None, tokenizer) if ends is None else ends
+    return [str(tokenizer.convert_ids_to_tokens(token)) for token in ids]

@@ -19,7 +19,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
 )
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards
-from openweights.jobs.unsloth.grpo.data import grpo_rows, template_options
+from openweights.jobs.unsloth.grpo.data import grpo_rows
 from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
 from openweights.jobs.unsloth.grpo.reward_functions import (
     REASONING,
@@ -93,6 +93,7 @@ def grpo_train(
         args,
         beta=config.beta,
         functions=RewardFunctions(rewards, limit_s=limits.total_s + GRACE_S),
+        prompts=[*train.prompts, *(test.prompts if test else [])],
         rows=[*train.rows, *(test.rows if test else [])],
         failed=FailedRewards(rewards, config.grpo_max_failed_reward_fraction),
         think_end_tag=config.grpo_think_end_tag,
@@ -100,8 +101,8 @@ def grpo_train(
         engine=rollouts,
         sampling=grpo_sampling_params(config, tokenizer, rollouts.end_token_ids),
         log_event=log_event,
-        train_dataset=train.prompts,
-        eval_dataset=test.prompts if test else None,
+        train_dataset=train.dataset,
+        eval_dataset=test.dataset if test else None,
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
@@ -141,7 +142,6 @@ def grpo_args(config: TrainingConfig, engine: TrainingEngine) -> GRPOConfig:
         mask_truncated_completions=False,
         loss_type=config.grpo_loss_type,
         scale_rewards=config.grpo_scale_rewards,
-        chat_template_kwargs=template_options(config),
     )
 
 
@@ -177,9 +177,7 @@ def _reward(
             model,
             tokenizer,
             choice.weight,
-            prompt_ids=lambda prompt: prompt_token_ids(
-                tokenizer, prompt, **template_options(config)
-            ),
+            prompt_ids=lambda prompt: prompt_token_ids(tokenizer, prompt),
             batch_size=config.per_device_train_batch_size,
         )
     return text_reward(choice.name, choice.weight)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openweights.errors import DatasetError
-from openweights.jobs.unsloth.config.demonstrations import split_row, teacher_messages
-from openweights.jobs.unsloth.config.rows import named_row
+from openweights.jobs.unsloth.config.rendering import sdft_texts
+from openweights.jobs.unsloth.config.rows import Row
+from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.template import Message, prompt_token_ids
 from openweights.models.tokens import Collator, pad_right
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +64,22 @@ def sdft_examples(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    limit = config.max_seq_length - config.sdft_max_new_tokens
-    examples: list[SDFTExample] = []
-    longest = 0
-    for line, row in enumerate(rows, start=1):
-        with named_row("training_file", line):
-            example = _render(config, tokenizer, *split_row(row))
-        longest = max(longest, len(example.teacher_prompt_ids))
-        if len(example.teacher_prompt_ids) <= limit:
-            examples.append(example)
-    if not examples:
-        raise DatasetError(
-            f"no row fits: prompts with their demonstration have up to {longest} tokens, and "
-            f"max_seq_length={config.max_seq_length} leaves {limit} beside "
-            f"sdft_max_new_tokens={config.sdft_max_new_tokens}; raise max_seq_length to "
-            f"{longest + config.sdft_max_new_tokens}"
-        )
-    if dropped := len(rows) - len(examples):
-        logger.warning(
-            "%d of %d rows dropped: prompt and demonstration exceed %d tokens "
-            "(max_seq_length - sdft_max_new_tokens); the longest has %d",
-            dropped, len(rows), limit, longest,
-        )  # fmt: skip
-    return examples
+
+    def encode(row: Row) -> tuple[SDFTExample, frozenset[str]]:
+        student, teacher, demonstration = sdft_texts(row, config, tokenizer)
+        ids = [
+            list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in (student.text, teacher.text, demonstration)
+        ]
+        return SDFTExample(*ids), student.notes | teacher.notes
+
+    fitting = Fitting[SDFTExample](
+        config.max_seq_length - config.sdft_max_new_tokens,
+        length=lambda example: len(example.teacher_prompt_ids),
+        room=config.sdft_max_new_tokens,
+    )
+    kept = encode_rows(rows, encode, fitting, name="training_file")
+    return [example for _, example in kept]
 
 
 def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:
@@ -103,26 +92,6 @@ def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:
 def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
     """The rows of a right-padded batch without their padding."""
     return [row[:length] for row, length in zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)]
-
-
-def _render(
-    config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: list[Message],
-    demonstration: str,
-) -> SDFTExample:
-    shown = teacher_messages(
-        prompt,
-        demonstration,
-        template=config.sdft_demo_template,
-        placement=config.sdft_demo_placement,
-        repeats=config.sdft_demo_repeats,
-    )
-    return SDFTExample(
-        prompt_ids=prompt_token_ids(tokenizer, prompt),
-        teacher_prompt_ids=prompt_token_ids(tokenizer, shown),
-        demonstration_ids=list(tokenizer(demonstration, add_special_tokens=False)["input_ids"]),
-    )
 
 
 def token_weights(loss_mask: Tensor, sequences: int) -> Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, DatasetError, OpenWeightsError
 from openweights.events import Pushed
+from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
@@ -73,6 +74,7 @@ def train(
     with StopOnSignal() as stop:
         data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
         rows = _split(config, data)
+        _check_rendering(config, data)
         model, tokenizer = load_model(config, engine)
         # The other ranks have copies of their own, and say nothing.
         record = {} if rank() else reproducibility(config, model, engine)
@@ -110,6 +112,16 @@ def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> R
         numbered = list(numbered_rows(lines))
     check_rows(numbered, config, ref)
     return [row for _, row in numbered]
+
+
+def _check_rendering(config: TrainingConfig, data: Mapping[DatasetRef, Rows]) -> None:
+    """Find out what the chat template does to rows before the model is loaded."""
+    from openweights.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(config)
+    for ref, rows in data.items():
+        numbered = [(getattr(row, "line", number), row) for number, row in enumerate(rows, 1)]
+        check_rendering(numbered, config, tokenizer, ref)
 
 
 def _split(config: TrainingConfig, data: Mapping[DatasetRef, Rows]) -> tuple[Rows, Rows | None]:
@@ -183,7 +195,7 @@ def _trackers(
                     rows,
                     tokenizer,
                     ends=eos_token_ids(model, tokenizer),
-                    responses_only=config.train_on_responses_only,
+                    train_on=config.train_on,
                     limit=config.max_seq_length,
                     name=ref.name,
                 )

@@ -91,7 +91,17 @@ class TrainingConfig(TrainingFields):
         if problems:
             text = "; ".join(f"{field}: {what}" for field, what in problems.items())
             raise PydanticCustomError("config", "{text}", {"text": text, "problems": problems})
+        self._take_older_names()
         return self
+
+    def _take_older_names(self) -> None:
+        if not self.train_on_responses_only:
+            self.train_on = "all"
+        elif self.train_on == "all":
+            self.train_on_responses_only = False
+        if self.grpo_enable_thinking is not None:
+            thinking = {"enable_thinking": self.grpo_enable_thinking}
+            self.template_options = {**self.template_options, **thinking}
 
     @model_serializer(mode="wrap")
     def _only_own_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

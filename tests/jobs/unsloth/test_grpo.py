@@ -327,8 +327,9 @@ def test_rows_and_too_few_prompts(folder: Path, tmp_path: Path) -> None:
     rows = grpo_rows(config(tmp_path, max_seq_length=room), tokenizer, ROWS)
     assert len(rows.rows) == 6, "prompts without room for a completion are dropped"
     assert rows.rows[1] == {"level": 1, "gold_response": "one two 1"}
-    assert rows.prompts[1] == {"prompt": ROWS[1]["messages"][:1], "row": 1}
-    with pytest.raises(DatasetError, match="no row fits: prompts have up to .* raise max_seq_len"):
+    assert rows.prompts[1].messages == ROWS[1]["messages"][:1]
+    assert rows.prompts[1].ids == prompts[1] and rows.dataset[1]["row"] == 1
+    with pytest.raises(DatasetError, match="no row fits: rows have up to .* raise max_seq_len"):
         grpo_rows(config(tmp_path, max_seq_length=10), tokenizer, ROWS)
     few = config(tmp_path, gradient_accumulation_steps=9)
     with pytest.raises(DatasetError, match="has 8 usable rows, but a step takes 9 prompts"):

@@ -426,7 +426,7 @@ def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
     assert f"{8 - len(some)} of 8 rows dropped" in caplog.text and str(max(lengths)) in caplog.text
     with pytest.raises(DatasetError, match=f"raise max_seq_length to {max(lengths) + 6}"):
         sdft_examples(config(tmp_path, max_seq_length=20), tokenizer, ROWS)
-    with pytest.raises(DatasetError, match="row 2: field 'demonstration'"):
+    with pytest.raises(DatasetError, match="training_file:2: demonstration: is missing"):
         bad = {"messages": [{"role": "user", "content": "hi"}]}
         sdft_examples(config(tmp_path), tokenizer, [ROWS[0], bad])
 

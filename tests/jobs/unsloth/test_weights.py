@@ -72,7 +72,7 @@ def test_weights_in_whole_conversations() -> None:
     assert header == (1.0, "\n<|im_start|>assistant\n") and last == (-2.0, "a")
 
 
-def test_a_trimmed_answer_keeps_its_weights() -> None:
+def test_a_trimmed_answer_keeps_its_text_and_weights() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] }}:{{ m['content'] | trim }}<|im_end|>{% endfor %}"
@@ -80,7 +80,8 @@ def test_a_trimmed_answer_keeps_its_weights() -> None:
     row = {"messages": [QUESTION, said(block("  \n a", 2), block("b ", -1))]}
     config = training_config(GOOD)
     [example] = sft_examples(config, tokenizer, [row], with_weights=True)
-    assert example["weights"][-3:] == [2, -1, -1]
+    assert tokenizer.decode(example["input_ids"]).endswith("assistant:  \n ab <|im_end|>")
+    assert example["weights"][-4:] == [2, -1, -1, -1]
 
 
 # ---- the loss

@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from openweights.models.template import Message, flat_text
+from openweights.client.messages import prompt_and_answer
+from openweights.models.template import Message
 
 Placement = Literal["template", "turns"]
 
@@ -38,24 +39,17 @@ def split_row(row: Mapping[str, Any]) -> tuple[list[Message], str]:
         ValueError: The row has no messages, no demonstration, or a prompt that does not end with a
             user turn.
     """
-    if "messages" not in row:
-        raise ValueError(
-            "field 'messages': missing; loss='sdft' needs conversations, not plain text"
-        )
-    messages = [{"role": m["role"], "content": flat_text(m["content"])} for m in row["messages"]]
-    demonstration = row.get("demonstration")
-    if messages and messages[-1]["role"] == "assistant":
-        last = messages.pop()
-        demonstration = demonstration or last["content"]
+    messages, answer = prompt_and_answer(row)
+    demonstration = row.get("demonstration") or answer
     if not demonstration:
         raise ValueError(
-            "field 'demonstration': missing, and the last message is not from the assistant; "
-            "add an answer as last message or in 'demonstration'"
+            "demonstration: is missing, and the last message is not from the assistant; add an "
+            "answer as last message or in 'demonstration'"
         )
     if not messages or messages[-1]["role"] != "user":
         raise ValueError(
-            "field 'messages': the turn before the answer must be from the user, so that the "
-            "student has a prompt to answer"
+            "messages: the turn before the answer must be from the user, so that the student has a "
+            "prompt to answer"
         )
     return messages, demonstration
 
@@ -88,6 +82,11 @@ def teacher_messages(
     values = {"prompt": question["content"], "demonstration": demonstration}
     filled = _FIELD.sub(lambda field: values[field[1]], text)
     return [*history, {"role": "user", "content": filled}]
+
+
+def demonstration_turns(prompt: Sequence[Message], repeats: int) -> set[int]:
+    """Where the demonstrations are in the teacher's messages when they are placed as turns."""
+    return {len(prompt) + 2 * number for number in range(repeats)}
 
 
 def template_fields(template: str) -> set[str]:

@@ -25,7 +25,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
 )
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
-from openweights.models.names import ChatTemplate, ModelName, bare_name
+from openweights.models.names import ChatTemplate, ModelName, TemplateOptions, bare_name
 
 Loss = Literal["sft", "sdft", "dpo", "orpo", "grpo"]
 FILE_PURPOSES = {
@@ -141,6 +141,8 @@ class TrainingFields(BaseModel):
         training_file: File id from `ow.files.upload`, or a local path.
         test_file: Rows to evaluate on; see `test_file_eval_strategy`.
         chat_template: A Jinja template, or "default" for the tokenizer's own.
+        template_options: What the template reads beside the messages: {"enable_thinking": False}.
+            They hold in training, sampling and measuring, and go with the result's tokenizer.
         finetuned_model_id: Repository to push to; may hold {org_id}, {model_name}, {job_id} and the
             names of `model_naming_extra_parameters`.
         max_seq_length: Tokens; what sft does with longer rows is told in its log, sdft drops them.
@@ -153,6 +155,8 @@ class TrainingFields(BaseModel):
         beta: dpo, orpo and grpo only: how strongly the model is held near what it was; grpo alone
             takes 0, which needs no reference model.
         max_grad_norm: Longer gradients are cut to this norm; 0 cuts none.
+        train_on: sft only: the last answer of a conversation, all answers, or everything.
+        train_on_responses_only: sft only: an older name; False is train_on="all".
         packing: sft only: several rows in one sequence where the engine keeps them apart.
         logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
             followed: before training, every `eval_every_n_steps`, and at the end.
@@ -180,7 +184,7 @@ class TrainingFields(BaseModel):
         grpo_loss_type: How token losses are averaged, as in trl.
         grpo_scale_rewards: Advantages are divided by the deviation of the group, of the batch, or
             not at all.
-        grpo_enable_thinking: Passed to the chat template; None leaves it out.
+        grpo_enable_thinking: An older name of `template_options={"enable_thinking": …}`.
         grpo_think_end_tag: Ends the reasoning of a completion; rewards judge what comes after it.
         grpo_use_vllm: Draw completions with vLLM in the same process; else the fastest engine that
             can compute the model does.
@@ -203,6 +207,7 @@ class TrainingFields(BaseModel):
     loss: Loss
     test_file: str | None = None
     chat_template: ChatTemplate = "default"
+    template_options: TemplateOptions = Field(default_factory=dict)
     finetuned_model_id: str = "{org_id}/{model_name}-{job_id}"
     model_naming_extra_parameters: dict[str, str] | None = None
     job_id_suffix: Annotated[str, AfterValidator(_job_suffix)] | None = None
@@ -241,6 +246,7 @@ class TrainingFields(BaseModel):
     save_steps: Count = 5000
     save_minutes: float = Field(default=15.0, gt=0)
     output_dir: str = "./tmp"
+    train_on: Literal["last", "responses", "all"] = "responses"
     train_on_responses_only: bool = True
     packing: bool = True
     logp_callback_datasets: dict[str, str] = Field(default_factory=dict)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openweights.client.messages import prompt_and_answer
 from openweights.errors import ConfigError, closest, shown, spelled
-from openweights.models.template import Message, flat_text
+from openweights.models.template import Message
 
 DEFAULT_JUDGE = "gpt-4.1-mini"
 GOLD = "gold_response"
@@ -106,19 +107,16 @@ def split_gold(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     Raises:
         ValueError: There is no prompt that ends with a user turn, or there are two gold responses.
     """
-    if "messages" not in row:
-        raise ValueError("messages: is missing; loss='grpo' needs conversations, not plain text")
-    messages = [{"role": m["role"], "content": flat_text(m["content"])} for m in row["messages"]]
+    messages, answer = prompt_and_answer(row)
     gold = row.get(GOLD)
-    if messages and messages[-1]["role"] == "assistant":
-        if gold is not None:
-            raise ValueError(
-                f"{GOLD}: is given, and the last message is from the assistant; keep one of them"
-            )
-        gold = messages.pop()["content"]
+    if answer is not None and gold is not None:
+        raise ValueError(
+            f"{GOLD}: is given, and the last message is from the assistant; keep one of them"
+        )
+    gold = answer if gold is None else gold
     if gold is not None and (not isinstance(gold, str) or not gold.strip()):
         raise ValueError(f"{GOLD}: must be a text that is not empty; correct it")
-    if not messages or messages[-1]["role"] != "user":
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(
             "messages: the turn before the answer must be from the user, so that there is a "
             "prompt to answer; add one"

@@ -22,6 +22,7 @@ FIELD_LOSSES: dict[str, tuple[str, ...]] = {
     "holdout_fraction": ("sft", "dpo", "orpo"),
     "packing": ("sft",),
     "rollout_precision": ("sdft", "grpo"),
+    "train_on": ("sft",),
     "train_on_responses_only": ("sft",),
 }
 # What to do when a field of another loss was given; sdft_* and the rest have general words.
@@ -37,6 +38,7 @@ def config_problems(config: TrainingFields) -> Problems:
     """What is wrong between fields, as (field, what; what to do)."""
     yield from foreign_field_problems(config)
     yield from file_problems(config)
+    yield from template_problems(config)
     yield from tag_problems(config)
     yield from preference_problems(config)
     yield from sdft_problems(config)
@@ -79,6 +81,22 @@ def _file_problem(value: str, purpose: str, loss: str) -> str:
             f"has the purpose {had}, but loss={loss!r} reads {purpose!r}; upload it with {upload}"
         )
     return f"{shown(value)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
+
+
+def template_problems(config: TrainingFields) -> Problems:
+    """Older names that say something else than the newer ones."""
+    given = {"train_on", "train_on_responses_only"} <= config.model_fields_set
+    if given and config.train_on_responses_only != (config.train_on != "all"):
+        yield (
+            "train_on_responses_only",
+            f"is {config.train_on_responses_only} beside train_on={config.train_on!r}; remove it",
+        )
+    thinking = config.template_options.get("enable_thinking", config.grpo_enable_thinking)
+    if config.grpo_enable_thinking is not None and thinking != config.grpo_enable_thinking:
+        yield (
+            "grpo_enable_thinking",
+            "says another thing than template_options['enable_thinking']; remove it",
+        )
 
 
 def tag_problems(config: TrainingFields) -> Problems:

@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from openweights.client.messages import (
+    Problems,
+    check_messages,
+    check_pair,
+    check_tools,
+    plain_message,
+)
 from openweights.client.questions import parse_question
-from openweights.errors import ConfigError, DatasetError
+from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import check_grpo_row
-from openweights.models.template import Message, flat_text
+from openweights.models.template import Message, assistant_messages
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, dict[str, Any]]
 
-LISTED_ERRORS = 20
 PREFERENCE_LOSSES = ("dpo", "orpo")
 _MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected")
+
+
+class FileRow(dict[str, Any]):
+    """A row that knows the line of its file."""
+
+    line = 0
 
 
 def read_rows(source: str | Path | Iterable[bytes]) -> list[dict[str, Any]]:
@@ -58,24 +69,11 @@ def numbered_rows(lines: Iterable[bytes]) -> Iterator[NumberedRow]:
         if not isinstance(row, dict):
             raise DatasetError(f"line {number}: {type(row).__name__}, not an object; write {{…}}")
         empty = False
-        yield number, row
+        numbered = FileRow(row)
+        numbered.line = number
+        yield number, numbered
     if empty:
         raise DatasetError("the file has no rows; write one JSON object a line")
-
-
-@contextmanager
-def named_row(name: str, number: int) -> Iterator[None]:
-    """Says of which row an error is.
-
-    Raises:
-        DatasetError: In place of a ValueError that is about the row.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise DatasetError(f"{name}: row {number}: {error}") from None
 
 
 def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: DatasetRef) -> None:
@@ -87,16 +85,14 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
     Raises:
         DatasetError: It cannot; a line for each of the first 20 rows, and how many more there are.
     """
-    problems: list[str] = []
+    problems, count = Problems(ref.name), 0
     for number, row in rows:
+        count += 1
         try:
             _check_row(row, config, ref.field)
         except ValueError as error:
-            problems.append(f"{ref.name}:{number}: {error}")
-    if problems:
-        more = len(problems) - LISTED_ERRORS
-        tail = [f"… and {more} more rows of {ref.name}"] if more > 0 else []
-        raise DatasetError("\n".join([*problems[:LISTED_ERRORS], *tail]))
+            problems.add_error(number, error)
+    problems.raise_if_any(rows=count)
 
 
 def _check_row(row: Row, config: TrainingFields, field: str) -> None:
@@ -118,7 +114,7 @@ def _check_row(row: Row, config: TrainingFields, field: str) -> None:
         split_row(row)
         refuse_weights(row, config.loss)
     else:
-        check_answered(row, needs_answer=config.train_on_responses_only)
+        check_answered(row, needs_answer=config.train_on != "all")
         if config.loss != "sft":
             refuse_weights(row, config.loss)
 
@@ -134,7 +130,7 @@ def check_answered(row: Row, *, needs_answer: bool = True) -> None:
             raise ValueError("messages: is missing; give the row 'messages' or 'text'")
         return
     messages = plain_messages(row)
-    answered = any(m["role"] == "assistant" for m in messages) or any(block_weights(row))
+    answered = assistant_messages(messages) or any(weights(row))
     if needs_answer and not answered:
         raise ValueError(
             "messages: none is from the assistant, so there is nothing to learn; add the answer"
@@ -145,60 +141,74 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
     """The messages of prompt, chosen and rejected answer.
 
     Raises:
-        ValueError: One is missing, an answer does not end with the assistant, or blocks have
-            weights.
+        ValueError: One is missing, an answer repeats the prompt or does not end with the assistant,
+            both are the same, or blocks have weights.
     """
     prompt, chosen, rejected = (
         plain_messages(row, field) for field in ("prompt", "chosen", "rejected")
     )
-    for field, answer in (("chosen", chosen), ("rejected", rejected)):
-        if answer[-1]["role"] != "assistant":
-            raise ValueError(
-                f"{field}[{len(answer) - 1}].role: is {answer[-1]['role']!r}; an answer ends with "
-                "'assistant'"
-            )
+    check_pair({field: row[field] for field in ("prompt", "chosen", "rejected")}, _refuse)
     refuse_weights(row, "dpo and orpo")
     return prompt, chosen, rejected
-
-
-def refuse_weights(row: Row, loss: str) -> None:
-    """See that no block of the row has a weight that would be ignored.
-
-    Raises:
-        ValueError: One has.
-    """
-    if any(weight != 1 for weight in block_weights(row)):
-        raise ValueError(
-            f"messages: a block has a weight, which {loss} cannot use; remove it, or use loss='sft'"
-        )
-
-
-def is_weighted(row: Row) -> bool:
-    """Whether a block of the row has a weight of its own."""
-    return any(True for _ in block_weights(row))
-
-
-def block_weights(row: Row) -> Iterator[float]:
-    """The weights that blocks of the row's messages have of their own."""
-    for message in (m for field in _MESSAGE_FIELDS for m in row.get(field) or ()):
-        blocks = [] if isinstance(message["content"], str) else message["content"]
-        yield from (block["weight"] for block in blocks if block.get("weight") is not None)
 
 
 def plain_messages(row: Row, field: str = "messages") -> list[Message]:
     """The row's messages with their content as one text each.
 
     Raises:
-        ValueError: They are no list of messages.
+        ValueError: They are no list of messages, or one has a key that nothing reads.
     """
-    given = row.get(field)
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        raise ValueError(f"{field}: must be a list of messages; give at least one")
-    return [_plain_message(message, f"{field}[{index}]") for index, message in enumerate(given)]
+    if field not in row:
+        raise ValueError(f"{field}: is missing; give it as a list of messages")
+    check_messages(row[field], field, _refuse)
+    if row.get("tools") is not None:
+        check_tools(row["tools"], _refuse)
+    return [plain_message(message) for message in row[field]]
 
 
-def _plain_message(message: Any, at: str) -> Message:
-    try:
-        return {"role": message["role"], "content": flat_text(message["content"])}
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"{at}: must be an object with role and content; correct it") from None
+def _refuse(field: str, problem: str) -> None:
+    raise ValueError(f"{field}: {problem}")
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def refuse_weights(row: Row, loss: str) -> None:
+    """See that the row has no weight that would be ignored.
+
+    A message's weight of 0 or 1 says whether it is learned. These losses learn the last answer
+    alone, so it is heeded unless that one has a 0.
+
+    Raises:
+        ValueError: It has one.
+    """
+    for field in _MESSAGE_FIELDS:
+        messages: Sequence[Any] = row.get(field) or ()
+        for index, message in enumerate(messages):
+            is_read = field == "prompt" or (field == "messages" and index < len(messages) - 1)
+            heeded = (0, 1) if is_read or message["role"] != "assistant" else (1,)
+            own = message.get("weight")
+            if (own is not None and own not in heeded) or any(w != 1 for w in _of_blocks(message)):
+                raise ValueError(
+                    f"{field}[{index}]: has a weight, which {loss} cannot use; remove it, or use "
+                    "loss='sft'"
+                )
+
+
+def is_weighted(row: Row) -> bool:
+    """Whether a message of the row, or a block, has a weight of its own."""
+    return any(True for _ in weights(row))
+
+
+def weights(row: Row) -> Iterator[float]:
+    """The weights that the row's messages and their blocks have of their own."""
+    for message in (m for field in _MESSAGE_FIELDS for m in row.get(field) or ()):
+        if message.get("weight") is not None:
+            yield message["weight"]
+        yield from _of_blocks(message)
+
+
+def _of_blocks(message: Mapping[str, Any]) -> Iterator[float]:
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else []
+    yield from (block["weight"] for block in blocks if block.get("weight") is not None)

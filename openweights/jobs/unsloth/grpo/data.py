@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,25 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.grpo_fields import GOLD, split_gold
-from openweights.jobs.unsloth.config.rows import named_row
+from openweights.jobs.unsloth.config.rows import Row
+from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.template import Message, prompt_token_ids
+from openweights.models.template import Message, rendered_prompt
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is answered.
+
+    Attributes:
+        ids: Rendered and tokenised.
+        gold: The gold response, where there is one.
+    """
+
+    messages: list[Message]
+    ids: list[int]
+    gold: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +35,20 @@ class GRPORows:
     """A dataset's rows that are used.
 
     Attributes:
-        prompts: What is answered; `row` is an index into the rows of the run.
+        prompts: What is answered.
+        dataset: For the trainer; its `row` is an index into the prompts and rows of the run.
         rows: All columns of each but its messages, with `gold_response`.
     """
 
-    prompts: Dataset
+    prompts: list[Prompt]
+    dataset: Dataset
     rows: list[dict[str, Any]]
 
 
 def grpo_rows(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     *,
     name: str = "training_file",
     first: int = 0,
@@ -51,41 +64,24 @@ def grpo_rows(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    limit = config.max_seq_length - config.grpo_max_completion_length
-    prompts: list[list[Message]] = []
-    kept: list[dict[str, Any]] = []
-    longest = 0
-    for number, row in enumerate(rows, start=1):
-        with named_row(name, number):
-            prompt, gold = split_gold(row)
-            length = len(prompt_token_ids(tokenizer, prompt, **template_options(config)))
-        longest = max(longest, length)
-        if length <= limit:
-            prompts.append(prompt)
-            kept.append({**{k: v for k, v in row.items() if k != "messages"}, GOLD: gold})
-    _report(config, name, len(rows), len(kept), longest)
-    columns = {"prompt": prompts, "row": list(range(first, first + len(kept)))}
-    return GRPORows(Dataset.from_dict(columns), kept)
 
+    def encode(row: Row) -> tuple[Prompt, frozenset[str]]:
+        messages, gold = split_gold(row)
+        rendered = rendered_prompt(tokenizer, messages, tools=row.get("tools"))
+        ids = list(tokenizer(rendered.text, add_special_tokens=False)["input_ids"])
+        return Prompt(messages, ids, gold), rendered.notes
 
-def _report(config: TrainingConfig, name: str, given: int, kept: int, longest: int) -> None:
-    room = config.grpo_max_completion_length
-    if not kept:
-        raise DatasetError(
-            f"{name}: no row fits: prompts have up to {longest} tokens, and max_seq_length="
-            f"{config.max_seq_length} leaves {config.max_seq_length - room} beside "
-            f"grpo_max_completion_length={room}; raise max_seq_length to {longest + room}"
-        )
-    logger.info("%s: %d rows, prompts of up to %d tokens", name, kept, longest)
-    if kept < given:
-        logger.warning(
-            "%s: %d of %d rows dropped: their prompt leaves less than grpo_max_completion_length="
-            "%d tokens of max_seq_length=%d",
-            name, given - kept, given, room, config.max_seq_length,
-        )  # fmt: skip
-
-
-def template_options(config: TrainingConfig) -> dict[str, Any]:
-    """What the chat template is told beside the messages."""
-    thinking = config.grpo_enable_thinking
-    return {} if thinking is None else {"enable_thinking": thinking}
+    fitting = Fitting[Prompt](
+        config.max_seq_length - config.grpo_max_completion_length,
+        length=lambda prompt: len(prompt.ids),
+        room=config.grpo_max_completion_length,
+    )
+    kept = encode_rows(rows, encode, fitting, name=name)
+    prompts = [prompt for _, prompt in kept]
+    plain = [[{k: m[k] for k in ("role", "content")} for m in p.messages] for p in prompts]
+    columns = {"prompt": plain, "row": list(range(first, first + len(kept)))}
+    return GRPORows(
+        prompts,
+        Dataset.from_dict(columns),
+        [{**{k: v for k, v in row.items() if k != "messages"}, GOLD: p.gold} for row, p in kept],
+    )

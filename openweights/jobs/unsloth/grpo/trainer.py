@@ -30,6 +30,7 @@ from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards, group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
+from openweights.jobs.unsloth.grpo.data import Prompt
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.jobs.unsloth.rollout import Rollout, roll_out
@@ -49,7 +50,7 @@ class RewardTrainer(GRPOTrainer):
         args: With `beta` 0 whatever beta is: else trl would add a copy of the adapter to the model.
         beta: Weight of the KL divergence to the base model.
         functions: The rewards.
-        rows: What the `row` of the datasets points to.
+        prompts, rows: What the `row` of the datasets points to.
         failed: Watches over failed rewards.
         packs_rows: Whether the training engine sees to padding itself.
         engine: Draws the completions.
@@ -64,6 +65,7 @@ class RewardTrainer(GRPOTrainer):
         *,
         beta: float,
         functions: RewardFunctions,
+        prompts: Sequence[Prompt],
         rows: Sequence[Mapping[str, Any]],
         failed: FailedRewards,
         think_end_tag: str,
@@ -84,7 +86,9 @@ class RewardTrainer(GRPOTrainer):
         self._policy = model
         self.has_signal = True
         self._functions = functions
+        self._prompts = prompts
         self._rows = rows
+        self._asked: list[Prompt] = []
         self._failed = failed
         self._think_end_tag = think_end_tag
         self._packs_rows = packs_rows
@@ -97,6 +101,11 @@ class RewardTrainer(GRPOTrainer):
         self.add_callback(SkipEmptySteps(self))
 
     # ---- rollouts and rewards: once per optimizer step
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """As every prompt is rendered here, not by trl."""
+        assert len(prompts) == len(self._asked), "the prompts of this call, in their order"
+        return [prompt.ids for prompt in self._asked], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
@@ -140,8 +149,7 @@ class RewardTrainer(GRPOTrainer):
             completion_ids_list, skip_special_tokens=self._sampling.skip_special_tokens
         )
         samples = Samples(
-            # unsloth gives rendered prompts.
-            prompts=[row["prompt"] for row in inputs],
+            prompts=[self._prompts[row["row"]].messages for row in inputs],
             completions=texts,
             completion_ids=completion_ids_list,
             rows=[self._rows[row["row"]] for row in inputs],
@@ -163,6 +171,7 @@ class RewardTrainer(GRPOTrainer):
         """trl's, with our own advantages."""
         # Asked before: generation may leave the model in another mode.
         self._is_training = self._policy.training
+        self._asked = [self._prompts[row["row"]] for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         size = int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
         scale: Any = self.scale_rewards

@@ -8,7 +8,6 @@ blocks do not count here.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +15,20 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from openweights.jobs.unsloth.config.rows import Row, named_row, plain_messages
+from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, block_spans
+from openweights.jobs.unsloth.config.rows import Row, plain_messages
 from openweights.jobs.unsloth.data import (
     Encoded,
-    block_spans,
-    encode_pieces,
+    Fitting,
     encode_row,
+    encode_rows,
+    encode_text,
+    end_texts,
     pieces_of_tokens,
 )
 from openweights.models.log_probs import all_log_probs
 from openweights.models.template import assistant_messages, rendered_spans
 from openweights.models.tokens import IGNORED
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def scored_rows(
     tokenizer: PreTrainedTokenizerBase,
     *,
     ends: Sequence[int],
-    responses_only: bool = True,
+    train_on: TrainOn = "responses",
     limit: int | None = None,
     name: str = "dataset",
 ) -> list[ScoredRow]:
@@ -75,43 +75,46 @@ def scored_rows(
 
     Args:
         ends: Ids of the end tokens (`model.eos_token_ids`).
-        responses_only: Whether the assistant's words alone count as the answer.
+        train_on: What counts as the answer, as of `TrainingConfig`.
         limit: Longest row in tokens; what is longer loses its end, which is told in the log.
         name: What the rows are called in messages.
 
     Raises:
         DatasetError: A row cannot be used.
     """
-    texts = [str(tokenizer.convert_ids_to_tokens(token)) for token in ends]
-    kept: list[ScoredRow] = []
-    cut = 0
-    for number, row in enumerate(rows, start=1):
-        with named_row(name, number):
-            scored = _encoded(row, tokenizer, texts, responses_only)
-        if limit is not None and len(scored.encoded.input_ids) > limit:
-            cut += 1
-            del scored.encoded.input_ids[limit:], scored.encoded.labels[limit:]
-        kept.append(scored)
-    if cut:
-        logger.warning("%s: %d rows are longer than %d tokens and lost their end", name, cut, limit)
-    return kept
+    texts = end_texts(tokenizer, ends)
+
+    def encode(row: Row) -> tuple[ScoredRow, frozenset[str]]:
+        scored = _encoded(row, tokenizer, texts, train_on)
+        return scored, scored.encoded.notes
+
+    fitting = Fitting[ScoredRow](
+        limit,
+        length=lambda scored: len(scored.encoded.input_ids),
+        cut=lambda scored, limit: scored.encoded.cut(limit),
+    )
+    return [scored for _, scored in encode_rows(rows, encode, fitting, name=name)]
 
 
 def _encoded(
-    row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], responses_only: bool
+    row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], train_on: TrainOn
 ) -> ScoredRow:
     if "messages" not in row:
-        encoded = encode_row(row, tokenizer, responses_only=responses_only, ends=ends)
-        return ScoredRow(row, encoded, {})
-    messages, contents = plain_messages(row), [m["content"] for m in row["messages"]]
+        return ScoredRow(row, encode_row(row, tokenizer, train_on=train_on, ends=ends), {})
+    messages, contents = plain_messages(row), [m.get("content") for m in row["messages"]]
     said = assistant_messages(messages)
-    with_blocks = [index for index, content in enumerate(contents) if not isinstance(content, str)]
-    text, spans = rendered_spans(messages, {*said, *with_blocks}, tokenizer, ends)
-    answers = [(span.start, span.end, 1.0) for span in spans if span.message in said]
-    encoded = encode_pieces(text, answers if responses_only else [(0, len(text), 1.0)], tokenizer)
+    wanted = said[-1:] if train_on == "last" else said
+    with_blocks = [index for index, content in enumerate(contents) if isinstance(content, list)]
+    rendered = rendered_spans(
+        tokenizer, messages, {*wanted, *with_blocks}, ends, tools=row.get("tools")
+    )
+    answers = [(span.start, span.end, 1.0) for span in rendered.spans if span.message in wanted]
+    everything = [(0, len(rendered.text), 1.0)]
+    pieces = everything if train_on == "all" else answers
+    encoded = encode_text(LearnedText(rendered, pieces), tokenizer)
     blocks = {
         (span.message, number): place
-        for span in spans
+        for span in rendered.spans
         if span.message in with_blocks
         for number, place in enumerate(block_spans(span, contents[span.message]))
     }
@@ -171,7 +174,7 @@ def _blockwise_result(
         return dict(row.row)
     ids = row.encoded.input_ids
     messages = [
-        {**m, "content": m["content"] if isinstance(m["content"], str) else list(m["content"])}
+        {**m, "content": list(m["content"])} if isinstance(m.get("content"), list) else m
         for m in row.row["messages"]
     ]
     for (message, block), positions in row.blocks.items():

@@ -16,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from openweights.client.questions import Question
+from openweights.errors import DatasetError
 from openweights.models.log_probs import mean_target_log_probs
-from openweights.models.template import prompt_token_ids
+from openweights.models.template import MessageError, prompt_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,11 @@ def ask(
         batch_size: Choices in one forward.
     """
     pairs: list[tuple[list[int], list[int]]] = []
-    for question in questions:
-        prompt = prompt_token_ids(tokenizer, [{"role": "user", "content": question.text}])
+    for number, question in enumerate(questions, start=1):
+        try:
+            prompt = prompt_token_ids(tokenizer, [{"role": "user", "content": question.text}])
+        except MessageError as error:
+            raise DatasetError(f"question {number}{error.problem}") from None
         for choice in question.choices:
             pairs.append((prompt, list(tokenizer(choice, add_special_tokens=False)["input_ids"])))
     pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]

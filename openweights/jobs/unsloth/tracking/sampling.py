@@ -8,7 +8,7 @@ put back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,12 +17,13 @@ from openweights.events import Samples
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
-from openweights.jobs.unsloth.config.rows import plain_messages
+from openweights.jobs.unsloth.config.rendering import prompt_messages, prompt_text
+from openweights.jobs.unsloth.config.rows import Row
+from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.jobs.unsloth.validate import SamplingCallback
 from openweights.models.adapters import active_adapter
-from openweights.models.template import prompt_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,18 @@ class Sampler(ScheduledCallback):
     ) -> None:
         super().__init__(settings.eval_steps)
         self._settings = settings
-        self._rows = [{**row, "messages": _prompt(row)} for row in rows]
+        self._rows: list[dict[str, Any]] = []
+        self._prompts: list[list[int]] = []
+
+        def encode(row: Row) -> tuple[list[int], frozenset[str]]:
+            rendered = prompt_text(row, tokenizer)
+            ids = tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
+            return list(ids), rendered.notes
+
+        name = f"sampling_callbacks ({settings.tag})"
+        for row, ids in encode_rows(rows, encode, Fitting[list[int]](None, length=len), name=name):
+            self._rows.append({**row, "messages": prompt_messages(row)})
+            self._prompts.append(ids)
         self._tokenizer = tokenizer
         self._reporter = reporter
         self._seed = seed
@@ -53,13 +65,12 @@ class Sampler(ScheduledCallback):
         params = SamplingParams(
             max_new_tokens=self._settings.max_tokens, temperature=self._settings.temperature
         )
-        prompts = [prompt_token_ids(self._tokenizer, row["messages"]) for row in self._rows]
         # Each its own seed: equal prompts are to be answered twice.
         requests = [
             GenerationRequest(
                 prompt, params.with_seed(self._seed, step, index), active_adapter(model)
             )
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(self._prompts)
         ]
         size = self._settings.batch_size
         completions = [
@@ -74,8 +85,3 @@ class Sampler(ScheduledCallback):
         event = Samples(step=step, tag=self._settings.tag)
         log_rows(self._reporter, event.data(), rows, folder="samples")
         logger.info("step %d: %d samples (%s)", step, len(completions), self._settings.tag)
-
-
-def _prompt(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    messages = plain_messages(row)
-    return messages[:-1] if messages[-1]["role"] == "assistant" else messages

@@ -110,7 +110,9 @@ def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
     reporter.log(Reproducibility(record=record).data())
     location = _adapter_of(ow, params.model) if is_job_id(params.model) else params.model
-    model, tokenizer = load_trained(location, chat_template=params.chat_template)
+    model, tokenizer = load_trained(
+        location, chat_template=params.chat_template, template_options=params.template_options
+    )
     act(ScoringRun(params, model, tokenizer, read_rows(data), reporter))
     reporter.close(completed=True)
     return 0

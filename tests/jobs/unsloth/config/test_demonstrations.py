@@ -30,7 +30,7 @@ def test_last_answer_is_the_demonstration_unless_the_row_brings_one() -> None:
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"text": "plain"}, "'messages'"),
+        ({"text": "plain"}, "messages: is missing"),
         ({"messages": [QUESTION]}, "'demonstration'"),
         ({"messages": [SYSTEM, ANSWER]}, "from the user"),
         ({"messages": [ANSWER]}, "from the user"),

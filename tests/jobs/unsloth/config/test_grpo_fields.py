@@ -97,7 +97,7 @@ def test_the_trainer_is_told_all_of_it() -> None:
     assert told == (4, 0.9, 0.1, "dr_grpo", "none")
     assert (args.temperature, args.max_completion_length) == (0.9, 512)
     assert (args.max_grad_norm, args.learning_rate, args.logging_steps) == (0.3, 1e-4, 1)
-    assert args.chat_template_kwargs == {"enable_thinking": False}
+    assert config.template_options == {"enable_thinking": False}, "the tokenizer has them"
     assert args.beta == 0, "the trainer is given it apart, so that trl adds no second adapter"
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 8)
     with pytest.raises(OpenWeightsError, match="grpo_use_vllm: vLLM is not installed where the"):
@@ -113,7 +113,7 @@ def test_gold_responses() -> None:
 @pytest.mark.parametrize(
     ("row", "reward", "words"),
     [
-        ({"text": "Once"}, "caps_spanish", "messages: is missing; loss='grpo' needs"),
+        ({"text": "Once"}, "caps_spanish", "messages: is missing; this loss needs"),
         ({"messages": [ANSWER]}, "caps_spanish", "the turn before the answer must be from the"),
         ({"messages": [USER]}, "rouge_l", "rouge_l compares with a gold response; add"),
         ({**ROW, "gold_response": "x"}, "rouge_l", "gold_response: is given, and the last mess"),

@@ -1,0 +1,357 @@
+"""What a conversation's messages may hold, checked where a file is uploaded and where it is read.
+
+The keys are those of OpenAI's format: `role`, `content` (a text, or blocks of text), `weight`,
+`name`, `tool_calls`, `tool_call_id`, and `reasoning_content` besides. A key with null counts as
+left out; any other is refused, since nothing would read it. Whether a chat template writes a key is
+known where there is a tokenizer (`models/template.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from openweights.errors import DatasetError, shown
+from openweights.models.template import Message, flat_text
+
+Report = Callable[[str, str], None]  # field, what is wrong; what to do
+
+LISTED_ERRORS = 20
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLE_MEANT = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "function": "tool",
+}
+_MESSAGE_KEYS = (
+    *("role", "content", "weight", "name", "reasoning_content", "tool_calls", "tool_call_id"),
+)
+_BLOCK_KEYS = ("type", "text", "weight", "tag")
+_KEY_MEANT = {
+    "thinking": "reasoning_content",
+    "reasoning": "reasoning_content",
+    "function_call": "tool_calls",
+    "weights": "weight",
+}
+
+
+class Problems:
+    """Collects what is wrong with the rows of a file, one line each: `NAME:LINE: field: what`."""
+
+    def __init__(self, name: str) -> None:
+        self.count = 0
+        self._name = name
+        self._listed: list[str] = []
+        self._lines = 0
+        self._last_line = -1
+        self._fields: set[str] = set()
+        self._kinds: set[str] = set()
+
+    def add(self, line: int, field: str, problem: str) -> None:
+        """One problem; `field` may be empty."""
+        self.count += 1
+        for seen, value in ((self._kinds, problem), (self._fields, field)):
+            if len(seen) < 2:  # whether there are several is all that is asked
+                seen.add(value)
+        if self.count <= LISTED_ERRORS:
+            place = f"{self._name}:{line}: " + (f"{field}: " if field else "")
+            self._listed.append(place + problem)
+        self._lines += line != self._last_line
+        self._last_line = line
+
+    def at(self, line: int) -> Report:
+        """`add` for a line."""
+        return lambda field, problem: self.add(line, field, problem)
+
+    def add_error(self, line: int, error: ValueError) -> None:
+        """A problem that was raised as `field: what`."""
+        field, colon, problem = str(error).partition(": ")
+        self.add(line, field if colon else "", problem if colon else field)
+
+    def raise_if_any(self, *, rows: int = 0) -> None:
+        """Say all of them; once, where each of many rows has the same.
+
+        Args:
+            rows: How many there are.
+
+        Raises:
+            DatasetError: There is a problem.
+        """
+        if not self.count:
+            return
+        if len(self._kinds) == 1 and 1 < rows == self._lines == self.count:
+            field = f"{self._fields.pop()}: " if len(self._fields) == 1 else ""
+            raise DatasetError(f"{self._name}: every row: {field}{self._kinds.pop()}")
+        more = self.count - len(self._listed)
+        tail = [f"… and {more} more error{'s' if more > 1 else ''} in {self._name}"] if more else []
+        raise DatasetError("\n".join(self._listed + tail))
+
+
+def plain_message(message: Mapping[str, Any]) -> Message:
+    """A checked message as chat templates read it: one text, arguments of calls as objects."""
+    plain: Message = {"role": message["role"], "content": flat_text(message.get("content") or "")}
+    for key in ("name", "reasoning_content", "tool_call_id"):
+        if message.get(key) is not None:
+            plain[key] = message[key]
+    if calls := message.get("tool_calls"):
+        plain["tool_calls"] = [_plain_call(call) for call in calls]
+    return plain
+
+
+def prompt_and_answer(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
+    """The messages before a last answer, and its text; None where the row does not end with one.
+
+    Raises:
+        ValueError: There are no messages, or the answer is more than a text.
+    """
+    if "messages" not in row:
+        raise ValueError("messages: is missing; this loss needs conversations, not plain text")
+    messages = [plain_message(message) for message in row["messages"]]
+    if not messages or messages[-1]["role"] != "assistant":
+        return messages, None
+    answer = messages.pop()
+    for key in ("reasoning_content", "tool_calls"):
+        if key in answer:
+            raise ValueError(
+                f"messages[{len(messages)}].{key}: this loss compares texts; write it into the "
+                "content, as the model would (<think>…</think>)"
+            )
+    return messages, answer["content"]
+
+
+def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function: Mapping[str, Any] = call["function"]
+    arguments: Any = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+
+def check_messages(value: Any, field: str, report: Report) -> list[str] | None:
+    """The roles of the messages, or None when something about them is wrong."""
+    if not isinstance(value, list):
+        report(field, f"is {kind(value)}; make it a list of {{'role': …, 'content': …}}")
+        return None
+    messages = cast("list[Any]", value)
+    if not messages:
+        report(field, "is empty; give at least one message, or remove the row")
+        return None
+    roles = [
+        _check_message(message, f"{field}[{index}]", report)
+        for index, message in enumerate(messages)
+    ]
+    known = [role for role in roles if role is not None]
+    return known if len(known) == len(roles) else None
+
+
+def check_tools(value: Any, report: Report) -> None:
+    """See that a row's `tools` are schemas of functions."""
+    tools = cast("list[Any]", value) if isinstance(value, list) else None
+    if not tools:
+        report("tools", f"is {kind(value)}; make it a list of functions, or leave it out")
+        return
+    for index, tool in enumerate(tools):
+        given = _as_object(tool)
+        if not isinstance(_as_object(given.get("function", given)).get("name"), str):
+            report(
+                f"tools[{index}]",
+                "is no function; make it {'type': 'function', 'function': {'name': …}}",
+            )
+
+
+def _check_message(value: Any, field: str, report: Report) -> str | None:
+    if not isinstance(value, dict):
+        report(field, f"is {kind(value)}; make it {{'role': …, 'content': …}}")
+        return None
+    message = cast("dict[str, Any]", value)
+    given = {key: item for key, item in message.items() if item is not None}
+    has_calls = "tool_calls" in given
+    if "content" in message:
+        if not (has_calls and message["content"] in (None, "")):
+            _check_content(message["content"], f"{field}.content", report)
+    elif not has_calls:
+        hint = "rename 'value' to 'content'" if "value" in message else "add it"
+        report(f"{field}.content", f"is missing; {hint}")
+    if "role" not in message:
+        hint = "rename 'from' to 'role'" if "from" in message else "add it"
+        report(f"{field}.role", f"is missing; {hint}")
+        return None
+    role = _check_role(message["role"], f"{field}.role", report)
+    if role is not None:
+        _check_keys(given, role, field, report)
+    return role
+
+
+def _check_keys(message: Mapping[str, Any], role: str, field: str, report: Report) -> None:
+    """See that every key beside role and content is one that is read."""
+    for key in message.keys() - set(_MESSAGE_KEYS):
+        meant = _KEY_MEANT.get(key)
+        remedy = f"rename it to {meant!r}" if meant else "remove it"
+        report(f"{field}.{key}", f"is no key that anything reads; {remedy}")
+    if "weight" in message:
+        _check_weight(message["weight"], f"{field}.weight", report)
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if key in message:
+            check_text(message[key], f"{field}.{key}", report)
+    own = {"reasoning_content": "assistant", "tool_calls": "assistant", "tool_call_id": "tool"}
+    for key in own.keys() & message.keys():
+        if role != own[key]:
+            report(f"{field}.{key}", f"belongs to {own[key]!r}, not to {role!r}; remove it")
+    if "tool_calls" in message:
+        _check_calls(message["tool_calls"], f"{field}.tool_calls", report)
+    structured = {"reasoning_content", "tool_calls"} & message.keys()
+    if structured and isinstance(message.get("content"), list):
+        report(f"{field}.content", f"is a list beside {structured.pop()!r}; make it one text")
+
+
+def _check_calls(value: Any, field: str, report: Report) -> None:
+    calls = cast("list[Any]", value) if isinstance(value, list) else None
+    if not calls:
+        report(field, f"is {kind(value)}; make it a list of calls, or leave it out")
+        return
+    for index, item in enumerate(calls):
+        function = _as_object(_as_object(item).get("function"))
+        name = function.get("name")
+        if not isinstance(name, str) or not name.strip():
+            report(
+                f"{field}[{index}]",
+                "is no call of a function; make it {'type': 'function', 'function': {'name': …, "
+                "'arguments': …}}",
+            )
+        elif not _are_arguments(function.get("arguments")):
+            report(
+                f"{field}[{index}].function.arguments",
+                "are no JSON object; write them as one, or as its text",
+            )
+
+
+def _as_object(value: Any) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _are_arguments(value: Any) -> bool:
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return False
+    return parsed is None or isinstance(parsed, dict)
+
+
+def _check_role(role: Any, field: str, report: Report) -> str | None:
+    if isinstance(role, str) and role in ROLES:
+        return role
+    wrong = f"{role!r:.40}" if isinstance(role, str) else kind(role)
+    meant = role.lower() if isinstance(role, str) else ""
+    meant = _ROLE_MEANT.get(meant, meant if meant in ROLES else "")
+    remedy = f"write {meant!r}" if meant else "use 'system', 'user', 'assistant' or 'tool'"
+    report(field, f"is {wrong}; {remedy}")
+    return None
+
+
+def _check_content(content: Any, field: str, report: Report) -> None:
+    if not isinstance(content, list):
+        check_text(content, field, report, "a string or a list of text blocks")
+        return
+    blocks = cast("list[Any]", content)
+    texts = [_check_block(block, f"{field}[{index}]", report) for index, block in enumerate(blocks)]
+    if None not in texts and not "".join(text or "" for text in texts).strip():
+        report(field, "is empty; give it text, or leave the message out")
+
+
+def _check_block(value: Any, field: str, report: Report) -> str | None:
+    if not isinstance(value, dict):
+        report(field, f"is {kind(value)}; make it {{'type': 'text', 'text': …}}")
+        return None
+    block = cast("dict[str, Any]", value)
+    if block.get("type", "text") != "text":
+        report(f"{field}.type", f"is {block['type']!r:.40}; only 'text' blocks can be trained on")
+        return None
+    for key in block.keys() - set(_BLOCK_KEYS):
+        if block[key] is not None:
+            report(f"{field}.{key}", "is no key that anything reads; remove it")
+    if "weight" in block:
+        _check_weight(block["weight"], f"{field}.weight", report)
+    if not isinstance(block.get("tag", ""), str):
+        report(f"{field}.tag", f"is {kind(block['tag'])}; make it a string")
+    if "text" not in block:
+        report(f"{field}.text", "is missing; add it")
+        return None
+    text = block["text"]
+    if not isinstance(text, str):
+        report(f"{field}.text", f"is {kind(text)}; make it a string")
+        return None
+    return text if _check_characters(text, f"{field}.text", report) else None
+
+
+def check_text(value: Any, field: str, report: Report, wanted: str = "a string") -> None:
+    """See that a value is text with something in it."""
+    if not isinstance(value, str):
+        report(
+            field,
+            f"is {kind(value)}; make it {wanted}{', or leave it out' if value is None else ''}",
+        )
+    elif not value.strip():
+        report(field, "is empty; give it text, or leave it out")
+    else:
+        _check_characters(value, field, report)
+
+
+def _check_characters(text: str, field: str, report: Report) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        report(
+            field,
+            f"has half a surrogate pair at character {error.start + 1}; write the whole character",
+        )
+        return False
+    return True
+
+
+def _check_weight(value: Any, field: str, report: Report) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        if is_number and math.isfinite(float(value)):
+            return
+    except OverflowError:
+        pass
+    report(field, f"is {kind(value)}; make it a finite number")
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    for type_, name in ((str, "a string"), (dict, "an object"), (list, "a list")):
+        if isinstance(value, type_):
+            return name
+    return f"the number {shown(value)}"
+
+
+# ---- answers to compare --------------------------------------------------------------------------
+
+
+def check_pair(row: Mapping[str, Sequence[Mapping[str, Any]]], report: Report) -> None:
+    """See that two answers to a prompt can be compared; their messages have been checked."""
+    prompt, *answers = (
+        [plain_message(message) for message in row[field]]
+        for field in ("prompt", "chosen", "rejected")
+    )
+    for field, answer in zip(("chosen", "rejected"), answers, strict=True):
+        if answer[: len(prompt)] == prompt:
+            report(field, "begins with the prompt, which would be read twice; leave it out there")
+        elif answer[-1]["role"] != "assistant":
+            wrong = answer[-1]["role"]
+            report(f"{field}[{len(answer) - 1}].role", f"is {wrong!r}; end it with 'assistant'")
+    if answers[0] == answers[1]:
+        report("rejected", "equals 'chosen', so there is no preference; remove the row")

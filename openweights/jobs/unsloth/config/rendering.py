@@ -1,0 +1,244 @@
+"""Rows as texts, with the pieces of them that are learned. Client-side: no torch here.
+
+With `train_on="responses"` each assistant message is learned with the end token that closes its
+turn, with "last" the last of them alone, with "all" everything. A message or a block of one may
+have a weight, which then counts for each of its tokens, whoever says it; an answer of weight 0 is
+read only. The end token of a turn has the weight of what stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+from openweights.client.messages import Problems
+from openweights.errors import ConfigError
+from openweights.jobs.unsloth.config.demonstrations import (
+    demonstration_turns,
+    split_row,
+    teacher_messages,
+)
+from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
+from openweights.jobs.unsloth.config.grpo_fields import split_gold
+from openweights.jobs.unsloth.config.rows import (
+    PREFERENCE_LOSSES,
+    NumberedRow,
+    Row,
+    is_weighted,
+    plain_messages,
+    preference_messages,
+    weights,
+)
+from openweights.models.template import (
+    Message,
+    MessageError,
+    MessageSpan,
+    Rendered,
+    assistant_messages,
+    end_of_turn,
+    rendered_prompt,
+    rendered_spans,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TrainOn = Literal["last", "responses", "all"]
+Piece = tuple[int, int, float]  # characters from, up to, and their weight
+
+CHECKED_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedText:
+    """A rendered row.
+
+    Attributes:
+        pieces: What is learned of it; what is in none weighs 0.
+    """
+
+    rendered: Rendered
+    pieces: list[Piece]
+
+
+def row_text(
+    row: Row, tokenizer: PreTrainedTokenizerBase, *, train_on: TrainOn, ends: Sequence[str]
+) -> LearnedText:
+    """A row of conversations as it is learned.
+
+    Raises:
+        ValueError: There is nothing to learn, or the row cannot be rendered as it says.
+    """
+    messages = plain_messages(row)
+    own = [_own_weight(message) for message in row["messages"]]
+    answers = assistant_messages(messages)
+    learned = {index for index in answers if own[index] != 0}
+    has_weight = is_weighted if train_on == "all" else _counts
+    weighted = {i for i, m in enumerate(row["messages"]) if has_weight({"messages": [m]})}
+    if train_on == "last":
+        learned, weighted = learned & set(answers[-1:]), weighted & set(answers[-1:])
+    if train_on != "all" and not learned | weighted:
+        raise ValueError(
+            "messages: no assistant message to learn from; add one, or set train_on='all'"
+        )
+    rendered = rendered_spans(tokenizer, messages, learned | weighted, ends, tools=row.get("tools"))
+    default = 1.0 if train_on == "all" else 0.0
+    pieces: list[Piece] = []
+    position = 0
+    for span in rendered.spans:
+        pieces += [(position, span.start, default)] if default else []
+        weight = own[span.message]
+        if weight is None:
+            weight = max(default, float(span.message in learned))
+        pieces += _weighted_pieces(span, row["messages"][span.message].get("content"), weight)
+        position = span.end
+    pieces += [(position, len(rendered.text), default)] if default else []
+    return LearnedText(rendered, pieces)
+
+
+def _counts(row: Row) -> bool:
+    """Whether something in it has a weight that is not 0."""
+    return any(weights(row))
+
+
+def _own_weight(message: Mapping[str, Any]) -> float | None:
+    weight = message.get("weight")
+    return None if weight is None else float(weight)
+
+
+def _weighted_pieces(span: MessageSpan, content: Any, default: float) -> list[Piece]:
+    """A message block by block, and the end token that closes its turn."""
+    if not isinstance(content, list):
+        return [(span.start, span.end, default)]
+    pieces: list[Piece] = []
+    weight = default
+    for (start, stop), block in zip(block_spans(span, content), content, strict=True):
+        if start < stop:
+            weight = float(default if block.get("weight") is None else block["weight"])
+            pieces.append((start, stop, weight))
+    return [*pieces, (span.stop, span.end, weight)]
+
+
+def block_spans(span: MessageSpan, blocks: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Where each block of a message is in the rendered text."""
+    lengths = [len(block["text"]) for block in blocks]
+    stops = list(accumulate(lengths, initial=span.start - span.trimmed))
+    inside = [min(max(stop, span.start), span.stop) for stop in stops]
+    return list(pairwise(inside))
+
+
+def answer_texts(
+    row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str]
+) -> tuple[LearnedText, LearnedText]:
+    """The chosen and the rejected answer to a prompt; learned is what the assistant says in them.
+
+    Raises:
+        ValueError: They cannot be compared, or not be rendered as the row says.
+    """
+    prompt, *answers = preference_messages(row)
+    texts: list[LearnedText] = []
+    for side, answer in zip(("chosen", "rejected"), answers, strict=True):
+        messages = [*prompt, *answer]
+        wanted = [index for index in assistant_messages(messages) if index >= len(prompt)]
+        try:
+            rendered = rendered_spans(tokenizer, messages, wanted, ends, tools=row.get("tools"))
+        except MessageError as error:
+            index, field = error.message, "prompt"
+            if index >= len(prompt):
+                index, field = index - len(prompt), side
+            raise ValueError(f"{field}[{index}]{error.problem}") from None
+        pieces = [(span.start, span.end, 1.0) for span in rendered.spans]
+        texts.append(LearnedText(rendered, pieces))
+    return texts[0], texts[1]
+
+
+def sdft_texts(
+    row: Row, config: TrainingFields, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Rendered, Rendered, str]:
+    """What the student and the teacher continue, and the demonstration, which the teacher reads to
+    the letter even where the template would cut it.
+
+    Raises:
+        ValueError: The row has none, or it cannot be rendered as it says.
+    """
+    prompt, demonstration = split_row(row)
+    placement, repeats = config.sdft_demo_placement, config.sdft_demo_repeats
+    shown = teacher_messages(
+        prompt,
+        demonstration,
+        template=config.sdft_demo_template,
+        placement=placement,
+        repeats=repeats,
+    )
+    turns = demonstration_turns(prompt, repeats) if placement == "turns" else ()
+    tools = row.get("tools")
+    student = rendered_prompt(tokenizer, prompt, tools=tools)
+    teacher = rendered_prompt(tokenizer, shown, tools=tools, verbatim=turns)
+    return student, teacher, demonstration
+
+
+def prompt_messages(row: Row) -> list[Message]:
+    """A row's messages without a last answer."""
+    messages = plain_messages(row)
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """What the model continues to answer a row.
+
+    Raises:
+        ValueError: It cannot be rendered as the row says.
+    """
+    return rendered_prompt(tokenizer, prompt_messages(row), tools=row.get("tools"))
+
+
+def check_rendering(
+    rows: Iterable[NumberedRow],
+    config: TrainingFields,
+    tokenizer: PreTrainedTokenizerBase,
+    ref: DatasetRef,
+) -> None:
+    """See on the first rows of a file that the chat template writes what they say.
+
+    The worker looks at all of them; what a template does to every row is found before that.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template.
+        DatasetError: It does not; a line for each row.
+    """
+    problems, count = Problems(ref.name), 0
+    ends = [str(end) for end in (tokenizer.eos_token, end_of_turn(tokenizer)) if end]
+    for line, row in islice(rows, CHECKED_ROWS):
+        count += 1
+        try:
+            _render(row, config, tokenizer, ref.field, ends)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            problems.add_error(line, error)
+    problems.raise_if_any(rows=count)
+
+
+def _render(
+    row: Row,
+    config: TrainingFields,
+    tokenizer: PreTrainedTokenizerBase,
+    field: str,
+    ends: Sequence[str],
+) -> None:
+    if field == "mcq_callbacks" or "text" in row:
+        return
+    if field == "sampling_callbacks":
+        prompt_text(row, tokenizer)
+    elif field == "logp_callback_datasets":
+        row_text(row, tokenizer, train_on="responses", ends=ends)
+    elif config.loss in PREFERENCE_LOSSES:
+        answer_texts(row, tokenizer, ends)
+    elif config.loss == "grpo":
+        rendered_prompt(tokenizer, split_gold(row)[0], tools=row.get("tools"))
+    elif config.loss == "sdft" and field == "training_file":
+        sdft_texts(row, config, tokenizer)
+    else:
+        row_text(row, tokenizer, train_on=config.train_on, ends=ends)
