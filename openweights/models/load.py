@@ -323,6 +323,8 @@ def _existing_modules(model: PreTrainedModel, config: ModelRequest) -> list[str]
 @contextmanager
 def _clear_errors(name: str) -> Iterator[None]:
     """Turn what loading a model may raise into one line that says what to do."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (ConfigError, ConfigurationError):
@@ -332,7 +334,7 @@ def _clear_errors(name: str) -> Iterator[None]:
             f"model: {name} does not fit into the GPU's memory; ask for a larger GPU with "
             "requires_vram_gb, or use load_in_4bit=True"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ConfigError(_load_problem(name, error)) from error
 
 

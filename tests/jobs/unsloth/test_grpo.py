@@ -99,6 +99,7 @@ def make_trainer(
         grpo_args(made, "transformers"),
         beta=made.beta,
         functions=RewardFunctions(given, limit_s=5),
+        prompts=rows.prompts,
         rows=rows.rows,
         failed=FailedRewards(given, made.grpo_max_failed_reward_fraction),
         think_end_tag="</think>",
@@ -106,7 +107,7 @@ def make_trainer(
         engine=engine,
         sampling=grpo_sampling_params(made, tokenizer, engine.end_token_ids),
         log_event=lambda event: None,
-        train_dataset=rows.prompts,
+        train_dataset=rows.dataset,
         processing_class=tokenizer,
     )
 
