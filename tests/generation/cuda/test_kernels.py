@@ -27,6 +27,7 @@ from tests.generation.cuda.test_decoder import (
     make_model,
     pack,
 )
+from tests.rounding import assert_sums_equal
 
 pytestmark = pytest.mark.gpu
 
@@ -195,7 +196,8 @@ def test_draws(triton_ops: Any, dtype: torch.dtype) -> None:
         expected, scores = torch_ops.draw(logits, rows, positions)
         same = tokens == expected
         assert same.float().mean() > 0.95, "but for ties to rounding"
-        assert torch.allclose(own[same], scores[same], rtol=0, atol=1e-4)
+        # Sums over the vocabulary, by 1,024 threads and then over these.
+        assert_sums_equal(own[same], scores[same], 152_064 // 1024 + 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
