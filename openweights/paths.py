@@ -18,8 +18,9 @@ def relative(path: str, what: str, folder: object) -> str:
     Raises:
         InvalidInputError: It is empty, absolute, leads out of the folder, or can be no path.
     """
-    normal = posixpath.normpath(path)
-    if normal in (".", "..") or normal.startswith(("/", "../")) or "\0" in path:
+    # (Not of one with a zero byte: normpath cuts it there, or fails.)
+    normal = ".." if "\0" in path else posixpath.normpath(path)
+    if normal in (".", "..") or normal.startswith(("/", "../")):
         raise InvalidInputError(f"{what} {path!r} leaves {folder}; use a relative one without '..'")
     return normal
 

@@ -1,26 +1,54 @@
-"""Moments, purposes and file names, as every store takes them."""
+"""What every store takes: moments, purposes, names of files, and the fields of a job, with limits.
+
+The limits are those of `sql/code/015_limits.sql`. They are there because one record that cannot be
+read would stop every reader. What is read all the same, such as a row of another program, is
+brought within them (`moment_within`, `base_name`) or left out (`readable`).
+"""
 
 from __future__ import annotations
 
+import logging
 import re
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
 
-from openweights.errors import InvalidInputError
+from openweights.errors import InvalidInputError, shown
 from openweights.json_values import storable
+from openweights.types import CLOUD_TYPES, JobSpec
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FIRST_MOMENT = datetime(2000, 1, 1, tzinfo=UTC)
+LAST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
+MOST_TEXT = 4000
+MOST_SCRIPT_BYTES = 120_000  # Linux takes no argument that is longer than 128 KiB
+_MOST_PARAMS_BYTES = 4 << 20
+_MOST_NAME_BYTES = 255
 _VALID_PURPOSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_JOB_ID = re.compile(r"[^\s/.-][^\s/]*( [^\s/]+)*")
+# Control characters, and those that turn the direction of writing or take no place.
+_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_NUMBERS: Mapping[str, tuple[float, float]] = {
+    "requires_vram_gb": (0, 100_000),
+    "priority": (-1_000_000, 1_000_000),
+    "max_attempts": (1, 1000),
+    "max_cost_usd": (0, 1e9),
+}
+
+
+# ---- what comes in -------------------------------------------------------------------------------
 
 
 def check_moment(moment: datetime) -> datetime:
-    """The moment, if it has a time zone.
+    """The moment, if it has a time zone and is one of the years 2000 to 2199.
 
     Raises:
-        InvalidInputError: It has none.
+        InvalidInputError: It has none, or is not.
     """
-    if moment.tzinfo is None:
-        raise InvalidInputError(
-            f"{moment.isoformat()} has no time zone: use datetime.now(timezone.utc) or add tzinfo"
-        )
+    if moment_within(moment) != moment:
+        raise InvalidInputError(f"{moment.isoformat()} is no moment of the years 2000 to 2199")
     return moment
 
 
@@ -28,11 +56,108 @@ def check_purpose(purpose: str) -> None:
     """Raise InvalidInputError for a purpose that cannot be part of a file id."""
     if not _VALID_PURPOSE.fullmatch(purpose):
         raise InvalidInputError(
-            f"purpose {purpose!r} cannot be part of a file id: use letters, digits, _ and -"
+            f"purpose {shown(purpose)} cannot be part of a file id: use letters, digits, _ and -"
         )
 
 
+def check_spec(spec: JobSpec) -> None:
+    """Raise InvalidInputError, with the field's name, for what no job can be."""
+    if not _JOB_ID.fullmatch(spec.id):
+        raise InvalidInputError(f"id: {shown(spec.id)} cannot be the id of a job")
+    _check_text("script", spec.script, MOST_SCRIPT_BYTES)
+    hardware = spec.allowed_hardware or ()
+    _check_name("id", spec.id, 250)
+    _check_name("allowed_hardware", ", ".join(map(str, hardware)), 2000)
+    for field, most in (("model", 1000), ("docker_image", 1000), ("bundle_file", 200)):
+        if getattr(spec, field) is not None:
+            _check_name(field, getattr(spec, field), most)
+    for field, (least, most) in _NUMBERS.items():
+        value = getattr(spec, field)
+        if value is not None and not least <= value <= most:
+            raise InvalidInputError(
+                f"{field}: {shown(value)} is not between {least:g} and {most:g}"
+            )
+    if spec.timeout_at is not None:
+        check_moment(spec.timeout_at)
+    _check_params(spec.params)
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    mounted = params.get("mounted_files", {})
+    secrets: object = params.get("secrets") or []
+    if not isinstance(mounted, Mapping) or not _are_texts(
+        cast("Mapping[object, object]", mounted).values()
+    ):
+        raise InvalidInputError("params.mounted_files must be an object of file ids")
+    if not isinstance(secrets, list | tuple) or not _are_texts(cast("list[object]", secrets)):
+        raise InvalidInputError("params.secrets must be a list of names")
+    if not isinstance(params.get("validated_params") or {}, Mapping):
+        raise InvalidInputError("params.validated_params must be an object")
+    if params.get("cloud_type") not in (*CLOUD_TYPES, None):
+        raise InvalidInputError("params.cloud_type must be SECURE, COMMUNITY or ALL")
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def check_params_size(text: str) -> str:
+    """JSON text of a job's params; raises InvalidInputError when it is too long."""
+    return _check_text("params", text, _MOST_PARAMS_BYTES)
+
+
 def base_name(filename: str) -> str:
-    """Last part of a path of any operating system, as text that can be stored."""
+    """Last part of a path of any operating system, as a name that can be stored, shown and written
+    to a folder: never `..`, without control characters, of at most 255 bytes.
+    """
     name = re.split(r"[\\/]", filename.rstrip("\\/"))[-1]
-    return storable(name) or "file"
+    name = _HIDDEN.sub("_", storable(name))
+    name = name.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
+    return "file" if name in ("", ".", "..") else name
+
+
+def _check_name(field: str, text: str, most: int) -> None:
+    if _HIDDEN.search(_check_text(field, text, most)):
+        raise InvalidInputError(f"{field}: {shown(text)} holds characters that cannot be shown")
+
+
+def _check_text(field: str, text: str, most: int) -> str:
+    size = len(text.encode(errors="replace"))
+    if size > most:
+        raise InvalidInputError(f"{field} has {size} bytes: at most {most} can be stored")
+    return text
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+def moment_within(moment: datetime) -> datetime:
+    """The moment, or the nearest that is one of the years 2000 to 2199.
+
+    Raises:
+        InvalidInputError: It has no time zone.
+    """
+    if moment.tzinfo is None:
+        raise InvalidInputError(
+            f"{moment.isoformat()} has no time zone: use datetime.now(timezone.utc) or add tzinfo"
+        )
+    return min(max(moment, FIRST_MOMENT), LAST_MOMENT)
+
+
+def readable(read: Callable[[Any], T], rows: Iterable[Any], what: str) -> Iterator[T]:
+    """What `read` makes of each row; one that cannot be read is told of, and does not keep anybody
+    from the others.
+    """
+    for row in rows:
+        try:
+            yield read(row)
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("%s %s cannot be read, and is left out: %s", what, _id_of(row), reason)
+
+
+def _id_of(row: Any) -> object:
+    try:
+        return row["id"]
+    except (LookupError, TypeError):
+        return "without an id"

@@ -108,7 +108,7 @@ def fill_disk(home: Path, answers: Queue[Any]) -> None:
         raised.append(f"{type(error).__name__}: {error}")
     try:
         for index in range(1000):
-            backend.submit_job(job(f"{index}-{'x' * 1000}"))
+            backend.submit_job(job(f"{index}-{'x' * 200}"))
     except OpenWeightsError as error:
         raised.append(f"{type(error).__name__}: {error}")
     answers.put((raised, [record.id for record in backend.list_jobs(limit=None)]))

@@ -8,7 +8,7 @@ from openweights.backends.local import records
 from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.folders import Incoming
 from openweights.backends.local.store import Store, find, insert, matching
-from openweights.backends.values import base_name
+from openweights.backends.values import base_name, readable
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.types import FileRecord
 
@@ -74,7 +74,7 @@ class FileVerbs(Store):
         with self._read() as db:
             query += " ORDER BY created_at DESC, seq DESC LIMIT ?"
             rows = db.execute(query, (*values, -1 if limit is None else limit))
-            return [records.file_record(row) for row in rows]
+            return list(readable(records.file_record, rows, "file"))
 
     def delete_file(self, file_id: str) -> None:
         with self._write() as db:

@@ -9,6 +9,7 @@ from typing import Any
 
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.store import Store, find
+from openweights.backends.values import readable
 from openweights.errors import InvalidStateError
 from openweights.json_values import cleaned, contains
 from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus
@@ -56,12 +57,13 @@ class JobVerbs(Store):
         part = None if where is None else cleaned(where, "where")
         found: list[JobRecord] = []
         with self._read() as db:
-            for row in db.execute(query, wanted):
-                if limit is not None and len(found) >= limit:
-                    break
-                job = records.job_record(row, self.organization_id)
+            rows = db.execute(query, wanted)
+            jobs = readable(lambda row: records.job_record(row, self.organization_id), rows, "job")
+            for job in jobs if limit is None or limit > 0 else ():
                 if part is None or contains(job.params, part):
                     found.append(job)
+                if len(found) == limit:
+                    break
         return found
 
     def cancel_job(self, job_id: str) -> JobRecord:

@@ -18,6 +18,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from openweights.backends.values import MOST_TEXT
 from openweights.errors import FencedError, NotFoundError
 from openweights.json_values import storable
 from openweights.types import Instruction
@@ -89,7 +90,7 @@ def end_run(
     exit_code: int | None = None,
 ) -> None:
     """End a run, whatever becomes of its job."""
-    text = None if error is None else storable(error)
+    text = None if error is None else storable(error)[:MOST_TEXT]
     db.execute(
         "UPDATE runs SET status = ?, ended_by = ?, error = ?, exit_code = ?, ended_at = ?, "
         "lease_expires_at = NULL WHERE id = ?",

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from openweights.backends.values import check_moment
+from openweights.backends.values import (
+    base_name,
+    check_moment,
+    check_params_size,
+    check_spec,
+    moment_within,
+)
 from openweights.json_values import dump, storable, to_json
 from openweights.types import (
     EventRecord,
@@ -25,6 +31,7 @@ from openweights.types import (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LAST = 1 << 53  # after the year 2200
 
 
 def to_micros(moment: datetime) -> int:
@@ -33,7 +40,8 @@ def to_micros(moment: datetime) -> int:
 
 
 def from_micros(value: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=value)
+    """Of what no clock of ours has written, the nearest moment that one could have."""
+    return moment_within(_EPOCH + timedelta(microseconds=min(max(value, 0), _LAST)))
 
 
 def with_cloud_type(params: str, other: str) -> str:
@@ -46,12 +54,13 @@ def with_cloud_type(params: str, other: str) -> str:
 
 def job_columns(spec: JobSpec) -> dict[str, Any]:
     """What a submission writes into a row of `jobs`."""
+    check_spec(spec)
     hardware = spec.allowed_hardware
     return {
         "id": spec.id,
         "type": spec.type,
         "script": storable(spec.script),
-        "params": to_json(dict(spec.params), "params"),
+        "params": check_params_size(to_json(dict(spec.params), "params")),
         "model": spec.model,
         "docker_image": spec.docker_image,
         "requires_vram_gb": spec.requires_vram_gb,
@@ -119,7 +128,7 @@ def file_record(row: sqlite3.Row) -> FileRecord:
     return FileRecord(
         id=row["id"],
         purpose=row["purpose"],
-        filename=row["filename"],
+        filename=base_name(row["filename"]),
         bytes=row["bytes"],
         created_at=from_micros(row["created_at"]),
     )

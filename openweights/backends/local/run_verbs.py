@@ -10,6 +10,7 @@ from typing import Any, Literal
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.store import Store, find, matching
+from openweights.backends.values import moment_within, readable
 from openweights.errors import FencedError, InvalidInputError, InvalidStateError
 from openweights.json_values import to_json
 from openweights.types import (
@@ -48,7 +49,7 @@ class RunVerbs(Store):
             self._check_exists(db, job_id=job_id, worker_id=worker_id)
             query += " ORDER BY id DESC LIMIT ?"
             rows = db.execute(query, (*values, -1 if limit is None else limit)).fetchall()
-        return [self._run(row) for row in reversed(rows)]
+        return list(readable(self._run, reversed(rows), "run"))
 
     def start_script_run(self, spec: JobSpec) -> Claim:
         columns = {**records.job_columns(spec), "type": "script"}
@@ -97,7 +98,7 @@ class RunVerbs(Store):
                 run_id,
                 event.key,
                 to_json(dict(event.data), "an event's data"),
-                records.to_micros(event.created_at),
+                records.to_micros(moment_within(event.created_at)),
             )
             for event in events
         ]
@@ -140,7 +141,7 @@ class RunVerbs(Store):
         while True:
             with self._read() as db:
                 page = db.execute(f"{query} LIMIT :limit", {**values, "after": after}).fetchall()
-            yield from map(records.event_record, page)
+            yield from readable(records.event_record, page, "event")
             if len(page) < _EVENTS_PER_PAGE:
                 return
             after = page[-1]["id"]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.store import Store, insert
+from openweights.backends.values import readable
 from openweights.types import Claim, Instruction, WorkerRecord, WorkerSpec, WorkerStatus
 
 # How often, at most, a claim looks whether workers have died, and at how many.
@@ -55,7 +56,7 @@ class WorkerVerbs(Store):
         self._end_dead_workers()
         with self._read() as db:
             rows = db.execute("SELECT * FROM workers ORDER BY created_at DESC, seq DESC")
-            workers = [records.worker_record(row) for row in rows]
+            workers = list(readable(records.worker_record, rows, "worker"))
         return [w for w in workers if statuses is None or w.status in statuses]
 
     def set_worker_status(self, worker_id: str, status: WorkerStatus) -> WorkerRecord:

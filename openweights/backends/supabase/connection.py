@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 import httpx
 
 from openweights.backends.supabase.calls import PATIENCE_S, check_response, patiently
-from openweights.backends.supabase.records import Row, columns, from_row
+from openweights.backends.supabase.records import Row, columns, from_rows
 from openweights.errors import ConfigurationError, InvalidStateError
 from openweights.types import FileRecord, JobRecord, WorkerRecord
 
@@ -23,9 +23,6 @@ Query = Any
 Narrow = Callable[[Query], Query]
 
 PAGE_ROWS = 1000
-# A project gives no more rows at once than it is set to, 1000 by default. A page with fewer rows
-# than the smallest sensible setting is the last one; after any other one looks for more.
-_SMALLEST_CAP = 100
 # A job's next page may wait for a lock, a part of a file for the network.
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0, write=60.0)
 _KEY = re.compile(r"ow_\w+", re.ASCII)
@@ -183,10 +180,11 @@ class Project(ABC):
                 return query.lt("id", after) if descending else query.gt("id", after)
 
             rows = self._rows(table, names, page)
-            if rows:
-                yield rows
-            if len(rows) < _SMALLEST_CAP:
+            # Only an empty page is surely the last one: a project gives no more rows at once than
+            # it is set to, which may be any number.
+            if not rows:
                 return
+            yield rows
             after = rows[-1]["id"]
 
     def _newest(
@@ -206,13 +204,12 @@ class Project(ABC):
             return query.limit(limit if keep is None else PAGE_ROWS)
 
         def kept(rows: list[Row]) -> list[Listed]:
-            found = (from_row(record, row) for row in rows)
-            return [item for item in found if keep is None or keep(item)]
+            return [item for item in from_rows(record, rows) if keep is None or keep(item)]
 
         if limit is not None and limit <= PAGE_ROWS:
             rows = self._rows(table, names, newest)
             found = kept(rows)
-            if len(found) >= limit or len(rows) < _SMALLEST_CAP:
+            if len(found) >= limit or not rows:
                 return found[:limit]
         pages = self._pages(table, names, narrow, after="")
         found = [item for page in pages for item in kept(page)]

@@ -35,7 +35,8 @@ class HealthVerbs(Project):
         folder, and must be refused in another one.
         """
         name = f"doctor:file-{os.urandom(6).hex()}"
-        own, foreign = f"{self.organization_id}/{name}", f"{uuid.uuid4()}/{name}"
+        own = f"{self.organization_id}/{self.identity['key_id']}/{name}"
+        foreign = f"{uuid.uuid4()}/{uuid.uuid4()}/{name}"
         try:
             self._upload_probe(own)
             content = self._patiently(lambda: self._probed().download(own))

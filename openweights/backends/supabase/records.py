@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from openweights.backends.values import check_moment
+from openweights.backends.values import (
+    FIRST_MOMENT,
+    LAST_MOMENT,
+    base_name,
+    check_moment,
+    check_spec,
+    moment_within,
+    readable,
+)
 from openweights.json_values import to_json
 from openweights.types import Claim, EventDraft, JobRecord, JobSpec, RunRecord, WorkerSpec
 
@@ -31,6 +40,11 @@ def from_row(record: type[R], row: Row) -> R:
     return record(**{f.name: _value(f.name, row[f.name]) for f in fields(record)})
 
 
+def from_rows(record: type[R], rows: Iterable[Row]) -> list[R]:
+    """The records of those rows that can be read."""
+    return list(readable(lambda row: from_row(record, row), rows, record.__name__))
+
+
 def claim_of(answer: Mapping[str, Row]) -> Claim:
     return Claim(from_row(JobRecord, answer["job"]), from_row(RunRecord, answer["run"]))
 
@@ -39,8 +53,19 @@ def _value(name: str, value: Any) -> Any:
     if value is None:
         return None
     if name.endswith("_at"):
-        return datetime.fromisoformat(value).astimezone(UTC)
-    return tuple(value) if name == "allowed_hardware" else value
+        return _moment(str(value))
+    if name == "allowed_hardware":
+        return tuple(str(item) for item in value)
+    return base_name(value) if name == "filename" else value
+
+
+def _moment(text: str) -> datetime:
+    """PostgreSQL has moments that Python has not: they are read as the nearest of ours."""
+    if text.startswith("-") or text.endswith("BC"):
+        return FIRST_MOMENT
+    if text == "infinity" or re.match(r"\d{5,}-", text):
+        return LAST_MOMENT
+    return moment_within(datetime.fromisoformat(text).astimezone(UTC))
 
 
 def spec_json(spec: JobSpec) -> dict[str, Any]:
@@ -49,6 +74,7 @@ def spec_json(spec: JobSpec) -> dict[str, Any]:
     Raises:
         InvalidInputError: `params` is no JSON, or the moment has no time zone.
     """
+    check_spec(spec)
     values = {field.name: getattr(spec, field.name) for field in fields(JobSpec)}
     values["params"] = dict(spec.params)
     values["timeout_at"] = None if spec.timeout_at is None else moment_text(spec.timeout_at)
@@ -70,7 +96,7 @@ def event_json(event: EventDraft) -> dict[str, Any]:
     return {
         "key": event.key,
         "data": plain(dict(event.data), "an event's data"),
-        "created_at": moment_text(event.created_at),
+        "created_at": moment_text(moment_within(event.created_at)),
     }
 
 

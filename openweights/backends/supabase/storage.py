@@ -157,13 +157,14 @@ class _PartSender:
 
 
 class Digest:
-    """Checks that what comes is what a file's id was made of: whoever may store something could
-    store it under an id that it does not have.
+    """Checks that what comes is what the file's record was made of: whoever may store something
+    could store it under an id that it does not have.
     """
 
-    def __init__(self, organization_id: str, file_id: str) -> None:
+    def __init__(self, organization_id: str, file_id: str, sha256: str) -> None:
         self._organization_id = organization_id
         self._file_id = file_id
+        self._sha256 = sha256
         self._hash = hashlib.sha256()
 
     def update(self, chunk: bytes) -> None:
@@ -173,7 +174,7 @@ class Digest:
         """Raise PlatformError if all that came is something else."""
         found = self._hash.copy()
         found.update(self._organization_id.encode())
-        if not self._file_id.endswith(f"-{found.hexdigest()[:DIGITS]}"):
+        if found.hexdigest() != self._sha256:
             raise PlatformError(
                 f"what the project holds as {self._file_id} is not that file: delete it, and "
                 "upload it again"

@@ -10,7 +10,15 @@ from datetime import datetime
 from typing import Any
 
 from openweights.backends.supabase.connection import PAGE_ROWS, Project, Query
-from openweights.backends.supabase.records import columns, from_row, moment_text, worker_json
+from openweights.backends.supabase.records import (
+    Row,
+    columns,
+    from_row,
+    from_rows,
+    moment_text,
+    worker_json,
+)
+from openweights.backends.values import readable
 from openweights.json_values import storable
 from openweights.types import (
     JobRecord,
@@ -31,7 +39,7 @@ class TeamVerbs(Project):
         self.rpc("rename_organization", name=storable(name))
 
     def list_members(self) -> list[MemberRecord]:
-        return [from_row(MemberRecord, row) for row in self.rpc("list_members")]
+        return from_rows(MemberRecord, self.rpc("list_members"))
 
     def add_member(self, email: str, role: str) -> MemberRecord:
         return from_row(MemberRecord, self.rpc("add_member", email=storable(email), role=role))
@@ -62,7 +70,7 @@ class TeamVerbs(Project):
         return from_row(NewKey, answer)
 
     def list_keys(self) -> list[KeyRecord]:
-        return [from_row(KeyRecord, row) for row in self.rpc("list_keys")]
+        return from_rows(KeyRecord, self.rpc("list_keys"))
 
     def revoke_key(self, key_id: str) -> None:
         self.rpc("revoke_key", key_id=key_id)
@@ -86,7 +94,7 @@ class TeamVerbs(Project):
         return self.rpc("delete_secret", name=name)
 
     def list_secrets(self) -> list[SecretRecord]:
-        return [from_row(SecretRecord, row) for row in self.rpc("list_secrets")]
+        return from_rows(SecretRecord, self.rpc("list_secrets"))
 
     def job_secrets(self, run_id: int) -> dict[str, str]:
         return self.rpc("job_secrets", run_id=run_id)
@@ -97,12 +105,11 @@ class ClusterVerbs(Project):
 
     def pending_jobs(self) -> list[PendingRow]:
         found: list[PendingRow] = []
+        seen = 0
         while True:
-            rows = self.rpc("pending_jobs", limit=PAGE_ROWS, offset=len(found))
-            found.extend(
-                PendingRow(from_row(JobRecord, row["job"]), row["owner"], row["usd_left"])
-                for row in rows
-            )
+            rows = self.rpc("pending_jobs", limit=PAGE_ROWS, offset=seen)
+            seen += len(rows)
+            found += readable(_pending_row, rows, "a pending job")
             if len(rows) < PAGE_ROWS:
                 return found
 
@@ -114,7 +121,7 @@ class ClusterVerbs(Project):
             return query.in_("id", list(worker_ids))
 
         pages = self._pages("workers", columns(WorkerRow), narrow, after="")
-        return [from_row(WorkerRow, row) for page in pages for row in page]
+        return [row for page in pages for row in from_rows(WorkerRow, page)]
 
     def create_worker(
         self, worker: WorkerSpec, *, provider: str, price_usd_per_hour: float | None
@@ -136,3 +143,7 @@ class ClusterVerbs(Project):
 
     def end_worker_pod(self, worker_id: str) -> None:
         self.rpc("end_worker_pod", worker_id=worker_id)
+
+
+def _pending_row(row: Row) -> PendingRow:
+    return PendingRow(from_row(JobRecord, row["job"]), row["owner"], row["usd_left"])

@@ -15,6 +15,7 @@ from openweights.backends.supabase.records import (
     columns,
     event_json,
     from_row,
+    from_rows,
     moment_text,
     plain,
     spec_json,
@@ -74,7 +75,8 @@ class FileVerbs(Project):
                 "sha256": found.digest,
             }
             # What lies there without a record is not trusted, but written again.
-            has_record = bool(self._rows("files", "id", lambda query: query.eq("id", file_id)))
+            known = self.rpc("find_file", id=file_id)
+            has_record = known is not None and known["is_settled"]
             for _ in range(_UPLOADS):
                 refusal = None if has_record else self._upload(file_id, found)
                 record = self._put_record(values)
@@ -98,7 +100,7 @@ class FileVerbs(Project):
         It is refused when there is a record, such as that of somebody who was quicker, or one that
         this key may not see; and the service may forget what has arrived.
         """
-        key, http = self._key_of(file_id), self._open().http
+        key, http = self._place_of_own(file_id), self._open().http
         try:
             if found.bytes > PART_BYTES:
                 upload_in_parts(http, self._storage_url, key, found, self._patiently)
@@ -115,12 +117,14 @@ class FileVerbs(Project):
         return from_row(FileRecord, _one(rows, f"file {file_id!r}"))
 
     def open_file(self, file_id: str) -> BinaryIO:
-        key = self._key_of(file_id)
-        check = Digest(self.organization_id, file_id)
+        known = self.rpc("find_file", id=file_id)
+        if known is None:
+            raise NotFoundError(f"no file {file_id!r} in the organization")
+        key = self._place(known["object"])
+        check = Digest(self.organization_id, file_id, known["sha256"])
         try:
             return open_download(self._open().http, self._storage_url, key, check, self._patiently)
         except NotFoundError:
-            self.get_file(file_id)
             raise NotFoundError(
                 f"the content of {file_id} is gone from the project's storage: upload it again"
             ) from None
@@ -134,12 +138,18 @@ class FileVerbs(Project):
         return self._newest("files", FileRecord, "created_at", limit, narrow)
 
     def delete_file(self, file_id: str) -> None:
-        self.rpc("delete_file_record", id=file_id)
-        # After the record, so that nothing in between leaves a record of nothing.
-        self._patiently(lambda: self._bucket().remove([self._key_of(file_id)]))
+        deleted = self.rpc("delete_file_record", id=file_id)
+        # After the record, so that nothing in between leaves a record of nothing. Of a file without
+        # a record what this key has begun to put.
+        place = self._place(deleted) if deleted else self._place_of_own(file_id)
+        self._patiently(lambda: self._bucket().remove([place]))
 
-    def _key_of(self, file_id: str) -> str:
-        return f"{self.organization_id}/{file_id}"
+    def _place(self, below: str) -> str:
+        return f"{self.organization_id}/{below}"
+
+    def _place_of_own(self, file_id: str) -> str:
+        """Where this key puts content: nobody else writes there."""
+        return self._place(f"{self.identity['key_id']}/{file_id}")
 
     def _bucket(self) -> Any:
         return self._open().client.storage.from_(BUCKET)
@@ -224,7 +234,7 @@ class RunVerbs(JobVerbs):
 
         found: list[RunRecord] = []
         for page in self._pages("runs", columns(RunRecord), narrow, after=None, descending=True):
-            found.extend(from_row(RunRecord, row) for row in page)
+            found.extend(from_rows(RunRecord, page))
             if limit is not None and len(found) >= limit:
                 break
         if not found:
@@ -287,7 +297,7 @@ class RunVerbs(JobVerbs):
         if first is None:
             self._check_job(value) if isinstance(value, str) else self.get_run(value)
             return iter(())
-        return (from_row(EventRecord, row) for page in chain([first], pages) for row in page)
+        return (event for page in chain([first], pages) for event in from_rows(EventRecord, page))
 
     def latest_values(
         self,
@@ -329,7 +339,16 @@ class WorkerVerbs(Project):
 
     def claim_job(self, worker_id: str) -> Claim | None:
         answer = self.rpc("claim_job", worker_id=worker_id)
-        return None if answer is None else claim_of(answer)
+        if answer is None:
+            return None
+        try:
+            return claim_of(answer)
+        except (ValueError, TypeError, LookupError) as error:
+            # It would be given out again for ever, and keep this worker from all others.
+            run, reason = answer["run"], f"its record cannot be read: {error}"
+            end = {"attempt": run["attempt"], "status": "failed", "error": reason}
+            self.rpc("finish_run", run_id=run["id"], **end)
+            return None
 
     def heartbeat(self, worker_id: str, run_id: int | None = None) -> Instruction:
         return self.rpc("heartbeat", worker_id=worker_id, run_id=run_id)

@@ -12,6 +12,7 @@ import click
 from openweights.cli.output import note
 from openweights.cli.store import find_job
 from openweights.errors import InvalidInputError
+from openweights.paths import inside
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -58,7 +59,7 @@ def _fetch_file(backend: Backend, file_id: str, output: Path | None) -> None:
         with backend.open_file(file_id) as content:
             _to_stdout(content)
         return
-    path = output / record.filename if output.is_dir() else output
+    path = inside(output, record.filename, "the file's name") if output.is_dir() else output
     write_stream_to(backend, file_id, path)
     note(f"{path}: {record.bytes} bytes")
 

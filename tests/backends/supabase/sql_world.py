@@ -89,12 +89,15 @@ def _add_people(world: World, admin: Caller) -> None:
 def _add_files(world: World, admin: Caller) -> None:
     names = ("of-held", "of-idlers", "of-waiting", "of-before", "of-nobody", "gone")
     for name in (*names, "put-by-holder"):
-        put_object(world.url, world.organization, file_id(name))
-        caller = Caller(world.url, world.keys["holder"]) if name == "put-by-holder" else admin
+        by_holder = name == "put-by-holder"
+        key = world.key_ids["holder"] if by_holder else None
+        put_object(world.url, world.organization, file_id(name), key=key)
+        caller = Caller(world.url, world.keys["holder"]) if by_holder else admin
         caller.rpc("put_file_record", **file_record(name))
     for name in ("cp", "shared"):
-        put_object(world.url, world.organization, file_id(name, "checkpoint"))
         for worker in ("holder", "idler") if name == "shared" else ("holder",):
+            key = world.key_ids[worker]
+            put_object(world.url, world.organization, file_id(name, "checkpoint"), key=key)
             caller = Caller(world.url, world.keys[worker])
             caller.rpc("put_file_record", **file_record(name, "checkpoint"))
 
@@ -109,8 +112,13 @@ def file_record(name: str, purpose: str = "data") -> dict[str, Any]:
     }
 
 
-def put_object(url: str, organization: str, name: str, age: str = "0") -> None:
-    """An object of the bucket, as the storage service makes it."""
+def put_object(
+    url: str, organization: str, name: str, age: str = "0", key: str | None = None
+) -> None:
+    """An object of the bucket, as the storage service makes it: in the folder of the key with that
+    id, or where older clients put it.
+    """
+    name = name if key is None else f"{key}/{name}"
     with psycopg.connect(url) as db:
         db.execute(
             "insert into storage.objects (bucket_id, name, created_at) "
@@ -164,5 +172,6 @@ def _end_some_keys(world: World, admin: Caller) -> None:
         )
     put_object(world.url, world.organization, file_id("fresh"))
     put_object(world.url, world.organization, file_id("old"), age="2 hours")
+    put_object(world.url, world.organization, file_id("in-flight"), key=world.key_ids["holder"])
     with psycopg.connect(world.url) as db:
         db.execute("delete from storage.objects where name like %s", (f"%{file_id('gone')}",))

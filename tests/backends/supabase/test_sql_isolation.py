@@ -117,7 +117,9 @@ FUNCTIONS: list[tuple[str, Parameters, tuple[str, str, str, str, str]]] = [
     ("set_worker_pod", _fixed(worker_id="w-pod", pod_id="p"), (OK, NO, NO, NO, NONE)),
     ("end_worker_pod", _fixed(worker_id="w-pod"), (OK, NO, NO, NO, NONE)),
     ("pending_jobs", _fixed(), (OK, NO, NO, NO, OK)),
-    ("put_file_record", _fixed(**file_record("fresh")), (OK, OK, OK, OK, NONE)),
+    ("put_file_record", _fixed(**file_record("fresh")), (OK, OK, NONE, NONE, NONE)),
+    ("put_file_record", _fixed(**file_record("in-flight")), (NONE, NONE, OK, NONE, NONE)),
+    ("find_file", _fixed(id=file_id("of-held")), (OK, OK, OK, OK, OK)),
     ("delete_file_record", _fixed(id=file_id("of-held")), (OK, OK, NO, NO, OK)),
     ("delete_file_record", _fixed(id=file_id("cp", "checkpoint")), (OK, OK, OK, NO, OK)),
     ("delete_file_record", _fixed(id=file_id("shared", "checkpoint")), (OK, OK, NO, NO, OK)),
@@ -156,23 +158,31 @@ FUNCTIONS: list[tuple[str, Parameters, tuple[str, str, str, str, str]]] = [
 # ---- what must happen: stored objects -----------------------------------------------------------
 
 _READABLE = {
-    "people": _FILES - {"gone"} | {"fresh", "old"},
-    "holder": _OF_HOLDER | {"fresh"},
-    "idler": _OF_IDLER | {"fresh"},
+    "people": _FILES - {"gone"} | {"fresh", "old", "in-flight"},
+    "holder": _OF_HOLDER | {"in-flight"},
+    "idler": _OF_IDLER,
 }
 _INSERT = "insert into storage.objects (bucket_id, name) values (%s, %s) returning name"
 _UPDATE = "update storage.objects set metadata = '{}' where name = %s returning name"
 _DELETE = "delete from storage.objects where name = %s returning name"
-_LIVE = (*PEOPLE, "holder", "idler")
 
 
 def _in_first(world: World, name: str) -> str:
     return f"{world.organization}/{name}"
 
 
+def _of_holder(world: World, name: str) -> str:
+    return _in_first(world, f"{world.key_ids['holder']}/{file_id(name)}")
+
+
 # statement, its parameters, and who may do it; others are denied, or reach no row
 OBJECTS: dict[str, tuple[str, Callable[[World], tuple[str, ...]], tuple[str, ...]]] = {
-    "insert": (_INSERT, lambda w: ("files", _in_first(w, file_id("n"))), _LIVE),
+    "insert": (_INSERT, lambda w: ("files", _of_holder(w, "n")), ("holder",)),
+    "insert where older clients do": (
+        _INSERT,
+        lambda w: ("files", _in_first(w, file_id("n"))),
+        PEOPLE,
+    ),
     "insert what is there": (_INSERT, lambda w: ("files", _in_first(w, file_id("old"))), ()),
     "insert under another name": (_INSERT, lambda w: ("files", _in_first(w, "x.txt")), ()),
     "insert deeper": (_INSERT, lambda w: ("files", _in_first(w, f"a/{file_id('n')}")), ()),
@@ -183,7 +193,8 @@ OBJECTS: dict[str, tuple[str, Callable[[World], tuple[str, ...]], tuple[str, ...
         (),
     ),
     "update what has a record": (_UPDATE, lambda w: (_in_first(w, file_id("of-held")),), ()),
-    "update what has none": (_UPDATE, lambda w: (_in_first(w, file_id("fresh")),), _LIVE),
+    "update what has none": (_UPDATE, lambda w: (_of_holder(w, "in-flight"),), ("holder",)),
+    "update an upload in flight": (_UPDATE, lambda w: (_in_first(w, file_id("fresh")),), PEOPLE),
     "update what was left": (_UPDATE, lambda w: (_in_first(w, file_id("old")),), PEOPLE),
     "give another name": (
         "update storage.objects set name = %s where name = %s returning name",
@@ -196,7 +207,12 @@ OBJECTS: dict[str, tuple[str, Callable[[World], tuple[str, ...]], tuple[str, ...
         (),
     ),
     "delete what has a record": (_DELETE, lambda w: (_in_first(w, file_id("of-held")),), ()),
-    "delete what has none": (_DELETE, lambda w: (_in_first(w, file_id("fresh")),), _LIVE),
+    "delete what has none": (
+        _DELETE,
+        lambda w: (_of_holder(w, "in-flight"),),
+        (*PEOPLE, "holder"),
+    ),
+    "delete an upload in flight": (_DELETE, lambda w: (_in_first(w, file_id("fresh")),), PEOPLE),
     "delete what was left": (_DELETE, lambda w: (_in_first(w, file_id("old")),), PEOPLE),
     "delete another bucket's": (_DELETE, lambda w: ("theirs",), ()),
 }
@@ -341,7 +357,7 @@ def test_objects_are_read_by_whom_they_concern(attempts: Attempts) -> None:
     for caller in CALLERS:
         kind = "people" if caller in PEOPLE else caller
         rows = attempts.statement(caller, "select name from storage.objects")
-        found = {names[name.partition("/")[2]] for (name,) in rows}
+        found = {names[name.rpartition("/")[2]] for (name,) in rows}
         assert found == _READABLE.get(kind, set()), caller
 
 
@@ -383,6 +399,8 @@ def test_what_is_not_exposed_is_not_open_either(attempts: Attempts) -> None:
             "worker_jobs",
             "worker_files",
             "has_record",
+            "is_own_place",
+            "key_id",
         }
     for table in ("steps", "installed", "sources"):
         statement = f"select 1 from openweights.{table}"

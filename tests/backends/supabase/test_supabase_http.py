@@ -332,7 +332,7 @@ def test_equal_content_is_sent_once(team: Team, backend: SupabaseBackend) -> Non
 def test_other_content_under_a_files_id_is_noticed(team: Team, backend: SupabaseBackend) -> None:
     file = backend.put_file(io.BytesIO(b"right"), "source", "a")
     bucket = backend._open().client.storage.from_("files")  # pyright: ignore[reportPrivateUsage]
-    key = f"{team.organization_id}/{file.id}"
+    key = f"{team.organization_id}/{backend.identity['key_id']}/{file.id}"
     with pytest.raises(ConfigurationError, match="row-level security"):
         bucket.upload(key, b"wrong", {"upsert": "true"})
     backend.delete_file(file.id)

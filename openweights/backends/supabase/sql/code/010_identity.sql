@@ -161,13 +161,30 @@ language sql stable security definer set search_path = openweights, public, pg_t
     ) as readable
 $$;
 
--- Whether an object `<organization>/<file>` has a record.
+create or replace function openweights.key_id() returns text
+language sql stable security definer set search_path = openweights, public, pg_temp as $$
+    select (current_key()).id::text
+$$;
+
+-- Whether a record says that its content is the object of this name, `<organization>/<key>/<file>`,
+-- or of before `<organization>/<file>`.
 create or replace function openweights.has_record(p_name text) returns boolean
 language sql stable security definer set search_path = openweights, public, pg_temp as $$
     select exists (
         select from files
-        where organization_id = split_part(p_name, '/', 1)::uuid and id = split_part(p_name, '/', 2)
+        where organization_id = split_part(p_name, '/', 1)::uuid
+            and id = regexp_replace(p_name, '^.*/', '')
+            and coalesce(object, id) = substring(p_name from position('/' in p_name) + 1)
     )
+$$;
+
+-- Whether an object is where this key may put it: its own folder, or for people the place of before.
+create or replace function openweights.is_own_place(p_name text) returns boolean
+language sql stable security definer set search_path = openweights, public, pg_temp as $$
+    select split_part(p_name, '/', 1) = k.organization_id::text
+        and (p_name ~ ('^[^/]+/' || k.id || '/[A-Za-z0-9_-]+:file-[0-9a-f]{12}$')
+            or (k.role <> 'worker' and p_name ~ '^[^/]+/[A-Za-z0-9_-]+:file-[0-9a-f]{12}$'))
+    from current_key() k
 $$;
 
 -- ---- what a worker's key may report on

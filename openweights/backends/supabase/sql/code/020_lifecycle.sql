@@ -156,7 +156,7 @@ create or replace function openweights.end_run(
 ) returns public.runs language plpgsql as $$
 begin
     update public.runs
-    set status = p_status, ended_by = p_ended_by, error = p_error, exit_code = p_exit_code,
+    set status = p_status, ended_by = p_ended_by, error = left(p_error, 4000), exit_code = p_exit_code,
         ended_at = now(), lease_expires_at = null
     where id = r.id;
     r.status := p_status;

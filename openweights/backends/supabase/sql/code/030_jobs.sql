@@ -43,6 +43,7 @@ begin
     if s.script is null or jsonb_typeof(s.params) is distinct from 'object' then
         perform openweights.refuse('invalid_input', 'a job needs a script, and params that are an object');
     end if;
+    perform openweights.check_spec(s);
     return s;
 end $$;
 
@@ -65,10 +66,16 @@ begin
     return j;
 end $$;
 
--- A pending job takes over where it may run, not what it does.
-create or replace function openweights.sync_job(j public.jobs, s public.jobs) returns public.jobs
+-- A pending job takes over where it may run, not what it does; and that only from the key that pays
+-- for it, or from an admin, who pays from then on. To others it is the job that is there already.
+create or replace function openweights.sync_job(
+    j public.jobs, s public.jobs, me public.api_keys
+) returns public.jobs
 language plpgsql as $$
 begin
+    if me.role <> 'admin' and me.id <> j.submitted_by_key then
+        return j;
+    end if;
     if s.params ? 'cloud_type' then
         s.params := jsonb_set(j.params, '{cloud_type}', s.params -> 'cloud_type');
     else
@@ -81,7 +88,7 @@ begin
         update public.jobs
         set docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
             allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, params = s.params,
-            updated_at = now()
+            submitted_by_key = me.id, updated_at = now()
         where organization_id = j.organization_id and id = j.id
         returning * into j;
         perform openweights.note_job_files(j);
@@ -118,7 +125,7 @@ begin
     if j.id is null then
         j := lock_job(me.organization_id, s.id);
         j := case j.status
-            when 'pending' then sync_job(j, s)
+            when 'pending' then sync_job(j, s, me)
             when 'failed' then replace_job(j, s)
             when 'canceled' then replace_job(j, s)
             else j
@@ -175,6 +182,7 @@ create or replace function public.set_timeout(p_job_id text, p_timeout_at timest
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$
 declare
     me api_keys := openweights.caller('admin', 'member');
+    is_moment boolean := check_moment(p_timeout_at, 'timeout_at');
     j jobs := lock_job(me.organization_id, p_job_id);
 begin
     update jobs set timeout_at = p_timeout_at, updated_at = now()

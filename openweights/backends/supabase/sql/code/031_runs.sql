@@ -123,7 +123,14 @@ begin
             'run %s of job %s was replaced by attempt %s: its events are not taken any more',
             r.id, j.id, j.attempts));
     end if;
+    perform check_event(e) from jsonb_array_elements(p_events) e;
+    if r.event_bytes + octet_length(p_events::text) > 268435456 then
+        perform refuse('invalid_input', format(
+            'run %s has logged %s MB of events, and may log no more than 256', r.id, r.event_bytes >> 20));
+    end if;
     added := insert_events(r, p_events);
+    update runs set event_bytes = event_bytes + octet_length(p_events::text)
+    where id = r.id and added > 0;
     perform note_event_files(me, r, p_events);
     if added > 0 and r.status <> 'in_progress' and j.status in ('completed', 'failed', 'canceled')
     then

@@ -37,6 +37,7 @@ begin
     w.hardware_type := coalesce(w.hardware_type, 'cpu');
     w.gpu_count := coalesce(w.gpu_count, 0);
     w.vram_gb := coalesce(w.vram_gb, 0);
+    perform openweights.check_worker_row(w);
     return w;
 end $$;
 

@@ -27,6 +27,7 @@ begin
     if coalesce(trim(p_name), '') = '' then
         perform refuse('invalid_input', 'an organization needs a name');
     end if;
+    perform check_name(p_name, 200, 'name');
     update organizations set name = trim(p_name) where id = me.organization_id;
     return jsonb_build_object('id', me.organization_id, 'name', trim(p_name));
 end $$;
@@ -61,6 +62,7 @@ begin
     elsif p_role is null or p_role not in ('admin', 'member') then
         perform refuse('invalid_input', format('%L is no role of a member: admin or member', p_role));
     end if;
+    perform check_name(p_email, 300, 'email');
     insert into members (organization_id, email, role)
     values (me.organization_id, p_email, p_role)
     on conflict (organization_id, lower(email)) where removed_at is null
@@ -162,6 +164,8 @@ begin
     elsif p_budget_usd < 0 then
         perform refuse('invalid_input', 'a budget is at least 0 USD');
     end if;
+    perform check_name(p_name, 200, 'name') and check_moment(p_expires_at, 'expires_at')
+        and check_number(p_budget_usd, 0, 1000000000, 'budget_usd');
     return insert_key(m, p_name, p_role, p_expires_at, p_worker_id, p_budget_usd);
 end $$;
 

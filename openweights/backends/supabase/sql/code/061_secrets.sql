@@ -37,6 +37,7 @@ begin
     elsif coalesce(p_sealed, '') = '' then
         perform refuse('invalid_input', 'a secret needs a value');
     end if;
+    perform check_text(p_sealed, 200000, 'a secret');
     insert into secrets (organization_id, name, sealed, updated_by)
     values (me.organization_id, p_name, p_sealed, me.id)
     on conflict (organization_id, name) do update

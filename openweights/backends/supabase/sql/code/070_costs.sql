@@ -97,6 +97,7 @@ begin
     if p_usd < 0 then
         perform refuse('invalid_input', 'a budget is at least 0 USD');
     end if;
+    perform check_number(p_usd, 0, 1000000000, 'budget_usd');
     update api_keys set budget_usd = p_usd
     where organization_id = me.organization_id and id = p_key_id
     returning * into k;

@@ -47,36 +47,32 @@ create policy people_or_its_worker on public.files for select to anon, authentic
         and ((select openweights.is_person())
             or id = any ((select openweights.worker_files())::text[])));
 
--- ---- the content of files: objects `<organization id>/<file id>` of one private bucket
+-- ---- the content of files: objects of one private bucket
 
 insert into storage.buckets (id, name, public) values ('files', 'files', false)
 on conflict (id) do update set public = false where buckets.public;
 
--- A worker also sees what has no record yet, for an hour: the service reads back what it stores.
+-- A worker sees the files of its job, and what it has put itself: an upload of somebody else's is
+-- nobody's business before it has a record. (What has no record but had one, and that it may delete,
+-- it sees by the file's id.)
 drop policy if exists openweights_read on storage.objects;
 create policy openweights_read on storage.objects for select to anon, authenticated
     using (bucket_id = 'files'
         and split_part(name, '/', 1) = (select openweights.organization_or_null())
         and ((select openweights.is_person())
-            or split_part(name, '/', 2) = any ((select openweights.worker_files())::text[])
-            or (created_at > now() - interval '1 hour' and not openweights.has_record(name))));
+            or split_part(name, '/', 2) = (select openweights.key_id())
+            or regexp_replace(name, '^.*/', '') = any ((select openweights.worker_files())::text[])));
 
 drop policy if exists openweights_write on storage.objects;
 create policy openweights_write on storage.objects for insert to anon, authenticated
-    with check (bucket_id = 'files'
-        and split_part(name, '/', 1) = (select openweights.organization_or_null())
-        and name ~ '^[^/]+/[A-Za-z0-9_-]+:file-[0-9a-f]{12}$');
+    with check (bucket_id = 'files' and openweights.is_own_place(name));
 
 -- What has a record neither changes nor goes: its id is the digest of its content. An upload that
 -- broke off may be done again, and a file is deleted record first.
 drop policy if exists openweights_rewrite on storage.objects;
 create policy openweights_rewrite on storage.objects for update to anon, authenticated
-    using (bucket_id = 'files'
-        and split_part(name, '/', 1) = (select openweights.organization_or_null())
-        and not openweights.has_record(name))
-    with check (bucket_id = 'files'
-        and split_part(name, '/', 1) = (select openweights.organization_or_null())
-        and name ~ '^[^/]+/[A-Za-z0-9_-]+:file-[0-9a-f]{12}$'
+    using (bucket_id = 'files' and openweights.is_own_place(name) and not openweights.has_record(name))
+    with check (bucket_id = 'files' and openweights.is_own_place(name)
         and not openweights.has_record(name));
 
 drop policy if exists openweights_delete on storage.objects;

@@ -33,6 +33,8 @@ grant execute on function openweights.worker to anon, authenticated;
 grant execute on function openweights.worker_jobs to anon, authenticated;
 grant execute on function openweights.worker_files to anon, authenticated;
 grant execute on function openweights.has_record to anon, authenticated;
+grant execute on function openweights.key_id to anon, authenticated;
+grant execute on function openweights.is_own_place to anon, authenticated;
 
 -- jobs
 grant execute on function public.submit_job to anon, authenticated;
@@ -60,6 +62,7 @@ grant execute on function public.end_worker_pod to anon, authenticated;
 grant execute on function public.pending_jobs to anon, authenticated;
 
 -- files
+grant execute on function public.find_file to anon, authenticated;
 grant execute on function public.put_file_record to anon, authenticated;
 grant execute on function public.delete_file_record to anon, authenticated;
 

@@ -1,0 +1,149 @@
+"""Whatever is given to a store is a record that every reader reads, or is refused in a sentence."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openweights.backends.base import Backend
+from openweights.errors import InvalidInputError, OpenWeightsError
+from openweights.types import EventDraft, JobSpec, WorkerSpec
+from tests.backends.steps import Contract, spec, start
+
+_TEXT = st.text(max_size=30) | st.sampled_from(
+    [
+        "..",
+        ".",
+        "",
+        "../../x",
+        "/etc/passwd",
+        "C:\\x\\..",
+        "a\0b",
+        "\ud800",
+        "\u202eabc",
+        "-rf",
+        "é",
+    ]
+)
+_MOMENTS = st.datetimes(timezones=st.none() | st.just(UTC)) | st.sampled_from(
+    [datetime.max, datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
+)
+_NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 2**31, 2**63, 10**30])
+_JSON = st.recursive(
+    st.none() | st.booleans() | _NUMBERS | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+_PARAMS = st.dictionaries(
+    st.sampled_from(["validated_params", "mounted_files", "secrets", "cloud_type"]) | _TEXT, _JSON
+)
+_quick = settings(
+    max_examples=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+_ids = itertools.count()
+
+
+def _refused_or(call: Callable[[], Any]) -> Any:
+    """The answer of `call`; None when it is refused in a sentence."""
+    try:
+        return call()
+    except OpenWeightsError as error:
+        assert str(error) and "Traceback" not in str(error)
+        return None
+
+
+class LimitsContract(Contract):
+    """Names, moments and parameters of any kind."""
+
+    def test_a_files_name_is_always_a_base_name(self, backend: Backend) -> None:
+        @_quick
+        @given(_TEXT)
+        def check(name: str) -> None:
+            content = io.BytesIO(f"content {next(_ids)}".encode())
+            stored = _refused_or(lambda: backend.put_file(content, "result", name))
+            if stored is None:
+                return
+            for file in (stored, backend.get_file(stored.id), backend.list_files(limit=1)[0]):
+                assert file.filename not in ("", ".", "..") and not set("/\\\0") & {*file.filename}
+                assert len(file.filename.encode()) <= 255 and min(file.filename) >= " "
+
+        check()
+
+    def test_any_job_is_read_again_or_refused(self, backend: Backend) -> None:
+        @_quick
+        @given(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "params": _PARAMS,
+                    "timeout_at": _MOMENTS,
+                    "requires_vram_gb": _NUMBERS,
+                    "priority": _NUMBERS,
+                    "max_attempts": _NUMBERS,
+                    "script": _TEXT,
+                    "docker_image": _TEXT,
+                    "model": _TEXT,
+                    "allowed_hardware": st.lists(_TEXT, max_size=3).map(tuple),
+                },
+            )
+        )
+        def check(changes: dict[str, Any]) -> None:
+            given_spec: JobSpec = spec(f"any-{next(_ids)}", **changes)
+            job = _refused_or(lambda: backend.submit_job(given_spec))
+            if job is not None:
+                assert backend.get_job(job.id) == job
+                assert job in backend.list_jobs(statuses=["pending"], limit=None)
+                moved = _refused_or(lambda: backend.set_timeout(job.id, job.timeout_at))
+                assert moved is not None and moved.timeout_at == job.timeout_at
+                backend.cancel_job(job.id)
+
+        check()
+
+    def test_any_event_is_read_again_or_refused(self, backend: Backend) -> None:
+        held = start(backend)
+
+        @_quick
+        @given(st.dictionaries(_TEXT, _JSON, max_size=4), _MOMENTS, _TEXT)
+        def check(data: dict[str, Any], moment: datetime, key: str) -> None:
+            event = EventDraft(f"{next(_ids)}{key}", data, moment)
+            before = len(list(backend.list_events(run_id=held.run.id)))
+            _refused_or(lambda: backend.append_events(held.run.id, [event]))
+            events = list(backend.list_events(run_id=held.run.id))
+            assert len(events) in (before, before + 1)
+            assert all(2000 <= event.created_at.year <= 2200 for event in events)
+
+        check()
+
+    def test_texts_have_an_end(self, backend: Backend) -> None:
+        held = start(backend)
+        for field, value in (("script", "x" * 200_000), ("docker_image", "i" * 5000)):
+            try:
+                backend.submit_job(spec("long", **{field: value}))
+            except InvalidInputError as error:
+                assert field in str(error)
+            else:
+                raise AssertionError(f"{field} was taken")
+        backend.finish_run(held.run.id, 1, "failed", error="e" * 2_000_000)
+        error = backend.get_run(held.run.id).error
+        assert error is not None and len(error) == 4000
+
+    def test_a_moment_that_no_clock_shows_is_refused(self, backend: Backend) -> None:
+        start(backend)
+        for years in (-100, 400):
+            try:
+                backend.set_timeout("job-1", datetime.now(UTC) + timedelta(days=365 * years))
+            except InvalidInputError as error:
+                assert "2000 to 2199" in str(error)
+            else:
+                raise AssertionError(f"{years} years from now was taken")
+        assert backend.get_job("job-1").timeout_at is None
+        assert backend.register_worker(WorkerSpec("w2")).id == "w2"
