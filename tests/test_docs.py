@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openweights import events
 from openweights.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -77,3 +78,10 @@ def test_a_maintainer_finds_it_in_two_hops(file: str, says: str) -> None:
     """From ARCHITECTURE.md to the file, in the file to the place."""
     assert f"`{file}" in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     assert says in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_the_table_of_events_is_complete() -> None:
+    document = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", document, re.M))
+    kinds = [kind for kind in vars(events).values() if hasattr(kind, "type")]
+    assert listed == {kind.__name__: kind.type for kind in kinds}

@@ -58,38 +58,45 @@ def trained(settings: TrainingConfig, rows: list[dict[str, Any]] = ROWS) -> tupl
     return losses, adapter
 
 
+@torch.no_grad()
+def plain_losses(settings: TrainingConfig) -> tuple[list[tuple[float, int]], int]:
+    """Of each row the summed cross-entropy in float64, and of how many tokens; and how many terms
+    go into a float32 loss over all of them.
+    """
+    model, tokenizer = load_model(settings)
+    model = model.double()
+    losses, tokens = [], 0
+    for example in sft_examples(settings, tokenizer, ROWS, ends=eos_token_ids(model, tokenizer)):
+        logits = model(torch.tensor([example["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(example["labels"][1:])
+        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        losses.append((float(total), int((labels != -100).sum())))
+        tokens += len(example["input_ids"])
+    return losses, terms_of(model, tokens)
+
+
 def test_accumulation_and_packing_equal_one_big_batch(tiny: Path, tmp_path: Path) -> None:
     # Plain gradient descent: Adam divides rounding by itself where a gradient is next to nothing.
     sgd = {"optim": "sgd", "learning_rate": 0.5}
     big = {**sgd, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     small = {**sgd, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     losses, adapter = trained(config(tiny, tmp_path, **big))
-    model, tokenizer = load_model(config(tiny, tmp_path))
-    tokens = sum(len(e["input_ids"]) for e in sft_examples(config(tiny, tmp_path), tokenizer, ROWS))
-    terms = terms_of(model, tokens, steps=3)
+    rows, terms = plain_losses(config(tiny, tmp_path))
     assert len(losses) == 3 and losses[2] < losses[0]
+    assert_sums_equal(losses[0], sum(t for t, _ in rows) / sum(n for _, n in rows), terms)
     for variant in (small, {**big, "packing": True}, {**small, "packing": True}):
         other_losses, other = trained(config(tiny, tmp_path, **variant))
-        assert_sums_equal([other_losses, other], [losses, adapter], terms, about=str(variant))
-    # Control: the mean of the micro-batches' means is another number, as the rows differ in length.
-    per_row = [trained(config(tiny, tmp_path, max_steps=1, **big), [row])[0][0] for row in ROWS]
+        assert_sums_equal([other_losses, other], [losses, adapter], 3 * terms, about=str(variant))
+    # Control: the mean of the rows' means is another number, as the rows differ in length.
     with pytest.raises(AssertionError, match="differs by"):
-        assert_sums_equal(sum(per_row) / len(per_row), losses[0], terms)
+        assert_sums_equal(sum(t / n for t, n in rows) / len(rows), losses[0], 3 * terms)
 
 
 def test_loss_is_that_of_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
     settings = config(tiny, tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    model, tokenizer = load_model(settings)
-    model = model.double()
-    examples = sft_examples(settings, tokenizer, ROWS, ends=eos_token_ids(model, tokenizer))
-    total, count = 0.0, 0
-    for example in examples:
-        with torch.no_grad():
-            logits = model(torch.tensor([example["input_ids"]])).logits[0, :-1]
-        labels = torch.tensor(example["labels"][1:])
-        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        count += int((labels != -100).sum())
-    assert_sums_equal(trained(settings)[0][0], total / count, terms_of(model, count))
+    rows, terms = plain_losses(settings)
+    expected = sum(total for total, _ in rows) / sum(count for _, count in rows)
+    assert_sums_equal(trained(settings)[0][0], expected, terms)
 
 
 def test_a_weighted_test_loss_is_that_of_the_whole_set(tiny: Path, tmp_path: Path) -> None:
