@@ -5,13 +5,27 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
+
+_last_moment: ContextVar[float | None] = ContextVar("last_moment", default=None)
+
+
+@contextmanager
+def no_later_than(moment: float | None) -> Generator[None]:
+    """Whatever is retried inside, however deep, is not after `moment` (of `time.monotonic`)."""
+    token = _last_moment.set(moment)
+    try:
+        yield
+    finally:
+        _last_moment.reset(token)
 
 
 def delays(longest_s: float = LONGEST_DELAY_S) -> Iterator[float]:
@@ -42,7 +56,8 @@ def retry(
         on_error: Told of each error, and of how long the pause will be.
 
     Raises:
-        Exception: The last of `errors`, when patience was over or `pause` gave up.
+        Exception: The last of `errors`, when patience or the time of `no_later_than` was over, or
+            `pause` gave up.
     """
     give_up_at: float | None = None
     for delay_s in delays(longest_s):
@@ -55,6 +70,10 @@ def retry(
             wait_s = max(delay_s, getattr(error, "retry_after_s", 0.0))
             if give_up_at is not None and now + wait_s > give_up_at:
                 raise
+            if (last := _last_moment.get()) is not None:
+                if now >= last:
+                    raise
+                wait_s = min(wait_s, last - now)
             if on_error is not None:
                 on_error(error, wait_s)
             if pause(wait_s):

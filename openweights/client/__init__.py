@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
-from typing import TYPE_CHECKING, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from openweights.client.bundle import (
     BUNDLE_PURPOSE,
@@ -28,6 +29,8 @@ from openweights.errors import ConfigurationError, NotFoundError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from openweights.backends.base import Backend
     from openweights.jobs.exec import Exec
     from openweights.jobs.logprob import LogProb
@@ -165,6 +168,74 @@ class OpenWeights:
                 run_id = self.settings.run_id
                 self._run = ScriptRun(self) if run_id is None else Run(self, run_id)
             return self._run
+
+    def compare(self, jobs: Sequence[Job | str], as_dataframe: bool | None = None) -> Any:
+        """A table with a row for each job: the parameters that differ, and the last value of each
+        measure.
+
+        Args:
+            jobs: Jobs, or their ids or beginnings of ids.
+            as_dataframe: As of `Job.metrics`.
+
+        Raises:
+            ConfigurationError: A DataFrame was asked for, and pandas is not installed.
+        """
+        from openweights.client.watching.comparison import comparison_rows
+
+        found = self._found(jobs)
+        rows = comparison_rows([job.record for job in found], [job.metric_rows() for job in found])
+        if as_dataframe is False:
+            return rows
+        from openweights.client.watching.plot import as_table
+
+        return as_table(rows, required=bool(as_dataframe), index="id")
+
+    def plot(
+        self,
+        jobs: Sequence[Job | str],
+        path: str | Path | None = None,
+        *,
+        x: str = "step",
+        y: Sequence[str] | str | None = None,
+        group_by: Sequence[str] | str | None = None,
+        band: str | None = None,
+    ) -> Figure:
+        """A figure of several jobs: a panel for each measure, a line for each job.
+
+        Args:
+            jobs: Jobs, or their ids or beginnings of ids.
+            path: Where to save it, too; the ending decides the format.
+            x: "step", or a measure: then each job is a path through the plane of both.
+            y: Measures, as `loss` or, of a set that was followed, `logprobs/loss[name]`; default:
+                the loss and all such sets.
+            group_by: Parameters such as "learning_rate" or "meta.rate" that name the lines;
+                default: all that differ.
+            band: A parameter such as "seed" to average over: a line is then the mean of the jobs
+                that agree in `group_by`, with a band from the least to the greatest.
+
+        Raises:
+            ConfigurationError: matplotlib is not installed.
+            InvalidInputError: No job has measured anything, or not what was asked for.
+        """
+        from openweights.client.watching.comparison import curve_panels
+        from openweights.client.watching.plot import draw_panels, plot_title
+
+        found = self._found(jobs)
+        records = [job.record for job in found]
+        measures = [y] if isinstance(y, str) else y
+        panels = curve_panels(
+            records,
+            [job.metric_rows() for job in found],
+            x=x,
+            y=measures,
+            group_by=group_by,
+            band=band,
+        )
+        target = None if path is None else Path(path)
+        return draw_panels(panels, title=plot_title(records), x=x, path=target)
+
+    def _found(self, jobs: Sequence[Job | str]) -> list[Job]:
+        return [job if isinstance(job, Job) else self.jobs.retrieve(job) for job in jobs]
 
     def close(self) -> None:
         """Send what the current run has logged, and release the store's connections.

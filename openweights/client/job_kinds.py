@@ -99,6 +99,10 @@ class Jobs:
             InvalidInputError: The job could not work.
         """
 
+    def with_job_id(self, validated: BaseModel, job_id: str) -> BaseModel:
+        """The parameters as they are stored, once the id is known; the default changes nothing."""
+        return validated
+
     def mounted_paths(self) -> Mapping[str, Path]:
         """Target inside the job's folder -> local file."""
         return expand_mounts(self.mount)
@@ -147,6 +151,7 @@ class Jobs:
         script = self.get_entrypoint(validated)
         job_id = self.compute_id(validated, mounted, script)
         model = getattr(validated, "model", None)
+        validated = self.with_job_id(validated, job_id)
         return JobSpec(
             id=job_id,
             type=self.job_type,
@@ -270,6 +275,20 @@ def find_kind(name: str) -> type[Jobs] | None:
 
     module, _, attribute = _BUILT_IN[name].partition(":")
     return cast("type[Jobs]", getattr(import_module(module), attribute))
+
+
+def default_params(job: JobRecord) -> dict[str, Any]:
+    """What the parameters of a job of a built-in kind are when nothing is said; else nothing."""
+    prefixes = {"ftjob": "fine_tuning", "sftjob": "weighted_sft"}
+    kind = find_kind(prefixes.get(job.id.partition("-")[0], ""))
+    if kind is None:
+        return {}
+    fields = {name: field for name, field in kind.params.model_fields.items()}
+    optional = {name: field for name, field in fields.items() if not field.is_required()}
+    return {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in optional.items()
+    }
 
 
 def kind_names() -> list[str]:

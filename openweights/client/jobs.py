@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from openweights.client.events import metric_rows
-from openweights.client.results import read_log_chunks, write_log, write_results
+from openweights.client.results import read_log_chunks, write_log, write_results, write_rows
+from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.types import (
@@ -22,10 +23,13 @@ from openweights.types import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from openweights.backends.base import Backend
     from openweights.client import OpenWeights
     from openweights.client.runs import Run
 
 POLL_S = 0.5
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHOWN = 4  # ids named when a prefix fits several jobs
 
 
 class Job:
@@ -169,8 +173,11 @@ class Job:
         return self._ow.events.list(job_id=self.id, type=type)
 
     def metrics(self, as_dataframe: bool | None = None) -> Any:
-        """A table of its metrics: a row for each step and tag, with `step`, `tag` and the numbers
-        logged there.
+        """A table of all that was measured: a row for each step and tag, a column for each measure.
+
+        What a trainer logs has the tag "train", or "eval" for the test set. What was followed
+        besides goes by `multiple_choice/accuracy`, `logprobs/loss` and so on, with the name of its
+        set as the tag.
 
         Args:
             as_dataframe: True for a pandas DataFrame, False for a list of dicts; None for a
@@ -179,15 +186,20 @@ class Job:
         Raises:
             ConfigurationError: A DataFrame was asked for, and pandas is not installed.
         """
-        rows = metric_rows(self._ow.events.iterate(job_id=self.id))
+        rows = self.metric_rows()
         if as_dataframe is False:
             return rows
         from openweights.client.watching.plot import as_table
 
         return as_table(rows, required=bool(as_dataframe))
 
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """`metrics` as a list of dicts."""
+        return metric_rows(self._ow.events.iterate(job_id=self.id))
+
     def plot(self, path: str | Path | None = None) -> Figure:
-        """A figure of each metric against the step, a line for each tag.
+        """A figure of what was measured against the step: a panel for each measure, train and eval
+        together, a line for each tag. Timings, counts and what never changes are left to the table.
 
         Args:
             path: Where to save it, too; the ending decides the format.
@@ -196,16 +208,19 @@ class Job:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: The job has logged no metrics.
         """
-        from openweights.client.watching.plot import plot_metrics
+        from openweights.client.watching.plot import draw_panels, metric_panels, plot_title
 
-        rows = metric_rows(self._ow.events.iterate(job_id=self.id))
+        rows = self.metric_rows()
         if not rows:
             raise InvalidInputError(f"job {self.id} has logged no metrics to plot")
-        return plot_metrics(rows, title=self.id, path=None if path is None else Path(path))
+        shares_loss = self.params.get("validated_params", {}).get("loss") != "sdft"
+        panels = metric_panels(rows, shares_loss=shares_loss)
+        target = None if path is None else Path(path)
+        return draw_panels(panels, title=plot_title([self.record]), path=target)
 
     def download(self, target_dir: str | Path, only_last_run: bool = True) -> list[Path]:
-        """Write result files, at their paths, and `<run id>.log` into `target_dir`; of equal paths
-        the last one.
+        """Write result files, at their paths, `<run id>.log`, and the table of `metrics` as
+        `metrics.jsonl` into `target_dir`; of equal paths the last one.
 
         Returns:
             What was written.
@@ -218,7 +233,11 @@ class Job:
         backend = self._ow.backend
         events = (event for run in runs for event in backend.list_events(run_id=run.id))
         files = write_results(backend, events, target)
-        return [*files, *(write_log(backend, run.id, target) for run in runs)]
+        files += [write_log(backend, run.id, target) for run in runs]
+        table = target / "metrics.jsonl"
+        if table not in files and (rows := self.metric_rows()):
+            files.append(write_rows(rows, table))
+        return files
 
 
 class JobCollection:
@@ -241,12 +260,13 @@ class JobCollection:
         return [Job(self._ow, job) for job in found]
 
     def retrieve(self, job_id: str) -> Job:
-        """The job of that id.
+        """The job of that id, or the only one whose id begins so.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: No id begins so.
+            InvalidInputError: Several do, or no id looks like this.
         """
-        return Job(self._ow, self._ow.backend.get_job(job_id))
+        return Job(self._ow, find_job(self._ow.backend, job_id))
 
     def cancel(self, job_id: str) -> Job:
         """See `Job.cancel`."""
@@ -273,6 +293,28 @@ class JobCollection:
         if validated:
             where["validated_params"] = {**where.get("validated_params", {}), **validated}
         return [Job(self._ow, job) for job in self._ow.backend.list_jobs(where=where, limit=None)]
+
+
+def find_job(backend: Backend, text: str) -> JobRecord:
+    """The job of that id, or the only one whose id begins so.
+
+    Raises:
+        InvalidInputError: No id looks like this, or several jobs begin so.
+        NotFoundError: No job begins so.
+    """
+    if not _JOB_ID.fullmatch(text):
+        raise InvalidInputError(f"{text!r:.80} is not a job id; `ow ls` lists them")
+    try:
+        return backend.get_job(text)
+    except NotFoundError:
+        found = [job for job in backend.list_jobs(limit=None) if job.id.startswith(text)]
+    if not found:
+        raise NotFoundError(f"no job {text:.80}; `ow ls` lists them")
+    if len(found) > 1:
+        names = sorted(job.id for job in found)
+        shown = ", ".join(names[:_SHOWN] + ["…"] * (len(names) > _SHOWN))
+        raise InvalidInputError(f"{text} begins {len(names)} job ids: {shown}; type more of it")
+    return found[0]
 
 
 def moment_after(seconds: float | None) -> datetime | None:

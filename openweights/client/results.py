@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import uuid
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from openweights.client.event_json import event_data
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.paths import inside
 from openweights.types import EventRecord
@@ -44,6 +46,17 @@ def write_log(backend: Backend, run_id: int, target: Path) -> Path:
     with _writing(path), path.open("wb") as out:
         for chunk in read_log_chunks(backend, run_id):
             out.write(chunk)
+    return path
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Write a JSON-lines file.
+
+    Raises:
+        InvalidInputError: It cannot be written there.
+    """
+    with _writing(path), path.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(event_data(row)) + "\n" for row in rows)
     return path
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from openweights.errors import ConfigurationError
-from openweights.models.names import model_location
+from openweights.models.names import model_location, repository_id
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,13 @@ def push_result(
 
     api = HfApi(token=token)
     org = org or retried(lambda: str(api.whoami()["name"]), "asking whose token this is")
-    repo = repository_id(config, job_id=job_id, org=org)
+    repo = repository_id(
+        config.finetuned_model_id,
+        model=config.model,
+        job_id=job_id,
+        org=org,
+        extra=config.model_naming_extra_parameters,
+    )
     with tempfile.TemporaryDirectory() as temporary:
         # First, so that a merge that fails leaves no empty repository behind.
         folder = merge(config, adapter, Path(temporary)) if config.merge_before_push else adapter
@@ -66,19 +72,6 @@ def push_result(
         )
     logger.info("pushed to https://huggingface.co/%s", repo)
     return repo
-
-
-def repository_id(config: PushRequest, *, job_id: str, org: str) -> str:
-    """`finetuned_model_id`, filled in; characters that the hub refuses become dashes."""
-    filled = config.finetuned_model_id.format(
-        org_id=org,
-        model_name=Path(config.model).name,
-        job_id=job_id,
-        **(config.model_naming_extra_parameters or {}),
-    )
-    owner, _, name = filled.partition("/")
-    clean = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
-    return f"{owner}/{clean[:96]}"
 
 
 def merge(config: PushRequest, adapter: Path, folder: Path) -> Path:

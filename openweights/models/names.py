@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,31 @@ def model_location(model: str) -> str:
             "Hugging Face id (org/name)"
         )
     return model
+
+
+def repository_id(
+    template: str,
+    *,
+    model: str,
+    job_id: str,
+    org: str | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> str:
+    """`finetuned_model_id`, filled in; characters that the hub refuses become dashes.
+
+    Args:
+        org: None leaves {org_id}: the account of the token that pushes is not known yet.
+    """
+    unknown = "{org_id}"
+    filled = template.format(
+        org_id=org or unknown, model_name=Path(model).name, job_id=job_id, **(extra or {})
+    )
+    owner, _, name = filled.partition("/")
+    return f"{owner}/{unknown.join(map(_hub_name, name.split(unknown)))[:96]}"
+
+
+def _hub_name(text: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in text)
 
 
 def is_path(model: str) -> bool:

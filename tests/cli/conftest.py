@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -76,9 +77,9 @@ def submit(backend: Backend, job_id: str, **options: Any) -> JobSpec:
     return spec
 
 
-def claim(backend: Backend, job_id: str) -> Claim:
+def claim(backend: Backend, job_id: str, **options: Any) -> Claim:
     """The job, submitted and taken by a worker of its own."""
-    submit(backend, job_id)
+    submit(backend, job_id, **options)
     worker = backend.register_worker(WorkerSpec(id=f"worker-of-{job_id}"))
     taken = backend.claim_job(worker.id)
     assert taken is not None and taken.job.id == job_id
@@ -88,5 +89,5 @@ def claim(backend: Backend, job_id: str) -> Claim:
 def log_events(backend: Backend, run_id: int, *events: dict[str, Any]) -> None:
     """Append events to a run."""
     now = datetime.now(UTC)
-    drafts = [EventDraft(f"{run_id}-{i}", data, now) for i, data in enumerate(events)]
+    drafts = [EventDraft(uuid.uuid4().hex, data, now) for data in events]
     backend.append_events(run_id, drafts)

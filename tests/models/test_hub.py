@@ -11,20 +11,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights.errors import ConfigurationError
 from openweights.jobs.unsloth.validate import training_config
-from openweights.models.hub import merge, repository_id, retried
+from openweights.models.hub import merge, retried
 from openweights.models.load import load_model
+from openweights.models.names import repository_id
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import make_tiny_model
 
 
-def test_repository_ids() -> None:
-    config = training_config(GOOD)
-    assert repository_id(config, job_id="ftjob-1", org="me") == "me/name-ftjob-1"
-    named = training_config(
-        {**GOOD, "finetuned_model_id": "lab/{run} {job_id}", "model": "org/a"}
-        | {"model_naming_extra_parameters": {"run": "ä1"}}
-    )
-    assert repository_id(named, job_id="ftjob-1", org="me") == "lab/-1-ftjob-1"
+@pytest.mark.parametrize(
+    ("template", "org", "filled"),
+    [
+        ("{org_id}/{model_name}-{job_id}", "me", "me/name-ftjob-1"),
+        ("{org_id}/{model_name}-{job_id}", None, "{org_id}/name-ftjob-1"),
+        ("lab/{run} {job_id}", "me", "lab/-1-ftjob-1"),
+        ("lab/{org_id}-{run}", None, "lab/{org_id}--1"),
+    ],
+)
+def test_repository_ids(template: str, org: str | None, filled: str) -> None:
+    extra = {"run": "ä1"}
+    asked = {"model": "org/name", "job_id": "ftjob-1", "extra": extra}
+    assert repository_id(template, org=org, **asked) == filled
+    # What the worker makes of it, whose token tells the account.
+    assert "{" not in repository_id(filled, org="me", **asked)
 
 
 def test_merged_model_is_base_and_adapter(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from openweights.cli.output import json_option, note, one_line, print_json
-from openweights.cli.store import find_job, open_store
+from openweights.cli.store import open_store
+from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import JobRecord, JobStatus
 

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from openweights.cli.output import compact, json_option, local_time, print_json_array, printable
-from openweights.cli.store import find_job, find_run, open_store
+from openweights.cli.store import find_run, open_store
+from openweights.client.jobs import find_job
 from openweights.types import EventRecord
 
 _FIRST = ("step", "tag", "type")  # keys that say what an event is about come before the values

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from openweights.client.jobs import Job
 
 
-class _ExecCommand(click.Command):
+class ShellCommand(click.Command):
     """Takes our options after COMMAND only where that is a quoted line: `ow exec "a | b" --wait`.
 
-    In `ow exec python train.py --json` the option is the script's.
+    In `ow exec python train.py --json` the option is the script's. An option before COMMAND that
+    is none of ours is refused.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -37,7 +38,7 @@ def _is_line(word: str) -> bool:
     return len(word.split()) > 1
 
 
-@click.command("exec", cls=_ExecCommand)
+@click.command("exec", cls=ShellCommand)
 @click.argument("command", nargs=-1, required=True)
 @click.option(
     "--cloud-type",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from openweights.cli.output import note
-from openweights.cli.store import find_job
+from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError
 from openweights.paths import inside
 

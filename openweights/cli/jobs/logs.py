@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import click
 
 from openweights.cli.output import note
-from openweights.cli.store import find_job, find_run
+from openweights.cli.store import find_run
+from openweights.client.jobs import find_job
 from openweights.types import ENDED
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from openweights.cli.output import age, json_option, note, one_line, plain, print_json, print_table
-from openweights.cli.store import open_store
-from openweights.types import JOB_STATUSES, JobRecord, JobStatus
+from openweights.cli.store import is_remote, open_store
+from openweights.client.watching.progress import read_progress
+from openweights.client.watching.queue import waits_for
+from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -41,13 +43,14 @@ def ls(statuses: tuple[JobStatus, ...], limit: int, quiet: bool, as_json: bool) 
                 click.echo(job.id)
             return
         last = {job.id: last_values(backend, job) for job in jobs}
+        now = {job.id: state_of(backend, job) for job in jobs if job.status not in ENDED}
     if as_json:
         print_json([plain(job) | {"last": last[job.id]} for job in jobs])
     elif jobs:
-        print_table(
-            ("id", "status", "kind", "model", "age", "cloud", "last"),
-            [_row(job, last[job.id]) for job in jobs],
-        )
+        # On this machine no job has a tier.
+        columns = ("id", "status", "kind", "model", "age", *(("cloud",) if is_remote() else ()))
+        rows = [_row(job, last[job.id], now.get(job.id, ""), columns) for job in jobs]
+        print_table((*columns, "last"), rows)
     else:
         note("no jobs" + (f" of status {', '.join(statuses)}" if statuses else " yet"))
 
@@ -80,15 +83,33 @@ def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
     return values
 
 
-def _row(job: JobRecord, last: Mapping[str, Any]) -> tuple[str, ...]:
+def state_of(backend: Backend, job: JobRecord) -> str:
+    """How far a running job has come, or what a pending one waits for."""
+    if job.status == "pending":
+        return waits_for(backend, job, is_remote=is_remote())
+    return read_progress(backend, job).words()
+
+
+def _row(
+    job: JobRecord, last: Mapping[str, Any], state: str, columns: Sequence[str]
+) -> tuple[str, ...]:
     loss = last.get("loss")
     shown = f"loss {loss:.4g}" if isinstance(loss, int | float) else ""
+    cells = {
+        "id": job.id,
+        "status": job.status,
+        "kind": kind(job),
+        "model": model_name(job),
+        "age": age(job.created_at),
+        "cloud": str(job.params.get("cloud_type") or "-"),
+    }
     return (
-        job.id,
-        job.status,
-        kind(job),
-        job.model or "-",
-        age(job.created_at),
-        str(job.params.get("cloud_type") or "-"),
-        one_line(last.get("error") or shown or "-"),
+        *(cells[name] for name in columns),
+        one_line(last.get("error") or state or shown or "-"),
     )
+
+
+def model_name(job: JobRecord) -> str:
+    """Of a folder only its name: the path says nothing in a table."""
+    model = job.model or "-"
+    return model.rstrip("/").rpartition("/")[2] if model.startswith("/") else model

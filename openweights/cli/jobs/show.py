@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from openweights.cli.jobs.ls import kind, validated_params
+from openweights.cli.jobs.ls import kind, state_of, validated_params
 from openweights.cli.output import (
     age,
     json_option,
@@ -18,8 +18,17 @@ from openweights.cli.output import (
     print_json,
     print_table,
 )
-from openweights.cli.store import find_job, open_store
-from openweights.types import EventRecord, JobRecord, RunRecord
+from openweights.cli.store import is_remote, open_store
+from openweights.client.event_json import as_number
+from openweights.client.job_kinds import default_params
+from openweights.client.jobs import find_job
+from openweights.types import ENDED, EventRecord, JobRecord, RunRecord
+
+# So many lines of a section fit a screen beside the others.
+_SHOWN = 8
+_WIDEST = 100
+# Said elsewhere, or of no interest without their event.
+_NO_FIGURES = frozenset({"step", "max_steps", "from_step", "rows", "row", "message", "block"})
 
 
 @click.command()
@@ -28,7 +37,8 @@ from openweights.types import EventRecord, JobRecord, RunRecord
 def show(job: str, as_json: bool) -> None:
     """Show all about one job.
 
-    Its parameters, runs, last metrics, result files, and why it failed if it did.
+    How far it is, the parameters that are not at their defaults, its runs, the last figures, its
+    files, and why it failed if it did. --json prints all of it.
     """
     with open_store() as backend:
         record = find_job(backend, job)
@@ -36,19 +46,20 @@ def show(job: str, as_json: bool) -> None:
         last = backend.latest_values(job_id=record.id) if runs else {}
         events = backend.list_events(run_id=runs[-1].id) if runs else iter(())
         files = _result_files(events)
+        state = "" if record.status in ENDED else state_of(backend, record)
     if as_json:
         print_json(plain(record) | {"runs": runs, "last": last, "files": files})
         return
-    _print_job(record)
-    _print_section("parameters", validated_params(record))
-    _print_section("mounted files", record.params.get("mounted_files") or {})
+    _print_job(record, state)
+    _print_params(record)
     _print_runs(runs)
+    figures = {key: value for key, value in last.items() if as_number(value) is not None}
+    shown = {key: value for key, value in figures.items() if key not in _NO_FIGURES}
+    _print_section(f"last figures (`ow events {record.id}` prints all)", _rounded(shown))
     _print_section(
-        "last values", {key: value for key, value in last.items() if key not in ("file", "path")}
+        f"result files (`ow fetch {record.id}` fetches them)",
+        {file["path"]: file["file"] for file in files},
     )
-    if files:
-        click.echo("\nresult files")
-        print_fields({file["path"]: file["file"] for file in files}, indent="  ")
     error = runs[-1].error if runs and record.status == "failed" else None
     if error:
         click.echo(f"\nerror\n  {one_line(error)}")
@@ -64,33 +75,61 @@ def _result_files(events: Iterator[EventRecord]) -> list[dict[str, str]]:
     return [{"path": path, "file": file} for path, file in sorted(found.items())]
 
 
-def _print_job(job: JobRecord) -> None:
-    click.echo(f"{job.id}  {job.status}")
+def _print_job(job: JobRecord, state: str) -> None:
+    click.echo("  ".join(filter(None, (job.id, job.status, state))))
     print_fields(
         {
-            "type": job.type,
             "kind": kind(job),
             "model": job.model,
-            "cloud type": job.params.get("cloud_type"),
-            "VRAM": f"{job.requires_vram_gb} GB" if job.requires_vram_gb else None,
-            "hardware": ", ".join(job.allowed_hardware or ()),
-            "image": job.docker_image,
+            **(_place(job) if is_remote() else {}),
             "priority": job.priority or None,
-            "attempts": f"{job.attempts}; it fails once {job.max_attempts} have lost their worker",
-            "worker": job.worker_id,
+            "attempts": job.attempts if job.attempts > 1 else None,
             "stopped at": local_time(job.timeout_at) if job.timeout_at else None,
             "created": f"{local_time(job.created_at)} ({age(job.created_at)} ago)",
             "updated": f"{local_time(job.updated_at)} ({age(job.updated_at)} ago)",
-            "command": one_line(job.script),
+            "command": one_line(job.script, _WIDEST) if job.type == "custom" else None,
         },
         indent="  ",
     )
 
 
-def _print_section(title: str, values: Mapping[str, Any]) -> None:
-    if values:
-        click.echo(f"\n{title}")
-        print_fields(values, indent="  ")
+def _place(job: JobRecord) -> dict[str, object]:
+    """Where it may run: of no meaning on this machine."""
+    return {
+        "cloud type": job.params.get("cloud_type"),
+        "VRAM": f"{job.requires_vram_gb} GB" if job.requires_vram_gb else None,
+        "hardware": ", ".join(job.allowed_hardware or ()),
+        "image": job.docker_image,
+        "worker": job.worker_id,
+    }
+
+
+def _print_params(job: JobRecord) -> None:
+    """Those that differ from their defaults, and what the job's folder gets."""
+    params, defaults = validated_params(job), default_params(job)
+    usual = [name for name in params if name in defaults and params[name] == defaults[name]]
+    # A name that the worker fills in says nothing yet; loss and model were said above.
+    hidden = {*usual, "loss", "model"}
+    if "{" in str(params.get("finetuned_model_id")):
+        hidden.add("finetuned_model_id")
+    title = "parameters" + (f" ({len(usual)} more at their defaults)" if usual else "")
+    chosen = {name: one_line(params[name], _WIDEST) for name in params if name not in hidden}
+    _print_section(title, chosen, limit=2 * _SHOWN)
+    mounted: Mapping[str, str] = job.params.get("mounted_files") or {}
+    _print_section("mounted files", mounted)
+
+
+def _rounded(figures: Mapping[str, Any]) -> dict[str, str]:
+    return {key: f"{as_number(value):.5g}" for key, value in figures.items()}
+
+
+def _print_section(title: str, values: Mapping[str, Any], limit: int = _SHOWN) -> None:
+    if not values:
+        return
+    click.echo(f"\n{title}")
+    print_fields(dict(list(values.items())[:limit]), indent="  ")
+    if len(values) > limit:
+        click.echo(f"  … and {len(values) - limit} more")
 
 
 def _print_runs(runs: Sequence[RunRecord]) -> None:
@@ -110,6 +149,6 @@ def _print_runs(runs: Sequence[RunRecord]) -> None:
                 run.worker_id or "-",
                 one_line(run.error or "-"),
             )
-            for run in runs
+            for run in runs[-_SHOWN:]
         ],
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openweights import images
+from openweights.cli.jobs.exec import ShellCommand
 from openweights.cli.output import INTERRUPTED, note
 from openweights.errors import (
     ConfigurationError,
@@ -62,8 +63,8 @@ class Target:
         ]
 
 
-@click.command("ssh", context_settings={"ignore_unknown_options": True})
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.command("ssh", cls=ShellCommand)
+@click.argument("command", nargs=-1)
 @click.option("--gpu", default="L40", show_default=True, help="Such as L40 or 'A100 SXM 80GB'.")
 @click.option("--count", type=click.IntRange(1, 8), default=1, show_default=True, help="GPUs.")
 @click.option(

@@ -1,83 +1,224 @@
-"""The progress bar of `job.wait`: on a terminal only, and with a total once the job's events name
-one.
+"""How far a run has come, and showing it: a bar on a terminal, a bar in a notebook, and elsewhere a
+line every few seconds.
 """
 
 from __future__ import annotations
 
+import html
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.client.event_json import as_number
-from openweights.types import EventRecord, JobRecord
+from openweights.client.watching.metrics import TOTALS
+from openweights.events import Started
+from openweights.types import ENDED, EventRecord, JobRecord
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from openweights.backends.base import Backend
 
-# Keys of an event that say how many steps there will be.
-_TOTALS = ("max_steps", "total_steps", "total")
-
-
-class NoProgress:
-    """What is shown when nobody looks: nothing."""
-
-    def see(self, event: EventRecord) -> None:
-        """Take note of an event."""
-
-    def show(self, job: JobRecord) -> None:
-        """Show how the job stands."""
+_LINE_EVERY_S = 10.0
 
 
-class BarProgress(NoProgress):
-    """A bar on stderr."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come, as its events tell.
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress = progress
-        self._task = task
-        self._run_id = 0
-        self._step = 0
-        self._total: float | None = None
-        self._loss: float | None = None
+    Attributes:
+        total: Steps in all, once an event names them.
+        from_step: Where it began: above 0 when it went on from a checkpoint.
+        began_at: When the first of its steps began.
+        reached_at: When `step` was reached.
+    """
 
-    def see(self, event: EventRecord) -> None:
-        if event.run_id != self._run_id:
-            self._run_id, self._step = event.run_id, 0
-        for key in _TOTALS:
-            total = as_number(event.data.get(key))
-            if total is not None and total > 0:
-                self._total = total
-        step = event.data.get("step")
-        if isinstance(step, int):
-            self._step = max(self._step, step)
-        loss = as_number(event.data.get("loss"))
-        self._loss = self._loss if loss is None else loss
+    run_id: int = 0
+    step: int = 0
+    total: int | None = None
+    from_step: int = 0
+    began_at: datetime | None = None
+    reached_at: datetime | None = None
+    loss: float | None = None
 
-    def show(self, job: JobRecord) -> None:
-        words = job.status.replace("_", " ")
-        if self._loss is not None:
-            words += f" · loss {self._loss:.4g}"
-        if self._total is None and self._step:
-            words += f" · step {self._step}"
+    def after(self, event: EventRecord) -> Progress:
+        """With what one more event says."""
+        now = self if event.run_id == self.run_id else Progress(event.run_id)
+        data, changes = event.data, dict[str, Any]()
+        for key in TOTALS:
+            if (total := as_number(data.get(key))) and total > 0:
+                changes["total"] = int(total)
+        if data.get("type") == Started.type:
+            changes |= {"from_step": int(data.get("from_step") or 0), "began_at": event.created_at}
+        step = data.get("step")
+        if isinstance(step, int) and not isinstance(step, bool) and step > now.step:
+            changes |= {"step": step, "reached_at": event.created_at}
+        if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
+            changes["loss"] = float(loss)
+        return replace(now, **changes)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Mean over the steps of this run; None before the first."""
+        done = self.step - self.from_step
+        if self.began_at is None or self.reached_at is None or done <= 0:
+            return None
+        return max(0.0, (self.reached_at - self.began_at).total_seconds()) / done
+
+    def left_s(self, now: datetime | None = None) -> float | None:
+        """Seconds to the last step, if it goes on at this rate; None when nobody can tell."""
+        if self.total is None or not self.seconds_per_step or self.reached_at is None:
+            return None
+        left = (self.total - self.step) * self.seconds_per_step
+        since_s = ((now or datetime.now(UTC)) - self.reached_at).total_seconds()
+        return max(0.0, left - since_s)
+
+    def words(self, now: datetime | None = None) -> str:
+        """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`; empty when nothing is known."""
+        of = f"/{self.total}" if self.total else ""
+        parts = [f"step {self.step}{of}"] if self.step or of else []
+        if rate := self.seconds_per_step:
+            parts.append(f"{rate:.2g} s/step" if rate >= 1 else f"{1 / rate:.2g} steps/s")
+        left_s = self.left_s(now)
+        if left_s is not None and self.total and self.step < self.total:
+            parts.append(f"{duration(left_s)} left")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4g}")
+        return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """In its two largest units: `42s`, `1m20s`, `2h05m`, `3d04h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86_400
+    if hours == 0:
+        return f"{minutes}m{whole % 60:02d}s"
+    if days == 0:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{days}d{hours % 24:02d}h"
+
+
+def read_progress(backend: Backend, job: JobRecord) -> Progress:
+    """How far the last run of a job has come, without reading its whole history."""
+    runs = backend.list_runs(job_id=job.id, limit=1)
+    if not runs:
+        return Progress()
+    run = runs[-1]
+    progress = Progress(run.id)
+    for event in backend.list_events(run_id=run.id, type=Started.type):
+        progress = progress.after(event)
+    last = backend.latest_values(["step", "loss", *TOTALS], run_id=run.id)
+    moment = run.ended_at or datetime.now(UTC)
+    return progress.after(EventRecord(0, run.id, last, moment))
+
+
+class Display(Protocol):
+    """What shows a job that is waited for."""
+
+    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
+        """The job as it stands; `waits_for` says what keeps a pending one."""
+        ...
+
+
+def _status(job: JobRecord, waits_for: str) -> str:
+    words = job.status.replace("_", " ")
+    return f"{words}: {waits_for}" if job.status == "pending" and waits_for else words
+
+
+class _Bar:
+    """On a terminal."""
+
+    def __init__(self, bar: Any, job_id: str) -> None:
+        self._bar = bar
+        self._task = bar.add_task(job_id, total=None, status="pending")
+
+    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
+        words = " · ".join(filter(None, (_status(job, waits_for), progress.words())))
         # Without a total the bar pulses; there is none for a job that nobody knows the length of.
-        self._progress.update(self._task, completed=self._step, total=self._total, status=words)
+        self._bar.update(self._task, completed=progress.step, total=progress.total, status=words)
+
+
+class _NotebookBar:
+    """In a notebook: one output that is replaced, in HTML, without a terminal's codes."""
+
+    def __init__(self, display: Any) -> None:
+        self._text = ""
+        self._progress = Progress()
+        self._handle = display(self, display_id=True)
+
+    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
+        words = (job.id, _status(job, waits_for), progress.words())
+        text = " · ".join(filter(None, words))
+        if text != self._text:
+            self._text, self._progress = text, progress
+            self._handle.update(self)
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def _repr_html_(self) -> str:
+        step, total = self._progress.step, self._progress.total
+        values = f' value="{min(step, total)}" max="{total}"' if total else ""
+        return f"<progress{values}></progress> {html.escape(self._text)}"
+
+
+class _Lines:
+    """Where nothing can be replaced, such as a file: a line when the status changes, and every few
+    seconds while steps are made.
+    """
+
+    def __init__(self) -> None:
+        self._told: str = ""
+        self._at: str = ""
+        self._due_at = 0.0
+
+    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
+        status = _status(job, waits_for)
+        line = " · ".join(filter(None, (job.id, status, progress.words())))
+        steps = f"{progress.run_id} {progress.step}"
+        if not self._told and job.status in ENDED:
+            return  # there was nothing to wait for
+        is_due = time.monotonic() >= self._due_at and steps != self._at
+        if status != self._told or is_due:
+            self._told, self._at = status, steps
+            self._due_at = time.monotonic() + _LINE_EVERY_S
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
 
 @contextmanager
-def open_progress(job_id: str) -> Generator[NoProgress]:
-    """A bar if stderr is a terminal, else nothing."""
-    if not sys.stderr.isatty():
-        yield NoProgress()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def open_display(job_id: str) -> Generator[Display]:
+    """What can be shown here."""
+    display = _notebook_display()
+    if display is not None:
+        yield _NotebookBar(display)
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        with _terminal_bar() as bar:
+            yield _Bar(bar, job_id)
 
-    columns: tuple[Any, ...] = (
+
+def _notebook_display() -> Any:
+    """IPython's `display` where a kernel runs this process, which has loaded it already."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
+        return None
+    return sys.modules["IPython.display"].display
+
+
+def _terminal_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
         TimeElapsedColumn(),
         TextColumn("{task.fields[status]}", markup=False),
+        console=Console(stderr=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield BarProgress(progress, progress.add_task(job_id, total=None, status="pending"))

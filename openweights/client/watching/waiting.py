@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from openweights.client.results import read_log_chunks
-from openweights.client.watching.progress import open_progress
+from openweights.client.watching.progress import Display, Progress, open_display
+from openweights.client.watching.queue import waits_for
 from openweights.errors import (
     JobCanceledError,
     JobFailedError,
     StoreUnavailableError,
     WaitTimeoutError,
 )
+from openweights.retry import no_later_than, retry
 from openweights.types import ENDED, EventRecord, JobRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _SILENT_S = 15.0
 # A store that is away for longer is not worth waiting for.
 _PATIENCE_S = 300.0
 _LONGEST_PAUSE_S = 10.0
+_QUEUE_EVERY_S = 5.0
 
 
 def wait_for(
@@ -43,34 +46,55 @@ def wait_for(
     on_event: Callable[[EventRecord], None] | None,
     poll_s: float,
 ) -> JobRecord:
-    """See `Job.wait`."""
+    """The job once it has completed; `Job.wait` says more."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    last_event = 0
     try:
-        with open_progress(job_id) as progress:
-            while True:
-                # Read before the events: those of a job that has ended are then complete.
-                job = patiently(lambda: ow.backend.get_job(job_id))
-                for event in _new_events(ow, job_id, last_event):
-                    last_event = event.id
-                    progress.see(event)
-                    if on_event is not None:
-                        on_event(event)
-                progress.show(job)
-                if job.status in ENDED:
-                    break
-                _sleep(poll_s, deadline, job)
-                ow.ensure_worker()
+        with no_later_than(deadline), open_display(job_id) as display:
+            job = _watch(ow, job_id, deadline, on_event, poll_s, display)
     except KeyboardInterrupt:
         logger.warning("job %s goes on; `ow cancel %s` stops it", job_id, job_id)
         raise
+    except StoreUnavailableError as error:
+        if deadline is None or time.monotonic() < deadline:
+            raise
+        raise WaitTimeoutError(
+            f"the store is away, so nobody knows of {job_id}: {error}"
+        ) from error
     if job.status != "completed":
         raise _failure(ow, job)
     return job
 
 
+def _watch(
+    ow: OpenWeights,
+    job_id: str,
+    deadline: float | None,
+    on_event: Callable[[EventRecord], None] | None,
+    poll_s: float,
+    display: Display,
+) -> JobRecord:
+    """Look until the job has ended."""
+    last_event, progress = 0, Progress()
+    queue, look_at = "", 0.0
+    while True:
+        # Read before the events: those of a job that has ended are then complete.
+        job = patiently(lambda: ow.backend.get_job(job_id))
+        for event in _new_events(ow, job_id, last_event):
+            last_event = event.id
+            progress = progress.after(event)
+            if on_event is not None:
+                on_event(event)
+        if job.status == "pending" and time.monotonic() >= look_at:
+            queue, look_at = _waits_for(ow, job), time.monotonic() + _QUEUE_EVERY_S
+        display.show(job, progress, queue)
+        if job.status in ENDED:
+            return job
+        _sleep(poll_s, deadline, job)
+        ow.ensure_worker()
+
+
 def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) -> Iterator[str]:
-    """See `Job.logs`."""
+    """The text as it comes; `Job.logs` says more."""
     if run_id is not None:
         yield from _follow_run(ow, job_id, run_id, poll_s)
         return
@@ -88,14 +112,13 @@ def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) 
         else:
             if time.monotonic() > tell_at:
                 tell_at = float("inf")
-                _say_it_waits(job)
+                logger.warning("job %s waits %s", job.id, _waits_for(ow, job))
             time.sleep(poll_s)
             ow.ensure_worker()
 
 
-def _say_it_waits(job: JobRecord) -> None:
-    needs = f" with {job.requires_vram_gb} GB of GPU memory" if job.requires_vram_gb else ""
-    logger.warning("job %s waits for a worker%s; `ow doctor` lists the workers", job.id, needs)
+def _waits_for(ow: OpenWeights, job: JobRecord) -> str:
+    return patiently(lambda: waits_for(ow.backend, job, is_remote=ow.settings.is_remote))
 
 
 def _follow_run(ow: OpenWeights, job_id: str, run_id: int, poll_s: float) -> Iterator[str]:
@@ -127,17 +150,12 @@ def patiently(call: Callable[[], _Result]) -> _Result:
     Raises:
         StoreUnavailableError: It stayed away.
     """
-    give_up_at = time.monotonic() + _PATIENCE_S
-    pause_s = 0.5
-    while True:
-        try:
-            return call()
-        except StoreUnavailableError as error:
-            if time.monotonic() + pause_s > give_up_at:
-                raise
-            logger.warning("the store is away, trying again: %s", error)
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    return retry(
+        call,
+        StoreUnavailableError,
+        patience_s=_PATIENCE_S,
+        on_error=lambda error, _: logger.warning("the store is away, trying again: %s", error),
+    )
 
 
 def _new_events(ow: OpenWeights, job_id: str, after: int) -> list[EventRecord]:

@@ -18,7 +18,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
-from openweights.models.names import model_location
+from openweights.models.names import model_location, repository_id
 from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
@@ -70,6 +70,18 @@ class FineTuning(Jobs):
         config = training_config(params, kind)
         model = model_location(config.model)
         return self._upload_local(config.model_copy(update={"model": model}))
+
+    def with_job_id(self, validated: BaseModel, job_id: str) -> BaseModel:
+        """`finetuned_model_id` filled in, but for {org_id} where only the worker's token tells."""
+        config = cast("TrainingConfig", validated)
+        name = repository_id(
+            config.finetuned_model_id,
+            model=config.model,
+            job_id=job_id,
+            org=self.ow.hf_org,
+            extra=config.model_naming_extra_parameters,
+        )
+        return config.model_copy(update={"finetuned_model_id": name})
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         return "python -m openweights.jobs.unsloth.training {job_id}"

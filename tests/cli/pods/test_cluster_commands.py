@@ -219,6 +219,15 @@ def test_ssh_keeps_a_pod_only_when_told(ow: Ow, cloud: RunPodDouble, key: Path) 
     assert again.exit_code == 1 and f"there is no pod {pod.name}" in again.stderr
 
 
+@pytest.mark.parametrize("slip", [["--gpus", "A40"], ["--snyc", "true"], ["ls -l", "--kep"]])
+def test_ssh_starts_no_pod_for_a_slip(
+    ow: Ow, cloud: RunPodDouble, key: Path, slip: list[str]
+) -> None:
+    result = ow("ssh", "--key-path", str(key), *slip)
+    assert result.exit_code == 2 and "No such option" in result.stderr
+    assert cloud.started == []
+
+
 def test_ssh_ends_the_pod_after_an_error_or_says_that_it_could_not(
     ow: Ow, cloud: RunPodDouble, key: Path
 ) -> None:

@@ -1,8 +1,9 @@
-"""Metrics are a table by step and tag; plots and DataFrames come of it."""
+"""Measures are a table by step and tag; figures, comparisons and DataFrames come of it."""
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 
 from openweights import ConfigurationError, InvalidInputError
 from openweights.client import Job
-from openweights.types import Claim
+from openweights.client.watching.comparison import curve_panels
+from openweights.client.watching.metrics import Row
+from openweights.client.watching.plot import metric_panels
+from openweights.types import Claim, JobRecord
 from tests.client.conftest import QuietClient, append
 from tests.client.kinds import Echo
 
@@ -55,6 +59,166 @@ def test_rows(job: Job) -> None:
     ]
 
 
+def test_what_was_tracked_is_in_the_table(ow: QuietClient, claim: Callable[[], Claim]) -> None:
+    job = Echo(ow).create(text="tracked")
+    append(
+        ow.backend,
+        claim().run.id,
+        {"type": "teacher_gate", "rows": 16, "logp_with": -7.0},
+        {"type": "logprobs", "step": 0, "tag": "old", "old": 2.5, "file": "f", "path": "p"},
+        {"type": "logprob_block", "step": 0, "tag": "kind", "row": 0, "logprobs": [-1.0, -3.0]},
+        {"type": "logprob_block", "step": 0, "tag": "kind", "row": 1, "logprobs": [-5.0]},
+        {"type": "multiple_choice", "step": 0, "tag": "cities", "accuracy": 0.5},
+        {"type": "completions", "step": 0, "completions": []},
+        {"type": "my_eval", "step": 2, "score": 0.25},
+        {"type": "summary", "step": 2, "train_loss": 1.0},
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.5},
+        {"step": 2, "eval_loss": 1.75, "tag": "eval"},
+    )
+    assert job.metrics(as_dataframe=False) == [
+        {"step": 0, "tag": "train", "teacher_gate/rows": 16, "teacher_gate/logp_with": -7.0},
+        {"step": 0, "tag": "old", "logprobs/loss": 2.5},
+        {"step": 0, "tag": "kind", "logprob_block/mean": -3.0},
+        {
+            "step": 0,
+            "tag": "cities",
+            "multiple_choice/accuracy": 0.5,
+            "multiple_choice/questions": 4,
+        },
+        {"step": 1, "tag": "train", "loss": 2.0},
+        {"step": 2, "tag": "train", "my_eval/score": 0.25, "loss": 1.5},
+        {"step": 2, "tag": "eval", "eval_loss": 1.75},
+    ]
+    (line,) = [line for line in job.download(ow.settings.home / "out") if line.suffix == ".jsonl"]
+    assert line.name == "metrics.jsonl" and len(line.read_text().splitlines()) == 7
+
+
+# What each loss logs, beside what never makes a panel, and the panels in their order.
+LOGGED = {
+    "sft": (
+        ["learning_rate", "grad_norm", "mean_token_accuracy", "num_tokens", "entropy", "loss"],
+        ["loss", "mean_token_accuracy", "entropy", "learning_rate", "grad_norm"],
+    ),
+    "sdft": (
+        ["loss", "divergence", "teacher_drift", "rollout_s", "rollout_tokens_per_s", "agreement"]
+        + ["completion_length", "eos_share"],
+        ["loss", "eval_loss", "teacher_drift", "agreement", "completion_length", "eos_share"],
+    ),
+    "dpo": (
+        ["logps/chosen", "rewards/margins", "rewards/accuracies", "loss", "epoch"],
+        ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen"],
+    ),
+    "orpo": (
+        ["nll_loss", "log_odds_ratio", "rewards/chosen", "loss"],
+        ["loss", "rewards/chosen", "nll_loss", "log_odds_ratio"],
+    ),
+    "grpo": (
+        ["completions/mean_length", "completions/min_length", "kl", "rewards/rouge_l/std"]
+        + ["reward", "rewards/rouge_l/mean", "step_time", "clip_ratio/high_max", "loss"],
+        ["loss", "reward", "kl", "completions/mean_length"],
+    ),
+}
+# These are one value under two names.
+SAME = {"divergence": "loss", "rewards/rouge_l/mean": "reward"}
+
+
+@pytest.mark.parametrize("loss", LOGGED)
+def test_panels_of_each_loss(loss: str) -> None:
+    names, expected = LOGGED[loss]
+    value = {SAME.get(name, name): float(place + 1) for place, name in enumerate(names)}
+    rows: list[Row] = [
+        {"step": step, "tag": "train"}
+        | {name: step * value[SAME.get(name, name)] for name in names}
+        for step in (1, 2)
+    ]
+    rows += [{"step": step, "tag": "eval", "eval_loss": 1.0 / step} for step in (1, 2)]
+    rows += [{"step": step, "tag": "t", "clip_ratio/low_mean": 0.0} for step in (1, 2)]
+    panels = metric_panels(rows, shares_loss=loss != "sdft")
+    assert list(panels) == expected
+    shared = [line.label for line in panels["loss"]]
+    assert shared == (["train"] if loss == "sdft" else ["train", "eval"])
+
+
+def sweep() -> tuple[list[JobRecord], list[list[Row]]]:
+    """Two rates with two seeds each."""
+    jobs, tables = [], []
+    for rate in (1e-4, 1e-3):
+        for seed in (1, 2):
+            params = {"loss": "sft", "learning_rate": rate, "seed": seed, "meta": {"rate": rate}}
+            stored = {"validated_params": params}
+            jobs.append(JobRecord(f"ftjob-{rate}-{seed}", "fine-tuning", "", stored, "org/tiny"))
+            tables.append(
+                [
+                    {"step": 1, "tag": "train", "loss": 1.0 * seed},
+                    {"step": 1, "tag": "old", "logprobs/loss": 10.0 * seed},
+                    {"step": 2, "tag": "train", "loss": 1000 * rate + seed},
+                    {"step": 2, "tag": "old", "logprobs/loss": 20.0 * seed},
+                ]
+            )
+    return jobs, tables
+
+
+def test_a_line_for_each_job_or_for_each_group() -> None:
+    jobs, tables = sweep()
+    panels = curve_panels(jobs, tables)
+    assert list(panels) == ["loss", "logprobs/loss[old]"]
+    first = panels["loss"][0]
+    assert (first.label, list(first.x), list(first.y), first.low) == (
+        "learning_rate=0.0001, seed=1",
+        [1, 2],
+        [1.0, 1.1],
+        (),
+    )
+    low, high = curve_panels(jobs, tables, band="seed", y=["loss"])["loss"]
+    assert (low.label, list(low.y), list(low.low), list(low.high)) == (
+        "learning_rate=0.0001",
+        [1.5, 1.6],
+        [1.0, 1.1],
+        [2.0, 2.1],
+    )
+    assert high.label == "learning_rate=0.001"
+    (path, _) = curve_panels(
+        jobs, tables, x="logprobs/loss[old]", y=["loss"], group_by="meta.rate", band="seed"
+    )["loss"]
+    assert (path.label, list(path.x), list(path.y)) == ("meta.rate=0.0001", [15, 30], [1.5, 1.6])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"y": ["lss"]}, "no job has measured 'lss'; did you mean 'loss'?"),
+        ({"x": "nothing"}, "no job has measured 'nothing': loss, logprobs/loss"),
+        ({"band": "sed"}, "the jobs have no parameter 'sed'; did you mean 'seed'?"),
+        ({"group_by": "meta.seed"}, "the jobs have no parameter 'meta.seed'; did you mean"),
+    ],
+)
+def test_what_jobs_do_not_have(asked: dict[str, Any], said: str) -> None:
+    jobs, tables = sweep()
+    with pytest.raises(InvalidInputError, match=re.escape(said)):
+        curve_panels(jobs, tables, **asked)
+
+
+def test_comparing(job: Job, ow: QuietClient, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    other = Echo(ow).create(text="b")
+    table = ow.compare([job, other.id[:10]])
+    assert list(table.columns) == [
+        "status",
+        "text",
+        "step",
+        "loss",
+        "epoch",
+        "grad_norm",
+        "eval_loss",
+    ]
+    assert list(table.text) == ["a", "b"] and table.step[job.id] == 4
+    ow.plot([job, other], tmp_path / "both.png", y="loss")
+    assert (tmp_path / "both.png").stat().st_size > 1000
+    with pytest.raises(InvalidInputError, match="none of these jobs has measured anything"):
+        ow.plot([other])
+
+
 def test_table(job: Job, ow: QuietClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     table = job.metrics()
@@ -75,7 +239,7 @@ def test_plot(job: Job, ow: QuietClient, tmp_path: Path, monkeypatch: pytest.Mon
     figure = job.plot(tmp_path / "figures" / "metrics.png")
     assert (tmp_path / "figures" / "metrics.png").read_bytes().startswith(b"\x89PNG")
     panels: dict[str, Any] = {axes.get_title(): axes for axes in figure.axes}
-    assert set(panels) == {"loss", "grad_norm"}
+    assert set(panels) == {"loss"}, "what was measured once is left to the table"
     lines = {line.get_label(): list(line.get_xdata()) for line in panels["loss"].get_lines()}
     assert lines == {"train": [1, 2, 3, 4], "eval": [2]}
     assert had_pyplot or "matplotlib.pyplot" not in sys.modules, "it may start a window system"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,8 +26,9 @@ from openweights import (
     StoreUnavailableError,
     WaitTimeoutError,
 )
-from openweights.client.watching.waiting import patiently
-from openweights.types import Claim, EventRecord
+from openweights.client import Job
+from openweights.client.watching.waiting import patiently, wait_for
+from openweights.types import Claim, EventDraft, EventRecord
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
 
@@ -73,12 +77,15 @@ def test_each_event_once_and_in_order(
         assert job.wait(timeout=30, on_event=seen.append, poll_s=0.01) is job
     assert [event.data["n"] for event in seen] == list(range(60))
     assert job.status == "completed" and job.outputs == {"n": 59}
-    # Waiting again for what has ended shows the same events.
+    out, err = capfd.readouterr()
+    assert out == ""
+    told = [line.split(" · ")[1].split(":")[0] for line in err.splitlines()]
+    assert told[-2:] == ["in progress", "completed"] and set(told[:-2]) <= {"pending"}
+    # Waiting again for what has ended gives the same events, and has nothing to say.
     again: list[EventRecord] = []
     job.wait(on_event=again.append)
     assert again == seen
-    out, err = capfd.readouterr()
-    assert out == err == "", "without a terminal nothing is shown"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_failed_job_says_why(ow: QuietClient, claim: Take) -> None:
@@ -128,33 +135,64 @@ def test_impatience_does_not_touch_the_job(
     assert job.refresh().status == "in_progress"
 
 
-IN_A_TERMINAL = """
+WAIT = """
 import sys
 from openweights import OpenWeights
 OpenWeights().jobs.retrieve(sys.argv[1]).wait()
 """
 
 
-def test_bar_on_a_terminal(ow: QuietClient, claim: Take) -> None:
+@pytest.fixture
+def trained(ow: QuietClient, claim: Take) -> Job:
+    """A job that has made 23 of 40 steps, one each half second, and then ended."""
     job = Echo(ow).create(text="a")
     run = claim().run
-    append(
-        ow.backend,
-        run.id,
-        {"type": "start", "step": 0, "max_steps": 40},
-        {"step": 17, "loss": 0.123456},
-        {"step": 23, "loss": 0.25},
-    )
+    start = datetime.now(UTC)
+    drafts = [
+        EventDraft("a", {"type": "started", "max_steps": 40, "from_step": 0}, start),
+        EventDraft("b", {"step": 17, "loss": 0.123456}, start + timedelta(seconds=8.5)),
+        EventDraft("c", {"step": 23, "loss": 0.25}, start + timedelta(seconds=11.5)),
+    ]
+    ow.backend.append_events(run.id, drafts)
     ow.backend.finish_run(run.id, run.attempt, "completed")
+    return job
+
+
+def test_bar_on_a_terminal(trained: Job) -> None:
     ours, theirs = pty.openpty()
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "120"}
-    command = [sys.executable, "-c", IN_A_TERMINAL, job.id]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "150"}
+    command = [sys.executable, "-c", WAIT, trained.id]
     with subprocess.Popen(command, env=env, stderr=theirs):
         os.close(theirs)
         shown = b"".join(iter(lambda: _read(ours), b""))
     os.close(ours)
-    text = shown.decode()
-    assert job.id in text and "23/40" in text and "completed" in text and "loss 0.25" in text
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    last = text.strip().splitlines()[-1]
+    assert last.startswith(trained.id)
+    assert "completed · step 23/40 · 2 steps/s" in last and last.endswith("loss 0.25")
+
+
+# What a kernel has: IPython with a shell that has a kernel, and `display` with a handle.
+NOTEBOOK = """
+import sys, types
+class Handle:
+    def update(self, shown):
+        print(shown._repr_html_())
+def display(shown, display_id):
+    return Handle()
+shell = types.SimpleNamespace(kernel=None)
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
+sys.modules["IPython.display"] = types.SimpleNamespace(display=display)
+"""
+
+
+def test_bar_in_a_notebook(trained: Job) -> None:
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", NOTEBOOK + WAIT, trained.id]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    (html,) = ended.stdout.splitlines()
+    assert html.startswith('<progress value="23" max="40"></progress> ' + trained.id)
+    assert "\x1b" not in html and ended.stderr == ""
 
 
 def _read(terminal: int) -> bytes:
@@ -220,6 +258,20 @@ def test_following_a_restarted_job_shows_the_new_run_only(ow: QuietClient, claim
     follower = job.logs(follow=True)
     with in_background(work):
         assert list(follower)[-1] == "new\n"
+
+
+def test_a_timeout_holds_also_while_the_store_is_away() -> None:
+    class Away(QuietClient):
+        """Its store does not answer, as one whose network is gone."""
+
+        @property
+        def backend(self) -> NoReturn:
+            raise StoreUnavailableError("no route to host")
+
+    start = time.monotonic()
+    with pytest.raises(WaitTimeoutError, match="no route to host"):
+        wait_for(Away(), "ftjob-1", 0.5, None, 0.1)
+    assert 0.5 <= time.monotonic() - start < 5
 
 
 def test_a_store_that_is_away_for_a_moment_ends_no_waiting() -> None:

@@ -1,0 +1,73 @@
+"""`ow compare` and `ow plot`: jobs beside one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from openweights.cli.output import json_option, one_line, print_json, print_table
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True)
+@json_option
+def compare(jobs: tuple[str, ...], as_json: bool) -> None:
+    """Compare jobs: what differs, and where they ended.
+
+    A column for each job; a row for each parameter that differs, and for the last value of each
+    measure.
+    """
+    from openweights.client import OpenWeights
+
+    rows = OpenWeights().compare(jobs, as_dataframe=False)
+    if as_json:
+        print_json(rows)
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
+    print_table(
+        ("", *(row["id"] for row in rows)),
+        [(name, *(_cell(row.get(name)) for row in rows)) for name in names],
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else one_line(value, 40)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The figure; its ending decides the format.",
+)
+@click.option("-x", default="step", show_default=True, help="The step, or a measure.")
+@click.option("-y", multiple=True, help="A measure; may be given several times.")
+@click.option("--group-by", multiple=True, help="A parameter, such as meta.rate, to name lines by.")
+@click.option("--band", help="A parameter, such as seed, to average over.")
+def plot(
+    jobs: tuple[str, ...],
+    output: Path,
+    x: str,
+    y: tuple[str, ...],
+    group_by: tuple[str, ...],
+    band: str | None,
+) -> None:
+    """Draw what jobs have measured.
+
+    All of one job; of several the loss and what was measured on other sets, a line for each job.
+    """
+    from openweights.client import OpenWeights
+
+    ow = OpenWeights()
+    if len(jobs) == 1 and x == "step" and not y:
+        ow.jobs.retrieve(jobs[0]).plot(output)
+    else:
+        ow.plot(jobs, output, x=x, y=y or None, group_by=group_by or None, band=band)
+    click.echo(str(output))

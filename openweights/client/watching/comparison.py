@@ -1,0 +1,148 @@
+"""Several jobs beside one another: what differs between them, where they ended, their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, cast
+
+from openweights.client.watching.metrics import Row, Series, series
+from openweights.client.watching.plot import Line
+from openweights.errors import InvalidInputError, closest
+from openweights.types import JobRecord
+
+Params = dict[str, Any]
+Points = Sequence[tuple[int, float, float]]  # step, x, y
+
+# Names of a job and of its result: they differ whenever anything does.
+_NAMES = frozenset({"finetuned_model_id", "job_id_suffix"})
+
+
+def parameters(job: JobRecord) -> Params:
+    """The job's parameters by dotted names, such as `meta.rate`."""
+    return dict(_flat(job.params.get("validated_params") or {}, ""))
+
+
+def _flat(value: Mapping[str, Any], at: str) -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _flat(cast("Mapping[str, Any]", item), f"{at}{key}.")
+        else:
+            yield f"{at}{key}", item
+
+
+def differing(jobs: Sequence[Params]) -> list[str]:
+    """The parameters that are not the same in all of them."""
+    names = dict.fromkeys(name for job in jobs for name in job if name not in _NAMES)
+    return [name for name in names if len({repr(job.get(name)) for job in jobs}) > 1]
+
+
+def comparison_rows(jobs: Sequence[JobRecord], tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """Of each job its id, status, the parameters that differ, and each measure's last value."""
+    given = [parameters(job) for job in jobs]
+    names = differing(given)
+    rows: list[Row] = []
+    for job, params, table in zip(jobs, given, tables, strict=True):
+        last = {name: points[-1][1] for name, points in series(table).items()}
+        step = max((row["step"] for row in table), default=None)
+        own = {name: params.get(name) for name in names}
+        rows.append({"id": job.id, "status": job.status, **own, "step": step, **last})
+    return rows
+
+
+def curve_panels(
+    jobs: Sequence[JobRecord],
+    tables: Sequence[Sequence[Row]],
+    *,
+    x: str = "step",
+    y: Sequence[str] | None = None,
+    group_by: str | Sequence[str] | None = None,
+    band: str | None = None,
+) -> dict[str, list[Line]]:
+    """A panel for each measure, a line for each job; or one for each group of jobs, as `band` says.
+
+    Args:
+        x: "step", or a measure: then each job is a path through the plane of both.
+        y: Measures to show; default: the loss, and what was measured on other sets.
+        group_by: Parameters whose values name the lines; default: all that differ.
+        band: A parameter such as "seed" that is averaged over: the line is the mean of the jobs
+            that agree otherwise, the band reaches from the least to the greatest; a path over
+            another measure than the step is the mean of theirs, without a band.
+
+    Raises:
+        InvalidInputError: There is no such parameter or measure.
+    """
+    given, curves = [parameters(job) for job in jobs], [series(table) for table in tables]
+    names = _chosen(given, group_by, band)
+    labels = [_label(job, params, names) for job, params in zip(jobs, given, strict=True)]
+    known = list(dict.fromkeys(name for curve in curves for name in curve))
+    if not known:
+        raise InvalidInputError("none of these jobs has measured anything to plot")
+    for name in (*(y or ()), *(() if x == "step" else (x,))):
+        if name not in known:
+            hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
+            raise InvalidInputError(f"no job has measured {name!r}{hint}: {', '.join(known)}")
+    panels: dict[str, list[Line]] = {}
+    for name in y or _default_measures(known, x):
+        groups: dict[str, list[Points]] = {}
+        for place, curve in enumerate(curves):
+            if points := _against(curve, name, x):
+                label = labels[place]
+                groups.setdefault(label if band else f"{label}\0{place}", []).append(points)
+        panels[name] = [_line(key.partition("\0")[0], group) for key, group in groups.items()]
+    return panels
+
+
+def _chosen(
+    given: Sequence[Params], group_by: str | Sequence[str] | None, band: str | None
+) -> list[str]:
+    names = [group_by] if isinstance(group_by, str) else list(group_by or ())
+    known = list(dict.fromkeys(name for params in given for name in params))
+    for name in (*names, *((band,) if band else ())):
+        if name not in known:
+            hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
+            raise InvalidInputError(f"the jobs have no parameter {name!r}{hint}")
+    return names or _distinguishing(given, [name for name in differing(given) if name != band])
+
+
+def _distinguishing(given: Sequence[Params], names: Sequence[str]) -> list[str]:
+    """Without those that tell the same jobs apart as an earlier one, as a rate noted in `meta`."""
+    kept: dict[tuple[int, ...], str] = {}
+    for name in names:
+        values = [repr(params.get(name)) for params in given]
+        kept.setdefault(tuple(values.index(value) for value in values), name)
+    return list(kept.values())
+
+
+def _label(job: JobRecord, params: Params, names: Sequence[str]) -> str:
+    text = ", ".join(f"{name}={params.get(name)}" for name in names)
+    return text if 0 < len(text) <= 80 else job.id
+
+
+def _default_measures(known: Sequence[str], x: str) -> list[str]:
+    tracked = [name for name in known if "[" in name and not name.endswith("/questions")]
+    main = [name for name in ("loss", "eval_loss", "reward") if name in known]
+    return [name for name in (*main, *tracked) if name != x] or list(known)
+
+
+def _against(curve: Mapping[str, Series], name: str, x: str) -> Points:
+    places = None if x == "step" else dict(curve.get(x, []))
+    points = curve.get(name, [])
+    if places is None:
+        return [(step, step, value) for step, value in points]
+    return [(step, places[step], value) for step, value in points if step in places]
+
+
+def _line(label: str, group: Sequence[Points]) -> Line:
+    """One job as it is; several by their mean and extremes at each step that any of them has."""
+    at: dict[int, list[tuple[float, float]]] = {}
+    for path in group:
+        for step, x, y in path:
+            at.setdefault(step, []).append((x, y))
+    steps = sorted(at)
+    xs = [fmean(x for x, _ in at[step]) for step in steps]
+    ys = [[y for _, y in at[step]] for step in steps]
+    means = [fmean(values) for values in ys]
+    if len(group) == 1 or xs != steps:
+        return Line(label, xs, means)
+    return Line(label, xs, means, [min(values) for values in ys], [max(values) for values in ys])

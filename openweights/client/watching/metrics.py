@@ -1,0 +1,107 @@
+"""The table of what a job has measured, made of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, cast
+
+from openweights import events
+from openweights.client.event_json import as_number
+from openweights.types import EventRecord
+
+TRAIN, EVAL = "train", "eval"
+
+# Keys of an event that say how many steps there will be.
+TOTALS = ("max_steps", "total_steps", "total")
+
+Row = dict[str, Any]
+Series = list[tuple[int, float]]
+
+# Events that say something else than how good the model is, or are too many for a table.
+_NO_MEASURES = frozenset(
+    kind.type
+    for kind in (
+        events.Started,
+        events.Reproducibility,
+        events.Checkpoint,
+        events.Summary,
+        events.Pushed,
+        events.Completions,
+        events.Samples,
+    )
+)
+# Measured once, before the first step.
+_BEFORE = frozenset(
+    {events.TeacherGate.type, events.LogProbs.type, events.BlockwiseLogProbs.type}
+    | {events.MultipleChoice.type}
+)
+
+
+def metric_rows(history: Iterable[EventRecord]) -> list[Row]:
+    """One row for each (step, tag): `{"step", "tag", <measure>: number, …}`, by step.
+
+    What a trainer logs keeps its names; its tag is "train", or "eval" for the test set. A number of
+    an event with a type is called `<type>/<name>`, such as `multiple_choice/accuracy`, and its tag
+    is the name of the set that was measured. Only events with a whole `step` and another number
+    count. A step that a later run repeats replaces the earlier run's; within a run its events are
+    merged, and log-probabilities of tagged blocks become their mean.
+    """
+    rows: dict[tuple[int, str], tuple[int, Row]] = {}
+    tags: dict[str, int] = {}
+    blocks: dict[tuple[int, int, str], list[float]] = {}
+    for event in history:
+        step, tag, numbers = _measures(event, blocks)
+        if step is None or not numbers:
+            continue
+        tags.setdefault(tag, len(tags))
+        run_id, row = rows.get((step, tag), (event.run_id, {}))
+        row = row if run_id == event.run_id else {}
+        rows[step, tag] = (event.run_id, {**row, "step": step, "tag": tag, **numbers})
+    ordered = sorted(rows, key=lambda key: (key[0], tags[key[1]]))
+    return [rows[key][1] for key in ordered]
+
+
+def _measures(
+    event: EventRecord, blocks: dict[tuple[int, int, str], list[float]]
+) -> tuple[int | None, str, dict[str, float]]:
+    data, kind = event.data, event.data.get("type")
+    step = data.get("step", 0 if kind in _BEFORE else None)
+    if not isinstance(step, int) or isinstance(step, bool) or kind in _NO_MEASURES:
+        return None, "", {}
+    tag = str(data.get("tag") or TRAIN)
+    if kind == events.BlockLogProbs.type:
+        values = blocks.setdefault((event.run_id, step, tag), [])
+        values += cast("Sequence[float]", data.get("logprobs") or ())
+        return step, tag, {f"{kind}/mean": fmean(values)} if values else {}
+    return step, tag, dict(_named(data, tag, None if kind is None else str(kind)))
+
+
+def _named(data: Mapping[str, Any], tag: str, kind: str | None) -> Iterable[tuple[str, float]]:
+    for key, value in data.items():
+        number = None if key in ("step", "tag") else as_number(value)
+        if number is None or (kind is not None and key in TOTALS):
+            continue
+        if kind is None:
+            yield key, number
+        elif kind.startswith(events.LogProbs.type):
+            # The mean loss goes by the set's name there.
+            yield f"{events.LogProbs.type}/{'loss' if key == tag else key}", number
+        else:
+            yield f"{kind}/{key}", number
+
+
+def series(rows: Iterable[Row]) -> dict[str, Series]:
+    """What is in the table, measure by measure: `measure`, or `measure[tag]` for other tags than
+    those of trainers.
+    """
+    found: dict[str, Series] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "tag"):
+                key = name if row["tag"] in (TRAIN, EVAL) else f"{name}[{row['tag']}]"
+                # A custom job may log the same name for both.
+                if row["tag"] == EVAL and not name.startswith("eval_"):
+                    key = f"eval_{name}"
+                found.setdefault(key, []).append((row["step"], value))
+    return found

@@ -1,0 +1,90 @@
+"""How far a job is, in words: from its events, and for one that waits from the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from openweights.client.watching.progress import Progress, duration
+from openweights.client.watching.queue import waits_in_project, waits_on_this_machine
+from openweights.types import EventRecord, JobRecord
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def progress(*events: tuple[float, Mapping[str, Any]], run: int = 1) -> Progress:
+    """After events, each with its second."""
+    now = Progress()
+    for number, (second, data) in enumerate(events):
+        now = now.after(EventRecord(number, run, data, START + timedelta(seconds=second)))
+    return now
+
+
+STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([], ""),
+        ([STARTED], "step 0/40"),
+        ([(0, {"step": 3, "loss": 1.5})], "step 3 · loss 1.5"),
+        (
+            [STARTED, (41.0, {"step": 10, "loss": 0.51})],
+            "step 10/40 · 4.1 s/step · 2m03s left · loss 0.51",
+        ),
+        # What is measured besides is no step of the training's, and its loss is another.
+        (
+            [STARTED, (10, {"step": 20, "loss": 2.0}), (11, {"step": 20, "type": "x", "loss": 9})],
+            "step 20/40 · 2 steps/s · 9s left · loss 2",
+        ),
+        # It went on from step 30: those steps took this run no time.
+        (
+            [(0, {"type": "started", "max_steps": 40, "from_step": 30}), (10, {"step": 35})],
+            "step 35/40 · 2 s/step · 10s left",
+        ),
+        ([STARTED, (80, {"step": 40, "loss": 0.1})], "step 40/40 · 2 s/step · loss 0.1"),
+        ([STARTED, (5, {"step": True}), (5, {"step": "x", "loss": "NaN"})], "step 0/40 · loss nan"),
+    ],
+)
+def test_words(events: list[tuple[float, Mapping[str, Any]]], words: str) -> None:
+    last = max((second for second, _ in events), default=0.0)
+    assert progress(*events).words(START + timedelta(seconds=last)) == words
+
+
+def test_a_new_run_begins_anew() -> None:
+    now = progress(STARTED, (10.0, {"step": 20, "loss": 1.0}))
+    again = now.after(EventRecord(9, 2, {"step": 1}, START))
+    assert (again.run_id, again.step, again.total, again.loss) == (2, 1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (60, "1m00s"), (80, "1m20s"), (3599, "59m59s"), (3600, "1h00m")]
+    + [(7500, "2h05m"), (86_399, "23h59m"), (86_400, "1d00h"), (273_600, "3d04h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_a_job_waits_for() -> None:
+    job = JobRecord(
+        id="ftjob-c",
+        type="fine-tuning",
+        script="",
+        params={"cloud_type": "ALL"},
+        requires_vram_gb=24,
+    )
+    a, b = replace(job, id="ftjob-a", status="in_progress"), replace(job, id="ftjob-b")
+    assert waits_on_this_machine([], []) == "its worker is starting"
+    assert waits_on_this_machine([a], []) == "behind ftjob-a"
+    assert waits_on_this_machine([a], [b]) == "behind ftjob-a and 1 more"
+    # A script holds no worker.
+    assert waits_on_this_machine([replace(a, type="script")], [b]) == "behind ftjob-b"
+    assert waits_in_project(job, []) == "for a worker with 24 GB of GPU memory (ALL)"
+    named = replace(job, allowed_hardware=("1x H200", "2x H100S"))
+    assert waits_in_project(named, [b]) == "for 1x H200 or 2x H100S (ALL), 1 before it"
