@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from openweights.client import OpenWeights
-from openweights.client.events import metric_rows
+from openweights.client.watching.metrics import metric_rows
 from openweights.dashboard.http import json_body, store_upload, stream_file, whole
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.events import Checkpoint

@@ -15,7 +15,7 @@ from typing import Any
 
 from openweights.backends.base import Backend
 from openweights.client.event_json import as_number
-from openweights.client.events import DEFAULT_TAG
+from openweights.client.watching.metrics import TRAIN
 from openweights.types import EventRecord
 
 # A request reads this long; the page asks again for the rest of a long history.
@@ -92,7 +92,7 @@ def measures(data: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
     if step is None:
         return
     kind, tag = data.get("type"), data.get("tag")
-    parts = [str(part) for part in (kind, tag) if part and part != DEFAULT_TAG]
+    parts = [str(part) for part in (kind, tag) if part and part != TRAIN]
     for key, value in data.items():
         number = None if key in ("step", "tag", "type") else as_number(value)
         if number is not None:
