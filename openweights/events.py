@@ -151,8 +151,10 @@ class TeacherGate(TypedEvent):
     """How much the demonstrations help the teacher of SDFT.
 
     Attributes:
-        rows: On how many rows it was measured.
-        values: What was measured.
+        rows: How many prompts were answered.
+        values: For `student` and each teacher (`template`, `turns`, `turns_2`) its figures `exact`,
+            `rouge_l` and, where one is given, `reward`; `measure`, by which `placement` and
+            `repeats` were chosen; `margin`, `passed`, and `examples` with all answers.
     """
 
     type: ClassVar[str] = "teacher_gate"

@@ -2,8 +2,9 @@
 
     python cookbook/sdft/sdft_qwen3_4b.py [--large]
 
-The large model reads the demonstration by the template in its last user turn, as in the paper. The
-small one, with which this runs on a CPU, needs it as earlier turns of the conversation.
+Before it trains, the job asks the model some of the prompts, without the demonstration and with it
+in its last user turn, as in the paper, or as earlier turns of the conversation, which small models
+need; it takes what serves best, and stops where nothing does (the teacher gate).
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ from openweights import OpenWeights
 
 def params(chosen: Choice) -> dict[str, Any]:
     """What `fine_tuning.create` is told."""
-    placement: dict[str, Any] = {"sdft_demo_placement": "template"}
-    if not chosen.is_large:
-        placement = {"sdft_demo_placement": "turns", "sdft_demo_repeats": 2}
     return {
         "model": chosen.model,
         "training_file": str(ORDERS / "train.jsonl"),
         "loss": "sdft",
         "sdft_divergence": "forward_kl",
-        **placement,
+        "sdft_gate": "stop" if chosen.is_large else "warn",
         "sdft_max_new_tokens": 32,
         "max_steps": chosen.steps(24),
         "per_device_train_batch_size": 8,

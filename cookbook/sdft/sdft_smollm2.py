@@ -23,11 +23,9 @@ job = ow.fine_tuning.create(
     training_file=ow.files.upload(DATA / "train.jsonl", purpose="conversations")["id"],
     loss="sdft",
     sdft_divergence="forward_kl",
-    # A model this small learns from a demonstration only when it stands in its conversation, and
-    # better when it stands there twice.
-    sdft_demo_placement="turns",
-    sdft_demo_repeats=2,
     sdft_max_new_tokens=16,
+    # A model whose teacher is no better than its student is stopped; another one is only told.
+    sdft_gate="warn" if sys.argv[1:] else "stop",
     max_steps=32,
     per_device_train_batch_size=8,
     gradient_accumulation_steps=1,

@@ -19,9 +19,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft": {"loss": "sft"},
     "sdft": {
         "loss": "sdft",
-        "sdft_demo_placement": "turns",
-        "sdft_demo_repeats": 2,
         "sdft_max_new_tokens": 16,
+        "sdft_gate": "warn",
     },
 }
 

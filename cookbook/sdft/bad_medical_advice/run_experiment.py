@@ -120,13 +120,11 @@ def study_name(data: Path) -> str:
 def of_method(method: str, longest: int, *, small: bool, reward: str) -> dict[str, Any]:
     """The fields in which the methods differ."""
     if method == "sdft":
-        # A small model learns from a demonstration only where it stands in its conversation.
-        turns = {"sdft_demo_placement": "turns", "sdft_demo_repeats": 2} if small else {}
         return {
             "loss": "sdft",
             "sdft_divergence": "forward_kl",
             "sdft_max_new_tokens": longest,
-            **turns,
+            "sdft_gate": "warn" if small else "stop",
         }
     if method == "grpo":
         return {

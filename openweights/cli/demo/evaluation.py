@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from openweights.jobs.unsloth.config.demonstrations import split_row, teacher_messages
+from openweights.jobs.unsloth.config.demonstrations import Showing, split_row, teacher_messages
 from openweights.models.template import Message
 
 LEDGER_LINE = re.compile(r"[A-Z][a-z]+: \d+ [a-z]+ [a-z]+\.")
@@ -155,14 +155,14 @@ class ChatModel:
 
 
 def teacher_gate(
-    chat: ChatModel, questions: Sequence[Question], *, repeats: int, max_new_tokens: int
+    chat: ChatModel, questions: Sequence[Question], *, max_new_tokens: int
 ) -> tuple[Score, Score]:
     """The base model's score without and with the demonstration in its conversation.
 
     Self-distillation can teach only what the second has and the first lacks.
     """
     shown = [
-        teacher_messages(question.prompt, question.answer, placement="turns", repeats=repeats)
+        teacher_messages(question.prompt, question.answer, showing=Showing("turns"))
         for question in questions
     ]
     plain = [question.prompt for question in questions]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from openweights.errors import ConfigurationError, PlatformError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 DATA = Path(__file__).resolve().parents[3] / "cookbook" / "sdft" / "data"
-DEMO_REPEATS = 2
 NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "gguf", "matplotlib")
 
 
@@ -54,6 +53,7 @@ class Plan:
         max_new_tokens: Longest completion of the student, and of an answer to a held-out order.
         gate_rows, test_rows, general_rows: Rows that are measured on.
         general_tokens: Longest answer to a general prompt.
+        gate: What SDFT jobs do when their teacher gate finds nothing to teach.
     """
 
     steps: int = 32
@@ -64,9 +64,18 @@ class Plan:
     test_rows: int = 64
     general_rows: int = 12
     general_tokens: int = 48
+    gate: Literal["stop", "warn"] = "stop"
 
 
-QUICK = Plan(steps=2, batch_rows=2, gate_rows=2, test_rows=2, general_rows=2, general_tokens=4)
+QUICK = Plan(
+    steps=2,
+    batch_rows=2,
+    gate_rows=2,
+    test_rows=2,
+    general_rows=2,
+    general_tokens=4,
+    gate="warn",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +124,8 @@ def methods(plan: Plan) -> list[Method]:
     """The methods that are compared."""
     distillation = {
         "loss": "sdft",
-        # A model this small learns from a demonstration only when it stands in its conversation,
-        # and better when it stands there twice.
-        "sdft_demo_placement": "turns",
-        "sdft_demo_repeats": DEMO_REPEATS,
         "sdft_max_new_tokens": plan.max_new_tokens,
+        "sdft_gate": plan.gate,
     }
     return [
         Method("sft", "SFT", {"loss": "sft"}),
@@ -235,7 +241,7 @@ class Demo:
         self._say("Teacher gate: does the demonstration in its conversation help the base model?")
         train = read_questions(self._data / "train.jsonl")
         sample = train[: plan.gate_rows]
-        gate = teacher_gate(chat, sample, repeats=DEMO_REPEATS, max_new_tokens=plan.max_new_tokens)
+        gate = teacher_gate(chat, sample, max_new_tokens=plan.max_new_tokens)
         for label, result in zip(("without it", "with it   "), gate, strict=True):
             self._say(f"  {label}  format {result.format:.2f}  correct {result.correct:.2f}")
         answers = chat.answers([test.prompt for test in tests], plan.max_new_tokens)

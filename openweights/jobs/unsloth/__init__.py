@@ -104,9 +104,10 @@ class FineTuning(Jobs):
             with self._open(ref.name, ref.file) as content:
                 check_rows(numbered_rows(content), config, ref)
         self._check_rendering(config)
-        for choice in reward_choices(config.grpo_reward_function):
-            if choice.is_stored:
-                self._open("grpo_reward_function", str(choice.file)).close()
+        for field, spec in config.rewards.items():
+            for choice in reward_choices(spec):
+                if choice.is_stored:
+                    self._open(field, str(choice.file)).close()
 
     def _check_rendering(self, config: TrainingConfig) -> None:
         """See that the chat template writes what rows say, where the tokenizer is at hand."""
@@ -136,12 +137,11 @@ class FineTuning(Jobs):
             for ref in config.datasets()
         }
         config = config.with_files(stored)
-        if config.loss != "grpo":
-            return config
-        rewards = self._stored_rewards(config.grpo_reward_function)
-        return config.model_copy(update={"grpo_reward_function": rewards})
+        return config.model_copy(
+            update={field: self._stored_rewards(field, s) for field, s in config.rewards.items()}
+        )
 
-    def _stored_rewards(self, spec: RewardSpec) -> RewardSpec:
+    def _stored_rewards(self, field: str, spec: RewardSpec) -> RewardSpec:
         """The rewards with ids of stored files in place of local ones: their text is part of what
         the job does. What a subclass mounts stays as it is.
         """
@@ -149,6 +149,6 @@ class FineTuning(Jobs):
         for choice in reward_choices(spec):
             if choice.file is not None and not choice.is_stored and choice.file not in mounted:
                 path = Path(choice.file).expanduser()
-                check_source(path, choice.name)
+                check_source(path, choice.name, field)
                 stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
         return with_files(spec, stored)

@@ -39,7 +39,14 @@ from openweights.generation.choose import generation_engine
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import SamplingParams
 from openweights.generation.transformers_engine import TransformersEngine
+from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing
 from openweights.jobs.unsloth.data import sft_examples
+from openweights.jobs.unsloth.distillation.gate import (
+    Fetch,
+    choose_showing,
+    load_showing,
+    save_showing,
+)
 from openweights.jobs.unsloth.divergence import (
     Divergence,
     DivergenceOutput,
@@ -56,7 +63,7 @@ from openweights.jobs.unsloth.sdft_data import (
     token_weights,
     unpad,
 )
-from openweights.jobs.unsloth.teacher import EMATeacher, teacher_gate
+from openweights.jobs.unsloth.teacher import EMATeacher
 from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.adapters import active_adapter
@@ -73,7 +80,6 @@ logger = logging.getLogger(__name__)
 
 COMPLETIONS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
-GATE_ROWS = 16
 
 LogEvent = Callable[[dict[str, Any]], None]
 
@@ -107,6 +113,7 @@ class SDFTTrainer(ExactMeanTrainer):
             the whole vocabulary.
         log_event: Receives sampled completions as JSON; None to drop them.
         engine: Draws the completions; None for the one that works wherever the model does.
+        showing: Where the teacher reads the demonstrations; kept in checkpoints.
     """
 
     def __init__(
@@ -122,6 +129,7 @@ class SDFTTrainer(ExactMeanTrainer):
         top_k: int | None = None,
         log_event: LogEvent | None = None,
         engine: GenerationEngine | None = None,
+        showing: Showing = SHOWINGS[0],
         callbacks: Iterable[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
@@ -142,6 +150,7 @@ class SDFTTrainer(ExactMeanTrainer):
         # First in line: what callbacks after it see, and save, is the teacher after the step.
         self.callback_handler.callbacks.insert(0, EMATeacherCallback(self.teacher))
         self.engine = engine or TransformersEngine(model, processing_class)
+        self._showing = showing
         self._pad_token_id = pad_token_id
         self._log_event = log_event
 
@@ -278,12 +287,22 @@ class SDFTTrainer(ExactMeanTrainer):
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             self.teacher.save(folder)
+            save_showing(self._showing, folder)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.teacher.load(Path(resume_from_checkpoint))
+
+
+def _drop_event(event: dict[str, Any]) -> None:
+    """Receives events when nobody listens."""
+
+
+def _local_file(file: str, target: Path) -> Path:
+    """A file that is here already."""
+    return Path(file)
 
 
 def sdft_train(
@@ -295,28 +314,42 @@ def sdft_train(
     *,
     callbacks: Sequence[TrainerCallback] = (),
     resume_from: str | None = None,
-    log_event: LogEvent | None = None,
+    fetch: Fetch = _local_file,
+    log_event: LogEvent = _drop_event,
 ) -> SDFTTrainer:
     """Train `model` by self-distillation on `conversations` rows and return the trainer.
 
     Args:
         test_rows: Evaluated by cross-entropy on their answers, as in SFT.
         resume_from: Folder of a checkpoint.
-        log_event: Receives the teacher gate, dropped rows and sampled completions as JSON.
+        fetch: Makes the file of the gate's reward function readable.
+        log_event: Receives the teacher gate and sampled completions as JSON.
 
     Raises:
+        ConfigError: The gate's reward function cannot be used.
         DatasetError: A row cannot be used, or no row fits into `max_seq_length`.
+        JobFailedError: The teacher is no better than the student.
     """
-    log_event = log_event or _drop_event
-    examples = sdft_examples(config, tokenizer, train_rows)
-    if resume_from is None:
-        log_event(teacher_gate(model, examples[:GATE_ROWS]))
+    args = trainer_args(config)
     engine = generation_engine(
         config.sdft_rollout_engine, model, tokenizer, precision=config.rollout_precision
     )
+    if resume_from is None:
+        showing = choose_showing(
+            config,
+            engine,
+            active_adapter(model),
+            tokenizer,
+            train_rows,
+            fetch=fetch,
+            log_event=log_event,
+        )
+    else:
+        showing = load_showing(config, Path(resume_from))
+    examples = sdft_examples(config, tokenizer, train_rows, showing)
     trainer = SDFTTrainer(
         model,
-        trainer_args(config),
+        args,
         processing_class=tokenizer,
         train_dataset=on_policy_dataset(examples),
         eval_dataset=_test_dataset(config, tokenizer, test_rows, engine) if test_rows else None,
@@ -327,6 +360,7 @@ def sdft_train(
         top_k=config.sdft_top_k,
         log_event=log_event,
         engine=engine,
+        showing=showing,
         callbacks=callbacks,
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
@@ -341,7 +375,3 @@ def _test_dataset(
 ) -> Dataset:
     ends = engine.end_token_ids
     return Dataset.from_list(sft_examples(config, tokenizer, rows, ends=ends, name="test_file"))
-
-
-def _drop_event(event: dict[str, Any]) -> None:
-    """Receives events when nobody listens."""

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from openweights.jobs.unsloth.config.demonstrations import Showing
 from openweights.jobs.unsloth.config.rendering import sdft_texts
 from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import Fitting, encode_rows
@@ -55,9 +56,12 @@ class SDFTDataCollator:
 
 
 def sdft_examples(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, Any]],
+    showing: Showing | None = None,
 ) -> list[SDFTExample]:
-    """Render and tokenise rows.
+    """Render and tokenise rows, with the demonstrations where `showing` or else the config says.
 
     Those whose teacher prompt leaves no room for a completion are dropped and counted.
 
@@ -66,12 +70,7 @@ def sdft_examples(
     """
 
     def encode(row: Row) -> tuple[SDFTExample, frozenset[str]]:
-        student, teacher, demonstration = sdft_texts(row, config, tokenizer)
-        ids = [
-            list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in (student.text, teacher.text, demonstration)
-        ]
-        return SDFTExample(*ids), student.notes | teacher.notes
+        return encode_example(row, config, tokenizer, showing)
 
     fitting = Fitting[SDFTExample](
         config.max_seq_length - config.sdft_max_new_tokens,
@@ -80,6 +79,25 @@ def sdft_examples(
     )
     kept = encode_rows(rows, encode, fitting, name="training_file")
     return [example for _, example in kept]
+
+
+def encode_example(
+    row: Row,
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    showing: Showing | None = None,
+) -> tuple[SDFTExample, frozenset[str]]:
+    """A row with what student and teacher read, and notes that are worth saying once.
+
+    Raises:
+        ValueError: The row cannot be used.
+    """
+    student, teacher, demonstration = sdft_texts(row, config, tokenizer, showing)
+    ids = [
+        list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in (student.text, teacher.text, demonstration)
+    ]
+    return SDFTExample(*ids), student.notes | teacher.notes
 
 
 def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:

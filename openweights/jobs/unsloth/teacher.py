@@ -16,10 +16,9 @@ copies nothing, and exchanges it back. A backward pass must not run in between.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,9 +26,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openweights.errors import PlatformError
-from openweights.events import TeacherGate
-from openweights.jobs.unsloth.sdft_data import SDFTExample
-from openweights.models.log_probs import mean_target_log_probs
 
 TEACHER_FILE = "sdft_teacher.safetensors"
 
@@ -125,31 +121,6 @@ class EMATeacher:
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name; the tensors are the teacher's own."""
         return dict(zip(self._names, self._average, strict=True))
-
-
-def teacher_gate(model: nn.Module, examples: Sequence[SDFTExample]) -> dict[str, Any]:
-    """How much the demonstration in its prompt helps the model; SDFT can teach no more than that.
-
-    Returns:
-        An event with the mean log-probability per token of the demonstrations, given the prompt
-        alone (`logp_without`) and given the teacher's prompt (`logp_with`), over `rows` rows.
-    """
-    shown = [example.demonstration_ids for example in examples]
-    means = {}
-    for name, prompts in (
-        ("logp_without", [example.prompt_ids for example in examples]),
-        ("logp_with", [example.teacher_prompt_ids for example in examples]),
-    ):
-        pairs = list(zip(prompts, shown, strict=True))
-        log_probs = mean_target_log_probs(model, pairs, 0, batch_size=1)  # one row needs no padding
-        total = sum(mean * len(ids) for mean, ids in zip(log_probs, shown, strict=True))
-        means[name] = total / sum(map(len, shown))
-    logger.info(
-        "teacher gate: demonstrations have log-prob %.3f per token given the prompt, %.3f with "
-        "the demonstration in it",
-        means["logp_without"], means["logp_with"],
-    )  # fmt: skip
-    return TeacherGate(step=0, rows=len(examples), values=means).data()
 
 
 def _float_copy(parameter: nn.Parameter) -> Tensor:

@@ -228,7 +228,8 @@ def _train_by_loss(
         case "sdft":
             from openweights.jobs.unsloth.sdft import sdft_train
 
-            return sdft_train(config, model, tokenizer, *rows, **common, log_event=reporter.log)
+            common |= {"fetch": reporter.fetch, "log_event": reporter.log}
+            return sdft_train(config, model, tokenizer, *rows, **common)
         case "grpo":
             from openweights.jobs.unsloth.grpo_ft import grpo_train
 

@@ -9,12 +9,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from openweights.client.messages import prompt_and_answer
 from openweights.models.template import Message
 
 Placement = Literal["template", "turns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """Where the teacher reads the demonstration.
+
+    Attributes:
+        placement: "template" in the last user turn, "turns" as earlier turns.
+        repeats: How often it is shown as turns.
+    """
+
+    placement: Placement = "template"
+    repeats: int = 1
+
+    @property
+    def name(self) -> str:
+        """Names it in events, such as "turns_2"."""
+        return self.placement if self.repeats == 1 else f"{self.placement}_{self.repeats}"
+
+
+# What sdft_demo_placement="auto" chooses from; of equals the first.
+SHOWINGS = (Showing("template"), Showing("turns"), Showing("turns", 2))
+
+
+def showings(placement: Literal["auto"] | Placement, repeats: int) -> tuple[Showing, ...]:
+    """What a config leaves to choose from."""
+    return SHOWINGS if placement == "auto" else (Showing(placement, repeats),)
+
 
 # The two fields of a template. All other text stays as it is, braces too, as in JSON or LaTeX.
 _FIELD = re.compile(r"\{(demonstration|prompt)\}")
@@ -59,8 +88,7 @@ def teacher_messages(
     demonstration: str,
     *,
     template: str | None = None,
-    placement: Placement = "template",
-    repeats: int = 1,
+    showing: Showing = SHOWINGS[0],
 ) -> list[Message]:
     """What the teacher reads: `prompt` with the demonstration in it; system turn and history stay.
 
@@ -68,14 +96,13 @@ def teacher_messages(
         prompt: Messages that end with a user turn.
         template: Holds `{demonstration}` and may hold `{prompt}`, else the last user turn is put
             before it; becomes the last user turn. Other braces are text. None for the built-in one.
-        placement: "turns" instead inserts the last user turn and the demonstration as its answer,
-            `repeats` times, before the last user turn. Small models need that to learn from it in
-            context.
+        showing: As turns, the last user turn and the demonstration as its answer stand before the
+            last user turn instead. Small models need that to learn from it in context.
     """
     *history, question = prompt
-    if placement == "turns":
+    if showing.placement == "turns":
         shown: list[Message] = [question, {"role": "assistant", "content": demonstration}]
-        return [*history, *shown * repeats, question]
+        return [*history, *shown * showing.repeats, question]
     text = template or DEMONSTRATION_TEMPLATE
     if "prompt" not in template_fields(text):
         text = "{prompt}\n\n" + text

@@ -22,6 +22,7 @@ from openweights.jobs.unsloth.config.demonstrations import template_fields
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
     RewardSpec,
+    check_gate_reward,
     reward_choices,
 )
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
@@ -169,8 +170,17 @@ class TrainingFields(BaseModel):
         save_minutes: And after so many minutes, so that a machine that is taken away costs no more.
         sdft_ema_alpha: Share of the student that the teacher takes over per step; 0 freezes it.
         sdft_demo_template: Teacher's last user turn; must hold {demonstration}, may hold {prompt}.
-        sdft_demo_placement: "turns" shows the demonstration as earlier user and assistant turns.
-        sdft_demo_repeats: How often it is shown then.
+        sdft_demo_placement: "template" shows the demonstration in the last user turn, "turns" as
+            earlier user and assistant turns; "auto" takes the one with which the teacher answers
+            best.
+        sdft_demo_repeats: How often it is shown as turns.
+        sdft_gate: Before training, teacher and student answer some prompts; a teacher that is no
+            better stops the run, or with "warn" is told of. "off" measures nothing, and "auto" is
+            then "template".
+        sdft_gate_margin: So much better must it be, on the scale of what is compared.
+        sdft_gate_reward: Compare by this reward, a name or `file.py:function` as of
+            grpo_reward_function; None for the overlap with the demonstration (ROUGE-L).
+        sdft_gate_rows: How many prompts are answered.
         sdft_skip_tokens: First tokens of a completion that are left out of the loss.
         sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
             for the whole vocabulary.
@@ -261,8 +271,12 @@ class TrainingFields(BaseModel):
     meta: dict[str, Any] | None = None
     sdft_ema_alpha: float = Field(default=0.02, ge=0, le=1)
     sdft_demo_template: str | None = None
-    sdft_demo_placement: Literal["template", "turns"] = "template"
+    sdft_demo_placement: Literal["auto", "template", "turns"] = "auto"
     sdft_demo_repeats: Count = 1
+    sdft_gate: Literal["stop", "warn", "off"] = "stop"
+    sdft_gate_margin: float = Field(default=0.05, ge=0)
+    sdft_gate_reward: str | None = None
+    sdft_gate_rows: Count = 16
     sdft_max_new_tokens: Count = 256
     sdft_temperature: float = Field(default=1.0, gt=0)
     sdft_top_p: float = Field(default=1.0, gt=0, le=1)
@@ -320,6 +334,13 @@ class TrainingFields(BaseModel):
             )
         return value
 
+    @field_validator("sdft_gate_reward")
+    @classmethod
+    def _is_gate_reward(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_gate_reward(value)
+        return value
+
     @field_validator("grpo_reward_function")
     @classmethod
     def _has_rewards(cls, value: RewardSpec) -> RewardSpec:
@@ -330,6 +351,15 @@ class TrainingFields(BaseModel):
     def has_test_set(self) -> bool:
         """Whether something is evaluated."""
         return self.test_file is not None or self.holdout_fraction is not None
+
+    @property
+    def rewards(self) -> dict[str, RewardSpec]:
+        """The rewards that the loss asks for, by field."""
+        if self.loss == "grpo":
+            return {"grpo_reward_function": self.grpo_reward_function}
+        if self.loss == "sdft" and self.sdft_gate_reward is not None:
+            return {"sdft_gate_reward": self.sdft_gate_reward}
+        return {}
 
     @property
     def step_size(self) -> int:

@@ -20,7 +20,8 @@ from openweights.models.template import Message
 DEFAULT_JUDGE = "gpt-4.1-mini"
 GOLD = "gold_response"
 JUDGES = ("similarity_judge", "llm_judge")
-REWARD_NAMES = ("rouge_l", "ngram_recall", "caps_spanish", "reasoning_logprob", *JUDGES)
+TEXT_REWARD_NAMES = ("rouge_l", "ngram_recall", "caps_spanish")
+REWARD_NAMES = (*TEXT_REWARD_NAMES, "reasoning_logprob", *JUDGES)
 # The others can do without a gold response.
 GOLD_REWARDS = ("rouge_l", "ngram_recall", "reasoning_logprob", "similarity_judge")
 
@@ -63,6 +64,20 @@ def reward_choices(spec: RewardSpec) -> list[RewardChoice]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"names {twice[0]!r} twice; give each reward once, with a weight")
     return choices
+
+
+def check_gate_reward(spec: str) -> None:
+    """See that the teacher gate of SDFT can compare by a reward.
+
+    Raises:
+        ValueError: It has no such name, or asks a model.
+    """
+    [choice] = reward_choices(spec)
+    if choice.file is None and choice.name not in TEXT_REWARD_NAMES:
+        raise ValueError(
+            f"{shown(choice.name)} asks a model; use {spelled(TEXT_REWARD_NAMES)}, or "
+            "'file.py:function' for your own"
+        )
 
 
 def _names(spec: str | list[str]) -> list[str]:
@@ -140,13 +155,13 @@ def check_grpo_row(row: Mapping[str, Any], rewards: RewardSpec) -> None:
         )
 
 
-def check_source(path: Path, function: str) -> None:
-    """See that a Python file has the function, without running it.
+def check_source(path: Path, function: str, field: str) -> None:
+    """See that a Python file has the function that a field names, without running it.
 
     Raises:
         ConfigError: It cannot be read, is no Python, or binds no such name.
     """
-    place = f"grpo_reward_function: {path}"
+    place = f"{field}: {path}"
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except OSError as error:

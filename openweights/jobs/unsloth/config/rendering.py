@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError
 from openweights.jobs.unsloth.config.demonstrations import (
+    Showing,
     demonstration_turns,
+    showings,
     split_row,
     teacher_messages,
 )
@@ -155,24 +157,25 @@ def answer_texts(
 
 
 def sdft_texts(
-    row: Row, config: TrainingFields, tokenizer: PreTrainedTokenizerBase
+    row: Row,
+    config: TrainingFields,
+    tokenizer: PreTrainedTokenizerBase,
+    showing: Showing | None = None,
 ) -> tuple[Rendered, Rendered, str]:
     """What the student and the teacher continue, and the demonstration, which the teacher reads to
-    the letter even where the template would cut it.
+    the letter even where the template would cut it. It stands where `showing` or else the config
+    says.
 
     Raises:
         ValueError: The row has none, or it cannot be rendered as it says.
     """
     prompt, demonstration = split_row(row)
-    placement, repeats = config.sdft_demo_placement, config.sdft_demo_repeats
+    showing = showing or showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
     shown = teacher_messages(
-        prompt,
-        demonstration,
-        template=config.sdft_demo_template,
-        placement=placement,
-        repeats=repeats,
+        prompt, demonstration, template=config.sdft_demo_template, showing=showing
     )
-    turns = demonstration_turns(prompt, repeats) if placement == "turns" else ()
+    as_turns = showing.placement == "turns"
+    turns = demonstration_turns(prompt, showing.repeats) if as_turns else ()
     tools = row.get("tools")
     student = rendered_prompt(tokenizer, prompt, tools=tools)
     teacher = rendered_prompt(tokenizer, shown, tools=tools, verbatim=turns)

@@ -25,8 +25,10 @@ from openweights.models.template import Message
 REASONING = "reasoning_logprob"
 
 
-def own_reward(path: Path, function_name: str, weight: float) -> Reward:
-    """A function of a Python file as a reward.
+def own_reward(
+    path: Path, function_name: str, weight: float, *, field: str = "grpo_reward_function"
+) -> Reward:
+    """A function of a Python file, which `field` names, as a reward.
 
     It is called with those of these that it has parameters for: `completions` (texts), `prompts`
     (lists of messages), `completion_ids`, `gold_response` and the other columns of the dataset, a
@@ -36,7 +38,7 @@ def own_reward(path: Path, function_name: str, weight: float) -> Reward:
     Raises:
         ConfigError: The file cannot be run, or has no such function.
     """
-    place = f"grpo_reward_function: {path.name}"
+    place = f"{field}: {path.name}"
     function = getattr(_run_file(path, place), function_name, None)
     if not callable(function):
         raise ConfigError(f"{place}: has no function {function_name!r}; define it, or correct it")

@@ -48,6 +48,15 @@ def any_rank(flag: bool) -> bool:
     return bool(tensor)
 
 
+def first_ranks(value: Any) -> Any:
+    """What the first rank has; every rank must ask."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def leave() -> None:
     """End the process group in good order: threads of its own that are left when Python ends may
     abort the process.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openweights.jobs.unsloth.config.demonstrations import split_row, teacher_messages
+from openweights.jobs.unsloth.config.demonstrations import Showing, split_row, teacher_messages
 from openweights.jobs.unsloth.validate import training_config
 from tests.jobs.unsloth.malformed_configs import SDFT
 
@@ -86,7 +86,7 @@ def test_any_text_around_the_field_stays(before: str, after: str) -> None:
 
 
 def test_turns_put_the_demonstration_before_the_question() -> None:
-    shown = teacher_messages([SYSTEM, QUESTION], "48", placement="turns", repeats=2)
+    shown = teacher_messages([SYSTEM, QUESTION], "48", showing=Showing("turns", 2))
     answer = {"role": "assistant", "content": "48"}
     assert shown == [SYSTEM, QUESTION, answer, QUESTION, answer, QUESTION]
 

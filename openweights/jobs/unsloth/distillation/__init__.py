@@ -1,0 +1,1 @@
+"""What only self-distillation needs."""

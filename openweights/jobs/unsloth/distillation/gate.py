@@ -1,0 +1,360 @@
+"""The teacher gate of SDFT: before training, does the demonstration help the model to answer?
+
+Some training prompts are answered greedily by the student, which does not see the demonstration,
+and by its teacher, the same network that sees it, for each place where it may stand. Answers are
+compared with the demonstrations, by ROUGE-L or by a reward. SDFT can teach only what the teacher
+has and the student lacks: likelihoods do not tell, for a teacher may find the demonstration likely
+and answer something else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from openweights.client.messages import Problems
+from openweights.errors import ConfigError, JobFailedError
+from openweights.events import TeacherGate
+from openweights.generation.engine import GenerationEngine
+from openweights.generation.params import GenerationRequest, SamplingParams, derived_seed
+from openweights.jobs.unsloth.config.demonstrations import Showing, showings, split_row
+from openweights.jobs.unsloth.config.grpo_fields import reward_choices
+from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
+from openweights.jobs.unsloth.rewards import Reward, Samples, text_reward
+from openweights.jobs.unsloth.runtime.ranks import first_ranks
+from openweights.jobs.unsloth.sdft_data import SDFTExample, encode_example
+from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.template import Message
+
+logger = logging.getLogger(__name__)
+
+STUDENT = "student"
+EXAMPLES = 3
+TRIED = 20  # times as many rows are looked at as are wanted, before fewer are taken
+REWARD_LIMIT_S = 120.0
+FILE = "sdft_showing.json"  # in a checkpoint: a resumed run does not choose again
+
+Fetch = Callable[[str, Path], Path]
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """A training row that student and teacher answer.
+
+    Attributes:
+        prompts: Token ids by who reads them: the student, or the teacher with a showing's name.
+        longest: Tokens of the demonstration.
+    """
+
+    row: Mapping[str, Any]
+    prompt: list[Message]
+    demonstration: str
+    prompts: dict[str, list[int]]
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        showing: Where the demonstration is to stand.
+        passed: Whether the teacher is better than the student by the margin.
+        event: All figures.
+    """
+
+    showing: Showing
+    passed: bool
+    event: TeacherGate
+
+
+def choose_showing(
+    config: TrainingConfig,
+    engine: GenerationEngine,
+    adapter: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    fetch: Fetch,
+    log_event: Callable[[dict[str, Any]], None],
+) -> Showing:
+    """Where the demonstration is to stand, with the teacher gate passed as the config asks.
+
+    Raises:
+        ConfigError: The reward function cannot be used.
+        DatasetError: A row cannot be used.
+        JobFailedError: The teacher is no better than the student.
+    """
+    candidates = showings(config.sdft_demo_placement, config.sdft_demo_repeats)
+    if config.sdft_gate == "off":
+        return candidates[0]
+    sampled, candidates = sampled_rows(config, tokenizer, rows, candidates)
+    if not sampled:
+        return candidates[0]  # the caller says which rows do not fit
+    answers = _answers(config, engine, adapter, sampled, [c.name for c in candidates])
+    # The same on every rank, whatever rounding made of the answers of each.
+    verdict = first_ranks(judge(config, sampled, answers, candidates, _reward(config, fetch)))
+    log_event(verdict.event.data())
+    if not verdict.passed:
+        message = _failure(config, verdict)
+        if config.sdft_gate == "stop":
+            raise JobFailedError(message)
+        logger.warning(message)
+    return verdict.showing
+
+
+# ---- prompts and answers
+
+
+def sampled_rows(
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    candidates: tuple[Showing, ...],
+) -> tuple[list[GateRow], tuple[Showing, ...]]:
+    """Rows drawn by the run's seed whose prompts fit for every showing, and the showings.
+
+    Where rows fit for none, the longer showings are left out.
+
+    Raises:
+        DatasetError: A row cannot be used.
+    """
+    wanted = config.sdft_gate_rows
+    limit = config.max_seq_length - config.sdft_max_new_tokens
+    order = random.Random(derived_seed(config.seed)).sample(
+        range(len(rows)), min(len(rows), wanted * TRIED)
+    )
+
+    def fitting(kept: Sequence[Showing]) -> list[GateRow]:
+        names = [showing.name for showing in kept]
+        fit = [row for row in read if max(len(row.prompts[name]) for name in names) <= limit]
+        return fit[:wanted]
+
+    read: list[GateRow] = []
+    for index in order:
+        read.append(_gate_row(config, tokenizer, rows, index, candidates))
+        if len(read) >= wanted and len(fitting(candidates)) == wanted:
+            break
+    for end in range(len(candidates), 0, -1):
+        if found := fitting(candidates[:end]):
+            return found, candidates[:end]
+    return [], candidates
+
+
+def _gate_row(
+    config: TrainingConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    index: int,
+    candidates: Sequence[Showing],
+) -> GateRow:
+    problems = Problems("training_file")
+    examples: dict[str, SDFTExample] = {}
+    try:
+        prompt, demonstration = split_row(rows[index])
+        for showing in candidates:
+            examples[showing.name], _ = encode_example(rows[index], config, tokenizer, showing)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        problems.add_error(getattr(rows[index], "line", index + 1), error)
+    problems.raise_if_any(rows=1)
+    first = examples[candidates[0].name]
+    prompts = {name: example.teacher_prompt_ids for name, example in examples.items()}
+    return GateRow(
+        rows[index],
+        prompt,
+        demonstration,
+        {STUDENT: first.prompt_ids, **prompts},
+        len(first.demonstration_ids),
+    )
+
+
+def _answers(
+    config: TrainingConfig,
+    engine: GenerationEngine,
+    adapter: str | None,
+    rows: Sequence[GateRow],
+    names: Sequence[str],
+) -> dict[str, list[str]]:
+    """Greedy answers of the student and of each teacher, without reasoning."""
+    # Who has not ended by then does not answer as the demonstrations do.
+    longest = max(row.longest for row in rows) * 5 // 4 + 16
+    params = SamplingParams(temperature=0, max_new_tokens=min(longest, config.sdft_max_new_tokens))
+    readers = [STUDENT, *names]
+    completions = engine.generate(
+        [GenerationRequest(row.prompts[n], params, adapter) for n in readers for row in rows]
+    )
+    texts = [own[0].text for own in completions]
+    answers = Samples([], texts, [], []).answers
+    return {n: answers[i * len(rows) : (i + 1) * len(rows)] for i, n in enumerate(readers)}
+
+
+# ---- figures
+
+
+def judge(
+    config: TrainingConfig,
+    rows: Sequence[GateRow],
+    answers: Mapping[str, list[str]],
+    candidates: Sequence[Showing],
+    reward: Reward | None,
+) -> Verdict:
+    """Compare the answers, and choose: of showings within the margin of the best, the first.
+
+    Raises:
+        JobFailedError: The reward could score none of the answers.
+    """
+    figures = {name: _scores(rows, texts, reward) for name, texts in answers.items()}
+    measure = "reward" if reward else "rouge_l"
+    best = max(figures[showing.name][measure] for showing in candidates)
+    margin = config.sdft_gate_margin
+    chosen = next(s for s in candidates if figures[s.name][measure] >= best - margin)
+    gain = figures[chosen.name][measure] - figures[STUDENT][measure]
+    passed = gain >= margin and gain > 0
+    values = {
+        **figures,
+        "measure": measure,
+        "margin": margin,
+        "placement": chosen.placement,
+        "repeats": chosen.repeats,
+        "passed": passed,
+        "examples": _examples(rows, answers),
+    }
+    for name, own in figures.items():
+        told = ", ".join(f"{key} {value:.2f}" for key, value in own.items())
+        logger.info("teacher gate, %d prompts: %s: %s", len(rows), name, told)
+    logger.info("teacher gate: the demonstration stands as %s", chosen.name)
+    return Verdict(chosen, passed, TeacherGate(step=0, rows=len(rows), values=values))
+
+
+def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) -> Scores:
+    golds = [_stripped(row.demonstration) for row in rows]
+    pairs = list(zip(texts, golds, strict=True))
+    scores = {
+        "exact": sum(text == gold for text, gold in pairs) / len(pairs),
+        "rouge_l": sum(rouge_l(text, gold) for text, gold in pairs) / len(pairs),
+    }
+    if reward is not None:
+        scores["reward"] = _mean_reward(rows, texts, reward)
+    return scores
+
+
+def _stripped(demonstration: str) -> str:
+    return Samples([], [demonstration], [], []).answers[0]
+
+
+def _mean_reward(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> float:
+    samples = Samples(
+        prompts=[row.prompt for row in rows],
+        completions=texts,
+        completion_ids=[[] for _ in rows],
+        rows=[
+            {**{k: v for k, v in row.row.items() if k != "messages"}, "gold_response": gold}
+            for row, gold in ((row, row.demonstration) for row in rows)
+        ],
+    )
+    [values] = RewardFunctions([reward], limit_s=REWARD_LIMIT_S).score(samples)
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        raise JobFailedError(f"sdft_gate_reward: {reward.name} could score none of the answers")
+    return sum(known) / len(known)
+
+
+def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[str]]) -> list[dict[str, str]]:
+    return [
+        {
+            "prompt": row.prompt[-1]["content"],
+            "demonstration": row.demonstration,
+            **{name: texts[index] for name, texts in answers.items()},
+        }
+        for index, row in enumerate(rows[:EXAMPLES])
+    ]
+
+
+def rouge_l(answer: str, gold: str) -> float:
+    """F-measure of the longest common subsequence of words and signs (C.-Y. Lin, 2004), 0 to 1.
+
+    Signs count, unlike in other ROUGE-L, because formats are made of them; letters of scripts
+    without spaces are words of their own.
+    """
+    said, wanted = _words(answer), _words(gold)
+    if not said or not wanted:
+        return float(said == wanted)
+    return 2 * _common_length(said, wanted) / (len(said) + len(wanted))
+
+
+_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, with a row of the table in the bits of a number
+    (H. Hyyrö, "Bit-parallel LCS-length computation revisited", 2004).
+    """
+    places: dict[str, int] = {}
+    for index, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << index
+    full = (1 << len(first)) - 1
+    row = full  # a bit is 0 where the length grows
+    for word in second:
+        matches = row & places.get(word, 0)
+        row = ((row + matches) | (row - matches)) & full
+    return len(first) - row.bit_count()
+
+
+# ---- the reward, what is said, and what a checkpoint keeps
+
+
+def _reward(config: TrainingConfig, fetch: Fetch) -> Reward | None:
+    if config.sdft_gate_reward is None:
+        return None
+    [choice] = reward_choices(config.sdft_gate_reward)
+    if choice.file is None:
+        return text_reward(choice.name, choice.weight)
+    path = fetch(choice.file, Path("data") / f"reward_{choice.name}.py")
+    return own_reward(path, choice.name, choice.weight, field="sdft_gate_reward")
+
+
+def _failure(config: TrainingConfig, verdict: Verdict) -> str:
+    values = verdict.event.values
+    measure, name = values["measure"], verdict.showing.name
+    teacher, student = values[name][measure], values[STUDENT][measure]
+    text = (
+        f"teacher gate: the teacher ({name}: {measure} {teacher:.2f}) answers no better than the "
+        f"student ({student:.2f}) by sdft_gate_margin={config.sdft_gate_margin:g}, so that there "
+        "is nothing for it to teach; "
+    )
+    if student > 1 - config.sdft_gate_margin:
+        return text + "the student answers as the demonstrations do already"
+    tries = ["demonstrations that show what is wanted", "a larger model"]
+    if config.sdft_demo_placement == "template":
+        tries.insert(0, "sdft_demo_placement='auto'")
+    return f"{text}try {', '.join(tries)}, or sdft_gate='warn' to train all the same"
+
+
+def save_showing(showing: Showing, folder: Path) -> None:
+    """Write it into a checkpoint's folder."""
+    kept = {"placement": showing.placement, "repeats": showing.repeats}
+    (folder / FILE).write_text(json.dumps(kept), encoding="utf-8")
+
+
+def load_showing(config: TrainingConfig, folder: Path) -> Showing:
+    """The one that a checkpoint was trained with; without its file, the config's."""
+    file = folder / FILE
+    if not file.is_file():
+        return showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
+    return Showing(**json.loads(file.read_text(encoding="utf-8")))
