@@ -212,7 +212,7 @@ class Steps:
     def _drawn_from(self, logits: Tensor, generated: Tensor) -> tuple[Tensor, ...]:
         """Tokens, and what is told of them."""
         rows = self._rows
-        if not (rows.limits or rows.penalizes or rows.delays or self._asked.top_count):
+        if not (rows.penalizes or rows.delays or self._asked.top_count):
             tokens, own = self._decoder.ops.draw(logits, rows, generated)
             return tokens, own, *(part[0] for part in self._drawn[2:])
         tokens = select(logits, rows, generated, self._counts)

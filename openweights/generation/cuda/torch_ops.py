@@ -166,6 +166,6 @@ def narrow_linear(
 
 
 def draw(logits: Tensor, rows: Rows, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """A token of each row and its log-probability, where nothing limits or changes the draw."""
+    """A token of each row and its log-probability, where nothing changes the logits."""
     tokens = select(logits, rows, positions)
     return tokens, log_probs(logits, tokens, rows).float()

@@ -257,3 +257,30 @@ def test_log_probabilities_of_fp8_are_near() -> None:
     for one, two in zip(exact, narrow, strict=True):
         assert one[0].logprobs[0] == pytest.approx(two[0].logprobs[0], abs=1e-3), "the prompt's"
         assert one[0].logprobs[1] == pytest.approx(two[0].logprobs[1], abs=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_limited_draws(triton_ops: Any, dtype: torch.dtype) -> None:
+    """What top_k, top_p and min_p leave, ties included: rounded logits have many."""
+    limits: list[dict[str, Any]] = [
+        {"top_p": 0.9},
+        {"top_k": 5},
+        {"top_k": 40, "top_p": 0.5},
+        {"min_p": 0.2},
+        {"top_p": 0.01},
+        {"top_k": 1},
+        {},
+        {"top_p": 0.999, "min_p": 0.001},
+    ]
+    params = [SamplingParams(temperature=1.3, **each) for each in limits for _ in range(4)]
+    keys = [(i * 60_000_000 - 2**31, i) for i in range(len(params))]
+    rows = Rows.of(params, keys, [()] * len(params), 50_000, "cuda")
+    logits = random(len(params), 50_000, dtype=dtype) * 3
+    for given in (logits, (logits * 2).round() / 2):
+        for position in (0, 977):
+            positions = torch.full((len(params),), position, device="cuda")
+            tokens, own = triton_ops.draw(given, rows, positions)
+            expected, scores = torch_ops.draw(given, rows, positions)
+            same = tokens == expected
+            assert same.float().mean() > 0.9, "but for ties to rounding"
+            assert torch.allclose(own[same], scores[same], rtol=0, atol=1e-4)
