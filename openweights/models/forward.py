@@ -90,6 +90,17 @@ class Head:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
 
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """hidden @ weight.T + bias in float32, from the precision of the weight; for kernels that
+        apply scale and soft cap themselves.
+        """
+        hidden = hidden.to(self.weight.dtype)
+        if hidden.dtype == torch.float32:
+            logits = hidden @ self.weight.T
+        else:
+            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
+        return logits if self.bias is None else logits.add_(self.bias)
+
     def hidden_grad(self, logits: Tensor, logits_grad: Tensor) -> Tensor:
         """Gradient of the hidden states, shape (N, H). `logits_grad` is overwritten."""
         if self.softcap is not None:

@@ -2,63 +2,174 @@
 
 Only the positions that are scored go through the output head, some at a time, so that logits over
 the vocabulary are never held for a whole batch.
+
+The gradient of log p(t) in the logits z is e_t - softmax(z), whatever is made of log p(t) later. So
+it is taken to the hidden states, W^T (e_t - softmax(z)), while a chunk's logits are there: vectors
+of the hidden size are kept instead of the vocabulary's, and the backward pass scales them with what
+the loss says of each token. Every loss on log-probabilities uses this. The usual fused losses
+sum to a scalar and build the head's gradient; ours is per token, for frozen heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openweights.models.forward import base_model, evaluating, output_logits
+from openweights.models.forward import Head, base_model, evaluating, frozen_head, output_logits
+from openweights.models.packing import borders_given
 from openweights.models.tokens import IGNORED, Collator
 
 CHUNK_TOKENS = 1024  # so many rows of logits are there at a time
 
+# What a decoder is told of rows that are laid end to end (see `packing.py`), beside their ids.
+_ROW_INPUTS = ("attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+               "max_length_k")  # fmt: skip
+
+
+class TokenScores(NamedTuple):
+    """What a model says of N tokens, each of shape (N,), in at least float32.
+
+    Attributes:
+        log_probs: Of each token given those before it, in nats; the only one with a gradient.
+        entropy: Of the distribution that it was drawn from, in nats.
+        is_top: 1 where it is the likeliest token, else 0.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    is_top: Tensor
+
 
 def scored_log_probs(base: Any, batch: Mapping[str, Tensor], scored: Tensor) -> Tensor:
-    """Log-probability of each scored token given those before it, in float32.
+    """`TokenScores.log_probs` of `token_scores`."""
+    return token_scores(base, batch, scored).log_probs
+
+
+def token_scores(base: Any, batch: Mapping[str, Tensor], scored: Tensor) -> TokenScores:
+    """What the model says of the scored tokens, packed in row order.
 
     Args:
-        base: The causal language model itself (`scoring.base_model`).
+        base: The causal language model itself (`forward.base_model`).
         batch: `input_ids` of shape (B, T), with `attention_mask` or `position_ids`.
         scored: Which tokens, shape (B, T); the first of a row is never one.
-
-    Returns:
-        Packed in row order, shape (N,); with gradients where they are wanted.
     """
-    given = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
-    hidden = base.get_decoder()(
-        input_ids=batch["input_ids"], use_cache=False, **given
-    ).last_hidden_state  # (B, T, H)
+    given = {name: batch[name] for name in _ROW_INPUTS if name in batch}
+    with borders_given(given):
+        output = base.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **given)
+    hidden = output.last_hidden_state  # (B, T, H)
     wanted = scored[:, 1:]
     hidden, targets = hidden[:, :-1][wanted], batch["input_ids"][:, 1:][wanted]
+    head = frozen_head(base)
+    if head is not None:
+        return linear_scores(hidden, head, targets, chunk_tokens=CHUNK_TOKENS)
     parts = [
         # The logits of a chunk are made again in the backward pass instead of being kept.
-        checkpoint(_log_probs, base, rows, tokens, use_reentrant=False)
+        checkpoint(_plain_scores, base, rows, tokens, use_reentrant=False)
         if rows.requires_grad
-        else _log_probs(base, rows, tokens)
+        else _plain_scores(base, rows, tokens)
         for rows, tokens in zip(
             hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True
         )
     ]
-    return torch.cat(parts)
+    return TokenScores(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _log_probs(base: Any, hidden: Tensor, targets: Tensor) -> Tensor:
+def _plain_scores(base: Any, hidden: Tensor, targets: Tensor) -> TokenScores:
+    """Through a head that is trained, too."""
     logits = output_logits(base, hidden)  # (N, V)
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    own = logits.gather(-1, targets[:, None]).squeeze(-1)
+    with torch.no_grad():
+        log_p = logits.log_softmax(-1)
+        entropy, is_top = -(log_p.exp() * log_p).sum(-1), logits.argmax(-1) == targets
+    return TokenScores(own - logits.logsumexp(-1), entropy, is_top.to(logits.dtype))
+
+
+def linear_scores(hidden: Tensor, head: Head, targets: Tensor, *, chunk_tokens: int) -> TokenScores:
+    """What a frozen head says of N tokens.
+
+    Args:
+        hidden: Last hidden states that predict them, shape (N, H).
+        targets: The tokens' ids, shape (N,).
+        chunk_tokens: Tokens whose logits are alive at a time.
+    """
+    return TokenScores(*_LinearScores.apply(hidden, head, targets, chunk_tokens))
+
+
+class _LinearScores(torch.autograd.Function):
+    """Takes each token's gradient to its hidden state while the chunk's logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        stats = torch.empty(3, len(hidden), dtype=dtype, device=hidden.device)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        fused = hidden.is_cuda and hidden.dtype != torch.float64
+        score = _score_fused if fused else _score
+        for start in range(0, len(hidden), chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            part = None if grad is None else grad[rows]
+            score(hidden[rows], head, targets[rows], stats[:, rows], part)
+        ctx.save_for_backward(grad)
+        log_probs, entropy, is_top = stats
+        ctx.mark_non_differentiable(entropy, is_top)
+        return log_probs, entropy, is_top
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        if grad is None:
+            return None, None, None, None
+        return (grad * grad_outputs[0][:, None]).to(grad.dtype), None, None, None
+
+
+def _score(hidden: Tensor, head: Head, targets: Tensor, stats: Tensor, grad: Tensor | None) -> None:
+    """Fill in a chunk's `TokenScores` (3, N), and the gradient of its hidden states."""
+    logits, index = head.logits(hidden), targets[:, None]
+    log_total = logits.logsumexp(-1, keepdim=True)
+    stats[0] = (logits.gather(-1, index) - log_total).squeeze(-1)
+    stats[2] = logits.argmax(-1) == targets
+    p = (logits - log_total).exp_()
+    stats[1] = log_total.squeeze(-1) - (p * logits).sum(-1)
+    if grad is not None:
+        logits_grad = p.neg_().scatter_add_(-1, index, torch.ones_like(index, dtype=p.dtype))
+        grad.copy_(head.hidden_grad(logits, logits_grad))
+
+
+def _score_fused(
+    hidden: Tensor, head: Head, targets: Tensor, stats: Tensor, grad: Tensor | None
+) -> None:
+    """`_score` on CUDA: logits in float32, two passes over them, gradient in the head's type."""
+    from openweights.models.log_prob_kernel import log_prob_kernel
+
+    logits = head.raw_logits(hidden)
+    logits_grad = None if grad is None else torch.empty_like(logits, dtype=head.weight.dtype)
+    # The kernel writes each statistic in one piece.
+    parts = tuple(torch.empty_like(row) for row in stats)
+    log_prob_kernel(logits, targets, logits_grad, parts, head.scale, head.softcap)
+    torch.stack(parts, out=stats)
+    if grad is not None and logits_grad is not None:
+        grad.copy_(logits_grad @ head.weight)
 
 
 def answer_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probability of the labels of each row, and how many there are; both of shape (B,)."""
+    """Log-probability of the labels of each row, and how many there are; both of shape (B,).
+
+    Rows may be laid end to end.
+    """
     scored = batch["labels"] != IGNORED
     values = scored_log_probs(base_model(model), batch, scored)
-    rows = scored[:, 1:].nonzero()[:, 0]
-    return values.new_zeros(len(scored)).index_add(0, rows, values), scored.sum(-1)
+    rows, columns = scored.nonzero(as_tuple=True)
+    count = len(scored)
+    if (starts := batch.get("cu_seq_lens_q")) is not None:
+        rows, count = torch.bucketize(columns, starts[1:], right=True), len(starts) - 1
+    sums = values.new_zeros(count).index_add(0, rows, values)
+    return sums, rows.bincount(minlength=count)
 
 
 def mean_target_log_probs(

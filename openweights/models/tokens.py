@@ -133,7 +133,12 @@ class Collator:
     packed: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
-        return self._pack(rows) if self.packed else self._pad(rows)
+        """`input_ids` and `labels`, where rows have them `weights`, and `item_counts`: how many
+        tokens, by their weight, each row of the batch has to learn.
+        """
+        rows = [_predicted(row) for row in rows]
+        batch = self._pack(rows) if self.packed else self._pad(rows)
+        return {**batch, "item_counts": item_counts(batch)}
 
     def _pad(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
         fillers = {"input_ids": self.pad_token_id, "labels": IGNORED, "weights": 0.0}
@@ -143,7 +148,7 @@ class Collator:
             if name in rows[0]
         }
         batch = {name: values for name, (values, _) in columns.items()}
-        return _counted({**batch, "attention_mask": columns["input_ids"][1]})
+        return {**batch, "attention_mask": columns["input_ids"][1]}
 
     def _pack(self, rows: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, torch.Tensor]:
         batch = {
@@ -152,14 +157,35 @@ class Collator:
             if name in rows[0]
         }
         positions = [p for row in rows for p in range(len(row["input_ids"]))]
-        return _counted({**batch, "position_ids": torch.tensor([positions])})
+        lengths = [len(row["input_ids"]) for row in rows]
+        return {**batch, "position_ids": torch.tensor([positions]), **borders(lengths)}
 
 
-def _counted(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch with the size of its weights by row, when it has weights."""
-    if "weights" not in batch:
-        return batch
-    return {**batch, "item_counts": batch["weights"].abs().sum(-1)}
+def borders(lengths: Sequence[int]) -> dict[str, Any]:
+    """Where rows of these lengths begin and end when they are laid end to end, for a decoder."""
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    longest = max(lengths)
+    return {
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def item_counts(batch: Mapping[str, Tensor]) -> Tensor:
+    """How many tokens, by the size of their weight, each row of a batch has to learn; (B,)."""
+    learned = batch["weights"].abs() if "weights" in batch else batch["labels"] != IGNORED
+    return learned.sum(-1).float()
+
+
+def _predicted(row: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """The row without label and weight of its first token, which nothing predicts."""
+    nothing = {"labels": IGNORED, "weights": 0.0}
+    return {
+        name: [nothing[name], *values[1:]] if name in nothing else values
+        for name, values in row.items()
+    }
 
 
 def pad_left(

@@ -14,12 +14,17 @@ from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows
 from openweights.jobs.unsloth.tracking.multiple_choice import ask
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models import log_probs as logprobs
-from openweights.models.forward import base_model
+from openweights.models.forward import Head, base_model
 from openweights.models.load import load_model
-from openweights.models.log_probs import all_log_probs, answer_log_probs, scored_log_probs
+from openweights.models.log_probs import (
+    all_log_probs,
+    answer_log_probs,
+    linear_scores,
+    scored_log_probs,
+)
 from openweights.models.template import prompt_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD
-from tests.rounding import assert_sums_equal, terms_of
+from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
 from tests.tiny_model import EOS, make_tiny_model
 
 TURNS = [
@@ -99,6 +104,29 @@ def test_chunks_change_neither_values_nor_gradients(
     # Nothing scored: an empty answer, not an error.
     nothing = torch.zeros_like(scored)
     assert scored_log_probs(base_model(model), {"input_ids": ids}, nothing).shape == (0,)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 5.0), (0.5, 3.0)])
+def test_scores_of_a_frozen_head(bias: bool, scale: float, softcap: float | None) -> None:
+    """Values, and gradients that differ from token to token, against autograd in float64."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 16, dtype=torch.float64, generator=draw)
+    head = Head(weight, torch.randn(50, dtype=torch.float64) if bias else None, scale, softcap)
+    hidden = torch.randn(13, 16, dtype=torch.float64, generator=draw).requires_grad_()
+    targets = torch.randint(50, (13,), generator=draw)
+    wanted = torch.randn(13, dtype=torch.float64, generator=draw)
+
+    found = linear_scores(hidden, head, targets, chunk_tokens=5)
+    (gradient,) = torch.autograd.grad((found.log_probs * wanted).sum(), hidden)
+    log_p = head.logits(hidden).log_softmax(-1)
+    values = log_p.gather(-1, targets[:, None]).squeeze(-1)
+    (expected,) = torch.autograd.grad((values * wanted).sum(), hidden)
+    assert_equal_in_float64(found.log_probs, values)
+    assert_equal_in_float64(gradient, expected)
+    assert_equal_in_float64(found.entropy, -(log_p.exp() * log_p).sum(-1))
+    assert found.is_top.tolist() == (log_p.argmax(-1) == targets).tolist()
+    assert linear_scores(hidden[:0], head, targets[:0], chunk_tokens=5).log_probs.shape == (0,)
 
 
 def test_sums_by_row(loaded: tuple[Any, Any]) -> None:

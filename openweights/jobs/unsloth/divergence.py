@@ -215,23 +215,13 @@ def _score_fused(
     """`_score` on CUDA: logits in float32, two passes over them, gradient in the head's type."""
     from openweights.jobs.unsloth.kernels.divergence import divergence_kernel
 
-    student, teacher = _raw_logits(student_hidden, head), _raw_logits(teacher_hidden, head)
+    student, teacher = head.raw_logits(student_hidden), head.raw_logits(teacher_hidden)
     logits_grad = None if grad is None else torch.empty_like(student, dtype=head.weight.dtype)
     divergence_kernel(
         student, teacher, weights, logits_grad, stats.unbind(), kind, head.scale, head.softcap
     )
     if grad is not None and logits_grad is not None:
         grad.copy_(logits_grad @ head.weight)
-
-
-def _raw_logits(hidden: Tensor, head: Head) -> Tensor:
-    """hidden @ weight.T + bias in float32, from the precision of the weight."""
-    hidden = hidden.to(head.weight.dtype)
-    if hidden.dtype == torch.float32:
-        logits = hidden @ head.weight.T
-    else:
-        logits = torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
-    return logits if head.bias is None else logits.add_(head.bias)
 
 
 def _divergence_and_grad(log_p: Tensor, log_q: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:

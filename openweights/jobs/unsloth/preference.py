@@ -16,10 +16,16 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
-from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
+from openweights.jobs.unsloth.preference_data import (
+    SIDES,
+    PreferenceCollator,
+    preference_examples,
+)
+from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer
 from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.packing import may_pack
 from openweights.models.tokens import eos_token_ids
 
 
@@ -48,14 +54,19 @@ def preference_train(
     def dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
         return Dataset.from_list(preference_examples(config, tokenizer, rows, ends=ends, name=name))
 
+    examples = dataset(train_rows, "training_file")
+    # The two answers of a pair are rows of their own.
+    longest = max(len(row) for side in SIDES for row in examples[f"{side}_input_ids"])
+    packed = may_pack(model, [{"input_ids": row} for row in examples["chosen_input_ids"]])
+    tokens = 2 * config.per_device_train_batch_size * longest
     trainer = StepMeanTrainer(
         model,
         summed_loss=partial(loss, beta=config.beta),
         args=trainer_args(config),
         processing_class=tokenizer,
-        train_dataset=dataset(train_rows, "training_file"),
+        train_dataset=examples,
         eval_dataset=dataset(test_rows, "test_file") if test_rows else None,
-        data_collator=PreferenceCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
-        callbacks=list(callbacks),
+        data_collator=PreferenceCollator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
+        callbacks=[*callbacks, RecomputationCallback(tokens, config.memory_budget_gb)],
     )
     return run_trainer(trainer, resume_from)

@@ -75,12 +75,14 @@ def _columns(chosen: Encoded, rejected: Encoded) -> dict[str, list[int]]:
 
 @dataclass(slots=True)
 class PreferenceCollator:
-    """Pairs -> one batch of shape (2B, T), padded on the right: all chosen, then all rejected.
+    """Pairs -> one batch of 2B rows: all chosen, then all rejected.
 
-    `item_counts` of shape (B,) says that each pair is one item.
+    Padded on the right, or `packed`; see `Collator`. `item_counts` of shape (B,) says that each
+    pair is one item.
     """
 
     pad_token_id: int
+    packed: bool = False
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         rows = [
@@ -88,4 +90,6 @@ class PreferenceCollator:
             for side in SIDES
             for pair in pairs
         ]
-        return Collator(self.pad_token_id)(rows) | {"item_counts": torch.ones(len(pairs))}
+        return Collator(self.pad_token_id, self.packed)(rows) | {
+            "item_counts": torch.ones(len(pairs))
+        }

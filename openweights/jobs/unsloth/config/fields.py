@@ -158,6 +158,8 @@ class TrainingFields(BaseModel):
         max_grad_norm: Longer gradients are cut to this norm; 0 cuts none.
         train_on: sft only: the last answer of a conversation, all answers, or everything.
         train_on_responses_only: sft only: an older name; False is train_on="all".
+        memory_budget_gb: GPU memory that training may fill, in GiB, to recompute fewer activations;
+            None for what the GPU has.
         packing: sft only: several rows in one sequence where the engine keeps them apart.
         logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
             followed: before training, every `eval_every_n_steps`, and at the end.
@@ -253,6 +255,7 @@ class TrainingFields(BaseModel):
     seed: int = Field(default=3407, ge=0, lt=2**32)
     beta: float = Field(default=0.1, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
+    memory_budget_gb: float | None = Field(default=None, gt=0)
     save_steps: Count = 5000
     save_minutes: float = Field(default=15.0, gt=0)
     output_dir: str = "./tmp"

@@ -15,17 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from openweights.models.log_prob_kernel import capped
+
 BLOCK = 4096
 KINDS = {"reverse_kl": 0, "forward_kl": 1, "jsd": 2}
-
-
-@triton.jit
-def _capped(ptr, columns, mask, scale, softcap, HAS_CAP: tl.constexpr):
-    logits = tl.load(ptr + columns, mask=mask, other=-float("inf")).to(tl.float32) * scale
-    if HAS_CAP:
-        logits = softcap * (2 * tl.sigmoid(2 * logits / softcap) - 1)
-        logits = tl.where(mask, logits, -float("inf"))
-    return logits
 
 
 @triton.jit
@@ -48,8 +41,8 @@ def _divergence_kernel(  # noqa: C901, PLR0915 - one kernel, which cannot be cut
     for start in range(0, size, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < size
-        s = _capped(student, columns, mask, scale, softcap, HAS_CAP)
-        t = _capped(teacher, columns, mask, scale, softcap, HAS_CAP)
+        s = capped(student, columns, mask, scale, softcap, HAS_CAP)
+        t = capped(teacher, columns, mask, scale, softcap, HAS_CAP)
         high_s, high_t = tl.max(s, axis=0), tl.max(t, axis=0)
         if high_s > max_s:
             arg_s = start + tl.argmax(s, axis=0)
@@ -79,8 +72,8 @@ def _divergence_kernel(  # noqa: C901, PLR0915 - one kernel, which cannot be cut
         for start in range(0, size, BLOCK):
             columns = start + tl.arange(0, BLOCK)
             mask = columns < size
-            log_p = _capped(student, columns, mask, scale, softcap, HAS_CAP) - lse_s
-            log_q = _capped(teacher, columns, mask, scale, softcap, HAS_CAP) - lse_t
+            log_p = capped(student, columns, mask, scale, softcap, HAS_CAP) - lse_s
+            log_q = capped(teacher, columns, mask, scale, softcap, HAS_CAP) - lse_t
             log_m = _log_mean(log_p, log_q)
             kl_p += tl.sum(tl.where(mask, tl.exp(log_p) * (log_p - log_m), 0.0), axis=0)
             kl_q += tl.sum(tl.where(mask, tl.exp(log_q) * (log_q - log_m), 0.0), axis=0)
@@ -91,9 +84,9 @@ def _divergence_kernel(  # noqa: C901, PLR0915 - one kernel, which cannot be cut
         for start in range(0, size, BLOCK):
             columns = start + tl.arange(0, BLOCK)
             mask = columns < size
-            s = _capped(student, columns, mask, scale, softcap, HAS_CAP)
+            s = capped(student, columns, mask, scale, softcap, HAS_CAP)
             log_p = s - lse_s
-            log_q = _capped(teacher, columns, mask, scale, softcap, HAS_CAP) - lse_t
+            log_q = capped(teacher, columns, mask, scale, softcap, HAS_CAP) - lse_t
             p = tl.exp(log_p)
             if KIND == 0:
                 grad = p * (log_p - log_q - kl_p)

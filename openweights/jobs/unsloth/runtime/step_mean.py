@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trl import SFTTrainer
 
 from openweights.jobs.unsloth.runtime.ranks import average_gradients, sum_over_ranks
+from openweights.models.packing import repacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class SummedLoss:
     """
 
     total: Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
 LossFunction = Callable[[Any, Mapping[str, Tensor]], SummedLoss]
@@ -46,7 +47,8 @@ class ExactMeanTrainer(SFTTrainer):
         super().__init__(model=model, **kwargs)  # type: ignore[arg-type]
         self._network = model
         # By name; what an evaluation recorded begins with "eval_".
-        self._sums: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self._sums: dict[str, tuple[float | Tensor, float | Tensor]]
+        self._sums = defaultdict(lambda: (0.0, 0.0))
 
     def _share(self, loss: Tensor) -> Tensor:
         """The loss to return for a micro-batch's part of the step's mean over all ranks."""
@@ -70,7 +72,8 @@ class ExactMeanTrainer(SFTTrainer):
             average_gradients(self._network, self.accelerator)
         return loss
 
-    def _record(self, name: str, amount: float, weight: float) -> None:
+    def _record(self, name: str, amount: float | Tensor, weight: float | Tensor) -> None:
+        """Tensors stay on their device until they are logged: reading one waits for the GPU."""
         total, total_weight = self._sums[name]
         self._sums[name] = (total + amount, total_weight + weight)
 
@@ -79,10 +82,15 @@ class ExactMeanTrainer(SFTTrainer):
         kind = "eval_" if "eval_loss" in logs else ""
         names = [name for name in self._sums if name.startswith("eval_") == bool(kind)]
         if names and f"{kind}loss" in logs:
-            totals = sum_over_ranks([self._sums.pop(name) for name in names], self.accelerator)
+            sums = [tuple(map(float, self._sums.pop(name))) for name in names]
+            totals = sum_over_ranks(sums, self.accelerator)
             for name, (total, weight) in zip(names, totals, strict=True):
                 logs[name] = total / (weight or 1.0)
         super().log(logs, start_time)
+
+
+# A micro-batch whose rows were laid into others of its step.
+_NO_ROWS: dict[str, Any] = {"input_ids": torch.empty(1, 0, dtype=torch.long)}
 
 
 class StepMeanTrainer(ExactMeanTrainer):
@@ -90,20 +98,46 @@ class StepMeanTrainer(ExactMeanTrainer):
 
     Args:
         summed_loss: The loss of a batch, from the unwrapped model and the batch.
+        micro_batch_tokens: For a collator that packs rows: those of a step are laid into
+            micro-batches of so many tokens. None leaves the batches as the collator makes them.
         **kwargs: Of `SFTTrainer`; the collator's batches have `item_counts`.
     """
 
-    def __init__(self, model: nn.Module, *, summed_loss: LossFunction, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        summed_loss: LossFunction,
+        micro_batch_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, **kwargs)
         self._summed_loss = summed_loss
+        self._micro_batch_tokens = micro_batch_tokens
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of an optimizer step, and how many items they have over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(float(batch["item_counts"].sum()) for batch in batches)
-        return batches, sum_over_ranks(count, self.accelerator)
+        counts = [batch["item_counts"].sum() for batch in batches]
+        count = float(torch.stack(counts).sum()) if counts else 0.0
+        return self._repacked(batches), sum_over_ranks(count, self.accelerator)
+
+    def _repacked(self, batches: list[Any]) -> list[Any]:
+        """The same rows in fewer batches, the last ones; the Trainer counts on those before."""
+        if self._micro_batch_tokens is None or not batches:
+            return batches
+        packs = repacked(batches, self._micro_batch_tokens)
+        return [_NO_ROWS] * (len(batches) - len(packs)) + packs
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """A micro-batch; nothing for one whose rows others took over."""
+        if inputs is _NO_ROWS:
+            return torch.zeros((), device=self.accelerator.device)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -115,14 +149,14 @@ class StepMeanTrainer(ExactMeanTrainer):
         """The batch's part of the step's mean; its own mean in an evaluation."""
         with self.accelerator.autocast():
             summed = self._summed_loss(self._network, inputs)
-        items = float(inputs["item_counts"].sum())
+        items = inputs["item_counts"].sum()
         for name, value in summed.metrics.items():
             self._record(name if self._network.training else f"eval_{name}", value, items)
         # Where no item counts, as when all weights are 0, the sum is 0, and so is the mean.
         if num_items_in_batch is None:
             # The Trainer would weigh batches by their rows.
-            self._record("eval_loss", float(summed.total), items)
-            loss = summed.total / (items or 1.0)
+            self._record("eval_loss", summed.total.detach(), items)
+            loss = summed.total / items.clamp(min=torch.finfo(items.dtype).tiny)
         else:
             loss = self._share(summed.total / (num_items_in_batch or 1.0))
         return (loss, {}) if return_outputs else loss

@@ -1,0 +1,247 @@
+"""Rows of different length laid end to end, without padding: attention that keeps them apart, and
+how rows are divided over micro-batches.
+
+`use_packed_attention` registers an attention with transformers that reads the borders of rows
+(`cu_seq_lens_q`, the name that transformers gives them). On CUDA in half precision that is the
+variable-length flash attention of torch, whose cost is the sum of the squares of the lengths;
+elsewhere it goes row by row through `scaled_dot_product_attention`, which is exact.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import accumulate
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from openweights.models.forward import base_model, evaluating
+from openweights.models.tokens import Collator, borders, item_counts
+
+logger = logging.getLogger(__name__)
+
+NAME = "openweights_packed"
+# Logits of one row may differ by this share of their size between packed and alone: rounding, not
+# leakage.
+LEAK_TOLERANCE = 1e-3
+_COLUMNS = ("input_ids", "labels", "weights", "position_ids")  # of shape (1, T)
+_BORDERS: ContextVar[bool] = ContextVar("borders", default=False)
+_HALF = (torch.bfloat16, torch.float16)
+_FLASH_HEAD_DIM = 256  # the widest head of torch's flash attention
+
+
+def use_packed_attention(model: Any) -> bool:
+    """Let `model` read the borders of packed rows; other inputs go on as before.
+
+    Returns:
+        False, with nothing changed, for models whose attention is not `sdpa`: what else theirs does
+        (soft caps, sinks) is not known here.
+    """
+    present = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if present != "sdpa":
+        return present == NAME
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+@contextmanager
+def borders_given(given: Mapping[str, Any]) -> Iterator[None]:
+    """Around a forward pass: where the inputs hold the borders of rows, no mask is made."""
+    token = _BORDERS.set("cu_seq_lens_q" in given)
+    try:
+        yield
+    finally:
+        _BORDERS.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    return None if _BORDERS.get() else sdpa_mask(*args, **kwargs)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within rows.
+
+    Args:
+        query: Shape (B, heads, T, d); `key` and `value` may have fewer heads.
+        cu_seq_lens_q: Where rows begin and the last ends, int32, shape (rows + 1,); then B is 1.
+        max_length_q: The longest row.
+
+    Returns:
+        Shape (B, T, heads, d).
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    longest = query.shape[2] if max_length_q is None else max_length_q
+    if query.is_cuda and query.dtype in _HALF and query.shape[-1] <= _FLASH_HEAD_DIM:
+        window = sliding_window if sliding_window is not None and longest > sliding_window else None
+        borders = (cu_seq_lens_q, longest)
+        return _flash(query, key, value, borders, dropout, scaling, window)[None], None
+    sizes = cu_seq_lens_q.diff().tolist()
+    rows = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [_row(q, k, v, dropout, scaling, sliding_window) for q, k, v in rows]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: tuple[Tensor, int],
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Shape (T, heads, d). A window of w keeps each token and the w - 1 before it."""
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    starts, longest = borders
+    return torch.ops.aten._flash_attention_forward(
+        q, k, v, starts, starts, longest, longest, dropout, True, False,
+        scale=scaling, window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+    )[0]  # fmt: skip
+
+
+def _row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Shape (B, heads, T, d)."""
+    length, mask = query.shape[2], None
+    if window is not None and length > window:
+        ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
+        mask = ones.tril() & ones.triu(1 - window)
+    return scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=mask is None, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+
+
+def may_pack(model: PeftModel, examples: Sequence[Mapping[str, list[int]]]) -> bool:
+    """`keeps_rows_apart`, and a line in the log that says what follows from it."""
+    packed = keeps_rows_apart(model, examples)
+    logger.info(
+        "packing: rows of a batch are laid end to end"
+        if packed
+        else "packing is off: this model does not keep packed rows apart, so rows are padded"
+    )
+    return packed
+
+
+def keeps_rows_apart(model: PeftModel, examples: Sequence[Mapping[str, list[int]]]) -> bool:
+    """Whether the model keeps packed rows apart, as it does after this where it can.
+
+    Changes the first of two packed rows and looks at the logits of the second, which must not move,
+    and must be those of the row alone. An architecture with attention of its own is found out.
+    """
+    first = list(examples[0]["input_ids"])[:32]
+    second = list(examples[-1]["input_ids"])[:32]
+    changed = [first[0]] * len(first) if len(set(first)) > 1 else [second[-1]] * len(first)
+    alone = _last_row_logits(model, [second])
+    own = use_packed_attention(base_model(model))
+    packed, other = (_last_row_logits(model, [row, second]) for row in (first, changed))
+    scale = float(alone.abs().max()) or 1.0
+    # Rounding in half precision depends on the shape of the whole batch.
+    loose = LEAK_TOLERANCE if packed.dtype == torch.float32 and not _is_half(model) else 5e-2
+    leaked = float((packed - other).abs().max()) > LEAK_TOLERANCE * scale
+    differs = float((packed - alone).abs().max()) > loose * scale
+    if own and (leaked or differs):
+        base_model(model).set_attn_implementation("sdpa")
+    return not leaked and not differs
+
+
+def _last_row_logits(model: PeftModel, rows: Sequence[list[int]]) -> Tensor:
+    batch = Collator(0, packed=True)([{"input_ids": row, "labels": row} for row in rows])
+    unknown = ("labels", "item_counts")  # to a model
+    if len(rows) == 1:
+        unknown += ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+    device = next(model.parameters()).device
+    given = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+        if name not in unknown
+    }
+    with evaluating(model), borders_given(given):
+        logits = model(**given, use_cache=False).logits
+    return logits[0, -len(rows[-1]) :].float()
+
+
+def _is_half(model: PeftModel) -> bool:
+    return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+
+
+def divided(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of rows in groups of at most `budget` tokens, as few as first-fit decreasing makes.
+
+    A row that is longer than the budget has a group of its own.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = next((at for at, left in enumerate(room) if left >= lengths[index]), None)
+        if place is None:
+            groups.append([])
+            room.append(budget)
+            place = len(groups) - 1
+        groups[place].append(index)
+        room[place] -= lengths[index]
+    return [sorted(group) for group in groups]
+
+
+def repacked(batches: Sequence[Mapping[str, Tensor]], budget: int) -> list[dict[str, Any]]:
+    """The rows of packed batches in as few packed batches as the budget allows.
+
+    Args:
+        batches: As a packing `Collator` makes them.
+        budget: Tokens of a batch, see `divided`.
+
+    Returns:
+        Batches with the same columns, and the borders of rows as `packed_attention` reads them;
+        `batches` themselves if they are fewer.
+    """
+    names = [name for name in _COLUMNS if name in batches[0]]
+    columns = {name: torch.cat([batch[name][0] for batch in batches]) for name in names}
+    lengths = torch.cat([batch["cu_seq_lens_q"].diff() for batch in batches]).tolist()
+    starts = [0, *accumulate(lengths)]
+    groups = divided(lengths, budget)
+    if len(groups) > len(batches):
+        return [dict(batch) for batch in batches]
+    packs: list[dict[str, Any]] = []
+    device = columns["input_ids"].device
+    for group in groups:
+        rows = [slice(starts[index], starts[index + 1]) for index in group]
+        pack: dict[str, Any] = {
+            name: torch.cat([values[row] for row in rows])[None] for name, values in columns.items()
+        }
+        for name, value in borders([lengths[index] for index in group]).items():
+            pack[name] = value.to(device) if isinstance(value, Tensor) else value
+        packs.append({**pack, "item_counts": item_counts(pack)})
+    return packs
