@@ -77,7 +77,9 @@ def test_a_point_of_small_order_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "owsk_", PAIR.public, PAIR.private[:-1], PAIR.private + "A", "owsk_é", "key"]
+    "text",
+    ["", "owsk_", PAIR.public, PAIR.private[:-1], PAIR.private + "A", "owsk_é", "key"],
+    ids=["empty", "prefix", "public", "short", "long", "not ASCII", "word"],  # keys are random
 )
 def test_what_is_no_private_key(text: str) -> None:
     box = seal(b"value", PAIR.public, **PLACE)

@@ -11,7 +11,7 @@ GOOD: dict[str, Any] = {"model": "org/name", "training_file": FILE, "loss": "sft
 SDFT: dict[str, Any] = {**GOOD, "loss": "sdft"}
 DPO: dict[str, Any] = {**GOOD, "loss": "dpo", "training_file": "preference:file-0123456789ab"}
 GRPO: dict[str, Any] = {**GOOD, "loss": "grpo"}
-MISSING = object()  # as a value: leave the field out
+MISSING = "MISSING"  # as a value: leave the field out
 
 MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     # required fields and their kinds
