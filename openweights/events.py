@@ -8,10 +8,13 @@ kind                 written by                           read by
 ===================  ===================================  ==========================================
 metrics (no type)    trainers, at every logged step       `metric_rows`: `job.metrics`, plots
 results (no type)    the worker, for files in `uploads/`  `job.download`, `ow show`, later jobs
-`Started`            trainers, first                      progress of `job.wait`
+`Started`            trainers and inference, first        progress of `job.wait`
 `Reproducibility`    training and scoring jobs, first     people: `ow events JOB --type …`
 `Checkpoint`         trainers                             the next attempt; the worker, which
                                                           deletes them after completion
+`Part`               inference, as rows are completed     the next attempt; the worker, as above
+`Batch`              inference through OpenAI             the next attempt
+`Served`             servers of deployed models, once up  `TemporaryApi`, `ow.chat`
 `Summary`            trainers, at the end                 people
 `Pushed`             training jobs                        people, `job.outputs`
 `TeacherGate`        SDFT, before step 0                  people, studies
@@ -116,6 +119,51 @@ class Checkpoint(TypedEvent):
     step: int  # type: ignore[assignment] - a checkpoint has one
     file: str | None = None
     path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part(TypedEvent):
+    """Rows that are completed; the next attempt does the others.
+
+    Attributes:
+        step: How many rows are completed, with those of earlier parts.
+        part: File with the rows of this part.
+    """
+
+    type: ClassVar[str] = "part"
+
+    step: int  # type: ignore[assignment] - as of a checkpoint
+    part: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(TypedEvent):
+    """Rows went to OpenAI's batch API.
+
+    Attributes:
+        batch: Its id there.
+    """
+
+    type: ClassVar[str] = "batch"
+
+    batch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served(TypedEvent):
+    """A deployed model can be asked.
+
+    Attributes:
+        base_url: Where, as OpenAI's clients take it: `http…/v1`.
+        models: Names that requests may give.
+        pod_id: The pod that serves it; None on this machine.
+    """
+
+    type: ClassVar[str] = "served"
+
+    base_url: str
+    models: Sequence[str]
+    pod_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

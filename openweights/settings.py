@@ -14,7 +14,7 @@ from pathlib import Path
 
 from openweights.credentials import Credentials, read_credentials
 from openweights.errors import ConfigurationError
-from openweights.types import CloudType
+from openweights.types import CloudType, Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ class Settings:
         worker_idle_s: `OPENWEIGHTS_WORKER_IDLE_S`: a worker that was not started by hand goes away
             after this long without work.
         cancel_grace_s: `OPENWEIGHTS_CANCEL_GRACE_S`: from SIGTERM to SIGKILL when a job is stopped.
+        lane: Which jobs of the embedded store a worker takes; None for all. No variable says it,
+            but who starts the worker.
         pod: What a worker in a cluster's pod is told.
     """
 
@@ -132,6 +134,7 @@ class Settings:
     heartbeat_s: float | None = None
     worker_idle_s: float = 60.0
     cancel_grace_s: float = 20.0
+    lane: Lane | None = None
     pod: PodSettings = PodSettings()
 
     @classmethod

@@ -18,10 +18,16 @@ WorkerStatus = Literal["starting", "active", "shutdown", "terminated"]
 CloudType = Literal["SECURE", "COMMUNITY", "ALL"]
 JobType = Literal["fine-tuning", "inference", "script", "api", "custom"]
 
+# What a worker that started by itself on this machine takes: jobs that end, one after the other, or
+# deployed models, which are served beside them.
+Lane = Literal["jobs", "servers"]
+
 # What a worker must do about the run that it holds, as answered to its heartbeat.
 Instruction = Literal["continue", "cancel", "timeout", "shutdown", "fenced"]
 
 JOB_STATUSES: tuple[JobStatus, ...] = ("pending", "in_progress", "completed", "failed", "canceled")
+SERVED: JobType = "api"
+SERVING_PREFIX = "server-"  # ids of workers of the lane "servers" begin so
 ENDED: frozenset[str] = frozenset({"completed", "failed", "canceled"})
 CLOUD_TYPES: tuple[CloudType, ...] = ("SECURE", "COMMUNITY", "ALL")
 

@@ -26,7 +26,10 @@ def open_backend(settings: Settings) -> Backend:
     from openweights.backends.local.backend import LocalBackend
 
     return LocalBackend(
-        settings.home, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s or 1.0
+        settings.home,
+        lease_s=settings.lease_s,
+        heartbeat_s=settings.heartbeat_s or 1.0,
+        lane=settings.lane,
     )
 
 

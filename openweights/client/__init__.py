@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +22,7 @@ from openweights.client.events import EventCollection
 from openweights.client.files import FileCollection
 from openweights.client.job_kinds import Jobs, find_kind, keep_names, kind_names, register
 from openweights.client.jobs import Job, JobCollection
-from openweights.client.local_worker import LocalWorker
+from openweights.client.local_worker import LocalWorkers
 from openweights.client.results import read_log_chunks
 from openweights.client.runs import Run, RunCollection, ScriptRun
 from openweights.client.secrets import SecretCollection
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from openweights.backends.base import Backend
+    from openweights.client.serving.chat import Chat, Deployments
+    from openweights.jobs.api import Api
     from openweights.jobs.exec import Exec
+    from openweights.jobs.inference import Inference
     from openweights.jobs.logprob import LogProb
     from openweights.jobs.multiple_choice import MultipleChoice
     from openweights.jobs.unsloth import FineTuning
@@ -57,7 +61,9 @@ class OpenWeights:
             defaults are what `ow login` has stored.
         organization_id: Whose jobs these are. The key, or the store on this machine, says that;
             what you give is compared with it on first use.
-        settings: All of the above and more, instead of the environment.
+        use_async: Whether `ow.chat` is the asynchronous one.
+        deploy_kwargs: What `ow.chat` deploys models with, as `ow.api.deploy` takes it.
+        settings: Addresses and keys and more, instead of the environment.
 
     Attributes:
         files, jobs, runs, events: What the store holds.
@@ -74,6 +80,8 @@ class OpenWeights:
         weighted_sft: WeightedSFT
         logprob: LogProb
         multiple_choice: MultipleChoice
+        inference: Inference
+        api: Api
         exec: Exec
 
     def __init__(
@@ -82,6 +90,8 @@ class OpenWeights:
         supabase_key: str | None = None,
         auth_token: str | None = None,
         organization_id: str | None = None,
+        use_async: bool = False,
+        deploy_kwargs: Mapping[str, Any] | None = None,
         *,
         settings: Settings | None = None,
     ) -> None:
@@ -97,11 +107,13 @@ class OpenWeights:
         self.runs = RunCollection(self)
         self.events = EventCollection(self)
         self.secrets = SecretCollection(self)
+        self._use_async = use_async
+        self._deploy_kwargs = dict(deploy_kwargs or {})
         self._organization_id = organization_id
         self._lock = threading.RLock()
         self._backend: Backend | None = None
         self._run: Run | None = None
-        self._worker: LocalWorker | None = None
+        self._workers: LocalWorkers | None = None
         self._kinds: dict[str, Jobs] = {}
         self._bundle: tuple[Signature, str] | None = None
 
@@ -237,11 +249,39 @@ class OpenWeights:
     def _found(self, jobs: Sequence[Job | str]) -> list[Job]:
         return [job if isinstance(job, Job) else self.jobs.retrieve(job) for job in jobs]
 
+    @property
+    def chat(self) -> Chat:
+        """Asks models by their names: `sync_chat`, or `async_chat` with `use_async`."""
+        return self.async_chat if self._use_async else self.sync_chat
+
+    @cached_property
+    def sync_chat(self) -> Chat:
+        """Asks models, and waits for the answers."""
+        from openweights.client.serving.chat import Chat
+
+        return Chat(self._deployments, use_async=False)
+
+    @cached_property
+    def async_chat(self) -> Chat:
+        """Asks models without blocking the event loop."""
+        from openweights.client.serving.chat import Chat
+
+        return Chat(self._deployments, use_async=True)
+
+    @cached_property
+    def _deployments(self) -> Deployments:
+        from openweights.client.serving.chat import Deployments
+
+        return Deployments(self, self._deploy_kwargs)
+
     def close(self) -> None:
-        """Send what the current run has logged, and release the store's connections.
+        """End what `ow.chat` has deployed, send what the current run has logged, and release the
+        store's connections.
 
         Neither the client nor what it gave out may be used afterwards.
         """
+        if "_deployments" in vars(self):
+            self._deployments.close()
         with self._lock:
             if self._run is not None:
                 self._run.close()
@@ -262,15 +302,15 @@ class OpenWeights:
             return self._bundle[1]
 
     def ensure_worker(self) -> None:
-        """Start a worker if none of the store on this machine is alive; a project's workers are
-        started by others.
+        """Start the workers that the store on this machine lacks; a project's workers are started
+        by others.
         """
         if self.backend.team is not None:
             return
         with self._lock:
-            if self._worker is None:
-                self._worker = LocalWorker(self.settings, self.backend)
-            self._worker.ensure()
+            if self._workers is None:
+                self._workers = LocalWorkers(self.settings, self.backend)
+            self._workers.ensure()
 
     def _has(self, file_id: str) -> bool:
         try:

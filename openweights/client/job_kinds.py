@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
@@ -40,6 +40,8 @@ _BUILT_IN = {
     "weighted_sft": "openweights.jobs.weighted_sft:WeightedSFT",
     "logprob": "openweights.jobs.logprob:LogProb",
     "multiple_choice": "openweights.jobs.multiple_choice:MultipleChoice",
+    "inference": "openweights.jobs.inference:Inference",
+    "api": "openweights.jobs.api:Api",
     "exec": "openweights.jobs.exec:Exec",
 }
 _REGISTERED: dict[str, type[Jobs]] = {}
@@ -103,6 +105,14 @@ class Jobs:
         """The parameters as they are stored, once the id is known; the default changes nothing."""
         return validated
 
+    def vram_gb(self, validated: BaseModel) -> int | None:
+        """GPU memory to ask for where nobody says how much; the default is the kind's."""
+        return type(self).requires_vram_gb
+
+    def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
+        """Names of secrets that the job cannot do without; the default has none."""
+        return ()
+
     def mounted_paths(self) -> Mapping[str, Path]:
         """Target inside the job's folder -> local file."""
         return expand_mounts(self.mount)
@@ -128,7 +138,7 @@ class Jobs:
         hardware = options.allowed_hardware
         spec = replace(
             self._spec(validated, options.cloud_type),
-            requires_vram_gb=options.vram_gb(type(self).requires_vram_gb),
+            requires_vram_gb=options.vram_gb(self.vram_gb(validated)),
             allowed_hardware=None if hardware is None else tuple(hardware),
             priority=options.priority,
             max_attempts=options.max_attempts,
@@ -137,7 +147,8 @@ class Jobs:
         )
         if options.docker_image:
             spec = replace(spec, docker_image=options.docker_image)
-        if wanted := wanted_secrets(self.ow, options.secrets):
+        named = [*options.secrets, *self.needed_secrets(validated)]
+        if wanted := wanted_secrets(self.ow, named):
             spec = replace(spec, params={**spec.params, "secrets": wanted})
         record = self.ow.backend.submit_job(spec)
         _check_secrets(record, wanted)

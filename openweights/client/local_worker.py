@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from openweights.client.bundle import package_folder
 from openweights.errors import PlatformError
 from openweights.settings import Settings
+from openweights.types import SERVED, SERVING_PREFIX, Lane
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -27,36 +28,64 @@ _MOST_FAILURES = 3
 _TAIL_BYTES = 2000
 
 
-class LocalWorker:
-    """Keeps a worker of the embedded store running while there is something to do.
-
-    Two clients may start one at the same time; a lock in the store's folder lets one of them stay.
+class LocalWorkers:
+    """Keeps workers of the embedded store running while there is something to do: one for all jobs
+    that end, and one for each deployed model.
     """
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
-        self._settings = settings
         self._backend = backend
-        self._process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._failures = 0
+        self._lanes: dict[Lane, LocalWorker] = {
+            "jobs": LocalWorker(settings, "jobs"),
+            "servers": LocalWorker(settings, "servers"),
+        }
 
     def ensure(self) -> None:
-        """Start a worker if none of the store is alive.
+        """Start what is missing.
+
+        Raises:
+            PlatformError: A worker cannot be started, or ends at once again and again.
+        """
+        jobs = self._backend.list_jobs(statuses=["pending", "in_progress"], limit=None)
+        served = sum(job.type == SERVED for job in jobs)
+        alive = self._backend.list_workers(statuses=["starting", "active"])
+        servers = sum(worker.id.startswith(SERVING_PREFIX) for worker in alive)
+        self._lanes["jobs"].ensure(len(alive) - servers, int(served < len(jobs)))
+        self._lanes["servers"].ensure(servers, served)
+
+
+class LocalWorker:
+    """Starts the workers of a lane.
+
+    Two clients may start one for jobs at the same time; a lock in the store's folder lets one of
+    them stay.
+    """
+
+    def __init__(self, settings: Settings, lane: Lane) -> None:
+        self._settings = settings
+        self._lane: Lane = lane
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
+        self._alive_before = 0
+        self._failures = 0
+
+    def ensure(self, alive: int, wanted: int) -> None:
+        """Start a worker if fewer are alive than there should be.
 
         Raises:
             PlatformError: It cannot be started, or ends at once again and again.
         """
-        if self._backend.list_workers(statuses=["starting", "active"]):
+        if alive >= wanted:
             self._failures = 0
             return
-        if self._is_starting():
+        if self._is_starting(alive):
             return
-        self._process = start_worker(self._settings)
-        self._started_at = time.monotonic()
+        self._process = start_worker(self._settings, self._lane)
+        self._started_at, self._alive_before = time.monotonic(), alive
         logger.info("started a worker, process %d", self._process.pid)
 
-    def _is_starting(self) -> bool:
-        if self._process is None:
+    def _is_starting(self, alive: int) -> bool:
+        if self._process is None or alive > self._alive_before:
             return False
         code = self._process.poll()
         if code is None:
@@ -78,7 +107,7 @@ def log_path(settings: Settings) -> Path:
     return settings.home / "worker.log"
 
 
-def start_worker(settings: Settings) -> subprocess.Popen[bytes]:
+def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[bytes]:
     """Start a worker that outlives this process and goes away when it has been idle.
 
     Raises:
@@ -88,7 +117,8 @@ def start_worker(settings: Settings) -> subprocess.Popen[bytes]:
     # The folder above the package first: the worker must be of this very version, installed or not.
     paths = [str(package_folder().parent), *env.get("PYTHONPATH", "").split(os.pathsep)]
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-    command = [sys.executable, "-m", "openweights.worker.main", "--embedded"]
+    option = "--serving" if lane == "servers" else "--embedded"
+    command = [sys.executable, "-m", "openweights.worker.main", option]
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         with log_path(settings).open("ab") as log:

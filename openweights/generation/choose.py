@@ -14,7 +14,7 @@ from openweights.errors import ConfigError, ConfigurationError
 from openweights.generation.cuda.decoder import check_supported
 from openweights.generation.cuda.linear import UnsupportedModelError
 from openweights.generation.engine import GenerationEngine
-from openweights.generation.transformers_engine import TransformersEngine
+from openweights.generation.transformers_engine import MAX_ROWS, TransformersEngine
 from openweights.models.forward import base_model
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def generation_engine(
     *,
     precision: Precision = "model",
     scaled_logprobs: bool = False,
+    rows: int | None = None,
 ) -> GenerationEngine:
     """The engine called `name`; "auto" takes `cuda_graph` wherever it can compute the model.
 
@@ -41,6 +42,8 @@ def generation_engine(
             compute with the model's own.
         scaled_logprobs: Whether log-probabilities will be asked for after the temperature, which a
             vLLM engine must know when it is made.
+        rows: Samples that grow at a time; None for what is best for the engine. vLLM's own
+            scheduler decides by its memory.
 
     Raises:
         ConfigError: `cuda_graph` was asked for and cannot compute this model here.
@@ -50,7 +53,7 @@ def generation_engine(
         return _vllm(model, tokenizer, scaled_logprobs)
     if name != "transformers":
         try:
-            return _cuda_graph(model, tokenizer, precision)
+            return _cuda_graph(model, tokenizer, precision, rows)
         except UnsupportedModelError as error:
             if name == "cuda_graph":
                 raise ConfigError(
@@ -58,18 +61,19 @@ def generation_engine(
                     "'transformers'"
                 ) from None
             logger.info("generation by transformers: cuda_graph cannot (%s)", error)
-    return TransformersEngine(model, tokenizer)
+    return TransformersEngine(model, tokenizer, max_rows=rows or MAX_ROWS)
 
 
 def _cuda_graph(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, precision: Precision
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, precision: Precision, rows: int | None
 ) -> GenerationEngine:
     if not torch.cuda.is_available():
         check_supported(base_model(model))
         raise UnsupportedModelError("no CUDA GPU is visible")
     from openweights.generation.cuda.graph_engine import CudaGraphEngine
 
-    engine = CudaGraphEngine(model, tokenizer, precision=precision)
+    given = {} if rows is None else {"rows": rows}
+    engine = CudaGraphEngine(model, tokenizer, precision=precision, **given)
     logger.info("generation by cuda_graph")
     return engine
 

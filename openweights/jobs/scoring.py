@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, NotFoundError, shown
+from openweights.jobs.model_source import pinned_model
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
-from openweights.models.names import ChatTemplate, ModelName, TemplateOptions, model_location
+from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
 
 if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
@@ -23,7 +24,7 @@ class ScoringParams(BaseModel):
     """What is scored.
 
     Attributes:
-        model: Hugging Face id or folder of a model or an adapter, or the id of a fine-tuning job.
+        model: A model, an adapter or a fine-tuning job, as `InferenceConfig.model` names it.
         dataset: File id from `ow.files.upload`, or a local path.
         batch_size: Rows in one forward.
         chat_template: A Jinja template, or "default" for the tokenizer's own.
@@ -32,7 +33,7 @@ class ScoringParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: ModelName
+    model: AnyModel
     dataset: str
     batch_size: Count = 8
     chat_template: ChatTemplate = "default"
@@ -82,7 +83,7 @@ class ScoringJobs(Jobs):
             DatasetError: The dataset has rows that cannot be used.
         """
         given = cast("ScoringParams", super().validate(params))
-        update = {"model": model_location(given.model)}
+        update = {"model": pinned_model(self.ow, given.model)}
         if Path(given.dataset).is_file():
             update["dataset"] = self.ow.files.upload(given.dataset, self.purpose)["id"]
         elif not given.dataset.startswith(f"{self.purpose}:"):
@@ -93,14 +94,13 @@ class ScoringJobs(Jobs):
         return given.model_copy(update=update)
 
     def check(self, validated: BaseModel) -> None:
-        """See that the dataset and the model's job are there.
+        """See that the dataset is there, and that its rows can be scored.
 
         Raises:
-            ConfigError: One is not.
+            ConfigError: It is not.
             DatasetError: Rows cannot be scored; names line and field.
         """
         params = cast("ScoringParams", validated)
-        self._check_model(params.model)
         try:
             content = self.ow.backend.open_file(params.dataset)
         except NotFoundError:
@@ -118,23 +118,5 @@ class ScoringJobs(Jobs):
                     problems.add_error(number, error)
         problems.raise_if_any(rows=count)
 
-    def _check_model(self, model: str) -> None:
-        if not is_job_id(model):
-            return
-        try:
-            status = self.ow.jobs.retrieve(model).status
-        except NotFoundError:
-            raise ConfigError(f"model: the store has no job {model}; correct the id") from None
-        if status != "completed":
-            raise ConfigError(
-                f"model: the job {model} is {status}, so there is no adapter; wait until it has "
-                "completed"
-            )
-
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         return f"python -m openweights.jobs.unsloth.tracking.scoring_job {self.kind} {{job_id}}"
-
-
-def is_job_id(model: str) -> bool:
-    """Whether a model is given as the fine-tuning job that made it."""
-    return model.startswith(("ftjob-", "sftjob-")) and not Path(model).exists()

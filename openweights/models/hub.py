@@ -1,4 +1,4 @@
-"""Pushing a result to the Hugging Face hub: the only writer to it.
+"""The Hugging Face hub: what is fetched from it, and results that are pushed to it.
 
 With `merge_before_push` the base model is loaded anew in 16 bit and the saved adapter is merged
 into it, so that the same path serves every engine and a base that was trained in 4 bit. What is in
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from openweights.errors import ConfigurationError
+from openweights.errors import ConfigError, ConfigurationError
 from openweights.models.names import model_location, repository_id
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,25 @@ class PushRequest(Protocol):
     model_naming_extra_parameters: dict[str, str] | None
     merge_before_push: bool
     push_to_private: bool
+
+
+def download(repository: str, folder: str | None = None) -> Path:
+    """The files of a repository, or of one folder in it, on this disk.
+
+    Raises:
+        ConfigError: It cannot be had; one line that says why.
+    """
+    from huggingface_hub import snapshot_download
+
+    from openweights.models.load import clear_load_errors
+
+    wanted = None if folder is None else f"{folder}/*"
+    with clear_load_errors(repository):
+        path = Path(snapshot_download(repository, allow_patterns=wanted))
+    found = path if folder is None else path / folder
+    if not found.is_dir():
+        raise ConfigError(f"model: the repository {repository} has no folder {folder}; correct it")
+    return found
 
 
 def push_result(

@@ -120,7 +120,7 @@ def load_model(
     from transformers import set_seed
 
     set_seed(config.seed)
-    with _clear_errors(config.model):
+    with clear_load_errors(config.model):
         load = _load_unsloth if engine == "unsloth" else _load_transformers
         model, tokenizer = load(config)
     for parameter in model.parameters():
@@ -138,11 +138,29 @@ def load_tokenizer(config: ModelRequest) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: It cannot be loaded, or the template has no such option.
     """
+    location = model_location(config.model)
+    return tokenizer_of(location, location, config.chat_template, config.template_options)
+
+
+def tokenizer_of(
+    location: str,
+    base: str,
+    chat_template: str = "default",
+    template_options: Mapping[str, Any] | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer beside an adapter, or its base's, as an adapter may come without one.
+
+    Raises:
+        ConfigError: It cannot be loaded, or the template has no such option.
+    """
     from transformers import AutoTokenizer
 
-    with _clear_errors(config.model):
-        tokenizer = AutoTokenizer.from_pretrained(model_location(config.model))
-    set_template(tokenizer, config.chat_template, config.template_options)
+    with clear_load_errors(location):
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(location)
+        except (OSError, ValueError):
+            tokenizer = AutoTokenizer.from_pretrained(base)
+    set_template(tokenizer, chat_template, template_options or {})
     return tokenizer
 
 
@@ -151,39 +169,39 @@ def load_trained(
     *,
     chat_template: str = "default",
     template_options: Mapping[str, Any] | None = None,
+    tokenizer_from: str | None = None,
+    in_4bit: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """A model to be scored, not trained, and its tokenizer, with tokens as `load_model` sets them.
+    """A model that is not trained, and its tokenizer, with tokens as `load_model` sets them.
 
     Args:
         location: Folder or Hugging Face id of a model, or of an adapter, whose base is loaded, too.
         template_options: What the chat template reads beside the messages.
+        tokenizer_from: Where its tokenizer is, if that has one; else beside the model.
+        in_4bit: Whether the weights are loaded in 4 bit.
 
     Raises:
         ConfigError: It cannot be loaded; one line that says why.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import find_adapter_config_file
 
     location = model_location(location)
-    with _clear_errors(location):
+    with clear_load_errors(location):
         found = find_adapter_config_file(location)
         adapter = json.loads(Path(found).read_text()) if found else {}
         base = model_location(adapter.get("base_model_name_or_path", location))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(location)
-        except (OSError, ValueError):
-            # An adapter may come without one.
-            tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = tokenizer_of(tokenizer_from or location, base, chat_template, template_options)
         model = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=base_dtype(base),
+            quantization_config=_four_bit() if in_4bit else None,
             device_map={"": 0} if torch.cuda.is_available() else None,
         )
         if found:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, location)
-    set_template(tokenizer, chat_template, template_options or {})
     set_tokens(model, tokenizer)
     logger.info("loaded %s on %s", location, device_name())
     return model.eval(), tokenizer
@@ -321,7 +339,7 @@ def _existing_modules(model: PreTrainedModel, config: ModelRequest) -> list[str]
 
 
 @contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
+def clear_load_errors(name: str) -> Iterator[None]:
     """Turn what loading a model may raise into one line that says what to do."""
     from safetensors import SafetensorError
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -56,6 +58,71 @@ def _hub_name(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in text)
 
 
+_TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+_OPENAI = "openai/"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """What a model's name means.
+
+    Attributes:
+        name: A folder in full, a repository, the id of a fine-tuning job, or OpenAI's name.
+        part: Folder inside the repository, or `checkpoint-N` of the job; None for all of it.
+    """
+
+    kind: Literal["folder", "repository", "job", "openai"]
+    name: str
+    part: str | None = None
+
+
+def model_reference(model: str) -> ModelReference:
+    """What `model` names.
+
+    Raises:
+        ConfigError: It cannot be a model.
+    """
+    if is_path(model) or Path(model).is_dir():
+        return ModelReference("folder", model_location(model))
+    if model.startswith(_OPENAI):
+        return ModelReference("openai", model.removeprefix(_OPENAI))
+    head, _, rest = model.partition("/")
+    if _TRAINING_JOB.fullmatch(head):
+        return ModelReference("job", head, rest or None)
+    name, part = "/".join(model.split("/")[:2]), "/".join(model.split("/")[2:])
+    if not _REPO.fullmatch(name) or ".." in model or any(not piece for piece in model.split("/")):
+        raise ConfigError(
+            f"model: {shown(model)} is neither a Hugging Face id (org/name, org/name/folder), nor "
+            "a folder, nor the id of a fine-tuning job; correct it"
+        )
+    return ModelReference("repository", name, part or None)
+
+
+# "7B", "0.5b", "135M", "8x7B", but neither the 4 of "4bit" nor the 2.5 of "Qwen2.5".
+_SIZE = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+
+
+def parameters_in_billions(model: str) -> float | None:
+    """How many parameters a model has, as far as its name tells."""
+    found = _SIZE.search(re.sub(r"[/_-]", " ", model))
+    if found is None:
+        return None
+    count, size, unit = found.groups()
+    return int(count or 1) * float(size) * (1.0 if unit in "bB" else 1e-3)
+
+
+_UNKNOWN_SIZE = 32.0  # in billions of parameters, of a model whose name does not tell
+
+
+def guessed_vram_gb(model: str, quantization: str | None = None) -> int:
+    """GPU memory that a model's weights and some room are likely to need, in GiB, by its name."""
+    size = parameters_in_billions(model) or _UNKNOWN_SIZE
+    name = f"{model} {quantization or ''}".lower()
+    shrunk = 4 if "4bit" in name or "bitsandbytes" in name else 2 if "8bit" in name else 1
+    return round(2 * size / shrunk + 5.5)
+
+
 def is_path(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~"))
 
@@ -72,6 +139,14 @@ def _model_name(value: str) -> str:
         raise ValueError(
             f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
         )
+    return value
+
+
+def _any_model(value: str) -> str:
+    try:
+        model_reference(bare_name(value))
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("model: ")) from None
     return value
 
 
@@ -95,6 +170,8 @@ def _template_options(value: dict[str, Any]) -> dict[str, Any]:
 
 
 ModelName = Annotated[str, AfterValidator(_model_name)]
+# What can be run: also a folder of a repository, a job, one of its checkpoints, `openai/<name>`.
+AnyModel = Annotated[str, AfterValidator(_any_model)]
 
 
 ChatTemplate = Annotated[str, AfterValidator(_chat_template)]

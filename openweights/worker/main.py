@@ -1,8 +1,9 @@
 """The worker's loop: register, claim, execute, and go away when asked to or when there is nothing
 to do.
 
-Run it with `python -m openweights.worker.main [--embedded] [--once]`. An embedded worker is the one
-that a client starts by itself on this machine: there is one per store, and it goes away when idle.
+Run it with `python -m openweights.worker.main [--embedded | --serving] [--once]`. An embedded
+worker is the one that a client starts by itself on this machine: there is one per store, and it
+goes away when idle. Deployed models have serving workers beside it, one each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from openweights.backends import open_backend
@@ -27,7 +29,7 @@ from openweights.errors import (
     StoreUnavailableError,
 )
 from openweights.settings import Settings
-from openweights.types import Claim, WorkerSpec
+from openweights.types import SERVED, SERVING_PREFIX, Claim, Lane, WorkerSpec
 from openweights.worker import gpu_health, hardware
 from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
@@ -43,13 +45,17 @@ LONGEST_PAUSE_S = 30.0
 MOST_DOUBLINGS = 10
 
 
-def run_worker(settings: Settings, *, embedded: bool, once: bool = False) -> int:
+def run_worker(
+    settings: Settings, *, embedded: bool, once: bool = False, serving: bool = False
+) -> int:
     """Work until told to end; returns the exit code.
 
     Args:
         embedded: One per store, else 0 at once. It, and a worker in a pod, which would be paid for
             when no manager is there to end it, ends after `settings.worker_idle_s` without work.
         once: Take one job, if there is one, and end.
+        serving: Started by itself, too, for deployed models alone, and as many of them as there
+            are such models.
 
     Raises:
         ConfigurationError: The settings or this machine do not allow a worker.
@@ -57,7 +63,9 @@ def run_worker(settings: Settings, *, embedded: bool, once: bool = False) -> int
     shutdown = Shutdown(settings.cancel_grace_s, settings.pod.notice_s)
     found = _detect(settings, embedded=embedded)
     may_wait = not embedded and settings.pod.worker_id is None
-    idle_s = None if may_wait else settings.worker_idle_s
+    idle_s = None if may_wait and not serving else settings.worker_idle_s
+    if embedded or serving:
+        settings = replace(settings, lane="servers" if serving else "jobs")
     with contextlib.closing(open_backend(settings)) as backend, shutdown.on_signals():
         while True:
             lock = _sole_worker(settings.home) if embedded else contextlib.nullcontext(True)
@@ -70,7 +78,8 @@ def run_worker(settings: Settings, *, embedded: bool, once: bool = False) -> int
                 return exit_code
             # A client that saw this worker alive a moment ago has started none. Now that the next
             # client would start one, look once more.
-            if not backend.list_jobs(statuses=["pending"], limit=1):
+            pending = backend.list_jobs(statuses=["pending"], limit=None)
+            if all(job.type == SERVED for job in pending):
                 return 0
 
 
@@ -84,7 +93,7 @@ class Worker:
         found: hardware.Hardware,
         shutdown: Shutdown,
     ) -> None:
-        self.id = settings.pod.worker_id or f"worker-{uuid.uuid4().hex[:12]}"
+        self.id = settings.pod.worker_id or new_worker_id(settings.lane)
         self._pod = settings.pod
         self._backend = backend
         self._shutdown = shutdown
@@ -219,6 +228,11 @@ def _detect(settings: Settings, *, embedded: bool) -> hardware.Hardware:
         return hardware.CPU
 
 
+def new_worker_id(lane: Lane | None) -> str:
+    """An id that nobody has, by which clients see the worker's lane."""
+    return f"{SERVING_PREFIX if lane == 'servers' else 'worker-'}{uuid.uuid4().hex[:12]}"
+
+
 @contextlib.contextmanager
 def _sole_worker(home: Path) -> Iterator[bool]:
     home.mkdir(parents=True, exist_ok=True)
@@ -235,6 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m openweights.worker.main", description=__doc__)
     parser.add_argument("--embedded", action="store_true", help="one per store; go away when idle")
+    parser.add_argument("--serving", action="store_true", help="for deployed models alone")
     parser.add_argument(
         "--once", action="store_true", help="take one job, if there is one, and end"
     )
@@ -242,7 +257,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
     try:
-        return run_worker(Settings.from_env(), embedded=options.embedded, once=options.once)
+        settings = Settings.from_env()
+        return run_worker(
+            settings, embedded=options.embedded, once=options.once, serving=options.serving
+        )
     except OpenWeightsError as error:
         logger.error("%s", error)
         return 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from openweights.backends.base import Backend
-from openweights.events import Checkpoint
+from openweights.events import Checkpoint, Part
 from openweights.types import EventDraft
 from openweights.worker.shutdown import persist
 
@@ -33,9 +33,13 @@ def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> No
 
 
 def drop_checkpoints(backend: Backend, job_id: str) -> None:
-    """Delete the checkpoints of a job that has completed: nothing will resume from them."""
-    events = backend.list_events(job_id=job_id, type=Checkpoint.type)
-    named = {str(event.data.get("file")) for event in events}
+    """Delete the checkpoints and parts of a job that has completed: nothing will resume from
+    them.
+    """
+    saved = backend.list_events(job_id=job_id, type=Checkpoint.type)
+    parts = backend.list_events(job_id=job_id, type=Part.type)
+    named = {str(event.data.get("file")) for event in saved}
+    named |= {str(event.data.get("part")) for event in parts}
     for file_id in named:
         if file_id.startswith("checkpoint:"):
             backend.delete_file(file_id)

@@ -124,11 +124,11 @@ def test_worker_that_cannot_start_is_reported(
     ow: OpenWeights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
-    worker = LocalWorker(ow.settings, ow.backend)
+    worker = LocalWorker(ow.settings, "jobs")
     deadline = time.monotonic() + 20
     with pytest.raises(PlatformError) as caught:
         while time.monotonic() < deadline:
-            worker.ensure()
+            worker.ensure(alive=0, wanted=1)
             time.sleep(0.02)
     first = str(caught.value).splitlines()[0]
     assert first.startswith("the worker ends at once (exit code 1); ")

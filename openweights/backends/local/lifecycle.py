@@ -21,7 +21,7 @@ from typing import Any
 from openweights.backends.values import MOST_TEXT
 from openweights.errors import FencedError, NotFoundError
 from openweights.json_values import storable
-from openweights.types import Instruction
+from openweights.types import SERVED, Instruction, Lane
 
 _RUN_WITH_JOB = """
     SELECT runs.*, jobs.status AS job_status, jobs.attempts AS job_attempts,
@@ -31,6 +31,7 @@ _RUN_WITH_JOB = """
 # Named, because the planner cannot know how few jobs wait and would sort them all.
 _NEXT_JOB = (
     "SELECT * FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
+    "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
     "ORDER BY priority DESC, created_at, seq LIMIT 1"
 )
 
@@ -49,9 +50,9 @@ def held_run(db: sqlite3.Connection, worker_id: str) -> sqlite3.Row | None:
     return db.execute(query, (worker_id,)).fetchone()
 
 
-def next_job(db: sqlite3.Connection) -> sqlite3.Row | None:
-    """The pending job to take: priority, then oldest."""
-    return db.execute(_NEXT_JOB).fetchone()
+def next_job(db: sqlite3.Connection, lane: Lane | None) -> sqlite3.Row | None:
+    """The pending job of a lane to take: priority, then oldest."""
+    return db.execute(_NEXT_JOB, {"lane": lane, "served": SERVED}).fetchone()
 
 
 def start_run(

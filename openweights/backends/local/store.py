@@ -18,7 +18,7 @@ from openweights.backends.local.folders import FileFolder, LogFolder
 from openweights.backends.local.migrations import migrate
 from openweights.backends.local.worker_locks import WorkerLocks
 from openweights.errors import ConfigurationError, NotFoundError
-from openweights.types import Claim, JobRecord, RunRecord
+from openweights.types import Claim, JobRecord, Lane, RunRecord
 
 _BUSY_TIMEOUT_S = 30.0
 
@@ -32,6 +32,7 @@ class Store:
 
     Args:
         home: Folder of the store.
+        lane: Which jobs workers of this object take; None for all.
         clock: Tells the time that leases and timeouts are measured with.
     """
 
@@ -42,6 +43,7 @@ class Store:
         lease_s: float = 60.0,
         heartbeat_s: float = 1.0,
         organization_id: str = "local",
+        lane: Lane | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.home = home
@@ -50,6 +52,7 @@ class Store:
         self.organization_id = organization_id
         self.pace_s = 0.0
         self.team = None
+        self._lane: Lane | None = lane
         self._clock = clock
         self._path = home / "openweights.db"
         self._connections = Connections(self._path, self._connect)

@@ -61,7 +61,7 @@ def wait_for(
             f"the store is away, so nobody knows of {job_id}: {error}"
         ) from error
     if job.status != "completed":
-        raise _failure(ow, job)
+        raise failure(ow, job)
     return job
 
 
@@ -188,7 +188,7 @@ def _sleep(poll_s: float, deadline: float | None, job: JobRecord) -> None:
     time.sleep(min(poll_s, left_s))
 
 
-def _failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
+def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
     if job.status == "canceled":
         return JobCanceledError(f"job {job.id} was canceled; job.restart() queues it again")
     runs = _runs(ow, job.id)

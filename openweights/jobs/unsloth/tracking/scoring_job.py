@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.client.questions import parse_question
-from openweights.errors import ConfigError
 from openweights.events import (
     BlockLogProbs,
     BlockwiseLogProbs,
@@ -21,18 +20,18 @@ from openweights.events import (
     MultipleChoice,
     Reproducibility,
 )
-from openweights.jobs.scoring import ScoringParams, is_job_id
+from openweights.jobs.model_source import fetch_model
+from openweights.jobs.scoring import ScoringParams
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
 from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter, write_rows
 
 if TYPE_CHECKING:
-    from openweights import OpenWeights
+    pass
 
 logger = logging.getLogger(__name__)
 
 UPLOADS = Path("uploads")
-ADAPTER = "adapter/"  # where a fine-tuning job leaves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +108,15 @@ def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     data = reporter.fetch(params.dataset, Path("data") / "dataset.jsonl")
     record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
     reporter.log(Reproducibility(record=record).data())
-    location = _adapter_of(ow, params.model) if is_job_id(params.model) else params.model
+    source = fetch_model(ow, params.model, Path("model"))
     model, tokenizer = load_trained(
-        location, chat_template=params.chat_template, template_options=params.template_options
+        source.base if source.adapter is None else str(source.adapter),
+        chat_template=params.chat_template,
+        template_options=params.template_options,
     )
     act(ScoringRun(params, model, tokenizer, read_rows(data), reporter))
     reporter.close(completed=True)
     return 0
-
-
-def _adapter_of(ow: OpenWeights, job_id: str) -> str:
-    """A folder with the adapter that a fine-tuning job has made.
-
-    Raises:
-        ConfigError: It has made none.
-    """
-    folder = Path("model")
-    for event in ow.jobs.retrieve(job_id).runs[-1].events:
-        path = str(event.data.get("path", ""))
-        if path.startswith(ADAPTER) and "/" not in path.removeprefix(ADAPTER):
-            ow.files.download(event.data["file"], folder / path.removeprefix(ADAPTER))
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(f"model: the job {job_id} has left no adapter; choose another")
-    return str(folder)
 
 
 if __name__ == "__main__":

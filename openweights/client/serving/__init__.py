@@ -1,0 +1,1 @@
+"""Models that answer while one works: deployments, and chats with them."""

@@ -1,0 +1,58 @@
+"""Worker side of a deployment: `python -m openweights.jobs.api.serve JOB_ID`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from openweights.jobs.api import ApiConfig
+from openweights.jobs.api.deployment import Place
+from openweights.jobs.model_source import fetch_model
+from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def serve_job(job_id: str) -> int:
+    """Serve until nobody uses it, or until it is told to stop."""
+    from openweights import OpenWeights
+
+    ow = OpenWeights()
+    config = ApiConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
+    place = Place.find(Settings.from_env().pod.pod_id)
+    base = fetch_model(ow, config.model, Path("model"))
+    if _takes_vllm(config):
+        from openweights.jobs.api.vllm_server import serve_vllm
+
+        serve_vllm(ow, config, base, place)
+    else:
+        from openweights.jobs.api.own_server import serve_own
+
+        asyncio.run(serve_own(ow, config, base, place))
+    return 0
+
+
+def _takes_vllm(config: ApiConfig) -> bool:
+    if config.engine != "auto":
+        return config.engine == "vllm"
+    import torch
+
+    return torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve; the exit status tells whether it went well, the last line of the log why not."""
+    set_up_logging()
+    if len(arguments) != 1:
+        logger.error("usage: python -m openweights.jobs.api.serve JOB_ID")
+        return 2
+    return exit_status(lambda: serve_job(arguments[0]), "serving failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

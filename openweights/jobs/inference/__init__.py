@@ -1,0 +1,107 @@
+"""`ow.inference`: what a model answers to a file of prompts. Client-side: no torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from pydantic import BaseModel
+
+from openweights.client.job_kinds import Jobs
+from openweights.errors import ConfigError, NotFoundError, shown
+from openweights.jobs.inference.config import InferenceConfig
+from openweights.jobs.inference.rows import check_input
+from openweights.jobs.model_source import adapter_base, pinned_model
+from openweights.models.names import guessed_vram_gb, model_reference
+from openweights.types import JobType
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openweights.client.job_options import JobOptions, takes
+    from openweights.client.jobs import Job
+
+PURPOSE = "conversations"
+OPENAI_KEY = "OPENAI_API_KEY"
+_CACHE_GB = 10  # for the keys and values of many rows at a time
+
+
+class Inference(Jobs):
+    """Submits inference jobs: `ow.inference.create(model=…, input_file_id=…)`.
+
+    The result is `job.outputs["file"]`: JSON lines in the order of the input, each row plus
+    `completion` and `logprobs`. A job that loses its worker goes on with the rows that are missing.
+    """
+
+    if TYPE_CHECKING:
+
+        class _Arguments(InferenceConfig, JobOptions):
+            """As given: one text that ends a completion needs no list."""
+
+            stop: list[str] | str = []  # pyright: ignore[reportIncompatibleVariableOverride]
+
+        @takes(_Arguments)
+        def create(self, **params: Any) -> Job: ...
+
+    params: ClassVar[type[BaseModel]] = InferenceConfig
+    job_type: ClassVar[JobType] = "inference"
+    id_covers_mounts: ClassVar[bool] = False
+
+    @property
+    def id_prefix(self) -> str:
+        """What the ids of its jobs begin with."""
+        return "inferencejob"
+
+    def vram_gb(self, validated: BaseModel) -> int | None:
+        """By the model's size."""
+        config = cast("InferenceConfig", validated)
+        if model_reference(config.model).kind == "openai":
+            return 0
+        base = adapter_base(self.ow, config.model, ask_hub=False)
+        return guessed_vram_gb(base, config.quantization) + _CACHE_GB
+
+    def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
+        """The organization's key, for a model of OpenAI on a project's worker."""
+        is_openai = model_reference(cast("InferenceConfig", validated).model).kind == "openai"
+        return (OPENAI_KEY,) if is_openai and self.ow.settings.is_remote else ()
+
+    def validate(self, params: dict[str, Any]) -> InferenceConfig:
+        """The parameters, checked, with a local file uploaded and the model pinned.
+
+        Raises:
+            ConfigError: A line for each field that is wrong, and what would work.
+            DatasetError: A local file has rows that cannot be used.
+        """
+        config = cast("InferenceConfig", super().validate(params))
+        file = config.input_file_id
+        if Path(file).is_file():
+            file = self.ow.files.upload(file, PURPOSE)["id"]
+        elif not file.startswith(f"{PURPOSE}:"):
+            raise ConfigError(
+                f"input_file_id: {shown(file)} is neither a file id ({PURPOSE}:file-…) nor a local "
+                f'file; give ow.files.upload(path, purpose="{PURPOSE}")["id"]'
+            )
+        model = pinned_model(self.ow, config.model)
+        return config.model_copy(update={"input_file_id": file, "model": model})
+
+    def check(self, validated: BaseModel) -> None:
+        """See that the input is there, and that each row can be answered.
+
+        Raises:
+            ConfigError: The store has no such file.
+            DatasetError: A row asks for what cannot be; names its line.
+        """
+        file = cast("InferenceConfig", validated).input_file_id
+        try:
+            content = self.ow.backend.open_file(file)
+        except NotFoundError:
+            raise ConfigError(
+                f"input_file_id: the store has no file {file}; upload it with "
+                f'ow.files.upload(path, purpose="{PURPOSE}")'
+            ) from None
+        with content:
+            check_input(content)
+
+    def get_entrypoint(self, validated_params: BaseModel) -> str:
+        """See `Jobs`."""
+        return "python -m openweights.jobs.inference.run {job_id}"

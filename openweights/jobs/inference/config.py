@@ -1,0 +1,75 @@
+"""What an inference job is asked for. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from openweights.models.names import AnyModel, ChatTemplate
+
+Count = Annotated[int, Field(ge=1)]
+# The log-probabilities of the tokens, and of so many likeliest ones; True for those of the tokens.
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class InferenceConfig(BaseModel):
+    """What is asked of a model.
+
+    Attributes:
+        model: A repository (`org/name`), a folder in one (`org/name/checkpoint-100`), a local
+            folder, a fine-tuning job (`ftjob-…`, `ftjob-…/checkpoint-N`), or `openai/<name>`.
+        input_file_id: File id from `ow.files.upload`, or a local path. Rows have `messages` or
+            `text`; their other keys stay. A last message of the assistant is continued.
+            `max_tokens` and `temperature` of a row count for it.
+        max_tokens: Completions are cut here, or where the model's context ends.
+        temperature: 0 takes the likeliest token.
+        top_p: Of the likeliest tokens those that hold so much; 1 for all.
+        stop: Texts that end a completion; it does not hold them.
+        prefill: How each answer begins; the completion is what comes after it.
+        min_tokens: Nothing ends a completion before it has so many.
+        max_model_len: Prompt and completion together, in tokens, at most.
+        logprobs: Of so many likeliest tokens at each place, beside the token's own; None for none.
+        n_completions_per_prompt: With more than one, `completion` is a list.
+        chat_template: A Jinja template, or "default" for the tokenizer's own.
+        template_options: What it reads beside the messages, such as `{"enable_thinking": False}`.
+        quantization: "bitsandbytes" loads the weights in 4 bit, as does "4bit" in the name.
+        load_format: Taken for older scripts; the format is seen from the files.
+        use_batch: Models of OpenAI: their batch API, which is cheaper and takes up to a day,
+            instead of parallel requests.
+        seed: The completions are a function of it, the weights and the rows.
+        engine: "auto" takes vLLM where it is installed, else the fastest of ours that can compute
+            the model.
+        job_id_suffix: Ends the job's id.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: AnyModel
+    input_file_id: str
+    max_tokens: Count = 600
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1)
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = []
+    prefill: str = ""
+    min_tokens: Annotated[int, Field(ge=0)] = 1
+    max_model_len: Count = 8196
+    logprobs: TopLogprobs | None = None
+    n_completions_per_prompt: Count = 1
+    chat_template: ChatTemplate = "default"
+    template_options: dict[str, Any] = {}
+    quantization: Literal["bitsandbytes"] | None = None
+    load_format: str | None = None
+    use_batch: bool = True
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
+    job_id_suffix: str | None = None
+
+    @property
+    def in_4bit(self) -> bool:
+        """Whether the weights are loaded in 4 bit."""
+        return self.quantization is not None or "4bit" in self.model.lower()

@@ -1,0 +1,89 @@
+"""Rows of an inference job: what each asks for. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from openweights.errors import DatasetError
+from openweights.generation.params import SamplingParams, derived_seed
+from openweights.generation.prompts import chat_prompt_ids, text_prompt_ids
+from openweights.jobs.unsloth.config.rows import numbered_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from openweights.jobs.inference.config import InferenceConfig
+
+Row = Mapping[str, Any]
+_LISTED = 20
+
+
+def check_input(lines: Iterable[bytes]) -> int:
+    """See that each row can be answered; returns how many there are.
+
+    Raises:
+        DatasetError: One cannot; a line for each of the first, with its number and field.
+    """
+    count, wrong = 0, list[str]()
+    for number, row in numbered_rows(lines):
+        count += 1
+        wrong += [f"input_file_id:{number}: {what}" for what in _problems(row)]
+    if wrong:
+        more = [f"… and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
+        raise DatasetError("\n".join([*wrong[:_LISTED], *more]))
+    return count
+
+
+def _problems(row: Row) -> Iterable[str]:
+    messages = row.get("messages")
+    if not messages and not row.get("text"):
+        yield "messages: is missing; give the conversation, or a `text` to go on with"
+    limit, temperature = row.get("max_tokens"), row.get("temperature")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        yield f"max_tokens: is {limit!r}; give a whole number of at least 1, or leave it out"
+    if temperature is not None and not _is_temperature(temperature):
+        yield f"temperature: is {temperature!r}; give a number of at least 0, or leave it out"
+
+
+def _is_temperature(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def row_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, config: InferenceConfig) -> list[int]:
+    """The tokens that the model continues.
+
+    Raises:
+        ValueError: The template refuses the conversation.
+    """
+    if not row.get("messages"):
+        return text_prompt_ids(tokenizer, row["text"] + config.prefill)
+    return chat_prompt_ids(
+        tokenizer,
+        row["messages"],
+        prefill=config.prefill,
+        tools=row.get("tools"),
+        options=config.template_options,
+    )
+
+
+def row_sampling(row: Row, index: int, config: InferenceConfig, room: int) -> SamplingParams:
+    """How the completions of a row are drawn.
+
+    Args:
+        room: Tokens that its prompt leaves.
+    """
+    given, temperature = row.get("max_tokens"), row.get("temperature")
+    limit = min(config.max_tokens if given is None else given, room)
+    return SamplingParams(
+        max_new_tokens=limit,
+        min_new_tokens=min(config.min_tokens, limit),
+        temperature=float(config.temperature if temperature is None else temperature),
+        top_p=config.top_p,
+        n=config.n_completions_per_prompt,
+        stop=tuple(config.stop),
+        logprobs=config.logprobs is not None,
+        top_logprobs=config.logprobs or 0,
+        seed=derived_seed(config.seed, index),
+    )

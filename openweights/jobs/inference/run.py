@@ -1,0 +1,191 @@
+"""Worker side of an inference job: `python -m openweights.jobs.inference.run JOB_ID`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openweights.errors import ConfigError, DatasetError
+from openweights.events import Started
+from openweights.generation.params import Completion, Delta, GenerationRequest, joined
+from openweights.generation.prompts import token_logprobs
+from openweights.jobs.inference import InferenceConfig
+from openweights.jobs.inference.parts import Parts, Result
+from openweights.jobs.inference.rows import Row, row_prompt, row_sampling
+from openweights.jobs.model_source import fetch_model
+from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
+from openweights.models.names import model_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from openweights import OpenWeights
+    from openweights.generation.engine import GenerationEngine
+
+logger = logging.getLogger(__name__)
+
+TAG = "inference"
+RESULT = Path("completions.jsonl")
+AHEAD = 256  # requests that an engine holds at a time; it works on as many of them as it can
+REPORT_S = 2.0
+
+Answers = Iterator[tuple[int, Result, int]]  # row, its result, and its new tokens
+
+
+def answer_job(job_id: str) -> int:
+    """Answer all rows of a job that are not answered yet, and store the result."""
+    from openweights import OpenWeights
+
+    ow = OpenWeights()
+    config = InferenceConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
+    rows = read_rows(ow.files.download(config.input_file_id, Path("data") / "input.jsonl"))
+    parts = Parts(ow, ow.run)
+    left = [index for index in range(len(rows)) if index not in parts.results]
+    ow.run.log(Started(max_steps=len(rows), from_step=len(rows) - len(left)).data())
+    logger.info("%d rows, %d of them answered already", len(rows), len(rows) - len(left))
+    if left:
+        answers = _open(ow, config, rows, left)
+        if not _keep(answers, parts, ow, len(rows)):
+            return EXIT_TERMINATED
+    _store_result(ow, rows, parts)
+    return 0
+
+
+def _open(
+    ow: OpenWeights, config: InferenceConfig, rows: Sequence[Row], left: Sequence[int]
+) -> Answers:
+    if model_reference(config.model).kind == "openai":
+        from openweights.jobs.inference.openai_models import openai_answers
+
+        return openai_answers(ow, config, rows, left)
+    from openweights.jobs.engine import open_engine
+
+    source = fetch_model(ow, config.model, Path("model"))
+    opened = open_engine(source, config.engine, config.chat_template, in_4bit=config.in_4bit)
+    return engine_answers(opened.engine, opened.tokenizer, opened.adapter, config, rows, left)
+
+
+def engine_answers(
+    engine: GenerationEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: str | None,
+    config: InferenceConfig,
+    rows: Sequence[Row],
+    left: Sequence[int],
+) -> Answers:
+    """What a model answers to the rows `left`, each as soon as all its completions are there."""
+    requests = iter(_requests(engine, tokenizer, adapter, config, rows, left))
+    grown: dict[str, list[list[Delta]]] = {}
+    while True:
+        for request in islice(requests, AHEAD - len(grown)):
+            engine.submit(request)
+            grown[request.id] = [[] for _ in range(request.params.n)]
+        if not grown:
+            return
+        finished: list[str] = []
+        for delta in engine.step():
+            samples = grown[delta.request_id]
+            samples[delta.sample].append(delta)
+            if all(own and own[-1].finish_reason for own in samples):
+                finished.append(delta.request_id)
+        for name in finished:
+            completions = [joined(own) for own in grown.pop(name)]
+            tokens = sum(len(completion.token_ids) for completion in completions)
+            yield int(name), _result(completions, tokenizer, config), tokens
+
+
+def _requests(
+    engine: GenerationEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    adapter: str | None,
+    config: InferenceConfig,
+    rows: Sequence[Row],
+    left: Sequence[int],
+) -> list[GenerationRequest]:
+    """All of them, before the first is answered: a row that cannot be is said at once."""
+    limit = min(config.max_model_len, engine.max_length)
+    requests: list[GenerationRequest] = []
+    for index in left:
+        try:
+            prompt = row_prompt(rows[index], tokenizer, config)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f"input_file_id: row {index + 1}: {error}") from None
+        if not 0 < len(prompt) < limit:
+            what = f"has {len(prompt)} tokens, and the context {limit}; shorten it"
+            what = what if prompt else "is empty; give it text"
+            raise DatasetError(f"input_file_id: row {index + 1}: the prompt {what}")
+        params = row_sampling(rows[index], index, config, limit - len(prompt))
+        requests.append(GenerationRequest(prompt, params, adapter, str(index)))
+    return requests
+
+
+def _result(
+    completions: Sequence[Completion], tokenizer: PreTrainedTokenizerBase, config: InferenceConfig
+) -> Result:
+    texts: list[Any] = [completion.text for completion in completions]
+    values: list[Any] = [None] * len(completions)
+    if config.logprobs is not None:
+        values = [token_logprobs(tokenizer, completion) for completion in completions]
+    if config.n_completions_per_prompt == 1:
+        return {"completion": texts[0], "logprobs": values[0]}
+    return {"completion": texts, "logprobs": values if config.logprobs is not None else None}
+
+
+def _keep(answers: Answers, parts: Parts, ow: OpenWeights, total: int) -> bool:
+    """Keep the answers as they come; False when the job was told to stop before the last one."""
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    started_at = told_at = time.monotonic()
+    tokens = 0
+    for index, result, count in answers:
+        parts.add(index, result)
+        tokens += count
+        now = time.monotonic()
+        if now - told_at >= REPORT_S or len(parts.results) == total:
+            rate = tokens / max(now - started_at, 1e-9)
+            step = {"step": len(parts.results), "tag": TAG, "tokens_per_s": round(rate, 1)}
+            ow.run.log({**step, "total": total})
+            logger.info("%d of %d rows, %.0f tokens/s", len(parts.results), total, rate)
+            told_at = now
+        if stopped:
+            break
+    if len(parts.results) == total:
+        return True
+    parts.save()
+    ow.run.flush()
+    return False
+
+
+def _store_result(ow: OpenWeights, rows: Sequence[Row], parts: Parts) -> None:
+    with RESULT.open("w", encoding="utf-8") as file:
+        for index, row in enumerate(rows):
+            file.write(json.dumps({**row, **parts.results[index]}, ensure_ascii=False) + "\n")
+    stored = ow.files.create(RESULT, "result")["id"]
+    # The last event with a file, so that `job.outputs["file"]` is the result.
+    ow.run.log({"file": stored, "path": RESULT.name})
+    ow.run.flush()
+    logger.info("done: %d rows in %s", len(rows), stored)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer; the exit status tells whether it went well, the last line of the log why not."""
+    set_up_logging()
+    if len(arguments) != 1:
+        logger.error("usage: python -m openweights.jobs.inference.run JOB_ID")
+        return 2
+    return exit_status(lambda: answer_job(arguments[0]), "inference failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

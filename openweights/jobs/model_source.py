@@ -1,0 +1,208 @@
+"""Where the weights of a model come from: a folder, the hub, or a fine-tuning job of the store.
+
+A job's model is its adapter; while it trains, its newest kept checkpoint. The client pins a job to
+one of them, so that equal names mean equal weights; the worker fetches it.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openweights.errors import ConfigError, NotFoundError
+from openweights.events import Checkpoint
+from openweights.models.names import ModelReference, model_location, model_reference
+
+if TYPE_CHECKING:
+    from openweights import OpenWeights
+
+ADAPTER = "adapter/"  # where a fine-tuning job leaves it
+_CHECKPOINT = "checkpoint-"
+_ADAPTER_CONFIG = "adapter_config.json"
+_HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Weights that can be loaded.
+
+    Attributes:
+        base: Folder or repository of the model.
+        adapter: Folder of an adapter on it; None for the model itself.
+        name: What it is called.
+    """
+
+    base: str
+    adapter: Path | None
+    name: str
+
+
+# ---- the client's side ---------------------------------------------------------------------------
+
+
+def pinned_model(ow: OpenWeights, model: str) -> str:
+    """`model` with a folder in full, and a job that has not completed with its newest checkpoint.
+
+    Raises:
+        ConfigError: There is no such folder, job or checkpoint, or the job has saved nothing yet.
+    """
+    reference = model_reference(model)
+    if reference.kind == "folder":
+        return reference.name
+    if reference.kind != "job":
+        return model
+    job_id = reference.name
+    try:
+        job = ow.backend.get_job(job_id)
+    except NotFoundError:
+        raise ConfigError(f"model: the store has no job {job_id}; correct the id") from None
+    if reference.part is None and job.status == "completed":
+        return job_id
+    kept = kept_checkpoints(ow, job_id)
+    if reference.part is not None:
+        _check_kept(reference, kept)
+        return model
+    if not kept:
+        raise ConfigError(
+            f"model: the job {job_id} is {job.status.replace('_', ' ')} and has saved no "
+            "checkpoint; wait until it has completed, or train with a smaller save_steps"
+        )
+    return f"{job_id}/{_CHECKPOINT}{max(kept)}"
+
+
+def kept_checkpoints(ow: OpenWeights, job_id: str) -> dict[int, str]:
+    """The checkpoints of a job that are still in the store: step -> file id."""
+    events = ow.backend.list_events(job_id=job_id, type=Checkpoint.type)
+    named = {saved.step: str(saved.file) for saved in (Checkpoint.of(e.data) for e in events)}
+    return {step: file for step, file in named.items() if _is_stored(ow, file)}
+
+
+def adapter_base(ow: OpenWeights, model: str, *, ask_hub: bool = True) -> str:
+    """The base model that `model` is an adapter on, as far as the client can tell; else itself.
+
+    Raises:
+        ConfigError: There is no such job, or no such folder.
+    """
+    reference = model_reference(model)
+    if reference.kind == "job":
+        return adapter_base(ow, job_base(ow, reference.name), ask_hub=False)
+    if reference.kind == "folder":
+        config = Path(reference.name) / _ADAPTER_CONFIG
+        is_adapter = config.is_file()
+        return model_location(_base_name(config)) if is_adapter else reference.name
+    if reference.kind == "repository" and ask_hub:
+        return _base_on_hub(reference) or model
+    return model
+
+
+def job_base(ow: OpenWeights, job_id: str) -> str:
+    """What a fine-tuning job trains on.
+
+    Raises:
+        ConfigError: There is no such job.
+    """
+    try:
+        return str(ow.backend.get_job(job_id).model)
+    except NotFoundError:
+        raise ConfigError(f"model: the store has no job {job_id}; correct the id") from None
+
+
+def _base_on_hub(reference: ModelReference) -> str | None:
+    """The base of an adapter on the hub; None for a model, and where the hub cannot be asked."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        return None
+    name = f"{reference.part}/{_ADAPTER_CONFIG}" if reference.part else _ADAPTER_CONFIG
+    try:
+        return _base_name(Path(hf_hub_download(reference.name, name, etag_timeout=_HUB_TIMEOUT_S)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def _is_stored(ow: OpenWeights, file: str) -> bool:
+    try:
+        ow.backend.get_file(file)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _check_kept(reference: ModelReference, kept: Mapping[int, str]) -> None:
+    if any(reference.part == f"{_CHECKPOINT}{step}" for step in kept):
+        return
+    known = ", ".join(f"{_CHECKPOINT}{step}" for step in sorted(kept)) or "none"
+    raise ConfigError(
+        f"model: the job {reference.name} has no {reference.part}; kept: {known}. A job keeps its "
+        "newest checkpoint while it trains, and its adapter afterwards"
+    )
+
+
+# ---- the worker's side ---------------------------------------------------------------------------
+
+
+def fetch_model(ow: OpenWeights, model: str, target: Path) -> ModelSource:
+    """Make the weights of `model` loadable; what comes from the store lies in `target` then.
+
+    Raises:
+        ConfigError: There are none; one line that says why.
+    """
+    reference = model_reference(model)
+    if reference.kind == "job":
+        folder = str(_fetch_job(ow, reference, target))
+    elif reference.part is not None:
+        from openweights.models.hub import download
+
+        folder = str(download(reference.name, reference.part))
+    else:
+        folder = reference.name
+    return _described(folder, model)
+
+
+def _described(location: str, name: str) -> ModelSource:
+    from transformers.utils import find_adapter_config_file
+
+    from openweights.models.load import clear_load_errors
+
+    with clear_load_errors(name):
+        found = find_adapter_config_file(location)
+    if not found:
+        return ModelSource(location, None, name)
+    config = Path(found)
+    if not Path(location).is_dir():
+        from openweights.models.hub import download
+
+        config = download(location) / _ADAPTER_CONFIG
+    return ModelSource(model_location(_base_name(config)), config.parent, name)
+
+
+def _base_name(config: Path) -> str:
+    content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    return str(content["base_model_name_or_path"])
+
+
+def _fetch_job(ow: OpenWeights, reference: ModelReference, target: Path) -> Path:
+    folder = target / reference.name
+    if reference.part is not None:
+        kept = kept_checkpoints(ow, reference.name)
+        _check_kept(reference, kept)
+        step = int(reference.part.removeprefix(_CHECKPOINT))
+        archive = folder / "checkpoint.tar"
+        ow.files.download(kept[step], archive)
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        archive.unlink()
+        return folder / reference.part
+    runs = ow.jobs.retrieve(reference.name).runs
+    for event in runs[-1].events if runs else ():
+        path = str(event.data.get("path", ""))
+        if path.startswith(ADAPTER) and "/" not in path.removeprefix(ADAPTER):
+            ow.files.download(event.data["file"], folder / path.removeprefix(ADAPTER))
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"model: the job {reference.name} has left no adapter; choose another")
+    return folder

@@ -1,0 +1,66 @@
+"""Whether a model fits into the memory that is free now, beside what else runs on this machine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from openweights.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+# Weights alone are not all: activations, the cache, what the loader holds for a moment.
+ROOM = 1.25
+POLL_S = 5.0
+
+
+def weight_bytes(folder: Path) -> int:
+    """What the weights in a folder take as they are saved; 0 where there are none."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Free and whole memory of where models are computed: the GPU, or the machine without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 2**62, 2**62  # nothing tells: try, and see
+    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return values["MemAvailable"], values["MemTotal"]
+
+
+def wait_for_memory(
+    name: str,
+    needed: int,
+    memory: Callable[[], tuple[int, int]] = memory_bytes,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Return once so many bytes are free; says what it waits for.
+
+    Raises:
+        ConfigurationError: There never will be as many.
+    """
+    is_told = False
+    while True:
+        free, whole = memory()
+        if needed <= free:
+            return
+        if needed > whole:
+            raise ConfigurationError(
+                f"{name} needs {needed / 1e9:.1f} GB of memory, and this machine has "
+                f"{whole / 1e9:.1f}; choose a smaller model"
+            )
+        if not is_told:
+            logger.warning(
+                "%s waits for memory: it needs %.1f GB, and %.1f of %.1f are free; it goes on when "
+                "another job or deployment ends",
+                name, needed / 1e9, free / 1e9, whole / 1e9,
+            )  # fmt: skip
+            is_told = True
+        pause(POLL_S)

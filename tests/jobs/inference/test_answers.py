@@ -1,0 +1,94 @@
+"""What an engine answers to rows: samples, log-probabilities, stop texts, limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from openweights.errors import DatasetError
+from openweights.generation.choose import generation_engine
+from openweights.jobs.inference import InferenceConfig
+from openweights.jobs.inference.run import engine_answers
+from tests.tiny_model import make_tiny_model
+
+ROW = {"messages": [{"role": "user", "content": "Hi there"}]}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny)
+
+
+def answers(model: Any, tokenizer: Any, rows: list[Any], **params: Any) -> list[dict[str, Any]]:
+    config = InferenceConfig(model="some/model", input_file_id="conversations:file-0", **params)
+    engine = generation_engine("transformers", model, tokenizer)
+    found = engine_answers(engine, tokenizer, None, config, rows, range(len(rows)))
+    return [dict(result) for _, result, _ in sorted(found, key=lambda item: item[0])]
+
+
+def test_samples_are_a_list_and_a_function_of_the_seed(model: Any, tokenizer: Any) -> None:
+    params: dict[str, Any] = {"n_completions_per_prompt": 3, "max_tokens": 10}
+    first = answers(model, tokenizer, [ROW, ROW], **params)
+    assert [len(row["completion"]) for row in first] == [3, 3]
+    texts = [text for row in first for text in row["completion"]]
+    assert len(set(texts)) == 6, "each row and each sample has random numbers of its own"
+    assert all(row["logprobs"] is None for row in first)
+    assert answers(model, tokenizer, [ROW, ROW], **params) == first
+    assert answers(model, tokenizer, [ROW, ROW], seed=1, **params) != first
+
+
+def test_log_probabilities_equal_a_plain_forward(model: Any, tokenizer: Any) -> None:
+    params: dict[str, Any] = {"max_tokens": 8, "logprobs": 3, "n_completions_per_prompt": 2}
+    (row,) = answers(model, tokenizer, [ROW], **params)
+    messages = ROW["messages"]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    known = {tokenizer.decode([token]): token for token in range(len(tokenizer))}
+    exact = model.double()
+    for told in row["logprobs"]:
+        ids = [known[entry["token"]] for entry in told if entry["token"] in known]
+        if len(ids) < len(told) or "\ufffd" in "".join(entry["token"] for entry in told):
+            told, ids = told[:1], ids[:1]  # bytes that are no characters have no names
+        with torch.no_grad():
+            logits = exact(torch.tensor([[*prompt, *ids]])).logits[0]
+        logps = logits.log_softmax(-1)[len(prompt) - 1 :]
+        for entry, token, place in zip(told, ids, logps, strict=False):
+            assert abs(entry["logprob"] - place[token].item()) < 1e-4
+            tops = [top["logprob"] for top in entry["top_logprobs"]]
+            assert torch.allclose(torch.tensor(tops), place.topk(3).values.float(), atol=1e-4)
+    model.float()
+
+
+def test_stop_texts_prefill_and_limits(model: Any, tokenizer: Any) -> None:
+    plain, begun = (
+        answers(model, tokenizer, [ROW], temperature=0, max_tokens=20, prefill=prefill)[0]
+        for prefill in ("", "No, ")
+    )
+    assert plain != begun
+    text = plain["completion"]
+    stop = text[5:7]
+    (stopped,) = answers(model, tokenizer, [ROW], temperature=0, max_tokens=20, stop=stop)
+    assert stopped["completion"] == text[: text.index(stop)]
+    same = {"messages": [*ROW["messages"], {"role": "assistant", "content": "No, "}]}
+    assert answers(model, tokenizer, [same], temperature=0, max_tokens=20)[0] == begun
+    long = {"messages": [{"role": "user", "content": "x" * 600}]}
+    with pytest.raises(DatasetError, match="row 2: the prompt has 6.. tokens, and the context 512"):
+        answers(model, tokenizer, [ROW, long])
+    with pytest.raises(DatasetError, match="row 1: the prompt has .* tokens, and the context 30;"):
+        answers(model, tokenizer, [ROW], max_model_len=30)
+    (cut,) = answers(model, tokenizer, [ROW], max_model_len=60, temperature=0, logprobs=0)
+    assert 0 < len(cut["logprobs"]) < 60, "the context ends it"
