@@ -70,7 +70,7 @@ def test_what_is_not_there_is_found() -> None:
         ("openweights/jobs/unsloth/divergence.py", "KL(p || q)"),
         ("openweights/backends/supabase/sql/code/040_workers.sql", "skip locked"),
         ("openweights/cluster/planning/planner.py", "def plan("),
-        ("openweights/models/template.py", "apply_chat_template"),
+        ("openweights/models/template.py", "def rendered_spans("),
         ("openweights/events.py", "class TypedEvent"),
     ],
 )

@@ -20,6 +20,7 @@ from transformers import (
 from openweights.models.log_probs import scored_log_probs
 from openweights.models.packing import divided, repacked, use_packed_attention
 from openweights.models.tokens import IGNORED, Collator
+from tests.rounding import assert_equal_in_float64
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128,
@@ -62,17 +63,17 @@ def test_packed_rows_are_scored_and_learned_as_alone(name: str) -> None:
 
     assert use_packed_attention(model)
     packed = _values(model, Collator(0, packed=True)(rows))
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-10, atol=1e-10)
+    assert_equal_in_float64(packed, torch.cat(alone))
     packed.square().sum().backward()
     for found, expected in zip(model.parameters(), gradients, strict=True):
         # Some architectures normalise in float32, whatever they are given.
         assert float((found.grad - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
     # Padded rows, and rows without borders, go on as before.
     padded = _values(model, Collator(0)(rows))
-    torch.testing.assert_close(padded, torch.cat(alone), rtol=1e-10, atol=1e-10)
+    assert_equal_in_float64(padded, torch.cat(alone))
     batch = Collator(0, packed=True)(rows)
     unknown = {key: batch[key] for key in ("input_ids", "labels", "position_ids")}
-    torch.testing.assert_close(_values(model, unknown), torch.cat(alone), rtol=1e-10, atol=1e-10)
+    assert_equal_in_float64(_values(model, unknown), torch.cat(alone))
 
 
 def test_without_borders_rows_would_see_each_other() -> None:

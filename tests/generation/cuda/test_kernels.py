@@ -283,4 +283,4 @@ def test_limited_draws(triton_ops: Any, dtype: torch.dtype) -> None:
             expected, scores = torch_ops.draw(given, rows, positions)
             same = tokens == expected
             assert same.float().mean() > 0.9, "but for ties to rounding"
-            assert torch.allclose(own[same], scores[same], rtol=0, atol=1e-4)
+            assert_sums_equal(own[same], scores[same], 50_000 // 1024 + 32)
