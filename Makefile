@@ -12,13 +12,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test lint setup clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ow demo $(ARGS)
 
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
