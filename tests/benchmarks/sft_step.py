@@ -143,7 +143,7 @@ def run_trl(
         "max_length": 2048,
         "bf16": cuda,
         "use_cpu": not cuda,
-        "gradient_checkpointing": cuda,
+        "gradient_checkpointing": cuda and not options.trl_keeps,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if cuda else None,
         "report_to": "none",
         "save_strategy": "no",
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--micro", type=int, nargs="*", default=[4])
     parser.add_argument("--trl-micro", type=int, nargs="*", default=[4])
     parser.add_argument("--liger", action="store_true")
+    parser.add_argument("--trl-keeps", action="store_true", help="no recomputation in trl")
     parser.add_argument("--cpu", type=Path, help="a small model's folder: everything on the CPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -222,7 +223,7 @@ def main() -> None:
             for micro in options.trl_micro
             for packed in (False, True)
             for liger in ((False, True) if options.liger else (False,))
-            if not (packed and options.cpu)
+            if not packed or (options.loss == "dpo" and not options.cpu)
             if not liger or importlib.util.find_spec("liger_kernel")
         ]
     best = min(one["step_s"] for one in ours)
