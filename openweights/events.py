@@ -200,9 +200,10 @@ class TeacherGate(TypedEvent):
 
     Attributes:
         rows: How many prompts were answered.
-        values: For `student` and each teacher (`template`, `turns`, `turns_2`) its figures `exact`,
-            `rouge_l` and, where one is given, `reward`; `measure`, by which `placement` and
-            `repeats` were chosen; `margin`, `passed`, and `examples` with all answers.
+        values: Figures of the student and of each teacher, such as `student_exact`,
+            `template_rouge_l` and, where a reward is given, `turns_2_reward`; `measure`, by which
+            `placement` and `repeats` were chosen; `margin`, `passed`, and `examples` with all
+            answers.
     """
 
     type: ClassVar[str] = "teacher_gate"

@@ -18,11 +18,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from openweights.generation.params import Completion, GenerationRequest, SamplingParams
+from openweights.generation.transformers_engine import TransformersEngine
 from openweights.jobs.unsloth.config.demonstrations import Showing, split_row, teacher_messages
+from openweights.models.adapters import active_adapter
 from openweights.models.template import Message
 
 LEDGER_LINE = re.compile(r"[A-Z][a-z]+: \d+ [a-z]+ [a-z]+\.")
-BATCH_ROWS = 32
 
 
 class Score(NamedTuple):
@@ -78,7 +80,7 @@ class ChatModel:
     """A base model and its tokenizer, which answers with or without an adapter on it."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.model.eval()
 
@@ -94,25 +96,22 @@ class ChatModel:
 
     def answers(self, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[str]:
         """Greedy answers to conversations that end with a user turn."""
-        ids = self.answer_ids(prompts, max_new_tokens)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [one.text for one in self._completions(prompts, max_new_tokens)]
 
     def answer_ids(self, prompts: Sequence[list[Message]], max_new_tokens: int) -> list[list[int]]:
         """As `answers`, in tokens, up to the end token and with it."""
-        found: list[list[int]] = []
-        for start in range(0, len(prompts), BATCH_ROWS):
-            texts = [self._render(prompt) for prompt in prompts[start : start + BATCH_ROWS]]
-            batch = self.tokenizer(
-                texts, return_tensors="pt", padding=True, add_special_tokens=False
-            )
-            output = self.model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-            )
-            found += [self._cut(row) for row in output[:, batch["input_ids"].shape[1] :].tolist()]
-        return found
+        return [one.token_ids for one in self._completions(prompts, max_new_tokens)]
+
+    def _completions(
+        self, prompts: Sequence[list[Message]], max_new_tokens: int
+    ) -> list[Completion]:
+        params = SamplingParams(temperature=0, max_new_tokens=max_new_tokens)
+        adapter = active_adapter(self.model)
+        requests = [
+            GenerationRequest(self._prompt_ids(prompt), params, adapter) for prompt in prompts
+        ]
+        engine = TransformersEngine(self.model, self.tokenizer)
+        return [own[0] for own in engine.generate(requests)]
 
     def base_answers(
         self, prompts: Sequence[list[Message]], max_new_tokens: int
@@ -120,7 +119,7 @@ class ChatModel:
         """The answers of this model, with its distribution over each of their tokens."""
         found: list[BaseAnswer] = []
         for prompt, answer in zip(prompts, self.answer_ids(prompts, max_new_tokens), strict=True):
-            ids = self.tokenizer(self._render(prompt), add_special_tokens=False)["input_ids"]
+            ids = self._prompt_ids(prompt)
             found.append(BaseAnswer(ids, answer, self._logps(ids, answer)))
         return found
 
@@ -139,19 +138,11 @@ class ChatModel:
         logits = self.model(input_ids=ids, use_cache=False).logits[0]  # (T, V)
         return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)  # (C, V)
 
-    def _render(self, prompt: list[Message]) -> str:
-        return self.tokenizer.apply_chat_template(
+    def _prompt_ids(self, prompt: list[Message]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(
             prompt, tokenize=False, add_generation_prompt=True
         )
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """Without what stands behind the first end token."""
-        given = self.model.generation_config.eos_token_id
-        ends = set(given if isinstance(given, list) else [given])
-        for index, token in enumerate(ids):
-            if token in ends:
-                return ids[: index + 1]
-        return ids
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def teacher_gate(

@@ -378,7 +378,7 @@ def test_training_moves_the_student_towards_its_teacher(folder: Path, tmp_path: 
     )
     gate, first_completions = events[0], events[1]
     assert gate["type"] == "teacher_gate" and gate["rows"] == 8 and gate["step"] == 0
-    assert not gate["passed"] and gate["student"]["exact"] == 0, "a random model answers nothing"
+    assert not gate["passed"] and gate["student_exact"] == 0, "a random model answers nothing"
     assert first_completions["type"] == "completions" and len(first_completions["completions"]) == 4
     assert "eval_loss" in trainer.evaluate(), "a test set is scored by cross-entropy"
 

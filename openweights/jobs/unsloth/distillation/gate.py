@@ -223,7 +223,7 @@ def judge(
     gain = figures[chosen.name][measure] - figures[STUDENT][measure]
     passed = gain >= margin and gain > 0
     values = {
-        **figures,
+        **{f"{name}_{key}": v for name, own in figures.items() for key, v in own.items()},
         "measure": measure,
         "margin": margin,
         "placement": chosen.placement,
@@ -332,7 +332,7 @@ def _reward(config: TrainingConfig, fetch: Fetch) -> Reward | None:
 def _failure(config: TrainingConfig, verdict: Verdict) -> str:
     values = verdict.event.values
     measure, name = values["measure"], verdict.showing.name
-    teacher, student = values[name][measure], values[STUDENT][measure]
+    teacher, student = values[f"{name}_{measure}"], values[f"{STUDENT}_{measure}"]
     text = (
         f"teacher gate: the teacher ({name}: {measure} {teacher:.2f}) answers no better than the "
         f"student ({student:.2f}) by sdft_gate_margin={config.sdft_gate_margin:g}, so that there "

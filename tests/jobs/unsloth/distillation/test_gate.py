@@ -99,9 +99,10 @@ def test_auto_takes_the_first_of_the_best(
     assert showing == expected
     assert (event["type"], event["rows"], event["passed"]) == ("teacher_gate", 16, True)
     assert Showing(event["placement"], event["repeats"]) == expected
-    assert event["measure"] == "rouge_l" and event["student"]["exact"] == 0
-    assert event[expected.name] == {"exact": 1.0, "rouge_l": 1.0}
-    assert {"student", "template", "turns", "turns_2"} < event.keys()
+    assert event["measure"] == "rouge_l" and event["student_exact"] == 0
+    assert event[f"{expected.name}_exact"] == event[f"{expected.name}_rouge_l"] == 1
+    names = ("student", "template", "turns", "turns_2")
+    assert {f"{name}_{figure}" for name in names for figure in ("exact", "rouge_l")} < event.keys()
     example = event["examples"][0]
     assert example[expected.name] == example["demonstration"] != example["student"]
     json.dumps(event)
@@ -112,7 +113,7 @@ def test_a_placement_that_is_given_is_the_only_one_that_is_tried(tmp_path: Path)
         tmp_path, copier(2), sdft_demo_placement="turns", sdft_demo_repeats=3, sdft_gate_rows=5
     )
     assert showing == Showing("turns", 3) and event["rows"] == 5
-    assert "turns_3" in event and "template" not in event
+    assert "turns_3_exact" in event and "template_exact" not in event
 
 
 def test_a_teacher_that_is_no_better_stops_the_run(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_margin_that_is_not_reached_is_none(tmp_path: Path) -> None:
         return copier(1)(text).replace("sum", "what is it") if "sum" in text else "sum = 0"
 
     gain = chosen(tmp_path, half)[1][0]
-    difference = gain[gain["placement"]]["rouge_l"] - gain["student"]["rouge_l"]
+    difference = gain[f"{gain['placement']}_rouge_l"] - gain["student_rouge_l"]
     assert 0.05 < difference < 0.5
     with pytest.raises(JobFailedError, match="sdft_gate_margin=0.5"):
         chosen(tmp_path, half, sdft_gate_margin=0.5)
@@ -169,8 +170,8 @@ def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
         sdft_gate_reward=f"{file}:polite",
     )
     assert showing == Showing("template") and event["measure"] == "reward"
-    assert event["template"]["reward"] == 1 and event["student"]["reward"] == 0
-    assert event["turns"]["rouge_l"] > event["template"]["rouge_l"]
+    assert event["template_reward"] == 1 and event["student_reward"] == 0
+    assert event["turns_rouge_l"] > event["template_rouge_l"]
 
 
 def test_rows_that_do_not_fit_are_not_asked(tmp_path: Path) -> None:
@@ -263,6 +264,6 @@ def test_smollm2_learns_from_turns_and_not_from_the_template(tmp_path: Path) -> 
     )  # fmt: skip
     [event] = events
     assert showing.placement == "turns" and event["passed"]
-    assert event["student"]["exact"] == 0 and event["template"]["exact"] <= 2 / 8
-    assert event["template"]["rouge_l"] < event["student"]["rouge_l"] + 0.05
-    assert event[showing.name]["exact"] >= 7 / 8
+    assert event["student_exact"] == 0 and event["template_exact"] <= 2 / 8
+    assert event["template_rouge_l"] < event["student_rouge_l"] + 0.05
+    assert event[f"{showing.name}_exact"] >= 7 / 8
