@@ -45,15 +45,21 @@ class Runner:
         self._tables = torch.zeros(rows + 1, width, dtype=torch.int32, device=decoder.device)
         self._cache: PagedCache | None = None
         self._steps: dict[tuple[Any, ...], Steps] = {}
-        captured = decoder.can_be_captured
-        self._memory = torch.cuda.graph_pool_handle() if captured else None
         self.replace_decoder(decoder)
 
     def replace_decoder(self, decoder: Decoder) -> None:
         """Another decoder of the same model, with other adapters; the cache stays."""
         self._decoder = decoder
-        self._steps.clear()
+        self._drop_steps()
         decoder.prepare(self._max_length)
+
+    def _drop_steps(self) -> None:
+        """Captured steps hold addresses of what is replaced; with the last of them the memory that
+        they share is gone, too.
+        """
+        self._steps.clear()
+        captured = self._decoder.can_be_captured
+        self._memory = torch.cuda.graph_pool_handle() if captured else None
 
     def page_limit(self) -> int:
         """How many pages there is memory for."""
@@ -69,7 +75,7 @@ class Runner:
 
     def resize(self, pages: int) -> None:
         """A cache of so many pages in the place of the one there is, whose content is lost."""
-        self._steps.clear()
+        self._drop_steps()
         self._cache = None
         # One page more, for the rows that fill a batch up.
         self._cache = PagedCache(self._decoder, pages + 1, self._page_size)
