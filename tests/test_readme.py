@@ -146,5 +146,5 @@ def test_tree_lists_what_is_there() -> None:
         named |= {f"{prefix}/{name}".strip("/") for name in names}
     missing = [path for path in named if not (ROOT / path).exists()]
     assert not missing
-    packages = {path.parent.name for path in (ROOT / "openweights").glob("*/__init__.py")}
-    assert packages <= {path.split("/")[1] for path in named if path.startswith("openweights/")}
+    inside = [path.parent.relative_to(ROOT) for path in ROOT.glob("openweights/*/**/__init__.py")]
+    assert {str(folder) for folder in inside} <= {name.rstrip("/") for name in named}
