@@ -348,8 +348,8 @@ def check_pair(row: Mapping[str, Sequence[Mapping[str, Any]]], report: Report) -
         for field in ("prompt", "chosen", "rejected")
     )
     for field, answer in zip(("chosen", "rejected"), answers, strict=True):
-        if answer[: len(prompt)] == prompt:
-            report(field, "begins with the prompt, which would be read twice; leave it out there")
+        if any(answer[:count] == prompt[-count:] for count in range(1, len(prompt) + 1)):
+            report(field, "begins with the prompt's end, which would be read twice; leave it out")
         elif answer[-1]["role"] != "assistant":
             wrong = answer[-1]["role"]
             report(f"{field}[{len(answer) - 1}].role", f"is {wrong!r}; end it with 'assistant'")

@@ -259,14 +259,17 @@ def _check_tools(template: Template, scaffold: Scaffold, *, prompt: bool) -> Non
                 "message, or give a chat_template that does"
             )
     for index, message in enumerate(scaffold.messages):
-        calls = message.get("tool_calls") or []
+        calls: list[dict[str, Any]] = message.get("tool_calls") or []
         if not any(call["function"].get("arguments") for call in calls):
             continue
-        empty = [{**c, "function": {**c["function"], "arguments": {}}} for c in calls]
         bare = [*scaffold.messages]
-        bare[index] = {**message, "tool_calls": empty}
+        bare[index] = {**message, "tool_calls": [_without_arguments(call) for call in calls]}
         if template.scaffold(bare, prompt=prompt) == scaffold.text:
             raise MessageError(index, _dropped(message, "CALL", is_last=False))
+
+
+def _without_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {**call, "function": {**call["function"], "arguments": {}}}
 
 
 def _walk(scaffold: Scaffold, said: Mapping[str, str], text: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from os.path import commonprefix
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from openweights.errors import ConfigError
 from openweights.models.scaffold import (
@@ -74,8 +74,8 @@ class Rendered:
     """
 
     text: str
-    spans: list[MessageSpan] = field(default_factory=list)
-    cuts: list[int] = field(default_factory=list)
+    spans: list[MessageSpan] = field(default_factory=list[MessageSpan])
+    cuts: list[int] = field(default_factory=list[int])
     notes: frozenset[str] = frozenset()
 
 
@@ -399,7 +399,8 @@ def set_template(tokenizer: Any, chat_template: str, options: Mapping[str, Any])
     if not options:
         return
     given: Any = tokenizer.chat_template or ""
-    named: dict[str, str] = dict(given) if isinstance(given, Mapping) else {"": str(given)}
+    has_names = isinstance(given, dict)  # some models have templates for several uses
+    named = cast("dict[str, str]", given if has_names else {"": given})
     for option in options:
         if not any(re.search(rf"\b{re.escape(option)}\b", text) for text in named.values()):
             raise ConfigError(
@@ -411,16 +412,16 @@ def set_template(tokenizer: Any, chat_template: str, options: Mapping[str, Any])
         for name, value in options.items()
     ]
     written = {name: "".join(lines) + text for name, text in named.items()}
-    tokenizer.chat_template = written if isinstance(given, Mapping) else written[""]
+    tokenizer.chat_template = written if has_names else written[""]
 
 
 def _literal(value: Any) -> str:
     """A JSON value as Jinja writes it."""
-    if isinstance(value, Mapping):
-        pairs: Mapping[str, Any] = value
+    if isinstance(value, dict):
+        pairs = cast("dict[str, Any]", value)
         return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in pairs.items()) + "}"
     if isinstance(value, list):
-        items: list[Any] = value
+        items = cast("list[Any]", value)
         return "[" + ", ".join(map(_literal, items)) + "]"
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
@@ -436,7 +437,8 @@ def tokenizer_at_hand(location: str) -> Any | None:
             return None
     from transformers import AutoTokenizer
 
+    loader: Any = AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(location, local_files_only=True)
+        return loader.from_pretrained(location, local_files_only=True)
     except (OSError, ValueError):
         return None

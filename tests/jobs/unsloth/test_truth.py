@@ -346,6 +346,10 @@ def test_pairs_say_what_they_say() -> None:
     assert sides == [[THOUGHT + EOS], [f"6{EOS}"]]
     for wrong, words in (
         ({"chosen": [user("2+3?"), said("5")]}, "chosen: begins with the prompt"),
+        (
+            {"prompt": [system("a"), user("b")], "chosen": [user("b"), said("c")]},
+            "chosen: begins with the prompt's end",
+        ),
         ({"rejected": [said([{"text": THOUGHT}])]}, "rejected: equals 'chosen'"),  # type: ignore[arg-type]
         ({"rejected": [said(" ")]}, r"rejected\[0\].content: is empty"),
         ({"rejected": [said(f"6{EOS}")]}, r"rejected\[0\].content: holds '<\|im_end\|>'"),
