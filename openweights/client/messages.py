@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from openweights.errors import DatasetError, shown
-from openweights.models.template import Message, flat_text
+from openweights.models.template import Message, plain_message
 
 Report = Callable[[str, str], None]  # field, what is wrong; what to do
 
@@ -93,17 +93,6 @@ class Problems:
         raise DatasetError("\n".join(self._listed + tail))
 
 
-def plain_message(message: Mapping[str, Any]) -> Message:
-    """A checked message as chat templates read it: one text, arguments of calls as objects."""
-    plain: Message = {"role": message["role"], "content": flat_text(message.get("content") or "")}
-    for key in ("name", "reasoning_content", "tool_call_id"):
-        if message.get(key) is not None:
-            plain[key] = message[key]
-    if calls := message.get("tool_calls"):
-        plain["tool_calls"] = [_plain_call(call) for call in calls]
-    return plain
-
-
 def prompt_and_answer(row: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     """The messages before a last answer, and its text; None where the row does not end with one.
 
@@ -123,14 +112,6 @@ def prompt_and_answer(row: Mapping[str, Any]) -> tuple[list[Message], str | None
                 "content, as the model would (<think>…</think>)"
             )
     return messages, answer["content"]
-
-
-def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function: Mapping[str, Any] = call["function"]
-    arguments: Any = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
 
 
 def check_messages(value: Any, field: str, report: Report) -> list[str] | None:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
-from openweights.models.template import flat_text, rendered_prompt
+from openweights.models.template import plain_message, rendered_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ def chat_prompt_ids(
         ConfigError: The tokenizer has no chat template.
         ValueError: The template refuses the conversation, or changes what it says.
     """
-    plain = [{**message, "content": flat_text(message["content"])} for message in messages]
+    plain = [plain_message(message) for message in messages]
     begun = plain.pop()["content"] if plain and plain[-1]["role"] == "assistant" else ""
     text = rendered_prompt(tokenizer, plain, tools=tools, **(options or {})).text
     return list(tokenizer(text + begun + prefill, add_special_tokens=False)["input_ids"])

@@ -84,6 +84,25 @@ def flat_text(content: str | Sequence[Mapping[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(block["text"] for block in content)
 
 
+def plain_message(message: Mapping[str, Any]) -> Message:
+    """A checked message as chat templates read it: one text, arguments of calls as objects."""
+    plain: Message = {"role": message["role"], "content": flat_text(message.get("content") or "")}
+    for key in ("name", "reasoning_content", "tool_call_id"):
+        if message.get(key) is not None:
+            plain[key] = message[key]
+    if calls := message.get("tool_calls"):
+        plain["tool_calls"] = [_plain_call(call) for call in calls]
+    return plain
+
+
+def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function: Mapping[str, Any] = call["function"]
+    arguments: Any = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+
+
 def assistant_messages(messages: Sequence[Message]) -> list[int]:
     """The indices of what the assistant says."""
     return [index for index, message in enumerate(messages) if message["role"] == "assistant"]

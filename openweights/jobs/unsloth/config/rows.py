@@ -16,14 +16,13 @@ from openweights.client.messages import (
     check_messages,
     check_pair,
     check_tools,
-    plain_message,
 )
 from openweights.client.questions import parse_question
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import check_grpo_row
-from openweights.models.template import Message, assistant_messages
+from openweights.models.template import Message, assistant_messages, plain_message
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, dict[str, Any]]
