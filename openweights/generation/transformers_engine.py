@@ -171,6 +171,11 @@ class TransformersEngine(GenerationEngine):
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=cache,
         )
+        if cache.get_seq_length() != mask.shape[1]:
+            raise ConfigError(
+                "engine transformers: this model's forward, which another package has patched, "
+                "fills no cache; train with engine='transformers'"
+            )
         samples = [sample for own in group for sample in own]
         if len(samples) > len(group):
             rows = [index for index, own in enumerate(group) for _ in own]

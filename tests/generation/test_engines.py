@@ -431,3 +431,19 @@ def test_log_probabilities_are_those_that_training_computes(subject: Subject) ->
     for prompt, completion, values in zip(PROMPTS, found, scored, strict=True):
         for mine, theirs in zip(completion.logprobs, values[len(prompt) - 1 :], strict=True):
             assert abs(mine - theirs) < 1e-5
+
+
+def test_a_model_that_fills_no_cache_is_refused(tmp_path: Path) -> None:
+    """Its completions would be nonsense: each token would be read without those before it."""
+    folder = make_tiny_model(tmp_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    plain = model.forward
+
+    def forward(input_ids: torch.Tensor, past_key_values: Any = None, **rest: Any) -> Any:
+        return plain(input_ids=input_ids, **{**rest, "use_cache": False})
+
+    model.forward = forward
+    engine = TransformersEngine(model, AutoTokenizer.from_pretrained(folder))
+    with pytest.raises(ConfigError, match="fills no cache"):
+        engine.generate([GenerationRequest([5, 6])])
+    assert engine.is_idle
