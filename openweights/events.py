@@ -15,6 +15,7 @@ results (no type)    the worker, for files in `uploads/`  `job.download`, `ow sh
 `Part`               inference, as rows are completed     the next attempt; the worker, as above
 `Batch`              inference through OpenAI             the next attempt
 `Served`             servers of deployed models, once up  `TemporaryApi`, `ow.chat`
+`AdapterMoved`       trainers, at the end                 people, `job.outputs`
 `Summary`            trainers, at the end                 people
 `Pushed`             training jobs                        people, `job.outputs`
 `TeacherGate`        SDFT, before step 0                  people, studies
@@ -112,6 +113,7 @@ class Checkpoint(TypedEvent):
     Attributes:
         file: Where it is in the store.
         path: Its folder, for a run from a config file.
+        kept: It stays after completion (`keep_checkpoints`), for other jobs to go on from.
     """
 
     type: ClassVar[str] = "checkpoint"
@@ -119,6 +121,22 @@ class Checkpoint(TypedEvent):
     step: int  # type: ignore[assignment] - a checkpoint has one
     file: str | None = None
     path: str | None = None
+    kept: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMoved(TypedEvent):
+    """How far training has moved the adapter, at its end.
+
+    Attributes:
+        weight_difference_norm: Euclidean distance of the trained weights from where they started.
+        weight_norm: Their own Euclidean norm at the start.
+    """
+
+    type: ClassVar[str] = "adapter_moved"
+
+    weight_difference_norm: float
+    weight_norm: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, NotFoundError
 from openweights.events import Checkpoint
-from openweights.models.names import ModelReference, model_location, model_reference
+from openweights.models.names import ModelReference, adapter_shape, model_location, model_reference
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
@@ -99,6 +99,32 @@ def adapter_base(ow: OpenWeights, model: str, *, ask_hub: bool = True) -> str:
     return model
 
 
+def shape_to_keep(ow: OpenWeights, model: str) -> dict[str, Any]:
+    """The fields of a training config that an adapter fixes for what goes on from it, as far as the
+    client can tell: those of a job, and of a folder. Nothing for every other model.
+
+    Raises:
+        ConfigError: There is no such job.
+    """
+    try:
+        reference = model_reference(model)
+    except ConfigError:
+        return {}  # the check of the config says why
+    if reference.kind == "job":
+        try:
+            params = ow.backend.get_job(reference.name).params["validated_params"]
+        except NotFoundError:
+            raise ConfigError(
+                f"model: the store has no job {reference.name}; correct the id"
+            ) from None
+        fields = ("r", "lora_alpha", "use_rslora", "lora_bias", "target_modules")
+        return {field: params[field] for field in fields if field in params}
+    config = Path(reference.name) / _ADAPTER_CONFIG
+    if reference.kind != "folder" or not config.is_file():
+        return {}
+    return adapter_shape(json.loads(config.read_text(encoding="utf-8")))
+
+
 def job_base(ow: OpenWeights, job_id: str) -> str:
     """What a fine-tuning job trains on.
 
@@ -165,15 +191,12 @@ def fetch_model(ow: OpenWeights, model: str, target: Path) -> ModelSource:
 
 
 def _described(location: str, name: str) -> ModelSource:
-    from transformers.utils import find_adapter_config_file
-
     from openweights.models.load import clear_load_errors
 
     with clear_load_errors(name):
-        found = find_adapter_config_file(location)
-    if not found:
+        config = _adapter_config(location)
+    if config is None:
         return ModelSource(location, None, name)
-    config = Path(found)
     if not Path(location).is_dir():
         from openweights.models.hub import download
 
@@ -181,8 +204,37 @@ def _described(location: str, name: str) -> ModelSource:
     return ModelSource(model_location(_base_name(config)), config.parent, name)
 
 
+def _adapter_config(location: str) -> Path | None:
+    # Not by transformers or peft, which must not be imported before unsloth.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if Path(location).is_dir():
+        config = Path(location) / _ADAPTER_CONFIG
+        return config if config.is_file() else None
+    try:
+        return Path(hf_hub_download(location, _ADAPTER_CONFIG))
+    except EntryNotFoundError:  # also where the hub cannot be asked: loading then says so
+        return None
+
+
+def unpack_checkpoint(ow: OpenWeights, file_id: str, folder: Path) -> None:
+    """Download the archive of a checkpoint, whose folder is then in `folder`.
+
+    Raises:
+        NotFoundError: It is not stored any more.
+    """
+    archive = folder / "checkpoint.tar"
+    ow.files.download(file_id, archive)
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    archive.unlink()
+
+
 def _base_name(config: Path) -> str:
     content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    if not content.get("base_model_name_or_path") or content.get("peft_type") != "LORA":
+        raise ConfigError(f"model: {config} is no LoRA adapter that names its base; choose another")
     return str(content["base_model_name_or_path"])
 
 
@@ -192,11 +244,7 @@ def _fetch_job(ow: OpenWeights, reference: ModelReference, target: Path) -> Path
         kept = kept_checkpoints(ow, reference.name)
         _check_kept(reference, kept)
         step = int(reference.part.removeprefix(_CHECKPOINT))
-        archive = folder / "checkpoint.tar"
-        ow.files.download(kept[step], archive)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        archive.unlink()
+        unpack_checkpoint(ow, kept[step], folder)
         return folder / reference.part
     runs = ow.jobs.retrieve(reference.name).runs
     for event in runs[-1].events if runs else ():

@@ -7,12 +7,13 @@ into it, so that the same path serves every engine and a base that was trained i
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from openweights.errors import ConfigError, ConfigurationError
 from openweights.models.names import model_location, repository_id
@@ -99,14 +100,46 @@ def merge(config: PushRequest, adapter: Path, folder: Path) -> Path:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = AutoModelForCausalLM.from_pretrained(
-        model_location(config.model), dtype=torch.bfloat16, device_map="cpu"
+    from openweights.models.tokens import eos_token_ids
+
+    lora = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    location = model_location(lora.get("base_model_name_or_path") or config.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        location, dtype=torch.bfloat16, device_map="cpu"
     )
     # Merged in float32: adding small updates to 16-bit weights one by one would round them away.
-    merged = PeftModel.from_pretrained(base.float(), str(adapter)).merge_and_unload()
+    model = model.float()
+    _untie(model, str(adapter))
+    merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+    if merged.generation_config is not None:
+        # Those that training knew, so that the model ends where its adapter did.
+        merged.generation_config.eos_token_id = eos_token_ids(merged, tokenizer)
     merged.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
+
+
+def _untie(model: Any, adapter: str) -> None:
+    """Give the output head weights of its own where the adapter changes it or the embeddings.
+
+    An adapter on one of the two leaves the other as it is; merged into weights that both share, it
+    would change both.
+    """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from torch import nn
+
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return
+    lora = LoraConfig.from_pretrained(adapter)
+    names = [name for name, module in model.named_modules() if module in (head, embeddings)]
+    if not any(check_target_module_exists(lora, name) for name in names):
+        return
+    head.weight = nn.Parameter(embeddings.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def retried(act: Callable[[], Result], what: str, *, pause_s: float = PAUSE_S) -> Result:

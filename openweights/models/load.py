@@ -6,6 +6,7 @@ them is imported, which is why their imports stand inside functions here and in 
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError
-from openweights.models.names import model_location
+from openweights.models.names import adapter_shape, model_location
 from openweights.models.template import set_template
 from openweights.models.tokens import set_tokens
 from openweights.settings import Settings
@@ -53,8 +54,11 @@ class ModelRequest(Protocol):
 logger = logging.getLogger(__name__)
 
 
-def resolve_engine(config: ModelRequest) -> TrainingEngine:
+def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEngine:
     """The engine that trains `config` on this machine.
+
+    Args:
+        goes_on: Whether a trained adapter is trained on.
 
     Raises:
         ConfigurationError: The engine that was asked for cannot run here.
@@ -70,6 +74,12 @@ def resolve_engine(config: ModelRequest) -> TrainingEngine:
     # vLLM is driven by trl; unsloth would want to load it by itself.
     if config.engine == "transformers" or config.grpo_use_vllm:
         engine = "transformers"
+    if goes_on:
+        if config.engine == "unsloth":
+            raise ConfigError(
+                "engine: 'unsloth' cannot go on from an adapter; use 'auto' or 'transformers'"
+            )
+        engine = "transformers"
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
             "load_in_4bit: needs a CUDA GPU and the package bitsandbytes, which this machine "
@@ -78,9 +88,9 @@ def resolve_engine(config: ModelRequest) -> TrainingEngine:
     return engine
 
 
-def prepare_engine(config: ModelRequest) -> TrainingEngine:
+def prepare_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEngine:
     """Choose the engine and import it, before trl, transformers or peft are imported."""
-    engine = resolve_engine(config)
+    engine = resolve_engine(config, goes_on=goes_on)
     if engine == "unsloth":
         if config.loss == "grpo":
             # Its compiled log-softmax breaks on completions of changing lengths; read at import.
@@ -102,44 +112,40 @@ def device_name() -> str:
 
 
 def load_model(
-    config: ModelRequest, engine: TrainingEngine | None = None
+    config: ModelRequest, engine: TrainingEngine | None = None, adapter: Path | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Base model with a fresh LoRA, and its tokenizer.
+    """Base model with the LoRA to train, and its tokenizer.
 
-    The adapter is created from `config.seed` and kept in float32. The tokenizer has a pad token,
-    pads on the right, and has the chat template that the config asks for; the generation config
-    knows every end token of model and tokenizer.
+    A fresh adapter is created from `config.seed`. Trained weights are in float32. The tokenizer has
+    a pad token, pads on the right, and has the chat template that the config asks for; the
+    generation config knows every end token of model and tokenizer.
 
     Args:
         engine: What `prepare_engine` returned; None asks it.
+        adapter: Folder of an adapter on `config.model` that is trained on; None for a fresh one.
 
     Raises:
-        ConfigError: Model or target modules do not exist; one line that says which.
+        ConfigError: Model or target modules do not exist, or the adapter has another shape than the
+            config; one line that says which.
     """
-    engine = engine or prepare_engine(config)
+    engine = engine or prepare_engine(config, goes_on=adapter is not None)
     from transformers import set_seed
 
     set_seed(config.seed)
     with clear_load_errors(config.model):
-        load = _load_unsloth if engine == "unsloth" else _load_transformers
-        model, tokenizer = load(config)
+        if engine == "unsloth":
+            model, tokenizer = _load_unsloth(config)
+        else:
+            model, tokenizer = _load_transformers(config, adapter)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     set_template(tokenizer, config.chat_template, config.template_options)
     set_tokens(model, tokenizer)
     _describe(model, config, engine)
+    if adapter is not None:
+        logger.info("training goes on from the adapter in %s", adapter)
     return model, tokenizer
-
-
-def load_tokenizer(config: ModelRequest) -> PreTrainedTokenizerBase:
-    """The tokenizer alone, with the chat template that the config asks for.
-
-    Raises:
-        ConfigError: It cannot be loaded, or the template has no such option.
-    """
-    location = model_location(config.model)
-    return tokenizer_of(location, location, config.chat_template, config.template_options)
 
 
 def tokenizer_of(
@@ -250,14 +256,14 @@ def _load_unsloth(config: ModelRequest) -> tuple[Any, Any]:
     return model, getattr(tokenizer, "tokenizer", tokenizer)
 
 
-def _load_transformers(config: ModelRequest) -> tuple[Any, Any]:
+def _load_transformers(config: ModelRequest, adapter: Path | None) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from openweights.models.lora_linear import fuse_lora
 
     location = model_location(config.model)
-    tokenizer = AutoTokenizer.from_pretrained(location)
+    tokenizer = tokenizer_of(str(adapter or location), location)
     model = AutoModelForCausalLM.from_pretrained(
         location,
         dtype=base_dtype(location),
@@ -265,10 +271,37 @@ def _load_transformers(config: ModelRequest) -> tuple[Any, Any]:
         device_map={"": local_rank()} if torch.cuda.is_available() else None,
     )
     model.config.use_cache = False
-    lora = LoraConfig(**_lora_options(model, config), task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, lora)
+    if adapter is None:
+        lora = LoraConfig(**_lora_options(model, config), task_type="CAUSAL_LM")
+        adapted: Any = get_peft_model(model, lora)
+    else:
+        adapted = _with_adapter(model, config, adapter)
     fuse_lora(adapted)
     return adapted, tokenizer
+
+
+def _with_adapter(model: Any, config: ModelRequest, adapter: Path) -> Any:
+    """The model with a trained adapter, to go on from.
+
+    Raises:
+        ConfigError: It has another shape than the config says.
+    """
+    from peft import LoraConfig, PeftModel
+
+    shape = adapter_shape(json.loads((adapter / "adapter_config.json").read_text()))
+    asked = {**shape, "r": config.r, "lora_alpha": config.lora_alpha}
+    asked |= {"use_rslora": config.use_rslora, "lora_bias": config.lora_bias}
+    if "target_modules" in shape:
+        asked["target_modules"] = sorted(_existing_modules(model, config))
+    for name, value in shape.items():
+        if value != asked[name]:
+            raise ConfigError(
+                f"{name}: is {asked[name]}, but the adapter in {adapter} has {value}; give "
+                f"{name}={value!r} to go on from it"
+            )
+    lora: Any = LoraConfig.from_pretrained(str(adapter))
+    lora.lora_dropout, lora.inference_mode = config.lora_dropout, False
+    return PeftModel.from_pretrained(model, str(adapter), config=lora, is_trainable=True)
 
 
 def _lora_options(model: PreTrainedModel, config: ModelRequest) -> dict[str, Any]:
@@ -327,15 +360,15 @@ def _existing_modules(model: PreTrainedModel, config: ModelRequest) -> list[str]
         for name, module in model.named_modules()
         if hasattr(module, "weight") and getattr(module.weight, "dim", lambda: 0)() == 2
     }
-    found = [name for name in config.target_modules if name.rsplit(".", 1)[-1] in linear]
-    if not found:
+    existing = [name for name in config.target_modules if name.rsplit(".", 1)[-1] in linear]
+    if not existing:
         raise ConfigError(
             f"target_modules: {config.model} has none of {config.target_modules}; "
             f"it has {', '.join(sorted(linear))}"
         )
-    if missing := [name for name in config.target_modules if name not in found]:
+    if missing := [name for name in config.target_modules if name not in existing]:
         logger.warning("target_modules: the model has no %s; left out", ", ".join(missing))
-    return found
+    return existing
 
 
 @contextmanager
@@ -357,29 +390,45 @@ def clear_load_errors(name: str) -> Iterator[None]:
 
 
 def _load_problem(name: str, error: Exception) -> str:
-    text = str(error)
-    if "gated" in text or "401" in text or "403" in text:
-        return (
-            f"model: {name} is gated or private; ask for access and set HF_TOKEN to a token that "
-            "has it"
-        )
-    if "No space left" in text:
+    """Why a model cannot be loaded, by the errors of the hub's client that stand behind `error`."""
+    from huggingface_hub import errors as hub
+
+    causes = list(_causes(error))
+    if any(isinstance(c, OSError) and c.errno == errno.ENOSPC for c in causes):
         return (
             f"model: there is no disk space left to load {name}; free some, or set HF_HOME to a "
             "larger disk"
         )
-    if "not a valid model identifier" in text or "404" in text or "not a local folder" in text:
+    codes = {c.response.status_code for c in causes if isinstance(c, hub.HfHubHTTPError)}
+    not_found = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError)
+    if any(isinstance(c, hub.GatedRepoError) for c in causes) or 403 in codes:  # noqa: PLR2004
+        return (
+            f"model: {name} is gated or private; ask for access and set HF_TOKEN to a token that "
+            "has it"
+        )
+    if any(isinstance(c, not_found) for c in causes):
+        # The hub answers 401 to a stranger, whether there is a private repository or none.
+        private = "; if it is private, set HF_TOKEN to a token that may read it"
         return (
             f"model: {name!r} was not found, neither as a folder nor on the Hugging Face hub; "
-            "check the spelling"
+            f"check the spelling{private if codes else ''}"
         )
-    if "connect" in text or "offline" in text:
+    unreachable = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError)
+    if any(isinstance(c, unreachable) for c in causes):
         return (
             f"model: {name} is not on this machine and the Hugging Face hub cannot be reached; "
             "give a folder with the model, or try again with a network"
         )
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    lines = (line.strip() for line in str(error).splitlines())
+    first = next((line for line in lines if line), type(error).__name__)
     return (
         f"model: {name} cannot be loaded: {first}; give a causal language model in the "
         "Hugging Face format"
     )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from or beside."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -60,6 +60,7 @@ def _hub_name(text: str) -> str:
 
 _TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+_PART = re.compile(r"[\w.-]{1,96}")  # of a repository's id, or of a folder inside it
 _OPENAI = "openai/"
 
 
@@ -99,6 +100,19 @@ def model_reference(model: str) -> ModelReference:
     return ModelReference("repository", name, part or None)
 
 
+def adapter_shape(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter's `adapter_config.json` fixes for whoever goes on from it, as our fields."""
+    shape: dict[str, Any] = {
+        "r": lora.get("r"),
+        "lora_alpha": lora.get("lora_alpha"),
+        "use_rslora": lora.get("use_rslora", False),
+        "lora_bias": lora.get("bias", "none"),
+    }
+    if isinstance(lora.get("target_modules"), list):
+        shape["target_modules"] = sorted(lora["target_modules"])
+    return {name: value for name, value in shape.items() if value is not None}
+
+
 # "7B", "0.5b", "135M", "8x7B", but neither the 4 of "4bit" nor the 2.5 of "Qwen2.5".
 _SIZE = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
@@ -135,7 +149,7 @@ def bare_name(value: str) -> str:
 
 def _model_name(value: str) -> str:
     is_folder = is_path(bare_name(value)) or Path(value).is_dir()
-    if not is_folder and (value.count("/") > 1 or any(c.isspace() for c in value)):
+    if not is_folder and not all(map(_PART.fullmatch, value.split("/"))):
         raise ValueError(
             f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"
         )

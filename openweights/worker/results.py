@@ -34,11 +34,11 @@ def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> No
 
 def drop_checkpoints(backend: Backend, job_id: str) -> None:
     """Delete the checkpoints and parts of a job that has completed: nothing will resume from
-    them.
+    them. Checkpoints that it keeps stay.
     """
     saved = backend.list_events(job_id=job_id, type=Checkpoint.type)
     parts = backend.list_events(job_id=job_id, type=Part.type)
-    named = {str(event.data.get("file")) for event in saved}
+    named = {str(event.data.get("file")) for event in saved if not event.data.get("kept")}
     named |= {str(event.data.get("part")) for event in parts}
     for file_id in named:
         if file_id.startswith("checkpoint:"):

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError, NotFoundError
+from openweights.jobs.model_source import pinned_model, shape_to_keep
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     check_source,
@@ -18,7 +19,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
-from openweights.models.names import model_location, repository_id
+from openweights.models.names import repository_id
 from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
@@ -67,8 +68,11 @@ class FineTuning(Jobs):
             DatasetError: A local dataset has rows that cannot be used.
         """
         kind = cast("type[TrainingConfig]", type(self).params)
+        if isinstance(model := params.get("model"), str):
+            # What goes on from an adapter has its shape, which need not be said again.
+            params = {**shape_to_keep(self.ow, model), **params}
         config = training_config(params, kind)
-        model = model_location(config.model)
+        model = pinned_model(self.ow, config.model)
         return self._upload_local(config.model_copy(update={"model": model}))
 
     def with_job_id(self, validated: BaseModel, job_id: str) -> BaseModel:
@@ -90,8 +94,8 @@ class FineTuning(Jobs):
         """See that the files are there and that the loss can use their rows.
 
         Raises:
-            ConfigError: A file is not in the store, a push was asked for without a token, or the
-                chat template has no such option.
+            ConfigError: A file, or the job of `model`, is not in the store, a push was asked for
+                without a token, or the chat template has no such option.
             DatasetError: Rows cannot be used; names line and field.
         """
         config = cast(TrainingConfig, validated)

@@ -19,11 +19,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
-from openweights.events import Reproducibility, Started, Summary
+from openweights.events import AdapterMoved, Reproducibility, Started, Summary
 from openweights.generation.params import derived_seed
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.runtime.ranks import any_rank
 from openweights.jobs.unsloth.runtime.reporting import Reporter
+from openweights.models.weights import WeightCopy
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,56 @@ def _figures(entry: Mapping[str, Any], prefix: str = "") -> str:
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in given.items()
     )
+
+
+class AdapterMovement(TrainerCallback):
+    """Says at the end how far the adapter moved, and ends a job that has taught it nothing.
+
+    Nothing, that is when no step had a gradient, or when every weight is what it was. (Weight decay
+    alone shrinks weights, so the distance does not tell.)
+    """
+
+    def __init__(self, reporter: Reporter, nothing_learned: str) -> None:
+        self._reporter = reporter
+        self._nothing_learned = nothing_learned
+        self._start: WeightCopy | None = None
+        self._had_gradient = False
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before a checkpoint is loaded: what counts is where the job began."""
+        self._start = WeightCopy(kwargs["model"], device="cpu")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run has had one if its optimizer has kept something of it."""
+        kept = kwargs["optimizer"].state.values() if state.global_step else ()
+        tensors = (value for one in kept for name, value in one.items() if name != "step")
+        self._had_gradient = any(torch.is_tensor(value) and bool(value.any()) for value in tensors)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self._had_gradient:
+            gradients = (p.grad for p in kwargs["model"].parameters())
+            self._had_gradient = any(g is not None and bool(g.any()) for g in gradients)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._start is None or state.global_step < state.max_steps:
+            return  # a run that was stopped goes on later, and has no end yet
+        moved, norm = self._start.distance(), self._start.norm()
+        event = AdapterMoved(step=state.global_step, weight_difference_norm=moved, weight_norm=norm)
+        self._reporter.log(event.data())
+        logger.info("the adapter moved by %.3g; its weights' norm was %.3g", moved, norm)
+        if not moved or not self._had_gradient:
+            raise JobFailedError(
+                f"the adapter is where it was after {state.global_step} steps: "
+                f"{self._nothing_learned}"
+            )
 
 
 class StepSeed(TrainerCallback):

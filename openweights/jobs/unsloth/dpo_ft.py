@@ -3,8 +3,8 @@
     L = - mean over pairs of log sigmoid(beta * ((log p(chosen) - log p_ref(chosen))
                                                  - (log p(rejected) - log p_ref(rejected))))
 
-with the log-probabilities summed over an answer's tokens. The reference is the base model: the same
-network with its adapter switched off, which is where a fresh adapter starts from.
+with the log-probabilities summed over an answer's tokens. The reference is the model that training
+started from: the base model, or the adapter that it goes on from.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from openweights.jobs.unsloth.runtime.step_mean import SummedLoss
-from openweights.models.forward import evaluating
 from openweights.models.log_probs import answer_log_probs
+from openweights.models.weights import Reference
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -39,12 +39,14 @@ def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
     }
 
 
-def summed_dpo_loss(model: PeftModel, batch: Mapping[str, Tensor], *, beta: float) -> SummedLoss:
+def summed_dpo_loss(
+    model: PeftModel, batch: Mapping[str, Tensor], *, beta: float, reference: Reference
+) -> SummedLoss:
     """`dpo_loss` summed over the pairs of a `PreferenceCollator` batch."""
-    with evaluating(model), model.disable_adapter():
-        reference, _ = answer_log_probs(model, batch)
+    with reference.acting():
+        reference_values, _ = answer_log_probs(model, batch)
     values, _ = answer_log_probs(model, batch)
-    rewards = beta * (values - reference)
+    rewards = beta * (values - reference_values)
     chosen, rejected = rewards.chunk(2)
     metrics = reward_metrics(chosen.detach(), rejected.detach())
     for name, logps in zip(("chosen", "rejected"), values.detach().chunk(2), strict=True):

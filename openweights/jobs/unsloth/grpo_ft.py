@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig
 
-from openweights.errors import ConfigurationError, DatasetError
+from openweights.errors import ConfigurationError
 from openweights.generation.choose import generation_engine
 from openweights.jobs.unsloth.config.grpo_fields import (
     JUDGES,
     RewardChoice,
     reward_choices,
 )
+from openweights.jobs.unsloth.config.rows import check_prompt_count, prompts_in_step
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards
 from openweights.jobs.unsloth.grpo.data import grpo_rows
 from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
@@ -34,6 +36,8 @@ from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
 from openweights.models.template import prompt_token_ids
+
+logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0  # from the judges' own deadline to the end of our patience with them
 
@@ -109,7 +113,7 @@ def grpo_train(
     return run_trainer(trainer, resume_from)
 
 
-def grpo_args(config: TrainingConfig, engine: TrainingEngine) -> GRPOConfig:
+def grpo_args(config: TrainingConfig, engine: TrainingEngine = "transformers") -> GRPOConfig:
     """The trainer's arguments.
 
     Raises:
@@ -146,14 +150,16 @@ def grpo_args(config: TrainingConfig, engine: TrainingEngine) -> GRPOConfig:
 
 
 def _check_prompts(config: TrainingConfig, prompts: int, ranks: int) -> None:
-    """trl leaves out what does not fill a step, which must not be everything."""
-    needed = config.step_size * ranks // config.grpo_num_generations
-    if prompts < needed:
-        raise DatasetError(
-            f"training_file: has {prompts} usable rows, but a step takes {needed} prompts "
-            "(per_device_train_batch_size * gradient_accumulation_steps"
-            f"{' * GPUs' if ranks > 1 else ''} / grpo_num_generations); add rows, or lower the "
-            "batch"
+    """See that trl, which leaves out what does not fill a step, does not leave out everything."""
+    check_prompt_count(config, prompts, ranks)
+    taken = prompts_in_step(config, ranks)
+    if rest := prompts % taken:
+        logger.warning(
+            "training_file: %d prompts in steps of %d: %d of them, others in each epoch, fill no "
+            "step and are not answered in it",
+            prompts,
+            taken,
+            rest,
         )
 
 

@@ -34,6 +34,7 @@ from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import base_model, evaluating, frozen_head, output_logits
 from openweights.models.template import Message, prompt_token_ids
 from openweights.models.tokens import Collator
+from openweights.models.weights import WeightCopy
 
 LogEvent = Callable[[dict[str, Any]], None]
 
@@ -74,14 +75,14 @@ class MonitoringCallback(TrainerCallback):
         collate = Collator(int(tokenizer.pad_token_id))  # type: ignore[arg-type]
         starts = range(0, len(examples), batch_size)
         self._batches = [collate(examples[start : start + batch_size]) for start in starts]
-        self._initial: list[Tensor] = []
+        self._initial: WeightCopy | None = None
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remember the first weights and find the direction: a resumed run loads others later."""
         model = kwargs["model"]
-        self._initial = [p.detach().clone() for p in _trained(model)]
+        self._initial = WeightCopy(model)
         if isinstance(self._direction, tuple):
             self._direction = self._contrast(model, *self._direction)
 
@@ -89,7 +90,7 @@ class MonitoringCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure, at step 0."""
-        if not self._initial:
+        if self._initial is None:
             self.on_init_end(args, state, control, **kwargs)
         if state.global_step == 0:
             self._measure(kwargs["model"], 0)
@@ -104,8 +105,8 @@ class MonitoringCallback(TrainerCallback):
         started = time.perf_counter()
         event: dict[str, Any] = {"tag": "monitoring", "step": step}
         with evaluating(model):
-            moved = torch._foreach_sub([p.detach() for p in _trained(model)], self._initial)
-            event["weight_difference_norm"] = torch.stack(torch._foreach_norm(moved)).norm().item()
+            assert self._initial is not None
+            event["weight_difference_norm"] = self._initial.distance()
             divergences, cosines = zip(*(self._score(model, b) for b in self._batches), strict=True)
         event["kl_to_base"] = torch.cat(divergences).mean().item()
         if self._direction is not None:
@@ -158,10 +159,6 @@ class MonitoringCallback(TrainerCallback):
                 _hidden(base, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             total.append(states[0][0, -1].float())
         return torch.stack(total).mean(0)
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _hidden(base: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import may_pack
 from openweights.models.tokens import eos_token_ids
+from openweights.models.weights import Reference
 
 
 def preference_train(
@@ -48,7 +49,10 @@ def preference_train(
     Raises:
         DatasetError: A row cannot be used, or none fits into `max_seq_length`.
     """
-    loss = summed_dpo_loss if config.loss == "dpo" else summed_orpo_loss
+    if config.loss == "dpo":
+        loss: Any = partial(summed_dpo_loss, beta=config.beta, reference=Reference(model))
+    else:
+        loss = partial(summed_orpo_loss, beta=config.beta)
     ends = eos_token_ids(model, tokenizer)
 
     def dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
@@ -61,7 +65,7 @@ def preference_train(
     tokens = 2 * config.per_device_train_batch_size * longest
     trainer = StepMeanTrainer(
         model,
-        summed_loss=partial(loss, beta=config.beta),
+        summed_loss=loss,
         args=trainer_args(config),
         processing_class=tokenizer,
         train_dataset=examples,

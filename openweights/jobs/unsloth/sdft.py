@@ -241,10 +241,12 @@ class SDFTTrainer(ExactMeanTrainer):
     ) -> Any:
         """Mean over the step's sequences of each one's mean divergence per completion token."""
         if "teacher_input_ids" not in inputs:
+            self._counted += 1
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights = token_weights(inputs["loss_mask"], num_items_in_batch)
         output = self._score(inputs, weights)
         tokens = len(weights)
+        self._counted += tokens
         self._record("divergence", float(output.per_token.sum()), tokens)
         self._record("entropy", float(output.entropy.sum()), tokens)
         self._record("agreement", float(output.agreement.sum()), tokens)

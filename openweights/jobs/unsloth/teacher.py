@@ -9,15 +9,13 @@ initialised and B = 0, so the teacher is exactly the base model at step 0, and t
 not biased towards zero. (Starting both from zero, as a fresh adapter would, makes the teacher lag
 by a factor of 1 - (1 - rate)^t.)
 
-Teacher and student share one model: `acting` exchanges the storage of the trained parameters, which
-copies nothing, and exchanges it back. A backward pass must not run in between.
+Teacher and student share one model, which holds the teacher's weights while it acts
+(`models/weights.py`). Where training goes on from an adapter, that one is the first teacher.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,13 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openweights.errors import PlatformError
+from openweights.models.weights import WeightCopy, norm
 
 TEACHER_FILE = "sdft_teacher.safetensors"
 
 logger = logging.getLogger(__name__)
 
 
-class EMATeacher:
+class EMATeacher(WeightCopy):
     """Float32 moving average of a model's trainable parameters, on their device.
 
     Attributes:
@@ -44,15 +43,10 @@ class EMATeacher:
     def __init__(self, model: nn.Module, rate: float) -> None:
         if not 0 <= rate <= 1:
             raise ValueError(f"rate {rate} must be in [0, 1]")
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not named:
-            raise ValueError("the model has no trainable parameter, so there is nothing to average")
+        super().__init__(model)
         self.rate = rate
         self.step = 0
-        self._names = list(named)
-        self._student = list(named.values())
-        self._average = [_float_copy(p) for p in self._student]
-        self._initial = [average.clone() for average in self._average]
+        self._initial = [value.clone() for value in self.values]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -60,37 +54,24 @@ class EMATeacher:
         self.step += 1
         if self.rate == 0:
             return
-        pairs = zip(self._student, self._average, strict=True)
+        pairs = zip(self.parameters, self.values, strict=True)
         student = [parameter.detach().to(average.dtype) for parameter, average in pairs]
         if self.rate == 1:
-            torch._foreach_copy_(self._average, student)
+            torch._foreach_copy_(self.values, student)
         else:
-            torch._foreach_lerp_(self._average, student, self.rate)
-
-    @contextmanager
-    def acting(self) -> Iterator[None]:
-        """The model holds the teacher's weights inside, and bit for bit its own afterwards."""
-        own = [p.data for p in self._student]
-        for parameter, average in zip(self._student, self._average, strict=True):
-            parameter.data = average.to(parameter.dtype)
-        try:
-            yield
-        finally:
-            for parameter, data in zip(self._student, own, strict=True):
-                parameter.data = data
+            torch._foreach_lerp_(self.values, student, self.rate)
 
     @torch.no_grad()
     def drift(self) -> float:
         """Euclidean distance of the teacher from its first weights."""
-        difference = torch._foreach_sub(self._average, self._initial)
-        return torch.stack(torch._foreach_norm(difference)).norm().item()
+        return norm(torch._foreach_sub(self.values, self._initial))
 
     def save(self, folder: Path) -> None:
         """Write the teacher into a checkpoint's folder."""
         tensors = {
             f"{kind}.{name}": tensor.contiguous()
-            for kind, values in (("average", self._average), ("initial", self._initial))
-            for name, tensor in zip(self._names, values, strict=True)
+            for kind, values in (("average", self.values), ("initial", self._initial))
+            for name, tensor in zip(self.names, values, strict=True)
         }
         save_file(tensors, folder / TEACHER_FILE, metadata={"step": str(self.step)})
 
@@ -106,23 +87,18 @@ class EMATeacher:
             raise PlatformError(f"checkpoint {folder} holds no {TEACHER_FILE}: cannot resume SDFT")
         with safe_open(path, framework="pt") as file:
             self.step = int(file.metadata()["step"])
-            expected = {f"{kind}.{n}" for kind in ("average", "initial") for n in self._names}
+            expected = {f"{kind}.{n}" for kind in ("average", "initial") for n in self.names}
             if set(file.keys()) != expected:
                 raise PlatformError(f"{path} belongs to a model with other trained parameters")
-            for kind, values in (("average", self._average), ("initial", self._initial)):
-                for name, tensor in zip(self._names, values, strict=True):
+            for kind, values in (("average", self.values), ("initial", self._initial)):
+                for name, tensor in zip(self.names, values, strict=True):
                     tensor.copy_(file.get_tensor(f"{kind}.{name}"))
 
     @property
     def size_bytes(self) -> int:
         """Memory of the averages and of the first weights that the drift is measured from."""
-        return 2 * sum(average.numel() * average.element_size() for average in self._average)
+        return 2 * sum(average.numel() * average.element_size() for average in self.values)
 
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name; the tensors are the teacher's own."""
-        return dict(zip(self._names, self._average, strict=True))
-
-
-def _float_copy(parameter: nn.Parameter) -> Tensor:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return parameter.detach().to(dtype, copy=True)
+        return dict(zip(self.names, self.values, strict=True))

@@ -7,9 +7,11 @@ import logging
 from typing import Any, TypeVar
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, SchedulerType, Trainer, TrainingArguments
 from trl import SFTConfig
 
+from openweights.errors import ConfigError
+from openweights.jobs.unsloth.config.fields import DEFAULT_WARMUP_STEPS
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Argu
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
-        "save_total_limit": 1,
+        "save_total_limit": max(1, config.keep_checkpoints),
         "save_only_model": False,
         "report_to": [],
         "disable_tqdm": True,
@@ -77,11 +79,47 @@ def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Argu
 
 
 def run_trainer(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:
-    """Let it train, from a checkpoint's folder when there is one, and return it."""
+    """Let it train, from a checkpoint's folder when there is one, and return it.
+
+    Raises:
+        ConfigError: The learning rate would be 0 in every step.
+    """
     # It prints what MetricsCallback logs.
     trainer.remove_callback(PrinterCallback)
+    args = trainer.args
+    if args.lr_scheduler_type != SchedulerType.CONSTANT:
+        *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+        args.warmup_steps = warmup_steps(int(args.warmup_steps), steps)
     trainer.train(resume_from_checkpoint=resume_from)
     return trainer
+
+
+def warmup_steps(asked: int, steps: int) -> int:
+    """Steps of a run in which the learning rate rises.
+
+    The default is at most a tenth of all; another number is taken, with a word when it is no less
+    than all.
+
+    Raises:
+        ConfigError: It leaves no step with a learning rate above 0.
+    """
+    most = steps // 10
+    if asked == DEFAULT_WARMUP_STEPS and asked > most:
+        logger.info("warmup_steps=%d of %d steps, a tenth of them at most", most, steps)
+        return most
+    if asked and steps == 1:
+        raise ConfigError(
+            f"warmup_steps: is {asked}, and the only step of this run would have the learning rate "
+            "0; use warmup_steps=0, or train longer"
+        )
+    if asked >= steps:
+        logger.warning(
+            "warmup_steps=%d is not less than the %d steps of this run, so that learning_rate is "
+            "never reached; lower it, or train longer",
+            asked,
+            steps,
+        )
+    return asked
 
 
 def _optimizer(config: TrainingConfig) -> dict[str, Any]:

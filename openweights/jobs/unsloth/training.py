@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openweights.errors import ConfigError, DatasetError, OpenWeightsError
+from openweights.errors import ConfigError, DatasetError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed
+from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_keep
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
@@ -34,6 +35,7 @@ from openweights.settings import Settings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+    from openweights import OpenWeights
     from openweights.client.runs import Run
     from openweights.models.load import TrainingEngine
 
@@ -41,6 +43,17 @@ logger = logging.getLogger(__name__)
 
 UPLOADS = Path("uploads")
 Rows = list[dict[str, Any]]
+# Why a run has taught the adapter nothing, where it has.
+NOTHING_LEARNED = {
+    "sft": "no row has a token to learn with a weight other than 0, or learning_rate was 0 all "
+    "along; look at the weights, and at warmup_steps",
+    "sdft": "no completion had a token that counts, or student and teacher agree; lower "
+    "sdft_skip_tokens, or look at the demonstrations",
+    "dpo": "no pair had a gradient; look at the rows, and at warmup_steps",
+    "orpo": "no pair had a gradient; look at the rows, and at warmup_steps",
+    "grpo": "in no step did the rewards of a prompt's completions differ, so that none was better "
+    "than another; look at the reward function and at what is sampled",
+}
 
 
 def train(
@@ -60,13 +73,20 @@ def train(
         OpenWeightsError: What was asked for cannot be done; one line.
         SystemExit: The job was asked to stop; its checkpoint is kept.
     """
+    from openweights import OpenWeights
+
+    ow = OpenWeights()
     if not isinstance(config, TrainingConfig):
-        config = training_config(config)
+        config = training_config({**shape_to_keep(ow, str(config.get("model", ""))), **config})
     check_report_to(config.report_to)
-    reporter = _reporter(config, run)
+    _check_push(config)
+    reporter = _reporter(ow, config, run)
     from openweights.models.load import load_model, prepare_engine
 
-    engine = prepare_engine(config)
+    folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
+    source = fetch_model(ow, config.model, folder)
+    located = config.model_copy(update={"model": source.base})
+    engine = prepare_engine(located, goes_on=source.adapter is not None)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
     from openweights.jobs.unsloth.runtime.ranks import leave
     from openweights.jobs.unsloth.runtime.record import reproducibility
@@ -74,8 +94,8 @@ def train(
     with StopOnSignal() as stop:
         data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
         rows = _split(config, data)
-        _check_rendering(config, data)
-        model, tokenizer = load_model(config, engine)
+        _check_rendering(config, source, data)
+        model, tokenizer = load_model(located, engine, source.adapter)
         # The other ranks have copies of their own, and say nothing.
         record = {} if rank() else reproducibility(config, model, engine)
         callbacks = [
@@ -94,15 +114,13 @@ def train(
     return trainer
 
 
-def _reporter(config: TrainingConfig, run: Run | None) -> Reporter:
-    from openweights import OpenWeights
+def _reporter(ow: OpenWeights, config: TrainingConfig, run: Run | None) -> Reporter:
     from openweights.jobs.unsloth.runtime.ranks import FollowerReporter
 
-    ow = OpenWeights()
     if run is None and ow.settings.run_id is None:
         reporter: Reporter = FolderReporter(UPLOADS, config)
     else:
-        reporter = StoreReporter(ow, run or ow.run)
+        reporter = StoreReporter(ow, run or ow.run, config.keep_checkpoints)
     return FollowerReporter(reporter, rank()) if rank() else reporter
 
 
@@ -114,11 +132,14 @@ def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> R
     return [row for _, row in numbered]
 
 
-def _check_rendering(config: TrainingConfig, data: Mapping[DatasetRef, Rows]) -> None:
+def _check_rendering(
+    config: TrainingConfig, source: ModelSource, data: Mapping[DatasetRef, Rows]
+) -> None:
     """Find out what the chat template does to rows before the model is loaded."""
-    from openweights.models.load import load_tokenizer
+    from openweights.models.load import tokenizer_of
 
-    tokenizer = load_tokenizer(config)
+    place = str(source.adapter or source.base)
+    tokenizer = tokenizer_of(place, source.base, config.chat_template, config.template_options)
     for ref, rows in data.items():
         numbered = [(getattr(row, "line", number), row) for number, row in enumerate(rows, 1)]
         check_rendering(numbered, config, tokenizer, ref)
@@ -154,6 +175,7 @@ def _callbacks(
     config: TrainingConfig, reporter: Reporter, record: Mapping[str, Any], stop: TrainerCallback
 ) -> list[TrainerCallback]:
     from openweights.jobs.unsloth.callbacks import (
+        AdapterMovement,
         CheckpointCallback,
         GPUStatsCallback,
         MetricsCallback,
@@ -164,6 +186,7 @@ def _callbacks(
         StepSeed(),
         MetricsCallback(reporter, record),
         GPUStatsCallback(reporter),
+        AdapterMovement(reporter, NOTHING_LEARNED[config.loss]),
         *([] if rank() else report_callbacks(config.report_to, UPLOADS)),
         CheckpointCallback(reporter, config.save_minutes),
         stop,
@@ -258,21 +281,31 @@ def _finish(
     for name, content in (("config", record["config"]), ("reproducibility", record)):
         text = json.dumps(content, indent=2, sort_keys=True)
         (UPLOADS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    _push(config, adapter, reporter)
+    error = _push(config, adapter, reporter)
     reporter.close(completed=True)
     logger.info("done: the adapter is in %s", adapter)
+    if error is not None and config.push_to_hub:
+        raise JobFailedError(f"not pushed to the hub as push_to_hub=True asks: {error}")
 
 
-def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
-    """A push that fails is told in log and events: the training it would spoil has succeeded."""
+def _check_push(config: TrainingConfig) -> None:
+    """Before anything costs time: the last step of the job must be able to work."""
+    if config.push_to_hub and not Settings.from_env().hf_token:
+        raise ConfigError("push_to_hub: HF_TOKEN is not set where the job runs; set it there")
+
+
+def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> str | None:
+    """Push the result where that is wanted; returns why it is not there, after saying so.
+
+    The training that a failed push would spoil has succeeded: the result is kept in any case, and
+    the job fails only where `push_to_hub` is True.
+    """
     from openweights.models.hub import push_result
 
     settings = Settings.from_env()
-    if config.push_to_hub is False or (config.push_to_hub is None and not settings.hf_token):
-        return
+    if config.push_to_hub is False or not settings.hf_token:
+        return None
     try:
-        if not settings.hf_token:
-            raise ConfigError("push_to_hub: HF_TOKEN is not set where the job runs; set it there")
         repo = push_result(
             config, adapter, job_id=reporter.job_id, token=settings.hf_token, org=settings.hf_org
         )
@@ -281,8 +314,9 @@ def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> None:
         text = str(error) if known else one_line(error)
         logger.error("not pushed to the hub; the result is kept: %s", text, exc_info=not known)
         reporter.log(Pushed(push_error=text).data())
-        return
+        return text
     reporter.log(Pushed(pushed_to=repo).data())
+    return None
 
 
 def load_config(source: str) -> TrainingConfig:

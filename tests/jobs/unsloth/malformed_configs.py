@@ -20,7 +20,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "loss": MISSING}, "loss", "is required"),
     ({**GOOD, "model": ""}, "model", "is empty"),
     ({**GOOD, "model": "org/name "}, "model", "padded with spaces"),
-    ({**GOOD, "model": "a/b/c"}, "model", "neither a Hugging Face id"),
+    ({**GOOD, "model": "a/b//c"}, "model", "neither a Hugging Face id"),
     ({**GOOD, "model": "my model"}, "model", "neither a Hugging Face id"),
     ({**GOOD, "model": 7}, "model", "must be a string, not 7"),
     ({**GOOD, "epochs": "3"}, "epochs", "must be a whole number, not"),

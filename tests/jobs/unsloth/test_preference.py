@@ -27,6 +27,7 @@ from openweights.jobs.unsloth.training import train
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models.load import load_model
 from openweights.models.tokens import IGNORED, eos_token_ids
+from openweights.models.weights import Reference
 from tests.jobs.unsloth.malformed_configs import DPO
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import EOS, make_tiny_model, make_tokenizer
@@ -198,19 +199,21 @@ def terms_in(model: Any, tokenizer: Any, settings: Any, *, steps: int = 1) -> in
 def test_batches_equal_the_slow_losses(tiny: Path, tmp_path: Path) -> None:
     settings = config(tiny, tmp_path)
     model, tokenizer = load_model(settings)
+    base = Reference(model)
     model = perturbed(model).double().eval()
     pairs = preference_examples(settings, tokenizer, ROWS, ends=eos_token_ids(model, tokenizer))
     batch = PreferenceCollator(3)(pairs)
     dpo, orpo = slow_losses(model, pairs, 0.3)
     with torch.no_grad():
         found = [
-            float(f(model, batch, beta=0.3).total) for f in (summed_dpo_loss, summed_orpo_loss)
+            float(summed_dpo_loss(model, batch, beta=0.3, reference=base).total),
+            float(summed_orpo_loss(model, batch, beta=0.3).total),
         ]
     assert [value / len(pairs) for value in found] == pytest.approx([dpo, orpo], rel=1e-6)
     # At its start a fresh adapter is its own reference.
     fresh, _ = load_model(settings)
     with torch.no_grad():
-        start = summed_dpo_loss(fresh, batch, beta=0.3)
+        start = summed_dpo_loss(fresh, batch, beta=0.3, reference=Reference(fresh))
     assert_sums_equal(start.total, len(pairs) * math.log(2), 64)
     assert start.metrics["rewards/margins"] == 0
 

@@ -173,14 +173,14 @@ def test_weights_of_one_are_ordinary_sft(tiny: Path, tmp_path: Path) -> None:
     assert_sums_equal(first[0], second[0], 2 * terms)
 
 
-def test_all_zero_is_zero_and_moves_nothing(tiny: Path, tmp_path: Path) -> None:
+def test_all_zero_has_no_loss_and_moves_nothing(tiny: Path, tmp_path: Path) -> None:
     nothing = [{"messages": [QUESTION, said(block("nothing at all", 0))]}] * 2
     settings = config(tiny, tmp_path, weight_decay=0.0, **BIG)
     before = {
         n: p.clone() for n, p in load_model(settings)[0].named_parameters() if p.requires_grad
     }
     losses, adapter = trained(settings, nothing)
-    assert losses == [0.0, 0.0]
+    assert losses == [], "a mean of nothing is no 0"
     assert all(torch.equal(adapter[name], before[name]) for name in before)
 
 

@@ -36,6 +36,7 @@ FILE_PURPOSES = {
     "dpo": "preference",
     "orpo": "preference",
 }
+DEFAULT_WARMUP_STEPS = 5  # of a long run; a short one has a tenth of its steps
 DEFAULT_TARGET_MODULES = [
     "q_proj",
     "k_proj",
@@ -138,7 +139,8 @@ class TrainingFields(BaseModel):
     """A fine-tuning job's parameters, flat, each checked by itself.
 
     Attributes:
-        model: Hugging Face id, or a folder on the machine that trains.
+        model: Hugging Face id, a folder on the machine that trains, or the id of a fine-tuning job
+            (`models/names.py`). An adapter is trained on, and the result replaces it.
         training_file: File id from `ow.files.upload`, or a local path.
         test_file: Rows to evaluate on; see `test_file_eval_strategy`.
         chat_template: A Jinja template, or "default" for the tokenizer's own.
@@ -152,6 +154,7 @@ class TrainingFields(BaseModel):
         push_to_hub: True or False; None pushes when `HF_TOKEN` is set on the worker.
         learning_rate: A number, or arithmetic such as "2e-4 / 3"; negative means an exponent (-4 is
             1e-4).
+        warmup_steps: In which the learning rate rises; the default is at most a tenth of all.
         max_steps: Optimizer steps; counts instead of `epochs` when given.
         beta: dpo, orpo and grpo only: how strongly the model is held near what it was; grpo alone
             takes 0, which needs no reference model.
@@ -170,6 +173,7 @@ class TrainingFields(BaseModel):
         save_steps: A checkpoint goes into the store after so many steps; a lost run resumes from
             it.
         save_minutes: And after so many minutes, so that a machine that is taken away costs no more.
+        keep_checkpoints: The last so many stay after completion: `model="ftjob-…/checkpoint-100"`.
         sdft_ema_alpha: Share of the student that the teacher takes over per step; 0 freezes it.
         sdft_demo_template: Teacher's last user turn; must hold {demonstration}, may hold {prompt}.
         sdft_demo_placement: "template" shows the demonstration in the last user turn, "turns" as
@@ -239,7 +243,7 @@ class TrainingFields(BaseModel):
     max_steps: Count | None = None
     per_device_train_batch_size: Count = 2
     gradient_accumulation_steps: Count = 8
-    warmup_steps: int = Field(default=5, ge=0)
+    warmup_steps: int = Field(default=DEFAULT_WARMUP_STEPS, ge=0)
     learning_rate: Annotated[float, BeforeValidator(parse_learning_rate)] = 1e-4
     logging_steps: Count = 1
     optim: Literal["adamw_8bit", "adamw", "adamw_torch", "adam", "sgd"] = "adamw_8bit"
@@ -258,6 +262,7 @@ class TrainingFields(BaseModel):
     memory_budget_gb: float | None = Field(default=None, gt=0)
     save_steps: Count = 5000
     save_minutes: float = Field(default=15.0, gt=0)
+    keep_checkpoints: int = Field(default=0, ge=0)
     output_dir: str = "./tmp"
     train_on: Literal["last", "responses", "all"] = "responses"
     train_on_responses_only: bool = True

@@ -84,14 +84,45 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
     Raises:
         DatasetError: It cannot; a line for each of the first 20 rows, and how many more there are.
     """
-    problems, count = Problems(ref.name), 0
+    problems, count, is_weightless = Problems(ref.name), 0, True
     for number, row in rows:
         count += 1
         try:
             _check_row(row, config, ref.field)
+            is_weightless = is_weightless and not _teaches(row)
         except ValueError as error:
             problems.add_error(number, error)
     problems.raise_if_any(rows=count)
+    if ref.field != "training_file":
+        return
+    if config.loss == "grpo":
+        check_prompt_count(config, count)
+    if config.loss == "sft" and is_weightless:
+        raise DatasetError(
+            f"{ref.name}: every weight is 0, so that there is nothing to learn; give what is to be "
+            "learned another weight"
+        )
+
+
+def prompts_in_step(config: TrainingFields, ranks: int = 1) -> int:
+    """Prompts that a step of grpo answers."""
+    return config.step_size * ranks // config.grpo_num_generations
+
+
+def check_prompt_count(config: TrainingFields, prompts: int, ranks: int = 1) -> None:
+    """See that there are enough prompts for a step of grpo.
+
+    Raises:
+        DatasetError: There are not.
+    """
+    needed = prompts_in_step(config, ranks)
+    if prompts < needed:
+        raise DatasetError(
+            f"training_file: has {prompts} usable rows, but a step takes {needed} prompts "
+            "(per_device_train_batch_size * gradient_accumulation_steps"
+            f"{' * GPUs' if ranks > 1 else ''} / grpo_num_generations); add rows, or lower the "
+            "batch"
+        )
 
 
 def _check_row(row: Row, config: TrainingFields, field: str) -> None:
@@ -192,6 +223,19 @@ def refuse_weights(row: Row, loss: str) -> None:
                     f"{field}[{index}]: has a weight, which {loss} cannot use; remove it, or use "
                     "loss='sft'"
                 )
+
+
+def _teaches(row: Row) -> bool:
+    """Whether some weight of a row is not 0; what has none of its own weighs 1."""
+    if not is_weighted(row) or any(weights(row)):
+        return True
+    for message in row.get("messages") or ():
+        content = message.get("content")
+        blocks = content if isinstance(content, list) else [{}]
+        plain = any(block.get("weight") is None for block in blocks)
+        if message["role"] == "assistant" and message.get("weight") is None and plain:
+            return True
+    return False
 
 
 def is_weighted(row: Row) -> bool:

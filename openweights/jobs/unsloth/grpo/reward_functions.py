@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def own_reward(
 
     It is called with those of these that it has parameters for: `completions` (texts), `prompts`
     (lists of messages), `completion_ids`, `gold_response` and the other columns of the dataset, a
-    list each; and returns a number for each completion, or None where it cannot say. It may be a
-    coroutine function.
+    list each; and returns a number for each completion, or None where it cannot say, as a list, a
+    tensor or an array. It may be a coroutine function.
 
     Raises:
         ConfigError: The file cannot be run, or has no such function.
@@ -185,27 +185,43 @@ async def _awaited(value: Awaitable[Any]) -> Any:
 
 
 def _values(reward: Reward, result: Any, count: int) -> list[float]:
-    """One number for each completion; NaN where there is none."""
+    """One number for each completion; NaN where there is none.
+
+    Lists and whatever else has an order will do, tensors and arrays among them.
+    """
     if result is None and reward.causes:
         return [math.nan] * count
-    try:
-        values = [_number(reward, value) for value in list(result or ())]
-    except TypeError:
-        values = []
+    given = _plain(result)
+    has_order = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
+    values: list[Any] = list(given) if has_order else []
     if len(values) != count:
         raise JobFailedError(
             f"reward {reward.name}: must return a list with one number for each of the {count} "
             f"completions, not {_short(result)}; correct it"
         )
-    if any(map(math.isnan, values)) and not reward.causes:
+    numbers = [_number(reward, value) for value in values]
+    if any(map(math.isnan, numbers)) and not reward.causes:
         reward.causes["it gave None or no finite number"] += 1
-    return values
+    return numbers
+
+
+def _plain(value: Any) -> Any:
+    """Tensors, arrays and series as lists or numbers, everything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _only(value: Any) -> Any:
+    """What a dict or a list holds where that is one thing, everything else as it is."""
+    parts: Any = value.values() if isinstance(value, Mapping) else value
+    return next(iter(parts)) if isinstance(value, Mapping | list) and len(value) == 1 else value
 
 
 def _number(reward: Reward, value: Any) -> float:
+    """A completion's value: a number, the text of one, or a dict or list that holds just one."""
+    inner = _only(_plain(value))
     try:
-        number = math.nan if value is None else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if inner is None else float(inner)
+    except (TypeError, ValueError, OverflowError):
         raise JobFailedError(
             f"reward {reward.name}: gave {_short(value)}; give numbers, or None for a completion "
             "that cannot be scored"

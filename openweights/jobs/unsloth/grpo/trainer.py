@@ -9,14 +9,15 @@ with A from `advantages.py`, and KL times the ratio, so that its gradient is tha
 (trl's `use_bias_correction_kl`). Where we differ from trl: a completion of which one reward failed
 has no reward at all (trl would count the failed part as 0), a step without any two comparable
 rewards leaves weights and optimizer as they are, completions come from a generation engine, rows
-are padded on the right where gradients flow (`completion_logps.py`), and the reference model is the
-base under disabled adapters, so that no copy of them is kept or saved. An engine that does not
-compute with the trainer's own weights (`is_exact`) tells the old policy's log-probabilities.
+are padded on the right where gradients flow (`completion_logps.py`), and no copy of the adapter is
+added to the model: the reference is the base model, or the adapter that training goes on from. An
+engine that does not compute with the trainer's own weights (`is_exact`) tells the old policy's
+log-probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from openweights.events import Completions
 from openweights.generation.engine import GenerationEngine
@@ -35,6 +37,7 @@ from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.jobs.unsloth.rollout import Rollout, roll_out
 from openweights.models.adapters import active_adapter
+from openweights.models.weights import Reference
 
 COMPLETIONS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
@@ -46,9 +49,9 @@ class RewardTrainer(GRPOTrainer):
     """`GRPOTrainer` whose completions are scored by a `RewardFunctions`.
 
     Args:
-        model: A `PeftModel` with a fresh adapter.
+        model: A `PeftModel`.
         args: With `beta` 0 whatever beta is: else trl would add a copy of the adapter to the model.
-        beta: Weight of the KL divergence to the base model.
+        beta: Weight of the KL divergence to the model that training started from.
         functions: The rewards.
         prompts, rows: What the `row` of the datasets points to.
         failed: Watches over failed rewards.
@@ -84,6 +87,9 @@ class RewardTrainer(GRPOTrainer):
         )
         self.beta = beta
         self._policy = model
+        if beta and not (reference := Reference(model)).is_base:
+            # Else trl switches the adapter off by itself.
+            self.ref_model = _ReferenceModel(model, reference)
         self.has_signal = True
         self._functions = functions
         self._prompts = prompts
@@ -99,6 +105,21 @@ class RewardTrainer(GRPOTrainer):
         self._rewards: Tensor = torch.empty(0)
         self._is_training = True
         self.add_callback(SkipEmptySteps(self))
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        """trl's order of prompts, drawn anew from seed and epoch, so that a resumed run sees the
+        rows that would have come.
+        """
+        plain: Any = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            data_source=plain.data_source,
+            mini_repeat_count=plain.mini_repeat_count,
+            batch_size=plain.batch_size,
+            repeat_count=plain.repeat_count,
+            shuffle=plain.shuffle,
+            seed=plain.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     # ---- rollouts and rewards: once per optimizer step
 
@@ -266,6 +287,35 @@ def sampling_kl(sampled: Tensor, trained: Tensor, counted: Tensor) -> float:
     """
     log_ratio = (trained - sampled)[counted].double()
     return float((log_ratio.exp() - 1 - log_ratio).mean())
+
+
+class EpochSampler(RepeatSampler):
+    """trl's sampler, whose order is a function of the seed and the epoch alone.
+
+    trl's own goes on with one generator, which a resumed run has at its start again.
+    """
+
+    def __init__(self, *, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed(int(self.seed or 0) + self._epoch())
+        return super().__iter__()
+
+
+class _ReferenceModel(nn.Module):
+    """What trl asks for the reference's logits: the policy with the weights it started from."""
+
+    def __init__(self, policy: nn.Module, reference: Reference) -> None:
+        super().__init__()
+        # In a list, so that the policy's parameters do not count as this module's.
+        self._policy, self._reference = [policy], reference
+
+    def forward(self, **inputs: Any) -> Any:
+        with self._reference.acting():
+            return self._policy[0](**inputs)
 
 
 class SkipEmptySteps(TrainerCallback):

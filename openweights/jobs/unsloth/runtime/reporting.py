@@ -12,11 +12,13 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.errors import ConfigError, NotFoundError
 from openweights.events import Checkpoint
+from openweights.jobs.model_source import unpack_checkpoint
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
@@ -83,11 +85,12 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
 class StoreReporter:
     """Reports to the run of a job in the store."""
 
-    def __init__(self, ow: OpenWeights, run: Run) -> None:
+    def __init__(self, ow: OpenWeights, run: Run, keep_checkpoints: int = 0) -> None:
         self._ow = ow
         self._run = run
         self.job_id = run.job_id
-        self._last_checkpoint: str | None = None
+        self._keep = keep_checkpoints
+        self._checkpoints: list[str] = []
 
     def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
         self._run.log(data, file)
@@ -103,27 +106,25 @@ class StoreReporter:
             with tarfile.open(archive, "w") as tar:
                 tar.add(folder, arcname=folder.name)
             stored = self._ow.files.create(archive, CHECKPOINT_PURPOSE)["id"]
-        self.log(Checkpoint(step=step, file=stored).data())
-        old, self._last_checkpoint = self._last_checkpoint, stored
-        # The event that names the new one must have arrived before the old one goes.
-        if self._run.flush() and old not in (None, stored):
-            self._ow.files.delete(str(old))
+        self.log(Checkpoint(step=step, file=stored, kept=self._keep > 0 or None).data())
+        self._checkpoints.append(stored)
+        # The event that names the new one must have arrived before an old one goes.
+        while len(self._checkpoints) > max(1, self._keep) and self._run.flush():
+            if (old := self._checkpoints.pop(0)) not in self._checkpoints:
+                with suppress(NotFoundError):
+                    self._ow.files.delete(old)
 
     def newest_checkpoint(self, target: Path) -> Path | None:
         events = self._ow.events.list(job_id=self.job_id, type=Checkpoint.type)
-        for checkpoint in (Checkpoint.of(event.data) for event in reversed(events)):
-            step, file = checkpoint.step, str(checkpoint.file)
-            archive = target / "checkpoint.tar"
+        saved = [Checkpoint.of(event.data) for event in events]
+        for at in reversed(range(len(saved))):
             try:
-                self._ow.files.download(file, archive)
+                unpack_checkpoint(self._ow, str(saved[at].file), target)
             except NotFoundError:
                 continue
-            with tarfile.open(archive) as tar:
-                tar.extractall(target, filter="data")
-            archive.unlink()
-            self._last_checkpoint = file
-            logger.info("resuming from the checkpoint of step %d", step)
-            return target / f"checkpoint-{step}"
+            self._checkpoints = [str(checkpoint.file) for checkpoint in saved[: at + 1]]
+            logger.info("resuming from the checkpoint of step %d", saved[at].step)
+            return target / f"checkpoint-{saved[at].step}"
         return None
 
     def close(self, *, completed: bool) -> None:

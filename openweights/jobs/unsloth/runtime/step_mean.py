@@ -49,6 +49,8 @@ class ExactMeanTrainer(SFTTrainer):
         # By name; what an evaluation recorded begins with "eval_".
         self._sums: dict[str, tuple[float | Tensor, float | Tensor]]
         self._sums = defaultdict(lambda: (0.0, 0.0))
+        # Of how much the loss since the last log is a mean.
+        self._counted: float | Tensor = 0.0
 
     def _share(self, loss: Tensor) -> Tensor:
         """The loss to return for a micro-batch's part of the step's mean over all ranks."""
@@ -78,14 +80,24 @@ class ExactMeanTrainer(SFTTrainer):
         self._sums[name] = (total + amount, total_weight + weight)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the weighted means of what was recorded since the last log."""
+        """Adds the weighted means of what was recorded since the last log.
+
+        A mean of nothing is left out, the loss itself, too: 0 would say that all is perfect.
+        """
         kind = "eval_" if "eval_loss" in logs else ""
+        is_due = f"{kind}loss" in logs
+        if "loss" in logs:
+            counted, self._counted = float(self._counted), 0.0
+            if not sum_over_ranks(counted, self.accelerator):
+                del logs["loss"]
         names = [name for name in self._sums if name.startswith("eval_") == bool(kind)]
-        if names and f"{kind}loss" in logs:
+        if names and is_due:
             sums = [tuple(map(float, self._sums.pop(name))) for name in names]
             totals = sum_over_ranks(sums, self.accelerator)
             for name, (total, weight) in zip(names, totals, strict=True):
-                logs[name] = total / (weight or 1.0)
+                logs.pop(name, None)
+                if weight:
+                    logs[name] = total / weight
         super().log(logs, start_time)
 
 
@@ -158,6 +170,7 @@ class StepMeanTrainer(ExactMeanTrainer):
             self._record("eval_loss", summed.total.detach(), items)
             loss = summed.total / items.clamp(min=torch.finfo(items.dtype).tiny)
         else:
+            self._counted = self._counted + items
             loss = self._share(summed.total / (num_items_in_batch or 1.0))
         return (loss, {}) if return_outputs else loss
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from openweights.client.questions import Question
-from openweights.events import BlockLogProbs, BlockwiseLogProbs, LogProbs, MultipleChoice
+from openweights.events import MultipleChoice
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows
 from openweights.jobs.unsloth.tracking.multiple_choice import ask
@@ -49,12 +49,12 @@ class LogProbTracker(ScheduledCallback):
 
     def measure(self, model: Any, step: int) -> None:
         scores = score_rows(model, self._tokenizer, self._rows, batch_size=self._batch_size)
-        kind = BlockwiseLogProbs if scores.blockwise else LogProbs
-        event = kind(step=step, tag=self._name, values={self._name: scores.loss})
-        log_rows(self._reporter, event.data(), scores.rows, folder="logprobs")
-        for block in scores.blocks:
-            self._reporter.log(BlockLogProbs(step=step, source=self._name, **block).data())
-        logger.info("step %d: loss of %s %.4f", step, self._name, scores.loss)
+        event = scores.summary(self._name, step=step, tag=self._name)
+        log_rows(self._reporter, event, scores.rows, folder="logprobs")
+        for block in scores.block_events(self._name, step):
+            self._reporter.log(block)
+        if scores.loss is not None:
+            logger.info("step %d: loss of %s %.4f", step, self._name, scores.loss)
 
 
 class MultipleChoiceTracker(ScheduledCallback):

@@ -8,6 +8,7 @@ blocks do not count here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from openweights import events
 from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, block_spans
 from openweights.jobs.unsloth.config.rows import Row, plain_messages
 from openweights.jobs.unsloth.data import (
@@ -29,6 +31,8 @@ from openweights.jobs.unsloth.data import (
 from openweights.models.log_probs import all_log_probs
 from openweights.models.template import assistant_messages, rendered_spans
 from openweights.models.tokens import IGNORED
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,26 @@ class LogProbs:
     """What a model says of a set of conversations.
 
     Attributes:
-        loss: Mean of -log p over the answers' tokens.
+        loss: Mean of -log p over the answers' tokens; None where no token of any is left.
         rows: The results, a row for each conversation.
         blocks: Of each tagged block `row`, `message`, `block`, `tag`, `text` and `logprobs`.
         blockwise: Whether some message has blocks.
     """
 
-    loss: float
+    loss: float | None
     rows: list[dict[str, Any]]
     blocks: list[dict[str, Any]]
     blockwise: bool
+
+    def summary(self, key: str, **fields: Any) -> dict[str, Any]:
+        """The event of the set, with the loss as `key` where there is one."""
+        kind = events.BlockwiseLogProbs if self.blockwise else events.LogProbs
+        return kind(values={} if self.loss is None else {key: self.loss}, **fields).data()
+
+    def block_events(self, source: str, step: int | None = None) -> Iterator[dict[str, Any]]:
+        """An event for each tagged block."""
+        for block in self.blocks:
+            yield events.BlockLogProbs(step=step, source=source, **block).data()
 
 
 def scored_rows(
@@ -93,7 +107,10 @@ def scored_rows(
         length=lambda scored: len(scored.encoded.input_ids),
         cut=lambda scored, limit: scored.encoded.cut(limit),
     )
-    return [scored for _, scored in encode_rows(rows, encode, fitting, name=name)]
+    kept = [scored for _, scored in encode_rows(rows, encode, fitting, name=name)]
+    if not any(label != IGNORED for row in kept for label in row.encoded.labels):
+        logger.warning("%s: no token of an answer is left, so there is no loss to tell", name)
+    return kept
 
 
 def _encoded(
@@ -150,7 +167,7 @@ def score_rows(
             blocks += [{"row": number, **block} for block in _tagged_blocks(row, values)]
         else:
             results.append(_result(row, values, answer, tokenizer))
-    return LogProbs(total / count if count else 0.0, results, blocks, blockwise)
+    return LogProbs(total / count if count else None, results, blocks, blockwise)
 
 
 def _result(

@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.client.questions import parse_question
 from openweights.events import (
-    BlockLogProbs,
-    BlockwiseLogProbs,
-    LogProbs,
     MultipleChoice,
     Reproducibility,
 )
@@ -66,10 +63,9 @@ def score_log_probs(job: ScoringRun) -> None:
     longest = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
     rows = scored_rows(job.rows, job.tokenizer, ends=ends, limit=longest)
     scores = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
-    kind = BlockwiseLogProbs if scores.blockwise else LogProbs
-    job.log_result(kind(values={"loss": scores.loss}).data(), scores.rows, "logprobs.jsonl")
-    for block in scores.blocks:
-        job.reporter.log(BlockLogProbs(source=job.params.dataset, **block).data())
+    job.log_result(scores.summary("loss"), scores.rows, "logprobs.jsonl")
+    for block in scores.block_events(job.params.dataset):
+        job.reporter.log(block)
 
 
 def put_questions(job: ScoringRun) -> None:

@@ -37,7 +37,7 @@ def ow(home: Path) -> OpenWeights:
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps(ROW) + "\n")
+    path.write_text(2 * (json.dumps(ROW) + "\n"))  # a step takes two
     return str(path)
 
 
@@ -95,7 +95,7 @@ def test_the_trainer_is_told_all_of_it() -> None:
             "beta": 0.2,
         }
     )
-    args = grpo_args(config, "transformers")
+    args = grpo_args(config)
     told = (args.num_generations, args.top_p, args.epsilon, args.loss_type, args.scale_rewards)
     assert told == (4, 0.9, 0.1, "dr_grpo", "none")
     assert (args.temperature, args.max_completion_length) == (0.9, 512)
@@ -104,7 +104,7 @@ def test_the_trainer_is_told_all_of_it() -> None:
     assert args.beta == 0, "the trainer is given it apart, so that trl adds no second adapter"
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 8)
     with pytest.raises(OpenWeightsError, match="grpo_use_vllm: vLLM is not installed where the"):
-        grpo_args(training_config({**GRPO, "grpo_use_vllm": True}), "transformers")
+        grpo_args(training_config({**GRPO, "grpo_use_vllm": True}))
 
 
 def test_gold_responses() -> None:

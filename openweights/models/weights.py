@@ -1,0 +1,100 @@
+"""Copies of the weights that are trained: to measure against, and to compute with in their place.
+
+Exchanging is done by storage, which copies nothing; a backward pass must not run in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openweights.models.forward import evaluating
+
+
+class WeightCopy:
+    """The trainable parameters of a model as they are now, in float32 or better.
+
+    Attributes:
+        names: Of the parameters.
+        parameters: Those of the model.
+        values: The copy of each.
+    """
+
+    def __init__(self, model: nn.Module, device: str | None = None) -> None:
+        """Copies to `device`; None for where the parameters are."""
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not named:
+            raise ValueError("the model has no trainable parameter, so there is nothing to copy")
+        self.names = list(named)
+        self.parameters = list(named.values())
+        self.values = [_copied(p, device) for p in self.parameters]
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """The model holds the copy inside, and bit for bit its own weights afterwards."""
+        own = [p.data for p in self.parameters]
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            parameter.data = value.to(parameter.dtype)
+        try:
+            yield
+        finally:
+            for parameter, data in zip(self.parameters, own, strict=True):
+                parameter.data = data
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """Euclidean distance of the model's weights from the copy."""
+        pairs = zip(self.parameters, self.values, strict=True)
+        return norm([p.to(v.device, v.dtype) - v for p, v in pairs])
+
+    def norm(self) -> float:
+        """Euclidean norm of the copy."""
+        return norm(self.values)
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """Euclidean norm of tensors of one device, taken together."""
+    return torch.stack(torch._foreach_norm(list(tensors))).double().norm().item()
+
+
+def _copied(parameter: nn.Parameter, device: str | None) -> Tensor:
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return parameter.detach().to(device or parameter.device, dtype, copy=True)
+
+
+class Reference:
+    """The model as it was when training began, which DPO and GRPO compare with.
+
+    Under a fresh adapter that is the base model, and costs no memory: the adapter is switched off.
+    Of an adapter that training goes on from, a copy is kept.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._start = None if _is_fresh(model) else WeightCopy(model)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the base model."""
+        return self._start is None
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """The model is its own reference inside, without gradient and dropout."""
+        inside = self._model.disable_adapter() if self._start is None else self._start.acting()
+        with evaluating(self._model), inside:
+            yield
+
+
+def _is_fresh(model: nn.Module) -> bool:
+    """Whether the adapter changes nothing: of each pair of factors, one is zero.
+
+    That is B of linear layers, and A of embeddings, as peft initialises them.
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    zero = [not p.any() for name, p in trained if "lora_B" in name or "lora_embedding_A" in name]
+    return bool(zero) and all(zero) and all("lora_" in name for name, _ in trained)
