@@ -63,6 +63,10 @@ class Backend(Protocol):
     @property
     def team(self) -> TeamStore | None: ...
 
+    def now(self) -> datetime:
+        """The store's clock, by which ages and timeouts count: that of a machine may be wrong."""
+        ...
+
     def close(self) -> None:
         """Release connections. The object must not be used afterwards."""
         ...

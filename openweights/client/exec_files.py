@@ -1,21 +1,30 @@
-"""Which files of a folder `ow exec` takes along: what git would, and never secrets, environments or
-caches.
+"""Which files of a folder leave this machine with a job: what git would take, and never secrets,
+environments or caches. One rule for `ow exec`, `ow ssh` and mounted folders.
+
+What looks like a secret goes by its name: the files that gitrob and shhgit search repositories for,
+and where the tools of this field keep their keys. It is left out with a word; a single file that is
+named itself (`mount={"key.pem": …}`) is meant, and goes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
+
+from openweights.errors import InvalidInputError
+from openweights.settings import home_folder
 
 logger = logging.getLogger(__name__)
 
 # `uploads` is where a job leaves its results: what is taken along there would come back as one.
 _SKIPPED_FOLDERS = frozenset(
     {
+        ".cache",
         ".git",
         ".hg",
         ".svn",
@@ -30,23 +39,64 @@ _SKIPPED_FOLDERS = frozenset(
     }
 )
 _RESULTS = "uploads"
+_SECRET_FOLDERS = frozenset(
+    {
+        *(".openweights", ".ssh", ".aws", ".azure", ".config", ".docker", ".gnupg", ".kube"),
+        *(".huggingface", ".kaggle", ".modal", ".password-store", ".runpod", ".supabase", ".wandb"),
+        *("gcloud", ".gcloud", ".oci", ".terraform.d", ".mozilla", ".thunderbird", ".local"),
+    }
+)
+_SECRET_FILES = re.compile(
+    r"\.env.*|.*\.env|env|[._]netrc|\.npmrc|\.pypirc|\.pgpass|\.my\.cnf|\.git-credentials"
+    r"|\.dockercfg|\.dockerconfigjson|\.s3cfg|\.boto|\.htpasswd|\.modal\.toml|\.rclone\.conf"
+    r"|\..*_?history|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|pkcs12|jks|keystore|kdbx?"
+    r"|keychain|kwallet|ovpn|ppk|asc|psafe3|tfstate|tfvars)|(application_default_)?credentials(\.json)?"
+    r"|client_secrets?.*\.json|service[-_]?account.*\.json|secrets?\.(json|toml|ya?ml|txt|ini|env)"
+    r"|(hf_|access_|api_)?token(\.txt|\.json)?",
+    re.IGNORECASE,
+)
+MOST_BYTES = 1 << 30
 
 _Rules = tuple[tuple[Path, GitIgnoreSpec], ...]
 
 
-def collect_files(folder: Path) -> dict[str, Path]:
+def collect_files(
+    folder: Path, *, is_named: bool = False, even_home: bool = False, most_bytes: int = MOST_BYTES
+) -> dict[str, Path]:
     """Path below `folder` -> file, for each file to take along.
 
     Left out: what a `.gitignore` (here, below, or above up to the repository's root) ignores;
-    `.git`, `.env*`, virtual environments, caches and a folder `uploads`; links to folders, to what
-    is never taken along, and out of the folder.
+    `.git`, secrets, virtual environments, caches and a folder `uploads`; the store on this machine;
+    links to folders, to what is never taken along, and out of the folder.
+
+    Args:
+        is_named: The folder was asked for by its name: what lies above it does not ignore it.
+        even_home: It may be a home folder, or the root.
+
+    Raises:
+        InvalidInputError: It is one of these, or its files are larger than `most_bytes` together.
     """
     folder = folder.resolve()
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in _walk(folder, folder, _rules_above(folder))
-    }
+    if not even_home and (folder == Path.home().resolve() or folder.parent == folder):
+        raise InvalidInputError(
+            f"{folder} is no project's folder, and all that is in it would be uploaded: change to "
+            "the folder that the job needs, or say --yes"
+        )
+    rules = () if is_named else _rules_above(folder)
+    files = {path.relative_to(folder).as_posix(): path for path in _walk(folder, folder, rules)}
+    _check_size(folder, files, most_bytes)
     return dict(sorted(files.items()))
+
+
+def _check_size(folder: Path, files: Mapping[str, Path], most_bytes: int) -> None:
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    if (total := sum(sizes.values())) > most_bytes:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        raise InvalidInputError(
+            f"the files of {folder} have {total / 1e9:.1f} GB, and at most {most_bytes / 1e9:.1f} "
+            f"are taken along; the largest: {', '.join(largest)}. Name them in .gitignore, or "
+            "upload them with ow.files"
+        )
 
 
 def _walk(root: Path, folder: Path, rules: _Rules) -> Iterator[Path]:
@@ -56,7 +106,10 @@ def _walk(root: Path, folder: Path, rules: _Rules) -> Iterator[Path]:
         if entry.is_dir(follow_symlinks=False):
             if _takes_folder(root, path) and not _is_ignored(path, rules, is_folder=True):
                 yield from _walk(root, path, rules)
-        elif not _is_never_taken(entry.name) and not _is_ignored(path, rules, is_folder=False):
+        elif not _is_ignored(path, rules, is_folder=False):
+            if _is_never_taken(entry.name):
+                _say_left_out(path)
+                continue
             refused = _refusal(root, path) if entry.is_symlink() else None
             if refused:
                 logger.warning("%s is left out: it is a link %s", path, refused)
@@ -65,11 +118,14 @@ def _walk(root: Path, folder: Path, rules: _Rules) -> Iterator[Path]:
 
 
 def _takes_folder(root: Path, path: Path) -> bool:
-    if (
-        path.name in _SKIPPED_FOLDERS
-        or _is_never_taken(path.name)
-        or path.name.endswith(".egg-info")
-    ):
+    if path.name in _SKIPPED_FOLDERS or path.name.endswith(".egg-info"):
+        return False
+    # A folder `env` may be anything; a file of that name is one of variables.
+    if path.name != "env" and _is_never_taken(path.name):
+        _say_left_out(path)
+        return False
+    # The store on this machine, wherever it is: it holds keys, and would hold itself.
+    if (path / "openweights.db").exists() or path == home_folder().resolve():
         return False
     if path.parent == root and path.name == _RESULTS:
         logger.warning("the folder %s is left out: the job keeps its results there", _RESULTS)
@@ -80,7 +136,14 @@ def _takes_folder(root: Path, path: Path) -> bool:
 
 def _is_never_taken(name: str) -> bool:
     """Secrets; and `.git`, which is a file in a work tree or a submodule."""
-    return name in (".git", ".netrc") or name.lower().startswith(".env")
+    is_secret = name.lower() in _SECRET_FOLDERS or _SECRET_FILES.fullmatch(name) is not None
+    return name == ".git" or is_secret
+
+
+def _say_left_out(path: Path) -> None:
+    # Nobody expects these to travel.
+    if path.name != ".git" and not path.name.lower().startswith(".env"):
+        logger.warning("%s is left out: by its name it is a secret", path)
 
 
 def _refusal(root: Path, link: Path) -> str | None:

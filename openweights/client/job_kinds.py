@@ -142,7 +142,7 @@ class Jobs:
             allowed_hardware=None if hardware is None else tuple(hardware),
             priority=options.priority,
             max_attempts=options.max_attempts,
-            timeout_at=moment_after(options.timeout),
+            timeout_at=moment_after(self.ow.backend, options.timeout),
             max_cost_usd=options.max_cost_usd,
         )
         if options.docker_image:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from openweights.client.results import read_log_chunks, write_log, write_results, write_rows
 from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
-from openweights.errors import InvalidInputError, NotFoundError
+from openweights.errors import InvalidInputError, NotFoundError, shown
 from openweights.types import (
     JOB_STATUSES,
     EventRecord,
@@ -105,7 +105,7 @@ class Job:
 
     def set_timeout(self, timeout: float | None) -> Job:
         """Stop it so many seconds from now, if it has not ended by then; None lets it run."""
-        self.record = self._ow.backend.set_timeout(self.id, moment_after(timeout))
+        self.record = self._ow.backend.set_timeout(self.id, moment_after(self._ow.backend, timeout))
         return self
 
     def refresh(self) -> Job:
@@ -317,6 +317,17 @@ def find_job(backend: Backend, text: str) -> JobRecord:
     return found[0]
 
 
-def moment_after(seconds: float | None) -> datetime | None:
-    """The moment so many seconds from now; None for none."""
-    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+def moment_after(backend: Backend, seconds: float | None) -> datetime | None:
+    """The moment so many seconds from now, by the store's clock; None for none.
+
+    Raises:
+        InvalidInputError: It is no number, or no clock will ever show the moment.
+    """
+    if seconds is None:
+        return None
+    try:
+        return backend.now() + timedelta(seconds=seconds)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInputError(
+            f"timeout: {shown(seconds)} is no number of seconds from now"
+        ) from None

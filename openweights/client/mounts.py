@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from openweights.errors import InvalidInputError
 from openweights.paths import relative
 
-# Never wanted, and different from day to day: they would change the id of the job.
-_SKIPPED = frozenset({"__pycache__", ".git", ".DS_Store"})
 _TARGET = ("mount: the target", "the job's folder")
 
 
@@ -47,13 +44,9 @@ def _files_at(path: Path) -> Iterator[tuple[str, Path]]:
             f"mount: there is no file or folder {str(path)!r} (looked at {path.absolute()}); "
             "relative paths start at the current folder"
         )
-    found = False
-    for root, folders, names in os.walk(path):
-        folders[:] = sorted(set(folders) - _SKIPPED)
-        for name in sorted(set(names) - _SKIPPED):
-            file = Path(root, name)
-            if file.is_file():
-                found = True
-                yield file.relative_to(path).as_posix(), file
-    if not found:
-        raise InvalidInputError(f"mount: the folder {str(path)!r} holds no files")
+    from openweights.client.exec_files import collect_files
+
+    files = collect_files(path, is_named=True)
+    if not files:
+        raise InvalidInputError(f"mount: the folder {str(path)!r} holds no files to take along")
+    yield from ((below, path / below) for below in files)

@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from openweights.cluster.cleanup import Cleanup
 from openweights.cluster.planning.actions import (
@@ -50,6 +51,7 @@ from openweights.errors import ConfigurationError, OpenWeightsError, PlatformErr
 logger = logging.getLogger(__name__)
 
 POLL_S = 15.0
+MOST_SKEW_S = 5.0
 LONGEST_PAUSE_S = 300.0
 # The key outlives the worker's last job; after that nobody needs it.
 KEY_DAYS = 7
@@ -66,7 +68,7 @@ class OrganizationManager:
 
     Args:
         worker_env: What every worker's process needs to find the store, without any key.
-        clock: Tells the time.
+        clock: This machine's; ages are computed by the store's.
         new_id: Makes the ids of workers.
     """
 
@@ -95,6 +97,8 @@ class OrganizationManager:
         self._ended_here: set[str] = set()
         self._made: set[str] = set()
         self._quiet_until: datetime | None = None
+        self._ahead = timedelta(0)
+        self._kept: Mapping[str, Any] | None = None
 
     @property
     def organization_id(self) -> str:
@@ -133,6 +137,7 @@ class OrganizationManager:
         except OpenWeightsError:
             self._watch.store_was_away()
             raise
+        self._recall(seen.now)
         actions = self.plan(seen)
         self._reports.write(a for a in actions if isinstance(a, ReportPod | ReportJobs))
         for action in actions:
@@ -149,10 +154,25 @@ class OrganizationManager:
             except Exception:  # noqa: BLE001 - one bad job or pod must not keep the others waiting
                 logger.exception("%s failed", type(action).__name__)
         self._cleanup.run(seen.gone)
+        self._keep()
+
+    def _recall(self, now: datetime) -> None:
+        """At the first pass: which images and hardware have kept failing, and until when they rest.
+        A manager that forgot that would pay for each of its restarts.
+        """
+        if self._kept is None:
+            self._kept = self._store.manager_state()
+            self._market = self._market.recalled(self._kept, now)
+
+    def _keep(self) -> None:
+        state = self._market.to_keep()
+        if state != self._kept:
+            self._store.set_manager_state(state)
+            self._kept = state
 
     def observe(self) -> Seen:
         """Read pods, then rows and jobs."""
-        now = self._clock()
+        now = self._store_time()
         pods = self._list_pods(now)
         rows = {row.id: row for row in self._store.worker_rows()}
         named = {id for pod in pods or () if (id := worker_of(pod.name)) is not None}
@@ -172,6 +192,22 @@ class OrganizationManager:
         return plan(seen.jobs, seen.workers, seen.pods, self._limits, self._market, seen.now)
 
     # ---- looking ---------------------------------------------------------------------------------
+
+    def _store_time(self) -> datetime:
+        """The store's clock: by it rows are written, and this machine's may be wrong."""
+        ahead = self._clock() - self._store.now()
+        if abs(ahead - self._ahead) > timedelta(seconds=MOST_SKEW_S):
+            seconds = ahead.total_seconds()
+            logger.warning(
+                "this machine's clock is %.0f s %s the store's, which is the one that counts",
+                abs(seconds),
+                "ahead of" if seconds > 0 else "behind",
+            )
+        self._ahead = ahead
+        return self._time()
+
+    def _time(self) -> datetime:
+        return self._clock() - self._ahead
 
     def _list_pods(self, now: datetime) -> list[Pod] | None:
         if self._quiet_until is not None and now < self._quiet_until:
@@ -247,8 +283,8 @@ class OrganizationManager:
 
     def _start(self, action: StartWorker, seen: Seen) -> None:
         worker_id = self._new_id()
-        offers = [o for o in action.offers if not self._market.is_cooling(o, self._clock())]
-        if not offers or self._market.is_paused(self._clock()):
+        offers = [o for o in action.offers if not self._market.is_cooling(o, self._time())]
+        if not offers or self._market.is_paused(self._time()):
             return
         self._made.add(worker_id)
         self._write_row(worker_id, action.image, offers[0])
@@ -300,15 +336,15 @@ class OrganizationManager:
                 )
             except NoCapacity:
                 logger.info("no %s on %s now", offer.hardware_type, offer.cloud)
-                self._market = self._market.refused(offer, self._clock())
+                self._market = self._market.refused(offer, self._time())
                 continue
             except PodRefused as error:
                 logger.error("%s on %s: %s", offer.hardware_type, offer.cloud, error)
-                self._market = self._market.refused(offer, self._clock())
+                self._market = self._market.refused(offer, self._time())
                 continue
             except SpendingLimit as error:
                 logger.error("no pods for now: %s", error)
-                self._market = self._market.spending_limit(self._clock())
+                self._market = self._market.spending_limit(self._time())
                 return False
             self._market = self._market.started(offer)
             logger.info(
@@ -338,7 +374,7 @@ class OrganizationManager:
             pod_name(worker_id),
             "worker",
             worker_id=worker_id,
-            expires_at=self._clock() + timedelta(days=KEY_DAYS),
+            expires_at=self._time() + timedelta(days=KEY_DAYS),
         ).key
 
     def _end(self, action: EndWorker, seen: Seen) -> None:

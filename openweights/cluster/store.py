@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from openweights.backends.base import Backend
 from openweights.types import KeyRecord, NewKey, PendingRow, WorkerRow, WorkerSpec
@@ -47,6 +47,14 @@ class ClusterStore(Backend, Protocol):
         """Record that the pod is gone: it costs nothing from now on, and the worker is terminated.
         Again changes nothing.
         """
+        ...
+
+    def manager_state(self) -> dict[str, Any]:
+        """What `set_manager_state` has kept; empty at first."""
+        ...
+
+    def set_manager_state(self, state: Mapping[str, Any]) -> None:
+        """Keep what a manager has to know after a restart."""
         ...
 
     def create_key(

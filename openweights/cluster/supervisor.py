@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import re
@@ -20,6 +21,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dotenv.parser import parse_stream
 
 from openweights.errors import ConfigurationError, InvalidInputError, NotFoundError
 
@@ -71,23 +74,23 @@ def unmanage(folder: Path, name: str) -> None:
 
 
 def parse_env(text: str) -> dict[str, str]:
-    """Variables of an env file: lines `NAME=value`, perhaps with `export` or quotes, and comments.
+    """Variables of an env file, as python-dotenv reads them, but that `${NAME}` stays: what
+    this process has in its environment does not reach a manager.
 
     Raises:
-        InvalidInputError: A line is none of these. It is not shown, for it may hold a secret.
+        InvalidInputError: A line is no variable. It is not shown, for it may hold a secret.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip().removeprefix("export ").strip()
-        if not line or line.startswith("#"):
-            continue
-        name, is_pair, value = line.partition("=")
-        if not is_pair or not name.strip().isidentifier():
-            raise InvalidInputError(f"line {number} of the env file is not NAME=value")
-        value = value.strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        found[name.strip()] = value
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or (binding.key is not None and binding.value is None):
+            line = (
+                binding.original.line
+                + len(binding.original.string)
+                - len(binding.original.string.lstrip("\n"))
+            )
+            raise InvalidInputError(f"line {line} of the env file is not NAME=value")
+        if binding.key is not None:
+            found[binding.key] = binding.value or ""
     return found
 
 

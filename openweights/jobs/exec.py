@@ -31,7 +31,10 @@ class ExecParams(BaseModel):
 class Exec(Jobs):
     """Runs a command with the files of the current folder, or of `folder`.
 
-    What git ignores is left out, and so are `.git`, `.env*`, virtual environments and caches.
+    What git ignores is left out, and so are `.git`, secrets, virtual environments and caches.
+
+    Attributes:
+        even_home: The folder may be a home folder, or the root.
     """
 
     if TYPE_CHECKING:
@@ -43,13 +46,14 @@ class Exec(Jobs):
 
     params: ClassVar[type[BaseModel]] = ExecParams
     folder: Path | None = None
+    even_home: bool = False
 
     @property
     def id_prefix(self) -> str:
         return "execjob"
 
     def mounted_paths(self) -> Mapping[str, Path]:
-        return collect_files(self.folder or Path.cwd())
+        return collect_files(self.folder or Path.cwd(), even_home=self.even_home)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         assert isinstance(validated_params, ExecParams)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from openweights.client.exec_files import collect_files
+from openweights.client.mounts import expand_mounts
+from openweights.errors import InvalidInputError
 from openweights.jobs.exec import Exec
 from tests.client.conftest import QuietClient
 
@@ -98,6 +100,55 @@ def test_never(tmp_path: Path) -> None:
         *(".gitignore", "main.py", "sub/uploads/fine.bin", ".hidden/fine.txt", "environment.py"),
         "worktree/code.py",
     }
+
+
+_SECRETS = (
+    *(
+        ".openweights/credentials.json",
+        ".ssh/id_rsa",
+        ".ssh/config",
+        ".aws/credentials",
+        "prod.env",
+    ),
+    *(".config/gcloud/application_default_credentials.json", ".cache/huggingface/token", ".npmrc"),
+    *("id_rsa", "sub/id_ed25519.bak", "key.pem", ".git-credentials", ".pypirc", "credentials.json"),
+    *(".bash_history", ".python_history", "vault.kdbx", "secrets.yaml", "terraform.tfstate"),
+    *("store/openweights.db", "store/files/ab/source_file", "sub/service-account-7.json", "env"),
+)
+
+
+def test_secrets_stay_here_whatever_takes_the_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = (
+        "main.py",
+        "tokens.py",
+        "environment.yml",
+        "keys.md",
+        "history.csv",
+        "token_counts.json",
+    )
+    write(tmp_path, *_SECRETS, *taken)
+    assert set(collect_files(tmp_path)) == set(taken)
+    assert set(expand_mounts({str(tmp_path): "in"})) == {f"in/{name}" for name in taken}
+    assert "key.pem is left out" in caplog.text
+    # A file that is named itself is meant.
+    assert expand_mounts({str(tmp_path / "key.pem"): "key"}) == {"key": tmp_path / "key.pem"}
+
+
+def test_whole_homes_and_huge_folders_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "main.py", "data/big.bin")
+    (tmp_path / "data" / "big.bin").write_bytes(b"x" * 3000)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (tmp_path, Path("/")):
+        with pytest.raises(InvalidInputError, match="--yes"):
+            collect_files(folder)
+    assert set(collect_files(tmp_path, even_home=True)) == {"main.py", "data/big.bin"}
+    assert set(collect_files(tmp_path / "data")) == {"big.bin"}
+    with pytest.raises(InvalidInputError, match="GB.*largest: data/big.bin"):
+        collect_files(tmp_path, even_home=True, most_bytes=2000)
 
 
 def test_links(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -59,6 +59,13 @@ class MemoryStore:
     keys: dict[str, KeyRecord] = field(default_factory=dict[str, KeyRecord])
     runs: list[RunRecord] = field(default_factory=list[RunRecord])
     log_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    state: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def manager_state(self) -> dict[str, Any]:
+        return self.state
+
+    def set_manager_state(self, state: dict[str, Any]) -> None:
+        self.state = state
 
     # ---- the manager's side
 

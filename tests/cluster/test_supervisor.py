@@ -147,6 +147,9 @@ def test_what_manage_refuses(folder: Path) -> None:
 def test_env_files() -> None:
     text = "# a comment\n\nexport A=1\nB = 'two words'\nC=\"x\"\nD=a=b\nE=\n"
     assert parse_env(text) == {"A": "1", "B": "two words", "C": "x", "D": "a=b", "E": ""}
+    quoted = "D=hf_abcdefgh # my token\nE=\"line1\\nline2\"\nG='x' # quoted\nH='${PATH} #'\n"
+    values = {"D": "hf_abcdefgh", "E": "line1\nline2", "G": "x", "H": "${PATH} #"}
+    assert parse_env(quoted) == values
     with pytest.raises(InvalidInputError, match="line 2 of the env file") as caught:
         parse_env("A=1\nhunter2\n")
     assert "hunter2" not in str(caught.value)

@@ -64,6 +64,9 @@ class Store:
     def liveness_fds(self) -> tuple[int, ...]:
         return self._locks.fds
 
+    def now(self) -> datetime:
+        return self._clock()
+
     def close(self) -> None:
         self._connections.close()
         self._locks.close()

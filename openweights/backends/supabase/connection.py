@@ -7,12 +7,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 
 from openweights.backends.supabase.calls import PATIENCE_S, check_response, patiently
-from openweights.backends.supabase.records import Row, columns, from_rows
+from openweights.backends.supabase.records import Row, columns, from_rows, moment
 from openweights.errors import ConfigurationError, InvalidStateError
 from openweights.types import FileRecord, JobRecord, WorkerRecord
 
@@ -111,6 +112,9 @@ class Project(ABC):
     def lease_s(self) -> float:
         return float(self.identity["lease_s"])
 
+    def now(self) -> datetime:
+        return moment(self.rpc("whoami")["now"])
+
     # ---- calls
 
     def rpc(self, function: str, /, **parameters: Any) -> Any:
@@ -191,16 +195,16 @@ class Project(ABC):
         self,
         table: str,
         record: type[Listed],
-        moment: str,
+        moment_column: str,
         limit: int | None,
         narrow: Narrow,
         keep: Callable[[Listed], bool] | None = None,
     ) -> list[Listed]:
-        """Records, those of the latest `moment` first; the first `limit` of those to `keep`."""
+        """Records by falling `moment_column`; the first `limit` of those to `keep`."""
         names = columns(record)
 
         def newest(query: Query) -> Query:
-            query = narrow(query).order(moment, desc=True).order("seq", desc=True)
+            query = narrow(query).order(moment_column, desc=True).order("seq", desc=True)
             return query.limit(limit if keep is None else PAGE_ROWS)
 
         def kept(rows: list[Row]) -> list[Listed]:
@@ -213,7 +217,7 @@ class Project(ABC):
                 return found[:limit]
         pages = self._pages(table, names, narrow, after="")
         found = [item for page in pages for item in kept(page)]
-        found.sort(key=lambda item: (getattr(item, moment), item.id), reverse=True)
+        found.sort(key=lambda item: (getattr(item, moment_column), item.id), reverse=True)
         return found[:limit]
 
     def _open(self) -> Connection:

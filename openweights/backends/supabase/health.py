@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from openweights.backends.supabase.connection import Project
@@ -17,18 +15,6 @@ _PROBE = b"written by `ow doctor`"
 
 class HealthVerbs(Project):
     """Whether a project is as this package needs it."""
-
-    def clock_ahead_s(self) -> float:
-        """By how many seconds this machine's clock is ahead of the project's, to about a second."""
-
-        def call() -> float:
-            http = self._open().http
-            before = time.time()
-            answer = http.post(f"{self.url}/rest/v1/rpc/whoami", json={})
-            middle = (before + time.time()) / 2
-            return middle - parsedate_to_datetime(answer.headers["date"]).timestamp()
-
-        return self._patiently(call)
 
     def storage_problem(self) -> str | None:
         """What is wrong with storage: an object is written, read and removed in the organization's

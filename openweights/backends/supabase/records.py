@@ -53,13 +53,13 @@ def _value(name: str, value: Any) -> Any:
     if value is None:
         return None
     if name.endswith("_at"):
-        return _moment(str(value))
+        return moment(str(value))
     if name == "allowed_hardware":
         return tuple(str(item) for item in value)
     return base_name(value) if name == "filename" else value
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     """PostgreSQL has moments that Python has not: they are read as the nearest of ours."""
     if text.startswith("-") or text.endswith("BC"):
         return FIRST_MOMENT

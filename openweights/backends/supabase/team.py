@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -140,6 +140,12 @@ class ClusterVerbs(Project):
             pod_id=pod_id,
             price_usd_per_hour=price_usd_per_hour,
         )
+
+    def manager_state(self) -> dict[str, Any]:
+        return self.rpc("manager_state")
+
+    def set_manager_state(self, state: Mapping[str, Any]) -> None:
+        self.rpc("set_manager_state", state=dict(state))
 
     def end_worker_pod(self, worker_id: str) -> None:
         self.rpc("end_worker_pod", worker_id=worker_id)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from openweights.cli.jobs.logs import print_chunks
-from openweights.cli.output import INTERRUPTED, json_option, note, one_line, print_json
+from openweights.cli.output import (
+    INTERRUPTED,
+    json_option,
+    note,
+    one_line,
+    print_json,
+    print_table,
+)
 from openweights.types import CLOUD_TYPES, CloudType
 
 if TYPE_CHECKING:
@@ -68,6 +77,8 @@ def _is_line(word: str) -> bool:
     metavar="NAME",
     help="A secret that the command gets as a variable; may be given several times.",
 )
+@click.option("--yes", is_flag=True, help="Take this folder even if it is a home folder, or /.")
+@click.option("--dry-run", is_flag=True, help="Only list the files that would be sent.")
 @click.option("--wait", is_flag=True, help="Print the log as it comes; exit with the job's code.")
 @json_option
 def exec_command(
@@ -76,20 +87,27 @@ def exec_command(
     requires_vram_gb: int,
     allowed_hardware: tuple[str, ...],
     secrets: tuple[str, ...],
+    yes: bool,
+    dry_run: bool,
     wait: bool,
     as_json: bool,
 ) -> None:
     """Run a command with this folder as a job.
 
-    The files of the current folder travel with it, except what .gitignore names, .git, .env files
-    and virtual environments. COMMAND is either one quoted shell line, or a program and its
-    arguments, with our own options before it.
+    The files of the current folder travel with it, except what .gitignore names, .git, secrets
+    (such as .env files and keys) and virtual environments; --dry-run lists them. COMMAND is either
+    one quoted shell line, or a program and its arguments, with our own options before it.
     """
     from openweights.client import OpenWeights
 
     if wait and as_json:
         raise click.UsageError("--wait prints the log, --json the job: use one of them")
-    job = OpenWeights().exec.create(
+    kind = OpenWeights().exec
+    kind.even_home = yes
+    if dry_run:
+        _list_files(kind.mounted_paths())
+        return
+    job = kind.create(
         command=_shell_line(command),
         cloud_type=cloud_type,
         requires_vram_gb=requires_vram_gb,
@@ -103,6 +121,12 @@ def exec_command(
             click.echo(job.id)
         return
     sys.exit(_follow(job))
+
+
+def _list_files(files: Mapping[str, Path]) -> None:
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    print_table(["bytes", "file"], [[str(size), one_line(name)] for name, size in sizes.items()])
+    note(f"{len(sizes)} files, {sum(sizes.values())} bytes")
 
 
 def _follow(job: Job) -> int:

@@ -4,13 +4,18 @@ workers never come up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
+from typing import Any, cast
 
-LADDER_S = tuple(60 * minutes for minutes in (1, 2, 5, 10, 20, 40, 80, 160, 360))
-"""How long each further rest is; the last one repeats."""
+FIRST_REST_S = 60.0
+LONGEST_REST_S = 7 * 24 * 3600.0
+"""Each rest is twice as long as the one before, so that what never works costs next to nothing in
+the long run: in a month some twenty tries.
+"""
 PATIENCE = 3
 """Failures in a row before the first rest."""
 
@@ -42,8 +47,9 @@ class Cooldowns:
         if before is not None and now < before.rests_until:
             return self
         count = before.count + 1 if before else 1
-        step = count - PATIENCE
-        rest_s = 0 if step < 0 else LADDER_S[min(step, len(LADDER_S) - 1)]
+        rest_s = 0.0
+        if count >= PATIENCE:
+            rest_s = min(FIRST_REST_S * 2.0 ** min(count - PATIENCE, 30), LONGEST_REST_S)
         entry = Failures(count, now + timedelta(seconds=rest_s))
         return Cooldowns(MappingProxyType({**self.failures, key: entry}))
 
@@ -53,6 +59,39 @@ class Cooldowns:
             return self
         rest = {name: entry for name, entry in self.failures.items() if name != key}
         return Cooldowns(MappingProxyType(rest))
+
+    def eased(self, keys: Collection[Key], until: datetime) -> Cooldowns:
+        """Their rests end at that moment at the latest."""
+        eased = {
+            key: replace(entry, rests_until=min(entry.rests_until, until))
+            for key, entry in self.failures.items()
+            if key in keys
+        }
+        return Cooldowns(MappingProxyType({**self.failures, **eased})) if eased else self
+
+    def is_on_trial(self, key: Key) -> bool:
+        """Whether it has failed so often that one try at a time is enough."""
+        entry = self.failures.get(key)
+        return entry is not None and entry.count >= PATIENCE
+
+    def to_keep(self) -> list[list[object]]:
+        """As JSON, for `recalled`."""
+        return [
+            [*key, entry.count, entry.rests_until.isoformat()]
+            for key, entry in sorted(self.failures.items())
+        ]
+
+    @classmethod
+    def recalled(cls, kept: object, now: datetime) -> Cooldowns:
+        """From what `to_keep` has given; what is not understood is left out."""
+        found: dict[Key, Failures] = {}
+        latest = now + timedelta(seconds=LONGEST_REST_S)
+        for line in cast("list[list[Any]]", kept if isinstance(kept, list) else []):
+            with contextlib.suppress(ValueError, TypeError):
+                kind, name, count, until = line
+                moment = min(datetime.fromisoformat(until), latest)
+                found[str(kind), str(name)] = Failures(int(count), moment)
+        return cls(MappingProxyType(found))
 
     def rests_until(self, key: Key, now: datetime) -> datetime | None:
         """When it may be tried again; None if it may be now."""

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from openweights.cluster.planning.catalogue import (
     CATALOGUE,
+    GPU_COUNTS,
     MARGIN_GB,
     Gpu,
     Offer,
@@ -25,6 +26,10 @@ from openweights.cluster.planning.observation import PodCloud
 from openweights.gpu_names import gpu_key
 
 REFRESH_S = 900.0
+ANXIOUS_REFRESH_S = 120.0
+"""While something is being left alone because it was sold out."""
+LISTED_REST_S = 1200.0
+"""What is listed as in stock rests no longer than this, however often it was refused."""
 STALE_S = 1800.0
 """An answer about stock says nothing any more after this long."""
 SPENDING_PAUSE_S = 300.0
@@ -112,7 +117,13 @@ class Market:
     def needs_refresh(self, now: datetime) -> bool:
         """Whether prices and stock are to be asked for again."""
         refreshed_at = self.refreshed_at
-        return refreshed_at is None or now - refreshed_at >= timedelta(seconds=REFRESH_S)
+        is_waiting = any(now < entry.rests_until for entry in self.capacity.failures.values())
+        refresh_s = ANXIOUS_REFRESH_S if is_waiting else REFRESH_S
+        return refreshed_at is None or now - refreshed_at >= timedelta(seconds=refresh_s)
+
+    def is_on_trial(self, image: str) -> bool:
+        """Whether pods with this image have failed so often that they are tried one at a time."""
+        return self.boots.is_on_trial(_of_image(image))
 
     # ---- what was learned ------------------------------------------------------------------------
 
@@ -147,12 +158,21 @@ class Market:
         """The account may not spend more. That says nothing about the hardware."""
         return replace(self, paused_until=now + timedelta(seconds=SPENDING_PAUSE_S))
 
+    def to_keep(self) -> dict[str, Any]:
+        """What has to outlive the manager, as JSON: what keeps failing, and so costs money."""
+        return {"boots": self.boots.to_keep()}
+
+    def recalled(self, kept: Mapping[str, Any], now: datetime) -> Market:
+        """With what `to_keep` has given."""
+        return replace(self, boots=Cooldowns.recalled(kept.get("boots"), now))
+
     def restocked(self, listings: Iterable[Listing], now: datetime) -> Market:
         """Take over prices and stock. GPU types that the catalogue does not have are ignored; those
         that are not listed stay as they are.
         """
         gpus = dict(self.gpus)
         sold_out = dict(self.sold_out_at)
+        capacity = self.capacity
         for listing in listings:
             key = gpu_key(listing.gpu_id)
             if key is None or key not in gpus:
@@ -161,10 +181,14 @@ class Market:
                 gpus[key] = _priced(gpus[key], listing.cloud, listing.usd_per_hour, now)
             if listing.stock == "NONE":
                 sold_out[key, listing.cloud] = now
-            else:
-                sold_out.pop((key, listing.cloud), None)
+                continue
+            # News of stock ends the rest; an old claim of it only shortens it.
+            is_news = sold_out.pop((key, listing.cloud), None) is not None
+            until = now if is_news else now + timedelta(seconds=LISTED_REST_S)
+            capacity = capacity.eased(_sizes(key, listing.cloud), until)
         return replace(
             self,
+            capacity=capacity,
             gpus=MappingProxyType(gpus),
             sold_out_at=MappingProxyType(sold_out),
             refreshed_at=now,
@@ -185,6 +209,10 @@ class Market:
         if not gpu.vram_gb // 2 < size_gb < self.usable_gb(gpu):
             return self
         return replace(self, sizes_gb=MappingProxyType({**self.sizes_gb, gpu.key: size_gb}))
+
+
+def _sizes(gpu_key: str, cloud: PodCloud) -> set[Key]:
+    return {(f"{count}x {gpu_key}", cloud) for count in range(1, GPU_COUNTS[-1] + 1)}
 
 
 def _of_image(image: str) -> Key:

@@ -150,6 +150,7 @@ class _Pass:
             for pair in unmet
             if self._fit(pair[1]).offers and pair[1].pod_image not in suspects
         ]
+        servable = self._one_per_trial(servable)
         slots = max(0, self.limits.max_workers - self.occupied)
         served = list(islice(in_turn(servable, self.holdings), slots)) if slots else []
         starts = [
@@ -159,6 +160,21 @@ class _Pass:
         self.started = frozenset(need.group for _, need in served)
         ids = {demand.id for demand, _ in served}
         return starts, [pair for pair in servable if pair[0].id not in ids]
+
+    def _one_per_trial(self, servable: list[Wanted]) -> list[Wanted]:
+        """Of jobs whose image keeps failing only the first, and none while a worker of that image
+        is coming up: one pod shows as well as many whether it works by now.
+        """
+        tried = {w.docker_image for w in self.living if w.is_managed and w.status == "starting"}
+        kept: list[Wanted] = []
+        for pair in servable:
+            image = pair[1].pod_image
+            if not self.market.is_on_trial(image):
+                kept.append(pair)
+            elif image not in tried:
+                tried.add(image)
+                kept.append(pair)
+        return kept
 
     def stops(
         self, wanted: list[Wanted], unserved: list[Wanted], broken: list[tuple[Worker, str]]

@@ -16,7 +16,7 @@ from openweights.cluster.planning.catalogue import (
     canonical_hardware,
     parse_hardware,
 )
-from openweights.cluster.planning.cooldown import LADDER_S, PATIENCE, Cooldowns
+from openweights.cluster.planning.cooldown import LONGEST_REST_S, PATIENCE, Cooldowns
 from openweights.cluster.planning.fit import Need, find_offers, need_of, takes
 from openweights.cluster.planning.market import STALE_S, Listing, Market
 from openweights.cluster.planning.observation import Demand
@@ -151,7 +151,7 @@ def test_the_ladder() -> None:
         assert until is None or table.failed(key, now) == table, "asked for before the rest began"
         now = until or now
         assert table.rests_until(key, now) is None, "afterwards it may be tried again"
-    assert rests == [0, 0, 1, 2, 5, 10, 20, 40, 80, 160, 360, 360]
+    assert rests == [0, 0, *(2**step for step in range(PATIENCE + 7))]
     assert table.succeeded(key) == Cooldowns()
 
 
@@ -169,7 +169,7 @@ def test_rests_end_and_do_not_spread(steps: list[tuple[str, bool, int]]) -> None
             in_a_row[name] += 1
         until = table.rests_until(key, now)
         assert (until is None) == (in_a_row[name] < PATIENCE)
-        assert until is None or until <= now + timedelta(seconds=LADDER_S[-1])
+        assert until is None or until <= now + timedelta(seconds=LONGEST_REST_S)
         now += timedelta(seconds=pause_s)
     assert all(table.rests_until((n, "SECURE"), now + timedelta(days=1)) is None for n in "ab")
 

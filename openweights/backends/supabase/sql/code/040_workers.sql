@@ -402,3 +402,21 @@ begin
         ) j join api_keys k on k.id = j.submitted_by_key
     ), '[]');
 end $$;
+
+create or replace function public.manager_state() returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin');
+begin
+    return (select manager_state from organizations where id = me.organization_id);
+end $$;
+
+create or replace function public.set_manager_state(p_state jsonb) returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin');
+begin
+    perform check_text(p_state::text, 100000, 'the state');
+    update organizations set manager_state = p_state where id = me.organization_id;
+    return 'true';
+end $$;

@@ -9,7 +9,7 @@ begin
         select jsonb_build_object(
             'organization_id', o.id, 'organization', o.name, 'role', me.role, 'key_id', me.id,
             'key_name', me.name, 'email', m.email, 'worker_id', me.worker_id,
-            'expires_at', me.expires_at, 'heartbeat_s', o.heartbeat_s, 'lease_s', o.lease_s,
+            'expires_at', me.expires_at, 'now', now(), 'heartbeat_s', o.heartbeat_s, 'lease_s', o.lease_s,
             -- Which version of these files is installed: see `source_digest` in apply.py.
             'sources', (select encode(sha256(convert_to(
                 string_agg(name || ' ' || sha256, E'\n' order by name collate "C"), 'UTF8')), 'hex')

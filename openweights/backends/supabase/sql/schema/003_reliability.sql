@@ -9,3 +9,6 @@ alter table public.files add column object text;
 drop function if exists public.finish_run(bigint, integer, text, text);
 drop function if exists openweights.end_run(public.runs, text, text, text);
 drop function if exists openweights.sync_job(public.jobs, public.jobs);
+
+-- What the manager of an organization has to know after a restart, such as which image keeps failing.
+alter table public.organizations add column manager_state jsonb not null default '{}';
