@@ -43,6 +43,7 @@ IMPORTERS = {
     "vllm": ("generation/vllm_engine.py",),
     "rouge_score": ("jobs/unsloth/rewards.py",),
     "pathspec": ("client/exec_files.py",),
+    "dotenv": ("cluster/supervisor.py",),
     "pandas": ("client/watching/plot.py",),
     "matplotlib": ("client/watching/plot.py", "cli/demo/"),
     "click": ("cli/",),
@@ -63,7 +64,12 @@ ABOVE = {
     "cluster/": ("jobs", "generation", "models", "worker", "cli", "dashboard"),
 }
 # Packages that are imported by another name.
-IMPORTED_AS = {"pyyaml": "yaml", "pynacl": "nacl", "python_multipart": "multipart"}
+IMPORTED_AS = {
+    "pyyaml": "yaml",
+    "pynacl": "nacl",
+    "python_multipart": "multipart",
+    "python_dotenv": "dotenv",
+}
 # `settings.py` reads the environment for these.
 ENVIRONMENT_FREE = ("backends/", "client/", "cli/", "cluster/")
 
