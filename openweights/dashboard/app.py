@@ -35,6 +35,7 @@ from openweights import __version__
 from openweights.client import Job, OpenWeights
 from openweights.client.job_kinds import kind_names
 from openweights.dashboard.access import Gate, Sessions, session_of
+from openweights.dashboard.chat import chat_completions
 from openweights.dashboard.details import (
     default_params,
     job_details,
@@ -42,7 +43,7 @@ from openweights.dashboard.details import (
     log_matches,
     result_files,
 )
-from openweights.dashboard.http import json_body, store_upload, stream_file, whole
+from openweights.dashboard.http import json_body, refusal, store_upload, stream_file, whole
 from openweights.dashboard.job_index import SORT_KEYS, JobIndex, JobQuery
 from openweights.dashboard.openai_api import openai_routes
 from openweights.dashboard.rows import dataset_page, dataset_summary
@@ -119,6 +120,7 @@ def _api_routes() -> list[Route]:
         Route("/api/files/{file_id:path}/summary", _file_summary),
         Route("/api/files/{file_id:path}/content", _file_content),
         Route("/api/workers", _workers),
+        Route("/api/chat", chat_completions, methods=["POST"]),
     ]
 
 
@@ -150,11 +152,7 @@ def _refused(request: Request, error: Exception) -> Response:
         status = 503
     else:
         status = next((_STATUS_OF[kind] for kind in _STATUS_OF if isinstance(error, kind)), 400)
-    if request.url.path.startswith("/v1/"):
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        body = {"message": str(error), "type": kind, "param": None, "code": None}
-        return JSONResponse({"error": body}, status)
-    return JSONResponse({"error": str(error)}, status)
+    return refusal(request, status, str(error))
 
 
 # ---- the page itself, and who may see it ---------------------------------------------------------

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from openweights.client import OpenWeights
 from openweights.client.files import File
 from openweights.errors import InvalidInputError
 from openweights.types import FileRecord
+
+
+def refusal(request: Request, status: int, message: str) -> Response:
+    """What went wrong, in the words of the API that was asked."""
+    if not request.url.path.startswith("/v1/"):
+        return JSONResponse({"error": message}, status)
+    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    body = {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": body}, status)
 
 
 def whole(given: Mapping[str, str], name: str, default: int) -> int:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from openweights.client import OpenWeights
 from openweights.client.watching.metrics import metric_rows
+from openweights.dashboard.chat import chat_completions
 from openweights.dashboard.http import json_body, store_upload, stream_file, whole
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.events import Checkpoint
@@ -56,6 +57,7 @@ def openai_routes() -> list[Route]:
         Route(f"{job}/cancel", _cancel, methods=["POST"]),
         Route(f"{job}/events", _events),
         Route(f"{job}/checkpoints", _checkpoints),
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{model_id:path}", _model),
     ]

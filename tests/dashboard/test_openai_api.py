@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,6 +13,7 @@ import pytest
 from openweights.dashboard.openai_api import training_params
 from openweights.errors import InvalidInputError
 from tests.dashboard.conftest import API_KEY, Served
+from tests.tiny_model import make_tiny_model
 
 ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 PREFERENCE = {
@@ -112,6 +114,37 @@ def test_events_checkpoints_and_models(client: openai.OpenAI, run_job: Any) -> N
     bad = client.fine_tuning.jobs.retrieve("ftjob-bad")
     assert bad.status == "failed" and bad.error and bad.error.message == "out of memory"
     assert [model.id for model in client.models.list()] == ["ftjob-done"]
+
+
+@pytest.mark.slow
+def test_upload_train_and_chat(
+    client: openai.OpenAI, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, with the real client, on the tiny model."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tiny = str(make_tiny_model(tmp_path / "tiny"))
+    job = client.fine_tuning.jobs.create(
+        model=tiny,
+        training_file=_upload(client, *[ROW] * 4).id,
+        extra_body={
+            "loss": "sdft",
+            "sdft_gate": "off",
+            "sdft_max_new_tokens": 4,
+            "max_steps": 2,
+            "max_seq_length": 400,
+        },
+    )
+    assert served.ow.jobs.retrieve(job.id).wait(timeout=300).status == "completed"
+    assert client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model == job.id
+    ask: Any = {"model": job.id, "messages": [{"role": "user", "content": "q"}], "max_tokens": 5}
+    whole = client.chat.completions.create(**ask, temperature=0)
+    assert whole.usage and whole.usage.completion_tokens <= 5
+    pieces = client.chat.completions.create(**ask, temperature=0, stream=True)
+    said = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+    assert said == (whole.choices[0].message.content or "")
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**{**ask, "messages": [{"role": "nobody"}]})
+    served.ow.chat.kill(job.id)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,7 @@ def test_every_view(served: Served, visitor: Visitor, jobs: list[str]) -> None:
         (f"/data/{file}", ".part.learned"),
         (f"/new?from={jobs[0]}", "text=Submit"),
         ("/workers", "td >> text=worker"),
+        (f"/chat?a={jobs[0]}", "text=Send"),
     ):
         visitor.open(view, until)
         assert _faults(visitor.page) == [], view

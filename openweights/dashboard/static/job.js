@@ -23,7 +23,7 @@ export async function show(view, { id, query, signal }) {
 
   function render() {
     fill(head, h("h1", {}, job.id, " ", status(job.status)), h("div", { class: "bar" }, buttons(),
-      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one")));
+      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
     const last = job.runs.at(-1);
     const shown = {
       Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
