@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine_thread import EngineThread
 from openweights.generation.server import ModelServer, ServedModel
+from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
 KEY = "sk-test-0123456789"
@@ -170,7 +171,8 @@ def test_log_probabilities(running: Running) -> None:
         logps = running.model.double()(prompt).logits[0, -1].log_softmax(-1)
     running.model.float()
     tops = [top.logprob for top in content[0].top_logprobs]
-    assert torch.allclose(torch.tensor(tops), logps.topk(4).values.float(), atol=1e-4)
+    terms = terms_of(running.model, prompt.shape[1])
+    assert_sums_equal(tops, logps.topk(4).values.tolist(), terms)
     plain: Any = running.client().completions.create(
         model="base", prompt="Once", max_tokens=4, temperature=0, logprobs=2
     )

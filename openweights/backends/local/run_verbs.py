@@ -12,7 +12,7 @@ from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.store import Store, find, matching
 from openweights.backends.values import moment_within, readable
 from openweights.errors import FencedError, InvalidInputError, InvalidStateError
-from openweights.json_values import to_json
+from openweights.json_values import storable, to_json
 from openweights.types import (
     ENDED,
     Claim,
@@ -96,7 +96,7 @@ class RunVerbs(Store):
         rows = [
             (
                 run_id,
-                event.key,
+                storable(event.key),
                 to_json(dict(event.data), "an event's data"),
                 records.to_micros(moment_within(event.created_at)),
             )

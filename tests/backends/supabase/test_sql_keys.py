@@ -188,7 +188,7 @@ def test_naming_a_file_does_not_make_it_readable(world: World, holder: Caller) -
     holder.rpc("append_events", run_id=run, events=[event("theft", file=file_id("of-idlers"))])
     stolen = file_record("of-idlers") | {"sha256": digest_of("of-idlers")[:12] + "0" * 52}
     kind, message = _refused(lambda: holder.rpc("put_file_record", **stolen))
-    assert kind == "invalid_input" and "another content" in message
+    assert kind == "not_found" and "upload it first" in message
     assert _readable(holder) == before and "of-idlers" not in before
 
 
