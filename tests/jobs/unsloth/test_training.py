@@ -303,6 +303,22 @@ def test_a_push_that_fails_does_not_fail_the_job(
     assert "Traceback" in caplog.text, "to find out why"
 
 
+def test_a_push_that_was_asked_for_must_work(
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = make_tiny_model(tmp_path / "base")
+    asked = {**params, "model": str(base), "max_steps": 1, "push_to_hub": True}
+    with pytest.raises(ConfigError, match="push_to_hub: HF_TOKEN is not set where the job runs"):
+        train(asked)
+    assert not events(tmp_path), "said before anything costs time"
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setenv("HF_ORG", "me")
+    with pytest.raises(JobFailedError, match="not pushed to the hub as push_to_hub=True asks"):
+        train(asked, extra_callbacks=[Spoil(base)])
+    assert adapter(tmp_path), "the result is kept"
+
+
 def test_wrong_input_ends_in_one_line(params: dict[str, Any], tmp_path: Path) -> None:
     code, log = finish(start(tmp_path, {**params, "model": "/no/such/model"}))
     last = log.strip().splitlines()[-1]
