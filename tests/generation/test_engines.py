@@ -398,10 +398,10 @@ def test_many_uneven_requests_all_come_back_in_order(subject: Subject) -> None:
             SamplingParams(max_new_tokens=1 + (i * 13) % 24, seed=derived_seed(i)),
             ["one", "two", None][i % 3],
         )
-        for i in range(90)
+        for i in range(60)
     ]
     found = subject.engine.generate(requests)
-    for index in (0, 5, 77):
+    for index in (0, 5, 47):
         assert found[index] == subject.engine.generate([requests[index]])[0]
     assert all(
         len(own[0].token_ids) <= r.params.max_new_tokens
