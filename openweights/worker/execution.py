@@ -202,7 +202,7 @@ class _Execution:
     def _run_job(self, folder: RunFolder) -> ProcessEnd:
         if self._control.instruction != "continue":
             return ProcessEnd(None, was_stopped=True)
-        secrets = self._open_secrets()
+        secrets, backend = self._open_secrets(), self._host.backend
         for warning in shortfalls(self._job, self._host.hardware):
             self._log.note(warning)
         process = GuardedProcess(
@@ -210,8 +210,10 @@ class _Execution:
             folder=folder.path,
             env=job_env(self._host, folder, self._run.id, secrets),
             grace_s=self._host.settings.cancel_grace_s,
-            held_fds=(*self._host.backend.liveness_fds, folder.lock_fd),
+            held_fds=(*backend.liveness_fds, folder.lock_fd),
             marker=folder.marker,
+            # On one machine the lease is not given away while the job's folder is in use.
+            silence_s=0.0 if backend.team is None else backend.lease_s,
         )
         try:
             self._control.attach(process)
@@ -287,6 +289,8 @@ def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
         return Verdict("failed", "stopped: its timeout has passed")
     if instruction == "shutdown" and (end.was_stopped or end.exit_code in TERMINATED):
         return Verdict("released", "its worker was shut down")
+    if instruction == "continue" and end.was_stopped:
+        return Verdict("released", "its worker stood still for longer than its lease")
     if end.exit_code is None:
         return Verdict("failed", "the process that guards the job was killed, and the job with it")
     if end.exit_code == 0:

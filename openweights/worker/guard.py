@@ -8,6 +8,9 @@ process of the job is gone:
 - Standard input is a pipe from the worker. `T` asks to stop: SIGTERM to the job's group, and
   SIGKILL to whatever is left after the grace. `K`, or the end of the pipe because the worker died,
   is SIGKILL at once.
+- A worker that shares its store with other machines sends a `.` again and again. When none has come
+  for as long as its lease is, it is stopped or hangs: somebody else may have the job by now, and
+  this one is killed.
 - On Linux the guard is the *subreaper* of the job: a process that daemonises itself becomes the
   guard's child, not init's, so "no children left" means that no process of the job is left.
   Elsewhere the process group has to do.
@@ -41,10 +44,11 @@ IS_LINUX = sys.platform == "linux"
 
 
 def main(arguments: list[str]) -> int:
-    """`guard.py <status descriptor> <grace in seconds> <shell command>`, with the worker's pipe as
-    standard input.
+    """`guard.py <status descriptor> <grace in seconds> <shell command> <seconds of silence that the
+    worker may keep, 0 for any>`, with the worker's pipe as standard input.
     """
     status_fd, grace_s, script = int(arguments[0]), float(arguments[1]), arguments[2]
+    silence_s = float(arguments[3])
     for name in os.listdir("/dev/fd"):
         with contextlib.suppress(OSError):  # the listing's own descriptor is closed by now
             if int(name) > 2:
@@ -52,17 +56,21 @@ def main(arguments: list[str]) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    Guard(control_fd=0, status_fd=status_fd, grace_s=grace_s).run(script)
+    Guard(control_fd=0, status_fd=status_fd, grace_s=grace_s, silence_s=silence_s).run(script)
     return 0
 
 
 class Guard:
     """The guard's loop: wait for the job, the worker or the clock, and act on what happened."""
 
-    def __init__(self, control_fd: int, status_fd: int, grace_s: float) -> None:
+    def __init__(
+        self, control_fd: int, status_fd: int, grace_s: float, silence_s: float = 0.0
+    ) -> None:
         self._control_fd: int | None = control_fd
         self._status_fd = status_fd
         self._grace_s = grace_s
+        self._silence_s = silence_s
+        self._heard_at = time.monotonic()  # which stands still while the whole machine sleeps
         self._job = 0
         self._exit_code: int | None = None
         self._has_children = True
@@ -99,6 +107,9 @@ class Guard:
     def _enforce(self) -> bool:
         """Kill what is due; False once it is clear that killing does not help."""
         now = time.monotonic()
+        if self._kill_at is None and 0 < self._silence_s < now - self._heard_at:
+            self._was_stopped |= self._exit_code is None
+            self._kill_at = now
         if self._kill_at is None and self._exit_code is not None:
             self._signal_all(signal.SIGTERM)
             self._kill_at = now + LINGER_S
@@ -113,13 +124,17 @@ class Guard:
 
     def _wait(self, wake_fd: int) -> None:
         watched = [wake_fd] if self._control_fd is None else [wake_fd, self._control_fd]
-        ready, _, _ = select.select(watched, [], [], None if self._kill_at is None else POLL_S)
+        timeout_s = POLL_S if self._kill_at is not None else self._silence_s / 4 or None
+        ready, _, _ = select.select(watched, [], [], timeout_s)
         if wake_fd in ready:
             os.read(wake_fd, 4096)
         if self._control_fd is not None and self._control_fd in ready:
             self._obey(os.read(self._control_fd, 64))
 
     def _obey(self, request: bytes) -> None:
+        self._heard_at = time.monotonic()
+        if request and not request.strip(b"."):
+            return
         self._was_stopped |= self._exit_code is None
         now = time.monotonic()
         if not request:

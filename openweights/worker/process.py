@@ -45,6 +45,7 @@ class GuardedProcess:
         grace_s: float,
         held_fds: Sequence[int] = (),
         marker: str,
+        silence_s: float = 0.0,
     ) -> None:
         """Start it.
 
@@ -52,6 +53,7 @@ class GuardedProcess:
             held_fds: Descriptors that the guard keeps open until nothing of the job is left.
             marker: `NAME=value`, one of `env`, that no other process has: what to know strays by if
                 the guard is killed.
+            silence_s: The job is killed when this process is stopped for longer; 0 for never.
         """
         self._marker = marker
         self._lock = threading.Lock()
@@ -68,6 +70,7 @@ class GuardedProcess:
                     str(guard_status_fd),
                     str(grace_s),
                     script,
+                    str(silence_s),
                 ],
                 cwd=folder,
                 env=dict(env),
@@ -86,6 +89,9 @@ class GuardedProcess:
         self._status_fd = status_fd
         assert self._guard.stdout is not None
         self.output_fd = self._guard.stdout.fileno()
+        self._ended = threading.Event()
+        if silence_s:
+            threading.Thread(target=self._pulse, args=(silence_s / 5,), daemon=True).start()
 
     @property
     def guard_pid(self) -> int:
@@ -102,6 +108,7 @@ class GuardedProcess:
     def wait(self) -> ProcessEnd:
         """Return once no process of the job is left."""
         self._guard.wait()
+        self._ended.set()
         with open(self._status_fd, "rb") as pipe:
             lines = [line.split() for line in pipe.read().splitlines()]
         self._close_control()
@@ -119,6 +126,13 @@ class GuardedProcess:
         """Close the output; call it when all of it has been read."""
         if self._guard.stdout is not None:
             self._guard.stdout.close()
+
+    def _pulse(self, pause_s: float) -> None:
+        """A thread of its own: a call that hangs in the network is no reason to end the job."""
+        while not self._ended.wait(pause_s):
+            with self._lock, contextlib.suppress(OSError, ValueError):
+                if self._guard.stdin is not None:
+                    self._guard.stdin.write(b".")
 
     def _ask(self, request: bytes) -> None:
         with self._lock, contextlib.suppress(OSError, ValueError):  # it has ended

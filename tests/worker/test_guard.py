@@ -243,3 +243,37 @@ def test_a_kill_that_comes_before_the_process_reaches_it(
     waiter.join(10.0)
     process.close()
     assert has_ended == is_killed
+
+
+# A worker whose guard must hear of it, or does not have to.
+PULSING = """
+import os, sys
+from pathlib import Path
+from openweights.worker.process import GuardedProcess
+script, folder, marker, silence_s = sys.argv[1:]
+name, _, value = marker.partition("=")
+env = {**os.environ, name: value}
+process = GuardedProcess(
+    script, folder=Path(folder), env=env, grace_s=5, marker=marker, silence_s=float(silence_s)
+)
+process.wait()
+"""
+
+
+@pytest.mark.parametrize("silence_s", [1.0, 0.0], ids=["watched", "control: not watched"])
+def test_a_worker_that_is_stopped_has_no_job_after_its_lease(
+    tmp_path: Path, marker: str, silence_s: float
+) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", PULSING, "touch up; sleep 60", str(tmp_path), marker]
+    process = subprocess.Popen([*command, str(silence_s)], env=env)
+    try:
+        assert wait_until((tmp_path / "up").exists)
+        time.sleep(1.5)  # longer than the silence: the pulse keeps it
+        assert marked_processes(marker)
+        process.send_signal(signal.SIGSTOP)
+        assert wait_until(lambda: not marked_processes(marker), 4.0) == (silence_s > 0)
+    finally:
+        process.kill()
+        process.send_signal(signal.SIGCONT)
+        process.wait()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from openweights.backends.values import MOST_TEXT
@@ -162,11 +162,15 @@ def lose_runs_of_worker(db: sqlite3.Connection, worker_id: str, now: int) -> Non
         lose_run(db, run, "worker", now)
 
 
-def lose_expired_runs(db: sqlite3.Connection, now: int, keep_worker: str) -> None:
-    """End the runs whose lease is over, except those of the worker that is asking."""
+def lose_expired_runs(
+    db: sqlite3.Connection, now: int, keep_worker: str, is_running: Callable[[int], bool]
+) -> None:
+    """End the runs whose lease is over, except those of the worker that is asking, and those that
+    still have processes: their worker may be stopped, but a job must not run twice at a time.
+    """
     query = "WHERE runs.status = 'in_progress' AND runs.lease_expires_at < ?"
     for run in db.execute(_RUN_WITH_JOB + query, (now,)).fetchall():
-        if run["worker_id"] != keep_worker:
+        if run["worker_id"] != keep_worker and not is_running(run["id"]):
             lose_run(db, run, "lease", now)
 
 

@@ -21,6 +21,7 @@ from openweights.errors import ConfigurationError, NotFoundError
 from openweights.types import Claim, JobRecord, Lane, RunRecord
 
 _BUSY_TIMEOUT_S = 30.0
+RUNS = "runs"  # below the home: a folder for each run, made and locked by its worker
 
 
 def utc_now() -> datetime:

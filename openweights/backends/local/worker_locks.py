@@ -60,20 +60,7 @@ class WorkerLocks:
 
     def is_held(self, worker_id: str) -> bool:
         """Whether a process of the worker is alive."""
-        try:
-            fd = os.open(self._path(worker_id), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            # Shared, so that several processes can look at the same time.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            return False
-        finally:
-            os.close(fd)
+        return is_locked(self._path(worker_id))
 
     def release(self, worker_id: str) -> None:
         """Let go of the lock, and remove its file unless child processes still hold it."""
@@ -123,6 +110,24 @@ class WorkerLocks:
                 return fd
         os.close(fd)
         return None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock on a file or folder."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Shared, so that several processes can look at the same time.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        return False
+    finally:
+        os.close(fd)
 
 
 def _is_file_at(fd: int, path: Path) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.failures import clear_errors
-from openweights.backends.local.store import Store, insert
+from openweights.backends.local.store import RUNS, Store, insert
+from openweights.backends.local.worker_locks import is_locked
 from openweights.backends.values import readable
 from openweights.types import Claim, Instruction, WorkerRecord, WorkerSpec, WorkerStatus
 
@@ -81,7 +82,7 @@ class WorkerVerbs(Store):
         with self._write() as db:
             worker = self._worker(db, worker_id)
             now = self._now()
-            lifecycle.lose_expired_runs(db, now, keep_worker=worker_id)
+            lifecycle.lose_expired_runs(db, now, worker_id, self._is_running)
             expires_at = self._lease_from(now)
             held = lifecycle.held_run(db, worker_id)
             if held is not None and held["job_status"] == "in_progress":
@@ -145,6 +146,10 @@ class WorkerVerbs(Store):
             self._locks.sweep(alive)
             self._files.sweep()
         self._is_swept = True
+
+    def _is_running(self, run_id: int) -> bool:
+        """Whether a run's folder is in use: its worker and its guard hold the lock on it."""
+        return is_locked(self.home / RUNS / str(run_id))
 
     def _lease_from(self, now: int) -> int:
         return now + int(self.lease_s * 1_000_000)
