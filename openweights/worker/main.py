@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
@@ -35,11 +34,11 @@ from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
 from openweights.worker.gpu_reclaim import reclaim
 from openweights.worker.heartbeat import Heartbeat
-from openweights.worker.shutdown import Shutdown, persist
+from openweights.worker.shutdown import Shutdown, persist, sole_holder
+from openweights.worker.standby import ASKED_TO_END, WORKER_LOCK, keep_standby
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = "embedded-worker.lock"
 LONGEST_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
 MOST_DOUBLINGS = 10
@@ -68,12 +67,16 @@ def run_worker(
         settings = replace(settings, lane="servers" if serving else "jobs")
     with contextlib.closing(open_backend(settings)) as backend, shutdown.on_signals():
         while True:
-            lock = _sole_worker(settings.home) if embedded else contextlib.nullcontext(True)
-            with lock as is_sole:
-                if not is_sole:
+            path = settings.home / WORKER_LOCK
+            with sole_holder(path) if embedded else contextlib.nullcontext() as lock:
+                if embedded and lock is None:
                     return 0
                 worker = Worker(settings, backend, found, shutdown)
-                exit_code = worker.run(once=once, idle_s=idle_s)
+                with _standby(settings, is_wanted=embedded and not once):
+                    exit_code = worker.run(once=once, idle_s=idle_s)
+                if lock is not None and worker.was_asked_to_end:
+                    lock.write(ASKED_TO_END)
+                    lock.flush()
             if exit_code or not embedded or once or shutdown.requested.is_set():
                 return exit_code
             # A client that saw this worker alive a moment ago has started none. Now that the next
@@ -97,7 +100,8 @@ class Worker:
         self._pod = settings.pod
         self._backend = backend
         self._shutdown = shutdown
-        self._heartbeat = Heartbeat(backend, self.id, backend.heartbeat_s, shutdown.request)
+        self.was_asked_to_end = False
+        self._heartbeat = Heartbeat(backend, self.id, backend.heartbeat_s, self._end_on_request)
         self._runs = runs_folder(settings)
         self._host = Host(
             backend,
@@ -133,6 +137,11 @@ class Worker:
         finally:
             self._sign_off()
         return 0
+
+    def _end_on_request(self) -> None:
+        """The store says so: nobody shall take this worker's place."""
+        self.was_asked_to_end = True
+        self._shutdown.request()
 
     def _work(self, *, once: bool, idle_s: float | None) -> None:
         if (problem := self._gpu_problem()) is not None:
@@ -234,15 +243,15 @@ def new_worker_id(lane: Lane | None) -> str:
 
 
 @contextlib.contextmanager
-def _sole_worker(home: Path) -> Iterator[bool]:
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / LOCK_NAME).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+def _standby(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
+    """Meanwhile somebody takes up what this worker leaves behind when it is killed."""
+    ended = threading.Event()
+    if is_wanted:
+        threading.Thread(target=keep_standby, args=(settings, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def main(arguments: list[str] | None = None) -> int:

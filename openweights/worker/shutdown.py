@@ -5,12 +5,14 @@ again for as long as nobody hurries it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import IO, Protocol, TypeVar
 
 from openweights.errors import StoreUnavailableError
 from openweights.retry import retry
@@ -151,3 +153,17 @@ def persist(call: Callable[[], T], *, give_up: threading.Event) -> T:
 
 def warn_of_outage(error: Exception, delay_s: float) -> None:
     logger.warning("the store is away, trying again in %.1f s: %s", delay_s, error)
+
+
+@contextlib.contextmanager
+def sole_holder(path: Path) -> Iterator[IO[str] | None]:
+    """The file at `path`, emptied and locked meanwhile; None when somebody else holds it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+        else:
+            file.truncate(0)
+            yield file

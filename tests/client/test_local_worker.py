@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
 from openweights import JobFailedError, OpenWeights, PlatformError
+from openweights.backends.local.worker_locks import is_locked
 from openweights.client.local_worker import LocalWorker, log_path
 from openweights.settings import Settings
+from openweights.worker.standby import STANDBY_LOCK
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -31,13 +35,13 @@ def ow(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     client.close()
 
 
-def workers(home: Path) -> list[psutil.Process]:
-    """Worker processes of that store."""
+def workers(home: Path, module: str = "openweights.worker.main") -> list[psutil.Process]:
+    """Worker processes of that store, or those of another module."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if "openweights.worker.main" not in command:
+            if module not in command:
                 continue
             if process.environ().get("OPENWEIGHTS_HOME") == str(home):
                 found.append(process)
@@ -155,3 +159,51 @@ def test_signals_to_the_client_do_not_reach_the_worker(ow: OpenWeights, home: Pa
     assert job.wait(timeout=30).status == "completed"
     worker.send_signal(signal.SIGTERM)
     wait_until_gone(home)
+
+
+def _ends_without_a_client(home: Path, job_id: str, timeout_s: float) -> bool:
+    """Looked at in the database alone: a client would start a worker."""
+    deadline = time.monotonic() + timeout_s
+    with closing(sqlite3.connect(f"file:{home}/openweights.db?mode=ro", uri=True)) as db:
+        while time.monotonic() < deadline:
+            query = "SELECT status FROM jobs WHERE id = ?"
+            if db.execute(query, (job_id,)).fetchone() == ("completed",):
+                return True
+            time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_whose_worker_is_killed_goes_on_without_a_client(
+    ow: OpenWeights, home: Path, signum: int
+) -> None:
+    job = ow.exec.create(command="touch uploads/$$; sleep 2", requires_vram_gb=0)
+    for _ in range(400):
+        if job.refresh().status == "in_progress" and is_locked(home / STANDBY_LOCK):
+            break
+        time.sleep(0.05)
+    (worker,) = workers(home)
+    worker.send_signal(signum)
+    assert _ends_without_a_client(home, job.id, 40)
+    assert job.refresh().attempts == 2
+
+
+def test_without_its_standby_a_killed_workers_job_waits(ow: OpenWeights, home: Path) -> None:
+    """The control; and a standby that is killed is started again by the worker."""
+    job = ow.exec.create(command="sleep 30", requires_vram_gb=0)
+    for _ in range(400):
+        if job.refresh().status == "in_progress" and is_locked(home / STANDBY_LOCK):
+            break
+        time.sleep(0.05)
+    first = workers(home, "openweights.worker.standby")
+    for process in first:
+        process.kill()
+    deadline = time.monotonic() + 20
+    while not (second := set(workers(home, "openweights.worker.standby")) - set(first)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    # Both at once, as when the machine is switched off.
+    for process in (*workers(home), *second):
+        process.kill()
+    assert not _ends_without_a_client(home, job.id, 3)
+    job.cancel()
