@@ -52,7 +52,7 @@ def write_credentials(home: Path, credentials: Credentials) -> Path:
     import json
 
     path = credentials_path(home)
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         new.unlink()

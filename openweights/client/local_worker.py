@@ -120,7 +120,7 @@ def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[by
     option = "--serving" if lane == "servers" else "--embedded"
     command = [sys.executable, "-m", "openweights.worker.main", option]
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with log_path(settings).open("ab") as log:
             return subprocess.Popen(
                 command,

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,7 @@ class Store:
     def _connect(self) -> sqlite3.Connection:
         for folder in (self.home, *(self.home / name for name in ("files", "logs", "workers"))):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_private()
         db = sqlite3.connect(
             self._path,
             timeout=_BUSY_TIMEOUT_S,
@@ -150,6 +151,14 @@ class Store:
             db.close()
             raise
         return db
+
+    def _make_private(self) -> None:
+        """A new store is its owner's alone, whoever has made its folder, and with whatever umask:
+        who writes to it has code run.
+        """
+        with suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self.home.chmod(0o700)
 
     def _switch_to_wal(self, db: sqlite3.Connection) -> None:
         # SQLite does not wait when two processes switch at once, so they take turns here.

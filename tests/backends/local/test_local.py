@@ -448,3 +448,17 @@ def test_a_store_that_is_busy_for_too_long(home: Path, backend: LocalBackend) ->
     writer.execute("ROLLBACK")
     for db in (writer, impatient):
         db.close()
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["new home", "a home that is there"])
+def test_a_new_store_is_its_owners_alone(home: Path, is_there: bool) -> None:
+    umask = os.umask(0)
+    try:
+        if is_there:
+            home.mkdir(parents=True)
+        with closing(LocalBackend(home)) as backend:
+            backend.submit_job(spec())
+            for path in (home, *home.rglob("*")):
+                assert path.stat().st_mode & 0o077 == 0, path
+    finally:
+        os.umask(umask)

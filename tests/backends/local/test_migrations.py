@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from openweights.backends.local.backend import LocalBackend
 from openweights.backends.local.migrations import MIGRATIONS, migrate, schema_version
 from openweights.errors import ConfigurationError
+from openweights.types import WorkerSpec
 
 _ONE = ("CREATE TABLE a (x INTEGER)",)
 _TWO = ("CREATE TABLE b (x INTEGER)", "INSERT INTO a VALUES (1)")
@@ -117,3 +120,51 @@ def test_events_of_a_type_are_found_by_their_index(tmp_path: Path) -> None:
     assert "TEMP B-TREE" not in plan(" AND json_extract(data, '$.type') = 'checkpoint'")
     assert "events_of_run" in plan(""), "the control"
     db.close()
+
+
+def test_a_store_of_the_first_version_opens_and_goes_on(tmp_path: Path) -> None:
+    """A job that ran, one that was running, and one that waits, as version 1.0.0 left them."""
+    home = tmp_path / "home"
+    home.mkdir()
+    db = _open(home / "openweights.db")
+    db.execute("PRAGMA journal_mode = WAL")
+    migrate(db, MIGRATIONS[:1])
+    job = (
+        "INSERT INTO jobs (id, type, script, params, docker_image, requires_vram_gb, priority, "
+        "max_attempts, created_at, updated_at, status, attempts, worker_id) "
+        "VALUES (?, 'custom', 'true', '{}', '', 0, 0, 3, 1767323045678901, 1767323045678901, "
+        "?, ?, ?)"
+    )
+    run = (
+        "INSERT INTO runs (job_id, worker_id, attempt, status, ended_by, error, lease_expires_at, "
+        "created_at) VALUES (?, 'w-old', 1, ?, ?, ?, ?, 1767323045678901)"
+    )
+    db.execute(job, ("done", "failed", 1, None))
+    db.execute(job, ("running", "in_progress", 1, "w-old"))
+    db.execute(job, ("waiting", "pending", 0, None))
+    db.execute(run, ("done", "failed", "finish", "exit code 3: boom", None))
+    db.execute(run, ("running", "in_progress", None, None, 1767323105678901))
+    data = '{"type": "checkpoint", "step": 4, "file": "checkpoint:file-000000000000"}'
+    db.execute(
+        "INSERT INTO events (run_id, key, data, created_at) VALUES (2, 'k', ?, 1767323045678901)",
+        (data,),
+    )
+    db.execute(
+        "INSERT INTO workers (id, docker_image, hardware_type, gpu_count, vram_gb, cached_models, "
+        "status, incarnation, created_at, pinged_at) "
+        "VALUES ('w-old', '', 'cpu', 0, 0, '[]', 'active', 'x', 1767323045678901, 1767323045678901)"
+    )
+    db.close()
+    with closing(LocalBackend(home)) as backend:
+        old = backend.list_runs(job_id="done")[0]
+        assert (old.status, old.error, old.exit_code) == ("failed", "exit code 3: boom", None)
+        backend.register_worker(WorkerSpec("w-new"))
+        order: list[str] = []
+        while (claim := backend.claim_job("w-new")) is not None:
+            order.append(claim.job.id)
+            backend.finish_run(claim.run.id, claim.run.attempt, "completed", exit_code=0)
+        assert order == ["running", "waiting"], "its worker is gone, and it goes on first"
+        assert [run.exit_code for run in backend.list_runs(job_id="running")] == [None, 0]
+        (event,) = backend.list_events(job_id="running", type="checkpoint")
+        assert event.data["step"] == 4
+        assert backend.restart_job("done").status == "pending"
