@@ -250,6 +250,11 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return default if value is None else value
 
 
+def add_to_environment(values: Mapping[str, str]) -> None:
+    """Set variables of this process, for what reads its settings afterwards."""
+    os.environ.update(values)
+
+
 _OF_THE_MACHINE = (
     *("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"),
     *("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE"),

@@ -127,19 +127,20 @@ class EventDraft:
     created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
-    """An event as stored; ids ascend in the order of appending. `event["data"]` is `event.data`."""
+@dataclass(frozen=True)
+class EventRecord(dict[str, Any]):
+    """An event as stored; ids ascend in the order of appending.
+
+    It is a dict of its fields, too: `event["data"]["loss"]` is `event.data["loss"]`.
+    """
 
     id: int
     run_id: int
     data: Mapping[str, Any]
     created_at: datetime
 
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.__slots__:
-            raise KeyError(name)
-        return getattr(self, name)
+    def __post_init__(self) -> None:
+        self.update(vars(self))
 
 
 @dataclass(frozen=True, slots=True)

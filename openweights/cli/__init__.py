@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("worker:worker", "Run a worker here, in the foreground."),
     "serve": ("serve:serve", "Show jobs on a page, and answer OpenAI clients."),
     "demo": ("demo:demo", "Train a small model here, with and without SDFT."),
+    "gpus": ("pods.gpus:gpus", "List the GPUs that pods can have, the cheapest first."),
     "cluster": ("pods.cluster:cluster", "Run the manager that starts pods."),
     "manage": ("pods.manage:manage", "Name the organizations that are managed here."),
     "deploy": ("pods.deploy:deploy", "Run the manager in a small pod of its own."),
@@ -45,6 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "org": ("project.org:org", "Show or rename the organization, and its members."),
     "env": ("project.env:env", "Keep secrets that jobs get as variables."),
     "signup": ("project.db:signup", "Create an organization and its first key."),
+    "completion": (
+        "completion:completion",
+        "Print what makes SHELL complete commands, options and job ids.",
+    ),
     "doctor": ("doctor:doctor", "Check this installation."),
     "version": ("doctor:version", "Print the version."),
 }

@@ -212,4 +212,21 @@ def print_json_array(values: Iterator[object]) -> None:
     click.echo("[]" if separator == "[\n" else "\n]")
 
 
+def _read_env_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    from openweights.cluster.supervisor import parse_env
+    from openweights.settings import add_to_environment
+
+    if path is not None:
+        add_to_environment(parse_env(path.read_text(encoding="utf-8")))
+
+
+env_file_option = click.option(
+    "--env-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_read_env_file,
+    expose_value=False,
+    is_eager=True,
+    metavar="FILE",
+    help="Variables to set first, a NAME=value on each line.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

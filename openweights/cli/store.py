@@ -6,7 +6,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from openweights.errors import NotFoundError
+import click
+from click.shell_completion import CompletionItem
+
+from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.settings import Settings
 from openweights.types import JobRecord, RunRecord
 
@@ -29,6 +32,22 @@ def open_store() -> Generator[Backend]:
 def is_remote() -> bool:
     """Whether that store is a project's, and not the one on this machine."""
     return Settings.from_env().is_remote
+
+
+def complete_jobs(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Ids of jobs for a shell's completion, with what they are; none when the store is away."""
+    try:
+        with open_store() as backend:
+            jobs = backend.list_jobs(limit=None)
+    except OpenWeightsError:
+        return []
+    return [
+        CompletionItem(job.id, help=f"{job.status} {job.model or ''}".strip())
+        for job in jobs
+        if job.id.startswith(incomplete)
+    ]
 
 
 def find_run(backend: Backend, job: JobRecord, run_id: int | None) -> RunRecord | None:

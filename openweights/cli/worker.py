@@ -7,10 +7,12 @@ import sys
 
 import click
 
+from openweights.cli.output import env_file_option
 from openweights.settings import Settings
 
 
 @click.command()
+@env_file_option
 @click.option("--once", is_flag=True, help="Take one job at most, and end.")
 def worker(once: bool) -> None:
     """Run a worker here, in the foreground.

@@ -166,6 +166,12 @@ class OpenWeights:
         return self.backend.organization_id
 
     @property
+    def org_name(self) -> str:
+        """What the organization is called; the store on this machine has only an id."""
+        team = self.backend.team
+        return self.organization_id if team is None else str(team.identity["organization"])
+
+    @property
     def hf_org(self) -> str | None:
         """Where models are pushed to: `HF_ORG`, else `HF_USER`."""
         return self.settings.hf_org

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypedDict, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, cast, get_args
 
 from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
-from openweights.client.results import write_stream_to
-from openweights.errors import DatasetError, InvalidInputError
+from openweights.client.results import LOG_PREFIX, read_log_chunks, write_chunks, write_stream_to
+from openweights.errors import DatasetError, InvalidInputError, closest
+from openweights.json_values import to_json
 from openweights.types import FileRecord
 
 if TYPE_CHECKING:
     from openweights.client import OpenWeights
 
-_PURPOSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# Other words for the same.
+_OTHER_WORDS = {"fine-tune": "conversations", "preferences": "preference"}
 _IN_MEMORY = 8 << 20
+
+
+# Rows: dicts, such as the list of them or a `datasets.Dataset` gives.
+Rows = Sequence[Mapping[str, Any]]
+Content = str | os.PathLike[str] | BinaryIO | bytes | Rows
+Purpose = Literal[
+    "conversations",
+    "preference",
+    "multiple_choice",
+    "fine-tune",
+    "preferences",
+    "custom_job_file",
+    "source",
+    "result",
+    "checkpoint",
+    "event",
+    "log",
+    "logs",
+    "logp",
+    "logp_blockwise",
+    "logprobs",
+    "samples",
+]
 
 
 class File(TypedDict):
@@ -35,28 +59,32 @@ class File(TypedDict):
     purpose: str
 
 
+PURPOSES: tuple[str, ...] = get_args(Purpose)
+
+
 class FileCollection:
     """The organization's files."""
 
     def __init__(self, ow: OpenWeights) -> None:
         self._ow = ow
 
-    def upload(self, path: str | os.PathLike[str], purpose: str) -> File:
-        """Check and store the file at `path`. Of the path only the base name is kept.
+    def upload(self, path: str | os.PathLike[str] | Rows, purpose: Purpose) -> File:
+        """Check and store a file. Of its path only the base name is kept.
 
         Args:
-            purpose: `conversations` and `preference` are checked as datasets; anything else is
-                stored as it is.
+            path: The file; or a list of rows, or a `datasets.Dataset`, instead of one.
+            purpose: `conversations`, `preference` and `multiple_choice` are checked as datasets;
+                anything else is stored as it is.
 
         Raises:
             DatasetError: Rows cannot be used; the message names line, field and remedy of each.
             InvalidInputError: There is no such file.
         """
-        return self.create(Path(path), purpose)
+        return self.create(path, purpose)
 
-    def create(self, file: str | os.PathLike[str] | BinaryIO | bytes, purpose: str) -> File:
+    def create(self, file: Content, purpose: str) -> File:
         """As `upload`, from a path, an open binary file, or bytes."""
-        _check_purpose(purpose)
+        purpose = _purpose(purpose)
         with _open_binary(file) as (content, name):
             if purpose in CHECKED_PURPOSES:
                 start = content.tell()
@@ -64,8 +92,9 @@ class FileCollection:
                 content.seek(start)
             return _as_dict(self._ow.backend.put_file(content, purpose, name))
 
-    def validate(self, file: str | os.PathLike[str] | BinaryIO | bytes, purpose: str) -> bool:
+    def validate(self, file: Content, purpose: str) -> bool:
         """Whether `upload` would take the file."""
+        purpose = _purpose(purpose)
         if purpose not in CHECKED_PURPOSES:
             return True
         with _open_binary(file) as (content, name):
@@ -97,7 +126,11 @@ class FileCollection:
         ]
 
     def content(self, file_id: str) -> bytes:
-        """All of the file, in memory; `download` writes large ones to disk."""
+        """All of the file, in memory; `download` writes large ones to disk. `run.log_file` will do,
+        too.
+        """
+        if file_id.startswith(LOG_PREFIX):
+            return b"".join(self._log(file_id))
         with self._ow.backend.open_file(file_id) as stream:
             return stream.read()
 
@@ -109,8 +142,13 @@ class FileCollection:
             NotFoundError: There is no file of that id.
         """
         target = Path(path)
+        if file_id.startswith(LOG_PREFIX):
+            return write_chunks(self._log(file_id), target)
         write_stream_to(self._ow.backend, file_id, target)
         return target
+
+    def _log(self, file_id: str) -> Iterator[bytes]:
+        return read_log_chunks(self._ow.backend, int(file_id.removeprefix(LOG_PREFIX)))
 
     def delete(self, file_id: str) -> None:
         """Remove the file. One that is not there is no error."""
@@ -128,11 +166,13 @@ def _as_dict(record: FileRecord) -> File:
     }
 
 
-def _check_purpose(purpose: object) -> None:
-    if not isinstance(purpose, str) or not _PURPOSE.fullmatch(purpose):
-        raise InvalidInputError(
-            f"purpose: {purpose!r} is no purpose; use 'conversations', 'preference' or a word"
-        )
+def _purpose(given: object) -> str:
+    purpose = _OTHER_WORDS.get(given, given) if isinstance(given, str) else given
+    if not isinstance(purpose, str) or purpose not in PURPOSES:
+        near = closest(purpose, PURPOSES) if isinstance(purpose, str) else None
+        meant = f"did you mean {near!r}?" if near else f"use one of {', '.join(PURPOSES[:4])}"
+        raise InvalidInputError(f"purpose: nothing reads {given!r}; {meant}")
+    return purpose
 
 
 @contextmanager
@@ -144,6 +184,12 @@ def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
             yield stream, path.name
     elif isinstance(file, bytes):
         yield BytesIO(file), "data"
+    elif (rows := _rows(file)) is not None:
+        with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+            for number, row in enumerate(rows, start=1):
+                spool.write(to_json(row, f"row {number}").encode() + b"\n")
+            spool.seek(0)
+            yield cast("BinaryIO", spool), "rows.jsonl"
     else:
         stream = _checked_stream(file)
         name = getattr(stream, "name", None)
@@ -155,6 +201,18 @@ def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
             shutil.copyfileobj(stream, spool, 1 << 20)
             spool.seek(0)
             yield cast("BinaryIO", spool), base
+
+
+def _rows(file: object) -> Iterable[object] | None:
+    """The rows of a list, or of a `datasets.Dataset`, which is known by its columns."""
+    if isinstance(file, list | tuple):
+        return cast("Sequence[object]", file)
+    if not hasattr(file, "column_names"):
+        return None
+    if isinstance(file, Mapping):
+        splits = ", ".join(map(repr, cast("Mapping[str, object]", file)))
+        raise InvalidInputError(f"a dataset of several splits is no file; pass one of {splits}")
+    return cast("Iterable[object]", file)
 
 
 def _open_path(path: Path) -> BinaryIO:

@@ -11,11 +11,12 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from openweights import images
 from openweights.client.jobs import Job, moment_after
@@ -23,13 +24,15 @@ from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
 from openweights.client.param_json import dumped, plain
 from openweights.client.secrets import wanted_secrets
-from openweights.errors import ConfigError, InvalidInputError, InvalidStateError
-from openweights.types import CloudType, JobRecord, JobSpec, JobType
+from openweights.errors import ConfigError, InvalidInputError, InvalidStateError, NotFoundError
+from openweights.types import CloudType, JobRecord, JobSpec, JobStatus, JobType
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from openweights.client import OpenWeights
+
+logger = logging.getLogger(__name__)
 
 MOUNT_PURPOSE = "custom_job_file"
 
@@ -86,6 +89,9 @@ class Jobs:
     @property
     def id_prefix(self) -> str:
         """What the ids of its jobs begin with."""
+        if older := getattr(self, "id_predix", None):
+            logger.warning("%s: id_predix is called id_prefix now", type(self).__name__)
+            return str(older)
         return type(self).__name__.lower()
 
     # ---- what a subclass may define --------------------------------------------------------------
@@ -116,6 +122,39 @@ class Jobs:
     def mounted_paths(self) -> Mapping[str, Path]:
         """Target inside the job's folder -> local file."""
         return expand_mounts(self.mount)
+
+    def stored(self, file: str, purpose: str) -> str:
+        """The id of a file: a local one is uploaded, anything else is taken for an id."""
+        return self.ow.files.create(file, purpose)["id"] if Path(file).is_file() else file
+
+    def open_stored(self, field: str, file: str) -> BinaryIO:
+        """A stored file that the parameter `field` names.
+
+        Raises:
+            ConfigError: It is not in the store.
+        """
+        try:
+            return self.ow.backend.open_file(file)
+        except NotFoundError:
+            raise ConfigError(
+                f"{field}: the store has no file {file}; upload it with "
+                "ow.files.upload(path, purpose=…)"
+            ) from None
+
+    # ---- its jobs --------------------------------------------------------------------------------
+
+    def list(self, limit: int | None = 10, status: JobStatus | None = None) -> list[Job]:
+        """Its jobs, the last changed first; None for all."""
+        jobs = self.ow.jobs.list(limit=None, status=status)
+        return [job for job in jobs if job.id.startswith(f"{self.id_prefix}-")][:limit]
+
+    def retrieve(self, job_id: str) -> Job:
+        """As `ow.jobs.retrieve`."""
+        return self.ow.jobs.retrieve(job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """As `ow.jobs.cancel`."""
+        return self.ow.jobs.cancel(job_id)
 
     # ---- submitting ------------------------------------------------------------------------------
 
@@ -150,6 +189,9 @@ class Jobs:
         named = [*options.secrets, *self.needed_secrets(validated)]
         if wanted := wanted_secrets(self.ow, named):
             spec = replace(spec, params={**spec.params, "secrets": wanted})
+        return self._submit(spec, wanted)
+
+    def _submit(self, spec: JobSpec, wanted: Sequence[str]) -> Job:
         record = self.ow.backend.submit_job(spec)
         _check_secrets(record, wanted)
         if record.status == "pending":
@@ -158,7 +200,7 @@ class Jobs:
 
     def _spec(self, validated: BaseModel, cloud_type: CloudType) -> JobSpec:
         """What the job does, with its files uploaded."""
-        mounted = self._upload_mounts()
+        mounted = self._upload(self.mounted_paths())
         script = self.get_entrypoint(validated)
         job_id = self.compute_id(validated, mounted, script)
         model = getattr(validated, "model", None)
@@ -196,13 +238,19 @@ class Jobs:
         return validated
 
     def compute_id(
-        self, validated: BaseModel, mounted_files: Mapping[str, str] | None = None, script: str = ""
+        self,
+        validated: BaseModel | Mapping[str, Any],
+        mounted_files: Mapping[str, str] | None = None,
+        script: str = "",
     ) -> str:
-        """`<prefix>-<12 hex>[-<job_id_suffix>]` of what the job does.
+        """`<prefix>-<12 hex>[-<job_id_suffix>]` of what the job does, or of a row's contents.
 
         Values left at their defaults are not hashed, so that a parameter that a later version adds
         does not change the ids of the jobs that do not use it.
         """
+        if isinstance(validated, Mapping):
+            row = {"row": dict(validated), "organization": self.ow.backend.organization_id}
+            return f"{self.id_prefix}-{_digest(row)}"
         content: dict[str, Any] = {
             "kind": type(self).__name__,
             "params": dumped(validated, exclude_defaults=True),
@@ -211,19 +259,38 @@ class Jobs:
         if self.id_covers_mounts or "id_covers_mounts" not in vars(type(self)):
             content["script"] = script
             content["mounted_files"] = dict(mounted_files or {})
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        digest = _digest(content)
         suffix = getattr(validated, "job_id_suffix", None)
         if not suffix:
-            return f"{self.id_prefix}-{digest[:12]}"
+            return f"{self.id_prefix}-{digest}"
         if not _SUFFIX.fullmatch(str(suffix)):
             raise ConfigError(
                 f"job_id_suffix: {suffix!r} cannot end an id; use letters, digits, '.', '_', '-'"
             )
-        return f"{self.id_prefix}-{digest[:12]}-{suffix}"
+        return f"{self.id_prefix}-{digest}-{suffix}"
 
-    def _upload_mounts(self) -> dict[str, str]:
+    # ---- what kinds that were written for the older runner call ----------------------------------
+
+    def _upload_mounted_files(self, extra_files: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Target -> file id of what is mounted, and of what else is given as `{local: target}`."""
+        return self._upload({**self.mounted_paths(), **expand_mounts(extra_files or {})})
+
+    def get_or_create_or_reset(self, data: Mapping[str, Any]) -> Job:
+        """Submit a row with `id`, `script`, `params` and whatever else a `JobSpec` has."""
+        from openweights.client.job_options import normalize_hardware
+
+        logger.warning("%s: get_or_create_or_reset is what create does", type(self).__name__)
+        known = {field.name for field in fields(JobSpec)}
+        row: dict[str, Any] = {name: value for name, value in data.items() if name in known}
+        row["allowed_hardware"] = normalize_hardware(data.get("allowed_hardware"))
+        row["params"] = {"cloud_type": "SECURE", **data.get("params", {})}
+        usual: dict[str, Any] = {"id": self.compute_id(data), "type": self.job_type, "script": ""}
+        usual |= {"docker_image": self.base_image, "bundle_file": self.ow.bundle_file()}
+        return self._submit(JobSpec(**usual | row), [])
+
+    def _upload(self, paths: Mapping[str, Path]) -> dict[str, str]:
         files: dict[str, str] = {}
-        for target, path in sorted(self.mounted_paths().items()):
+        for target, path in sorted(paths.items()):
             try:
                 target.encode()
                 with path.open("rb") as content:
@@ -234,6 +301,10 @@ class Jobs:
                 raise InvalidInputError(f"cannot mount {path}: {error.strerror}") from error
             files[target] = record.id
         return files
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _with_arguments(inherited: Callable[..., Job], params: type[BaseModel]) -> Callable[..., Job]:
@@ -307,7 +378,7 @@ def kind_names() -> list[str]:
     return sorted({*_BUILT_IN, *_REGISTERED})
 
 
-def _check_secrets(record: JobRecord, wanted: list[str]) -> None:
+def _check_secrets(record: JobRecord, wanted: Sequence[str]) -> None:
     """A job that waits or runs already keeps the secrets that it was submitted with."""
     named: list[str] = record.params.get("secrets", [])
     absent = [name for name in wanted if name not in named]

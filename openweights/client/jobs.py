@@ -74,6 +74,10 @@ class Job:
             raise KeyError(name)
         return getattr(self.record, name)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field of its record, as of a dict."""
+        return getattr(self.record, name, default)
+
     def __repr__(self) -> str:
         return f"Job({self.id}, {self.status})"
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What `run.log_file` begins with: logs are kept apart from files, and read like them.
+LOG_PREFIX = "log:run-"
+
 
 def write_results(backend: Backend, events: Iterable[EventRecord], target: Path) -> list[Path]:
     """Write each file of the events that have `file` and `path`; of equal paths the last one.
@@ -42,10 +45,17 @@ def write_log(backend: Backend, run_id: int, target: Path) -> Path:
     Raises:
         InvalidInputError: It cannot be written there.
     """
-    path = target / f"{run_id}.log"
+    return write_chunks(read_log_chunks(backend, run_id), target / f"{run_id}.log")
+
+
+def write_chunks(chunks: Iterable[bytes], path: Path) -> Path:
+    """Write a file piece by piece.
+
+    Raises:
+        InvalidInputError: It cannot be written there.
+    """
     with _writing(path), path.open("wb") as out:
-        for chunk in read_log_chunks(backend, run_id):
-            out.write(chunk)
+        out.writelines(chunks)
     return path
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
 from openweights.client.event_sender import EventSender
-from openweights.client.results import write_log, write_results
+from openweights.client.results import LOG_PREFIX, write_log, write_results
 from openweights.errors import FencedError, PlatformError
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
 
@@ -80,6 +80,11 @@ class Run:
         """Read the run again, in place."""
         self._record = self._ow.backend.get_run(self.id)
         return self
+
+    @property
+    def log_file(self) -> str:
+        """Its log as a file id, for `ow.files.content` and `ow.files.download`."""
+        return f"{LOG_PREFIX}{self.id}"
 
     @property
     def events(self) -> list[EventRecord]:

@@ -65,7 +65,7 @@ def store_upload(client: OpenWeights, file: UploadFile, purpose: str) -> File:
         path = Path(folder) / name
         with path.open("wb") as out:
             shutil.copyfileobj(file.file, out, 1 << 20)
-        return client.files.upload(path, purpose)
+        return client.files.create(path, purpose)
 
 
 def stream_file(client: OpenWeights, record: FileRecord) -> Response:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
-from openweights.errors import ConfigError, NotFoundError, shown
+from openweights.errors import ConfigError, shown
 from openweights.jobs.model_source import pinned_model
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
@@ -83,15 +82,14 @@ class ScoringJobs(Jobs):
             DatasetError: The dataset has rows that cannot be used.
         """
         given = cast("ScoringParams", super().validate(params))
-        update = {"model": pinned_model(self.ow, given.model)}
-        if Path(given.dataset).is_file():
-            update["dataset"] = self.ow.files.upload(given.dataset, self.purpose)["id"]
-        elif not given.dataset.startswith(f"{self.purpose}:"):
+        model = pinned_model(self.ow, given.model)
+        dataset = self.stored(given.dataset, self.purpose)
+        if not dataset.startswith(f"{self.purpose}:"):
             raise ConfigError(
                 f"dataset: {shown(given.dataset)} is neither a file id ({self.purpose}:file-…) nor "
                 f'a local file; give ow.files.upload(path, purpose="{self.purpose}")["id"]'
             )
-        return given.model_copy(update=update)
+        return given.model_copy(update={"model": model, "dataset": dataset})
 
     def check(self, validated: BaseModel) -> None:
         """See that the dataset is there, and that its rows can be scored.
@@ -101,14 +99,7 @@ class ScoringJobs(Jobs):
             DatasetError: Rows cannot be scored; names line and field.
         """
         params = cast("ScoringParams", validated)
-        try:
-            content = self.ow.backend.open_file(params.dataset)
-        except NotFoundError:
-            raise ConfigError(
-                f"dataset: the store has no file {params.dataset}; upload it with "
-                "ow.files.upload(path, purpose=…)"
-            ) from None
-        with content:
+        with self.open_stored("dataset", params.dataset) as content:
             problems, count = Problems("dataset"), 0
             for number, row in numbered_rows(content):
                 count += 1

@@ -380,3 +380,17 @@ def test_help_shows_the_arguments_of_create(ow: OpenWeights) -> None:
     assert shown["r"].default == 16 and shown["cloud_type"].default == "SECURE"
     assert "self" not in shown and "text" not in shown
     assert list(inspect.signature(Echo(ow).create).parameters)[0] == "text"
+
+
+def test_parameters_of_a_stored_job_give_that_job(tmp_path: Path) -> None:
+    ow = QuietClient()
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    file = ow.files.upload(rows, "conversations")["id"]
+    job = ow.fine_tuning.create(model="org/tiny", training_file=file, loss="sft")
+    stored = job.params["validated_params"]
+    assert stored["finetuned_model_id"] == f"{{org_id}}/tiny-{job.id}"
+    assert ow.fine_tuning.create(**stored).id == job.id
+    named = ow.fine_tuning.create(**{**stored, "finetuned_model_id": "me/mine"})
+    assert (
+        named.id != job.id and named.params["validated_params"]["finetuned_model_id"] == "me/mine"
+    )

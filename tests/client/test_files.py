@@ -63,7 +63,7 @@ def test_create_takes_what_can_be_read(ow: QuietClient, tmp_path: Path) -> None:
     stream.readline()
     assert ow.files.validate(stream, "conversations")
     assert ow.files.create(stream, "conversations")["id"] == expected
-    assert ow.files.create(b"anything", "mine")["bytes"] == 8
+    assert ow.files.create(b"anything", "result")["bytes"] == 8
 
 
 @pytest.mark.parametrize("purpose", ["", "a b", "../x", "a:b", None, "x" * 65])

@@ -139,7 +139,7 @@ def test_two_organizations_see_nothing_of_each_other(team: Team, tmp_path: Path)
     created = team.execute("select openweights.create_organization('Other', 'b@other.example')")
     other_key = created[0][0]["key"]
     mine = OpenWeights(settings=team.settings(tmp_path))
-    stored = mine.files.create(b"text", "notes")["id"]
+    stored = mine.files.create(b"text", "result")["id"]
     with serving(mine) as served:
         answers = {
             key: httpx.get(

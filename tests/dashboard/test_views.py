@@ -194,7 +194,7 @@ def test_a_dataset_and_what_would_be_refused(served: Served, browser: Any) -> No
 
 
 def test_files_come_as_downloads(served: Served, browser: Any) -> None:
-    stored = served.ow.files.create(b"<script>alert(1)</script>", "notes")["id"]
+    stored = served.ow.files.create(b"<script>alert(1)</script>", "result")["id"]
     response = browser.get(f"/api/files/{stored}/content")
     assert response.headers["content-disposition"].startswith("attachment")
     assert response.headers["content-type"] == "application/octet-stream"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from openweights.cli.output import json_option, note, one_line, print_json
-from openweights.cli.store import open_store
+from openweights.cli.store import complete_jobs, open_store
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import JobRecord, JobStatus
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1)
+@click.argument("jobs", nargs=-1, shell_complete=complete_jobs)
 @json_option
 def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs.
@@ -31,7 +31,7 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1)
+@click.argument("jobs", nargs=-1, shell_complete=complete_jobs)
 @json_option
 def restart(jobs: tuple[str, ...], as_json: bool) -> None:
     """Restart failed or canceled jobs.

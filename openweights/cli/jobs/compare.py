@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from openweights.cli.output import json_option, one_line, print_json, print_table
+from openweights.cli.store import complete_jobs
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True)
+@click.argument("jobs", nargs=-1, required=True, shell_complete=complete_jobs)
 @json_option
 def compare(jobs: tuple[str, ...], as_json: bool) -> None:
     """Compare jobs: what differs, and where they ended.
@@ -39,7 +40,7 @@ def _cell(value: Any) -> str:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True)
+@click.argument("jobs", nargs=-1, required=True, shell_complete=complete_jobs)
 @click.option(
     "-o",
     "--output",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from openweights.cli.output import note
+from openweights.cli.store import complete_jobs
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError
 from openweights.paths import inside
@@ -21,7 +22,7 @@ _PEEK = 8192  # bytes looked at to tell text from other content
 
 
 @click.command()
-@click.argument("id", metavar="FILE_ID|JOB")
+@click.argument("id", metavar="FILE_ID|JOB", shell_complete=complete_jobs)
 @click.option(
     "-o",
     "--output",

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 import click
 
 from openweights.cli.output import note
-from openweights.cli.store import find_run
+from openweights.cli.store import complete_jobs, find_run
 from openweights.client.jobs import find_job
 from openweights.types import ENDED
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", shell_complete=complete_jobs)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("--run-id", type=int, help="The log of this run; without it, of the last one.")
 def logs(job: str, follow: bool, run_id: int | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from openweights.cli.output import note
+from openweights.cli.output import env_file_option, note
 from openweights.settings import ClusterSettings, Settings
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ SHOWN_OFFERS = 5
     show_default=True,
     help="Where workers run: RunPod pods, or processes on this machine.",
 )
+@env_file_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done now, and do nothing.")
 @click.option("--all", "is_for_all", is_flag=True, help="Run all that `ow manage start` has named.")
 def cluster(provider: ProviderName, dry_run: bool, is_for_all: bool) -> None:

@@ -18,7 +18,7 @@ import click
 
 from openweights import images
 from openweights.cli.jobs.exec import ShellCommand
-from openweights.cli.output import INTERRUPTED, note
+from openweights.cli.output import INTERRUPTED, env_file_option, note
 from openweights.errors import (
     ConfigurationError,
     NotFoundError,
@@ -82,6 +82,7 @@ class Target:
     show_default=True,
     help="Your private key; the public one lies beside it, as KEY.pub.",
 )
+@env_file_option
 @click.option("--sync", is_flag=True, help="Copy this folder's files to /workspace first.")
 @click.option("--keep", is_flag=True, help="Leave the pod running, and say how to end it.")
 @click.option("--ls", "is_listing", is_flag=True, help="List development pods that run.")

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from openweights.cli.output import json_option, print_json, printable
+from openweights.cli.output import json_option, note, print_json, printable
 
 _url_option = click.option(
     "--url",
@@ -69,8 +69,11 @@ def _end(differences: list[str], all_is_well: str) -> None:
 @click.argument("email")
 @_url_option
 @click.option("--organization", metavar="NAME", help="Its name.  [default: EMAIL]")
+@click.option("--org-env", metavar="FILE", hidden=True)  # as the older runner has it
 @json_option
-def signup(email: str, url: str, organization: str | None, as_json: bool) -> None:
+def signup(
+    email: str, url: str, organization: str | None, org_env: str | None, as_json: bool
+) -> None:
     """Create an organization and its first key.
 
     EMAIL is its first admin's. The key is printed once, and stored nowhere.
@@ -84,3 +87,5 @@ def signup(email: str, url: str, organization: str | None, as_json: bool) -> Non
     click.echo(f"organization  {created.organization_id}")
     click.echo(f"admin key     {created.key}")
     click.echo("Keep the key: it is shown only now. `ow login` stores it here.", err=True)
+    if org_env:
+        note(f"secrets are sealed: `ow login`, `ow env init`, then `ow env import {org_env}`")

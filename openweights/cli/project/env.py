@@ -97,6 +97,10 @@ def list_secrets(as_json: bool) -> None:
         print_table(["name", "set"], [[s.name, local_time(s.updated_at)] for s in found])
 
 
+# The older runner's name for it; it printed the values, too.
+env.add_command(list_secrets, "show")
+
+
 @env.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def rm(names: tuple[str, ...]) -> None:

@@ -128,12 +128,16 @@ def _state(key: KeyRecord, now: datetime) -> str:
 
 
 @token.command()
-@click.argument("keys", nargs=-1, required=True, metavar="ID...")
-def revoke(keys: tuple[str, ...]) -> None:
+@click.argument("keys", nargs=-1, metavar="ID...")
+@click.option("--token-id", metavar="ID", hidden=True)  # as the older runner has it
+def revoke(keys: tuple[str, ...], token_id: str | None) -> None:
     """Revoke keys: from their next request on they are refused.
 
     An ID is as `ow token ls` prints it, or its beginning, or the beginning of the key.
     """
+    keys = (*keys, *((token_id,) if token_id else ()))
+    if not keys:
+        raise click.UsageError("name at least one key; `ow token ls` lists them")
     with open_team() as project:
         known = project.list_keys()
         # All are looked up before one is revoked.

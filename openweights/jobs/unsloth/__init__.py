@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
-from openweights.errors import ConfigError, NotFoundError
+from openweights.errors import ConfigError
 from openweights.jobs.model_source import pinned_model, shape_to_keep
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from openweights.client.jobs import Job
 
     Callbacks = Sequence[BaseModel | Mapping[str, Any]]
+
+
+_JOB_ID = re.compile(r"s?ftjob-[0-9a-f]{12}.*")
 
 
 class FineTuning(Jobs):
@@ -71,9 +75,23 @@ class FineTuning(Jobs):
         if isinstance(model := params.get("model"), str):
             # What goes on from an adapter has its shape, which need not be said again.
             params = {**shape_to_keep(self.ow, model), **params}
-        config = training_config(params, kind)
+        config = self._without_job_id(training_config(params, kind))
         model = pinned_model(self.ow, config.model)
         return self._upload_local(config.model_copy(update={"model": model}))
+
+    def _without_job_id(self, config: TrainingConfig) -> TrainingConfig:
+        """The parameters of a stored job as they were given: its default name was filled in, and a
+        name is part of what a job is.
+        """
+        name, usual = config.finetuned_model_id, type(config).model_fields["finetuned_model_id"]
+        found = _JOB_ID.search(name)
+        filled = {
+            repository_id(usual.default, model=config.model, job_id=found[0], org=org)
+            for org in ((self.ow.hf_org, None) if found else ())
+        }
+        if name not in filled:
+            return config
+        return config.model_copy(update={"finetuned_model_id": usual.default})
 
     def with_job_id(self, validated: BaseModel, job_id: str) -> BaseModel:
         """`finetuned_model_id` filled in, but for {org_id} where only the worker's token tells."""
@@ -105,13 +123,13 @@ class FineTuning(Jobs):
                 "(the result is kept in the store in any case)"
             )
         for ref in config.datasets():
-            with self._open(ref.name, ref.file) as content:
+            with self.open_stored(ref.name, ref.file) as content:
                 check_rows(numbered_rows(content), config, ref)
         self._check_rendering(config)
         for field, spec in config.rewards.items():
             for choice in reward_choices(spec):
                 if choice.is_stored:
-                    self._open(field, str(choice.file)).close()
+                    self.open_stored(field, str(choice.file)).close()
 
     def _check_rendering(self, config: TrainingConfig) -> None:
         """See that the chat template writes what rows say, where the tokenizer is at hand."""
@@ -120,26 +138,12 @@ class FineTuning(Jobs):
             return
         set_template(tokenizer, config.chat_template, config.template_options)
         for ref in config.datasets():
-            with self._open(ref.name, ref.file) as content:
+            with self.open_stored(ref.name, ref.file) as content:
                 check_rendering(numbered_rows(content), config, tokenizer, ref)
-
-    def _open(self, field: str, file: str) -> BinaryIO:
-        try:
-            return self.ow.backend.open_file(file)
-        except NotFoundError:
-            raise ConfigError(
-                f"{field}: the store has no file {file}; upload it with "
-                "ow.files.upload(path, purpose=…)"
-            ) from None
 
     def _upload_local(self, config: TrainingConfig) -> TrainingConfig:
         """The config with ids of stored files in place of local ones."""
-        stored = {
-            ref: self.ow.files.upload(ref.file, ref.purpose)["id"]
-            if Path(ref.file).is_file()
-            else ref.file
-            for ref in config.datasets()
-        }
+        stored = {ref: self.stored(ref.file, ref.purpose) for ref in config.datasets()}
         config = config.with_files(stored)
         return config.model_copy(
             update={field: self._stored_rewards(field, s) for field, s in config.rewards.items()}

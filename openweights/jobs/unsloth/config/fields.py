@@ -47,7 +47,14 @@ DEFAULT_TARGET_MODULES = [
     "down_proj",
 ]
 
-Count = Annotated[int, Field(ge=1)]
+
+def _whole(value: object) -> object:
+    """`8.0` is 8: division and JSON make such numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=1)]
 StepSchedule = Literal["log"] | Count
 
 
@@ -232,7 +239,7 @@ class TrainingFields(BaseModel):
     is_peft: bool = True
     target_modules: list[str] = Field(default_factory=lambda: list(DEFAULT_TARGET_MODULES))
     lora_bias: Literal["all", "none"] = "none"
-    r: int = Field(default=16, ge=1, le=4096)
+    r: Whole = Field(default=16, ge=1, le=4096)
     lora_alpha: Count = 16
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = True
@@ -243,7 +250,7 @@ class TrainingFields(BaseModel):
     max_steps: Count | None = None
     per_device_train_batch_size: Count = 2
     gradient_accumulation_steps: Count = 8
-    warmup_steps: int = Field(default=DEFAULT_WARMUP_STEPS, ge=0)
+    warmup_steps: Whole = Field(default=DEFAULT_WARMUP_STEPS, ge=0)
     learning_rate: Annotated[float, BeforeValidator(parse_learning_rate)] = 1e-4
     logging_steps: Count = 1
     optim: Literal["adamw_8bit", "adamw", "adamw_torch", "adam", "sgd"] = "adamw_8bit"
@@ -256,7 +263,7 @@ class TrainingFields(BaseModel):
         "constant",
         "constant_with_warmup",
     ] = "linear"
-    seed: int = Field(default=3407, ge=0, lt=2**32)
+    seed: Whole = Field(default=3407, ge=0, lt=2**32)
     beta: float = Field(default=0.1, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     memory_budget_gb: float | None = Field(default=None, gt=0)
