@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, NotFoundError
 from openweights.events import Checkpoint
-from openweights.models.names import ModelReference, adapter_shape, model_location, model_reference
+from openweights.models.names import (
+    ModelReference,
+    adapter_shape,
+    location_here,
+    model_location,
+    model_reference,
+)
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
@@ -201,7 +207,7 @@ def _described(location: str, name: str) -> ModelSource:
         from openweights.models.hub import download
 
         config = download(location) / _ADAPTER_CONFIG
-    return ModelSource(model_location(_base_name(config)), config.parent, name)
+    return ModelSource(location_here(_base_name(config)), config.parent, name)
 
 
 def _adapter_config(location: str) -> Path | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError
-from openweights.models.names import adapter_shape, model_location
+from openweights.models.names import adapter_shape, location_here
 from openweights.models.template import set_template
 from openweights.models.tokens import set_tokens
 from openweights.settings import Settings
@@ -192,11 +192,11 @@ def load_trained(
     from transformers import AutoModelForCausalLM
     from transformers.utils import find_adapter_config_file
 
-    location = model_location(location)
+    location = location_here(location)
     with clear_load_errors(location):
         found = find_adapter_config_file(location)
         adapter = json.loads(Path(found).read_text()) if found else {}
-        base = model_location(adapter.get("base_model_name_or_path", location))
+        base = location_here(adapter.get("base_model_name_or_path", location))
         tokenizer = tokenizer_of(tokenizer_from or location, base, chat_template, template_options)
         model = AutoModelForCausalLM.from_pretrained(
             base,
@@ -239,7 +239,7 @@ def _load_unsloth(config: ModelRequest) -> tuple[Any, Any]:
     fast: Any = unsloth
 
     model, tokenizer = fast.FastLanguageModel.from_pretrained(
-        model_name=model_location(config.model),
+        model_name=location_here(config.model),
         max_seq_length=config.max_seq_length,
         dtype=None,
         load_in_4bit=config.load_in_4bit,
@@ -262,7 +262,7 @@ def _load_transformers(config: ModelRequest, adapter: Path | None) -> tuple[Any,
 
     from openweights.models.lora_linear import fuse_lora
 
-    location = model_location(config.model)
+    location = location_here(config.model)
     tokenizer = tokenizer_of(str(adapter or location), location)
     model = AutoModelForCausalLM.from_pretrained(
         location,

@@ -14,6 +14,10 @@ from pydantic import (
 )
 
 from openweights.errors import ConfigError, shown
+from openweights.settings import home_folder
+
+# Hugging Face ids of the models that `ow demo` keeps below the home, by their folders.
+_KEPT = {"HuggingFaceTB/SmolLM2-135M-Instruct": "SmolLM2-135M-Instruct"}
 
 
 def model_location(model: str) -> str:
@@ -31,6 +35,14 @@ def model_location(model: str) -> str:
             "Hugging Face id (org/name)"
         )
     return model
+
+
+def location_here(model: str) -> str:
+    """As `model_location`, but a Hugging Face id whose model lies below `models/` of the home, as
+    `ow demo` puts it there, is that folder: it needs no hub.
+    """
+    folder = home_folder() / "models" / _KEPT.get(model, model)
+    return str(folder) if (folder / "config.json").is_file() else model_location(model)
 
 
 def repository_id(

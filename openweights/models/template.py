@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.errors import ConfigError
+from openweights.models.names import location_here
 from openweights.models.scaffold import (
     MARK,
     MARKS,
@@ -449,6 +450,7 @@ def tokenizer_at_hand(location: str) -> Any | None:
     """A model's tokenizer, if it is on this machine, and so is what reads it; None otherwise."""
     if find_spec("transformers") is None:
         return None
+    location = location_here(location)
     if not Path(location).is_dir():
         from huggingface_hub import try_to_load_from_cache
 

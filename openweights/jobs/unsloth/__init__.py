@@ -84,10 +84,11 @@ class FineTuning(Jobs):
         name is part of what a job is.
         """
         name, usual = config.finetuned_model_id, type(config).model_fields["finetuned_model_id"]
-        found = _JOB_ID.search(name)
+        if (found := _JOB_ID.search(name)) is None:
+            return config
         filled = {
             repository_id(usual.default, model=config.model, job_id=found[0], org=org)
-            for org in ((self.ow.hf_org, None) if found else ())
+            for org in (self.ow.hf_org, None)
         }
         if name not in filled:
             return config
