@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
     from openweights.client import OpenWeights
     from openweights.client.runs import Run
+    from openweights.client.serving.sampling import Prompt, Sample
 
 POLL_S = 0.5
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -221,6 +222,29 @@ class Job:
         panels = metric_panels(rows, shares_loss=shares_loss)
         target = None if path is None else Path(path)
         return draw_panels(panels, title=plot_title([self.record]), path=target)
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, base: bool = True, **params: Any
+    ) -> list[Sample]:
+        """What the trained model answers, and what the model said before.
+
+        While the job trains, its newest checkpoint answers.
+
+        Args:
+            prompts: Questions, or conversations as lists of messages.
+            base: Whether the model that it was trained from is asked, too.
+            **params: What `ow.inference.create` takes: `max_tokens`, `temperature`, …
+
+        Returns:
+            Of each prompt `prompt`, `base` and `answer`.
+
+        Raises:
+            ConfigError: The job has saved nothing yet, or a parameter is wrong.
+            JobFailedError: The model could not be asked; the message has the end of the log.
+        """
+        from openweights.client.serving.sampling import sample
+
+        return sample(self._ow, self, prompts, base=base, params=params)
 
     def download(self, target_dir: str | Path, only_last_run: bool = True) -> list[Path]:
         """Write result files, at their paths, `<run id>.log`, and the table of `metrics` as

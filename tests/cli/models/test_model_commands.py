@@ -1,0 +1,121 @@
+"""`ow infer`, `ow sample`, and `ow chat` through a pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from openweights import OpenWeights
+from openweights.cli.models.infer import model_named
+from tests.cli.conftest import Ow, process_env
+from tests.client.conftest import QuietClient
+from tests.tiny_model import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_tiny_model(tmp_path_factory.mktemp("tiny")))
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._fd, inner = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "openweights.cli", *arguments],
+            env=process_env() | {"TERM": "dumb", "OMP_NUM_THREADS": "1"},
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            start_new_session=True,
+        )
+        os.close(inner)
+        self.text = ""
+
+    def type(self, line: str) -> None:
+        os.write(self._fd, line.encode())
+
+    def wait_for(self, pattern: str, timeout_s: float = 90) -> str:
+        """What comes up to and with the pattern."""
+        deadline = time.monotonic() + timeout_s
+        while (match := re.search(pattern, self.text)) is None:
+            assert time.monotonic() < deadline, self.text
+            if select.select([self._fd], [], [], 0.1)[0]:
+                self.text += os.read(self._fd, 4096).decode(errors="replace")
+        found, self.text = self.text[: match.end()], self.text[match.end() :]
+        return found
+
+
+def answer_in(text: str) -> str:
+    """The answer, below what was typed and said while the model was loaded."""
+    return text.splitlines()[-2]
+
+
+def test_chat_in_a_terminal(home: Path, tiny: str) -> None:
+    terminal = Terminal("chat", tiny, "--max-tokens", "8", "--temperature", "0")
+    terminal.wait_for(r"> ")
+    terminal.type("Hello\n")
+    first = answer_in(terminal.wait_for(r"\n> "))
+    terminal.type("/reset\n")
+    terminal.wait_for(r"\n> ")
+    terminal.type("Hello\n")
+    assert answer_in(terminal.wait_for(r"\n> ")) == first, "greedy, and with nothing before it"
+    terminal.type("/system Be brief.\n")
+    terminal.wait_for(r"\n> ")
+    terminal.type(f"/compare {tiny}\n")
+    terminal.wait_for(r"\n> ")
+    terminal.type("Again\n")
+    both = terminal.wait_for(r"\n> ")
+    assert both.count(f"[{tiny}]") == 2
+    terminal.type("/nonsense\n")
+    assert "/system TEXT" in terminal.wait_for(r"\n> ")
+    terminal.type("/quit\n")
+    assert terminal.process.wait(timeout=30) == 0
+    ow = OpenWeights()
+    assert [job.status for job in ow.jobs.list()] == ["canceled"], "its deployment has ended"
+    assert (home / "chat_history").read_text().count("Hello") >= 1
+    ow.close()
+
+
+def test_infer_prints_the_rows_with_their_completions(
+    ow: Ow, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    file = tmp_path / "in.jsonl"
+    rows = [{"id": n, "messages": [{"role": "user", "content": "Hi"}]} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer = ow("infer", tiny, str(file), "-o", str(tmp_path / "out.jsonl"), "--max-tokens", "4")
+    assert answer.exit_code == 0, answer.output
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in found] == [0, 1, 2]
+    assert all(isinstance(row["completion"], str) for row in found)
+    wrong = ow("infer", "a b", str(file))
+    assert wrong.exit_code == 1 and "model: 'a b' is neither" in wrong.output
+
+
+def test_what_sample_refuses(ow: Ow, tmp_path: Path) -> None:
+    client = QuietClient()
+    job = client.exec.create(command="true", requires_vram_gb=0)
+    assert model_named(client, "ftjob-0") == "ftjob-0" and model_named(client, "a/b") == "a/b"
+    client.close()
+    empty, odd, good = (tmp_path / name for name in ("empty", "odd", "good"))
+    empty.write_text("\n")
+    odd.write_text('{"text": 1}\n')
+    good.write_text("What is it?\n")
+    for file, words in (
+        (empty, "holds no prompts"),
+        (odd, "odd:1: has neither `messages` nor `prompt`"),
+        (good, f"job {job.id} has no model to ask"),
+    ):
+        answer = ow("sample", job.id, "--prompts", str(file))
+        assert answer.exit_code == 1 and words in answer.output, answer.output
