@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,6 +34,22 @@ _POISON: list[dict[str, Any]] = [
     *({"id": name} for name in ("..", "-rf", "a\x1b[31m", "\u202eabc")),
     {"docker_image": 'x"; }\n'},
 ]
+
+
+@pytest.fixture(autouse=True)
+def closed_backends(team: Team) -> Iterator[None]:
+    """What a test opens is closed behind it."""
+    opened: list[SupabaseBackend] = []
+    open_backend = team.backend
+
+    def backend(key: str | None = None, **options: Any) -> SupabaseBackend:
+        opened.append(open_backend(key, **options))
+        return opened[-1]
+
+    team.backend = backend  # type: ignore[method-assign]
+    yield
+    for found in opened:
+        found.close()
 
 
 def _raw(job_id: str, **changes: Any) -> dict[str, Any]:
