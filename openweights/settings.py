@@ -105,6 +105,7 @@ class Settings:
         supabase_anon_key: `SUPABASE_ANON_KEY`: the project's public key. Where `SUPABASE_URL` is
             not set, not even to nothing, all three come from what `ow login` has stored.
         secrets_key: `OPENWEIGHTS_SECRETS_KEY`: opens the organization's secrets, on a worker.
+        hf_token, openai_api_key: `HF_TOKEN` and `OPENAI_API_KEY`, of those who answer to them.
         run_id: `OPENWEIGHTS_RUN_ID`, set by the worker inside a job.
         spool_dir: `OPENWEIGHTS_SPOOL`, set by the worker inside a job: where events wait until they
             are stored.
@@ -126,6 +127,7 @@ class Settings:
     supabase_anon_key: str | None = field(default=None, repr=False)
     secrets_key: str | None = field(default=None, repr=False)
     hf_token: str | None = field(default=None, repr=False)
+    openai_api_key: str | None = field(default=None, repr=False)
     hf_org: str | None = None
     run_id: int | None = None
     spool_dir: Path | None = None
@@ -158,6 +160,7 @@ class Settings:
             supabase_anon_key=env.get("SUPABASE_ANON_KEY") or stored.supabase_anon_key or None,
             secrets_key=env.get("OPENWEIGHTS_SECRETS_KEY") or None,
             hf_token=env.get("HF_TOKEN") or None,
+            openai_api_key=env.get("OPENAI_API_KEY") or None,
             hf_org=env.get("HF_ORG") or env.get("HF_USER") or None,
             run_id=None if run_id is None else int(run_id),
             spool_dir=Path(spool).absolute() if spool else None,

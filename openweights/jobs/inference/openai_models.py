@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,7 +44,7 @@ def openai_answers(
         ConfigurationError: There is no key.
         JobFailedError: The service refuses; its own words.
     """
-    if not os.environ.get("OPENAI_API_KEY"):
+    if not ow.settings.openai_api_key:
         raise ConfigurationError(
             "OPENAI_API_KEY is not set where the job runs; set it, or `ow env import` it"
         )
