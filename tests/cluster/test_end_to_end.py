@@ -79,6 +79,7 @@ def submit_sdft(ow: OpenWeights, folder: Path) -> Job:
         training_file=ow.files.upload(str(data), "conversations")["id"],
         loss="sdft",
         sdft_max_new_tokens=4,
+        sdft_gate="off",  # no demonstration helps a random model
         max_steps=2,
         requires_vram_gb=0,
         cloud_type="SECURE",

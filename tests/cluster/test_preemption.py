@@ -63,6 +63,7 @@ def params_of(tiny: Path, kills: int) -> dict[str, Any]:
         "model": str(tiny),
         "loss": "sdft",
         "sdft_max_new_tokens": 32,
+        "sdft_gate": "off",  # no demonstration helps a random model
         "lora_dropout": 0.1,
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 2,

@@ -48,7 +48,7 @@ TAGGED = [
 ASKED = [{"question": "What is 1?", "choices": ["1", "nothing"], "answer": 0}]
 OWN: dict[str, dict[str, Any]] = {
     "sft": {"holdout_fraction": 0.3},
-    "sdft": {"sdft_max_new_tokens": 8, "max_seq_length": 256},
+    "sdft": {"sdft_max_new_tokens": 8, "max_seq_length": 256, "sdft_gate": "off"},
     "dpo": {"holdout_fraction": 0.3, "beta": 0.3},
     "orpo": {"holdout_fraction": 0.3, "beta": 0.3},
     "grpo": {
