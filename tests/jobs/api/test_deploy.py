@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -171,7 +172,8 @@ def test_what_deploying_refuses_and_how_models_are_grouped(
     ow = QuietClient()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{tiny}"}}')
+    config = {"peft_type": "LORA", "base_model_name_or_path": tiny}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     for params, words in (
         ({"model": "openai/gpt-4o"}, "is OpenAI's; ask it through ow.chat"),
         ({"model": "ftjob-000000000000"}, "the store has no job ftjob-000000000000"),
