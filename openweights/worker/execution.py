@@ -186,10 +186,15 @@ class _Execution:
         return verdict
 
     def _fill(self, folder: RunFolder) -> None:
-        """Fetch the job's files; each from its beginning again if the store goes away in it."""
+        """Fetch the job's files; each from its beginning again if the store goes away in it.
+
+        Leaves off once the job is to stop: a machine that is taken back gives no time for more.
+        """
         if self._job.bundle_file:
             self._fetch(self._job.bundle_file, lambda content: unpack(content, folder.path))
         for target, file_id in sorted(self._job.params.get("mounted_files", {}).items()):
+            if self._control.instruction != "continue":
+                return
             self._fetch(file_id, partial(mount, folder=folder.path, target=target))
 
     def _fetch(self, file_id: str, use: Callable[[BinaryIO], None]) -> None:
