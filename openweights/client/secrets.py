@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, ConfigurationError, InvalidInputError, NotFoundError
-from openweights.types import SecretRecord
+from openweights.types import JobRecord, SecretRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import TeamStore
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}", re.ASCII)
 # The worker sets these for each job.
 _TAKEN = frozenset({"PATH", "PYTHONPATH", "N_GPUS", "SUPABASE_URL", "SUPABASE_ANON_KEY"})
+_KEY = "api_key"  # the parameter that holds one
 _TAKEN_PREFIX = "OPENWEIGHTS_"
 # Linux takes 128 KiB for one variable.
 _MOST_BYTES = 64 << 10
@@ -91,6 +93,15 @@ class SecretCollection:
                 "machine has the variables of its worker's environment"
             )
         return team
+
+
+def without_keys(job: JobRecord) -> JobRecord:
+    """The job as people and programs may be shown it: the key of a deployed model is hidden."""
+    params: Mapping[str, Any] = job.params.get("validated_params") or {}
+    if not params.get(_KEY):
+        return job
+    shown = {**params, _KEY: "(hidden)"}
+    return replace(job, params={**job.params, "validated_params": shown})
 
 
 def wanted_secrets(ow: OpenWeights, names: Iterable[str] | str) -> list[str]:

@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from openweights.backends.base import Backend
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, kind_names
+from openweights.client.secrets import without_keys
 from openweights.types import JobRecord, RunRecord
 
 _CONTROLS = ("allowed_hardware", "docker_image", "priority", "max_attempts", "max_cost_usd")
@@ -25,6 +26,7 @@ _CONTROLS = ("allowed_hardware", "docker_image", "priority", "max_attempts", "ma
 
 def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
     """What the page of a job shows beside its charts, log and samples."""
+    job = without_keys(job)
     runs = ow.backend.list_runs(job_id=job.id)
     kind = kind_of(ow, job)
     return {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from openweights.backends.base import Backend
+from openweights.client.secrets import without_keys
 from openweights.types import JobRecord
 
 _FIRST_LOOK = 64
@@ -136,6 +137,7 @@ def _has_tag(meta: Mapping[str, Any], tag: str) -> bool:
 
 
 def _row(job: JobRecord) -> dict[str, Any]:
+    job = without_keys(job)
     params = cast("dict[str, Any]", job.params.get("validated_params") or {})
     meta = params.get("meta")
     row: dict[str, Any] = {

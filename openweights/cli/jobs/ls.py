@@ -9,6 +9,7 @@ import click
 
 from openweights.cli.output import age, json_option, note, one_line, plain, print_json, print_table
 from openweights.cli.store import is_remote, open_store
+from openweights.client.secrets import without_keys
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
 from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 def ls(statuses: tuple[JobStatus, ...], limit: int, quiet: bool, as_json: bool) -> None:
     """List jobs, the last changed first."""
     with open_store() as backend:
-        jobs = backend.list_jobs(statuses=statuses or None, limit=limit)
+        jobs = [*map(without_keys, backend.list_jobs(statuses=statuses or None, limit=limit))]
         if quiet:
             for job in jobs:
                 click.echo(job.id)

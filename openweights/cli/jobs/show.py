@@ -22,6 +22,7 @@ from openweights.cli.store import complete_jobs, is_remote, open_store
 from openweights.client.event_json import as_number
 from openweights.client.job_kinds import default_params
 from openweights.client.jobs import find_job
+from openweights.client.secrets import without_keys
 from openweights.types import ENDED, EventRecord, JobRecord, RunRecord
 
 # So many lines of a section fit a screen beside the others.
@@ -41,7 +42,7 @@ def show(job: str, as_json: bool) -> None:
     files, and why it failed if it did. --json prints all of it.
     """
     with open_store() as backend:
-        record = find_job(backend, job)
+        record = without_keys(find_job(backend, job))
         runs = backend.list_runs(job_id=record.id)
         last = backend.latest_values(job_id=record.id) if runs else {}
         events = backend.list_events(run_id=runs[-1].id) if runs else iter(())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
+from openweights.client.secrets import without_keys
 from openweights.client.watching.metrics import Row, Series, series
 from openweights.client.watching.plot import Line
 from openweights.errors import InvalidInputError, closest
@@ -20,7 +21,7 @@ _NAMES = frozenset({"finetuned_model_id", "job_id_suffix"})
 
 def parameters(job: JobRecord) -> Params:
     """The job's parameters by dotted names, such as `meta.rate`."""
-    return dict(_flat(job.params.get("validated_params") or {}, ""))
+    return dict(_flat(without_keys(job).params.get("validated_params") or {}, ""))
 
 
 def _flat(value: Mapping[str, Any], at: str) -> Iterable[tuple[str, Any]]:

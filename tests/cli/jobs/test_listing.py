@@ -9,6 +9,7 @@ from datetime import datetime
 import pytest
 
 from openweights.backends.base import Backend
+from openweights.types import JobSpec
 from tests.cli.conftest import Ow, claim, log_events, submit
 
 JOBS = ("ftjob-canceled0000", "ftjob-completed000", "ftjob-failed00000", "ftjob-running0000")
@@ -194,3 +195,15 @@ def test_events_of_all_runs_or_of_one(ow: Ow, filled: Backend) -> None:
 def test_events_of_a_job_that_has_not_run(ow: Ow, filled: Backend) -> None:
     assert ow("events", "myjob").output == ""
     assert json.loads(ow("events", "myjob", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_the_key_of_a_deployed_model_is_not_shown(
+    ow: Ow, backend: Backend, options: list[str]
+) -> None:
+    key = "sk-of-a-deployment"
+    params = {"validated_params": {"model": "m", "api_key": key}}
+    backend.submit_job(JobSpec(id="apijob-1", type="api", script="true", params=params))
+    for command in (["show", "apijob-1"], ["ls"]):
+        shown = ow(*command, *options).stdout
+        assert "apijob-1" in shown and key not in shown
