@@ -270,6 +270,7 @@ def test_a_client_that_goes_away_frees_its_row(running: Running, stream: bool) -
     body = {
         **{"model": "base", "messages": HELLO, "stream": stream, "max_tokens": 400},
         "ignore_eos": True,
+        "n": 16,  # enough that it is still at work when its first piece has come
     }
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.Client(timeout=60 if stream else 0.1) as client:
@@ -279,7 +280,6 @@ def test_a_client_that_goes_away_frees_its_row(running: Running, stream: bool) -
         if stream:
             response = client.send(request, stream=True)
             next(response.iter_lines())
-            assert running.server.engine.requests == 1
             response.close()
         else:
             with pytest.raises(httpx.ReadTimeout):

@@ -18,7 +18,7 @@ from openweights.backends.values import (
     moment_within,
     readable,
 )
-from openweights.json_values import to_json
+from openweights.json_values import storable, to_json
 from openweights.types import Claim, EventDraft, JobRecord, JobSpec, RunRecord, WorkerSpec
 
 
@@ -94,7 +94,7 @@ def event_json(event: EventDraft) -> dict[str, Any]:
         InvalidInputError: Its data is no JSON, or its moment has no time zone.
     """
     return {
-        "key": event.key,
+        "key": storable(event.key),
         "data": plain(dict(event.data), "an event's data"),
         "created_at": moment_text(moment_within(event.created_at)),
     }
