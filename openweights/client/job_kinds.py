@@ -365,11 +365,15 @@ def default_params(job: JobRecord) -> dict[str, Any]:
     kind = find_kind(prefixes.get(job.id.partition("-")[0], ""))
     if kind is None:
         return {}
-    fields = {name: field for name, field in kind.params.model_fields.items()}
-    optional = {name: field for name, field in fields.items() if not field.is_required()}
+    return field_defaults(kind.params)
+
+
+def field_defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of a model's fields; fields that must be given have none."""
     return {
         name: field.get_default(call_default_factory=True, validated_data={})
-        for name, field in optional.items()
+        for name, field in model.model_fields.items()
+        if not field.is_required()
     }
 
 

@@ -25,6 +25,16 @@ logger = logging.getLogger(__name__)
 LOG_PREFIX = "log:run-"
 
 
+def result_files(events: Iterable[EventRecord]) -> list[dict[str, str]]:
+    """`{path, file}` of each result that the events name, by path; of equal paths the last one."""
+    files: dict[str, str] = {}
+    for event in events:
+        path, file = event.data.get("path"), event.data.get("file")
+        if isinstance(path, str) and isinstance(file, str):
+            files[path] = file
+    return [{"path": path, "file": file} for path, file in sorted(files.items())]
+
+
 def write_results(backend: Backend, events: Iterable[EventRecord], target: Path) -> list[Path]:
     """Write each file of the events that have `file` and `path`; of equal paths the last one.
 

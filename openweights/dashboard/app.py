@@ -34,6 +34,7 @@ from starlette.staticfiles import StaticFiles
 from openweights import __version__
 from openweights.client import Job, OpenWeights
 from openweights.client.job_kinds import kind_names
+from openweights.client.results import result_files
 from openweights.dashboard.access import Gate, Sessions, session_of
 from openweights.dashboard.chat import chat_completions
 from openweights.dashboard.details import (
@@ -41,7 +42,6 @@ from openweights.dashboard.details import (
     job_details,
     kind_named,
     log_matches,
-    result_files,
 )
 from openweights.dashboard.http import json_body, refusal, store_upload, stream_file, whole
 from openweights.dashboard.job_index import SORT_KEYS, JobIndex, JobQuery
@@ -279,7 +279,10 @@ def _job(request: Request) -> Response:
 
 
 def _result_files(request: Request) -> Response:
-    return JSONResponse(result_files(_client(request).backend, request.path_params["job_id"]))
+    backend = _client(request).backend
+    runs = backend.list_runs(job_id=request.path_params["job_id"], limit=1)
+    events = backend.list_events(run_id=runs[-1].id) if runs else iter(())
+    return JSONResponse(result_files(events))
 
 
 def _cancel(request: Request) -> Response:

@@ -13,11 +13,10 @@ from functools import cache
 from typing import Any, cast
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from openweights.backends.base import Backend
 from openweights.client import OpenWeights
-from openweights.client.job_kinds import Jobs, kind_names
+from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
 from openweights.types import JobRecord, RunRecord
 
@@ -85,23 +84,7 @@ def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[
 @cache
 def default_params(model: type[BaseModel]) -> dict[str, Any]:
     """The defaults of a model's fields, as JSON; fields that must be given have none."""
-    found: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        value = field.get_default(call_default_factory=True, validated_data={})
-        if value is not PydanticUndefined:
-            found[name] = _as_json(value)
-    return found
-
-
-def result_files(backend: Backend, job_id: str) -> list[dict[str, Any]]:
-    """`{path, file}` of the last run's results, by path; of equal paths the last one."""
-    runs = backend.list_runs(job_id=job_id, limit=1)
-    files: dict[str, str] = {}
-    for event in backend.list_events(run_id=runs[-1].id) if runs else ():
-        path, file = event.data.get("path"), event.data.get("file")
-        if isinstance(path, str) and isinstance(file, str):
-            files[path] = file
-    return [{"path": path, "file": files[path]} for path in sorted(files)]
+    return {name: _as_json(value) for name, value in field_defaults(model).items()}
 
 
 def python_lines(ow: OpenWeights, job: JobRecord, kind: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -22,8 +22,9 @@ from openweights.cli.store import complete_jobs, is_remote, open_store
 from openweights.client.event_json import as_number
 from openweights.client.job_kinds import default_params
 from openweights.client.jobs import find_job
+from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
-from openweights.types import ENDED, EventRecord, JobRecord, RunRecord
+from openweights.types import ENDED, JobRecord, RunRecord
 
 # So many lines of a section fit a screen beside the others.
 _SHOWN = 8
@@ -46,7 +47,7 @@ def show(job: str, as_json: bool) -> None:
         runs = backend.list_runs(job_id=record.id)
         last = backend.latest_values(job_id=record.id) if runs else {}
         events = backend.list_events(run_id=runs[-1].id) if runs else iter(())
-        files = _result_files(events)
+        files = result_files(events)
         state = "" if record.status in ENDED else state_of(backend, record)
     if as_json:
         print_json(plain(record) | {"runs": runs, "last": last, "files": files})
@@ -64,16 +65,6 @@ def show(job: str, as_json: bool) -> None:
     error = runs[-1].error if runs and record.status == "failed" else None
     if error:
         click.echo(f"\nerror\n  {one_line(error)}")
-
-
-def _result_files(events: Iterator[EventRecord]) -> list[dict[str, str]]:
-    """The files of a run by their paths, the last one logged for each path."""
-    found: dict[str, str] = {}
-    for event in events:
-        file, path = event.data.get("file"), event.data.get("path")
-        if isinstance(file, str) and isinstance(path, str):
-            found[path] = file
-    return [{"path": path, "file": file} for path, file in sorted(found.items())]
 
 
 def _print_job(job: JobRecord, state: str) -> None:
