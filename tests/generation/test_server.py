@@ -273,6 +273,16 @@ def test_a_client_that_goes_away_frees_its_row(running: Running, stream: bool) -
         "n": 16,  # enough that it is still at work when its first piece has come
     }
     headers = {"authorization": f"Bearer {KEY}"}
+    # Seen from a thread of its own: the engine may leave this one no time until it is done.
+    seen: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            seen.append(running.server.engine.requests)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     with httpx.Client(timeout=60 if stream else 0.1) as client:
         request = client.build_request(
             "POST", f"{running.url}/v1/chat/completions", json=body, headers=headers
@@ -287,6 +297,9 @@ def test_a_client_that_goes_away_frees_its_row(running: Running, stream: bool) -
     freed_at = time.monotonic() + 2
     while running.server.engine.requests and time.monotonic() < freed_at:
         time.sleep(0.01)
+    over.set()
+    watcher.join()
+    assert max(seen) == 1
     assert running.server.engine.requests == 0
     idle = running.server.engine.call(lambda engine: engine.is_idle)
     assert asyncio.run_coroutine_threadsafe(idle, running.loop).result(10)
