@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import sys
 import time
@@ -47,6 +48,8 @@ def pod(room: MachineRoom, home: Path, number: int) -> PodProcess:
         "OPENWEIGHTS_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
     }
+    # The undisturbed run is in this process: the pods shall sum with the same instructions.
+    env |= {name: os.environ[name] for name in ("ATEN_CPU_CAPABILITY",) if name in os.environ}
     asked = {"name": f"ow-w{number}", "image": "", "cloud": "COMMUNITY", "env": env, "ports": []}
     return room.create({**asked, "gpu": "NVIDIA A40"})
 
