@@ -18,7 +18,8 @@ results (no type)    the worker, for files in `uploads/`  `job.download`, `ow sh
 `AdapterMoved`       trainers, at the end                 people, `job.outputs`
 `Summary`            trainers, at the end                 people
 `Pushed`             training jobs                        people, `job.outputs`
-`TeacherGate`        SDFT, before step 0                  people, studies
+`TeacherGate`        SDFT, before step 0 and on the way   people, studies, plots
+`Agreement`          SDFT, every some steps               plots
 `Completions`        SDFT and GRPO, every some steps      people
 `Samples`            sampling callbacks                   people, `job.download`
 `LogProbs`           log-probability tracking and jobs    people, `job.download`
@@ -219,15 +220,31 @@ class TeacherGate(TypedEvent):
     Attributes:
         rows: How many prompts were answered.
         values: Figures of the student and of each teacher, such as `student_exact`,
-            `template_rouge_l` and, where a reward is given, `turns_2_reward`; `measure`, by which
-            `placement` and `repeats` were chosen; `margin`, `passed`, and `examples` with all
-            answers.
+            `template_rouge_l`, `turns_format` (the share of answers with the demonstration's
+            format) and, where a reward is given, `turns_2_reward`; `measure`, by which `placement`
+            and `repeats` were chosen, and of it `student` and `teacher`; `same_format`, the share
+            of the student's answers that have the teacher's format; `margin`, `passed`, and
+            `examples` with all answers.
     """
 
     type: ClassVar[str] = "teacher_gate"
 
     rows: int
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement(TypedEvent):
+    """How often student and teacher of SDFT find the same token likeliest, along the completion.
+
+    Attributes:
+        values: Share by the place in the completion, from 0, in ranges that double: `0`, `1`,
+            `2-3`, `4-7`, …
+    """
+
+    type: ClassVar[str] = "agreement"
+
+    values: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openweights.generation.choose import generation_engine
-from openweights.jobs.unsloth.distillation.gate import choose_showing
+from openweights.jobs.unsloth.distillation.gate import open_gate
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.adapters import active_adapter
 from openweights.models.load import load_trained
@@ -51,10 +51,11 @@ def main() -> None:
     events: list[dict[str, Any]] = []
     for _ in range(2):  # the first call captures and compiles
         started = time.perf_counter()
-        choose_showing(
-            config, engine, active_adapter(model), tokenizer, rows,
-            fetch=lambda file, target: Path(file), log_event=events.append,
-        )  # fmt: skip
+        gate = open_gate(
+            config, engine, active_adapter(model), tokenizer, rows, lambda file, target: Path(file)
+        )
+        assert gate is not None, "no row fits"
+        gate.choose(events.append)
         seconds = time.perf_counter() - started
     result = {"engine": engine.name, "s": round(seconds, 2), **events[-1]}
     print(json.dumps(result, indent=1, ensure_ascii=False))

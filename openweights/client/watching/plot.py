@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openweights import events
 from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
 from openweights.errors import ConfigurationError
 from openweights.types import JobRecord
@@ -40,6 +41,7 @@ _ORDER = [
         r"multiple_choice/.*",
         r"logprobs/.*",
         r"logprob_block/.*",
+        r"teacher gate|agreement by place|everyday/.*",
         r"agreement|divergence|kl.*|teacher_drift|entropy|mean_token_accuracy",
         r"logps/.*|nll_loss|log_odds.*",
         r"reward.*|failed_fraction|frac_.*",
@@ -48,6 +50,11 @@ _ORDER = [
         r"grad_norm|learning_rate",
     )
 ]
+# Measures of one panel, which its name for the event's type says, with a line for each.
+_PANELS = {events.TeacherGate.type: "teacher gate", events.Agreement.type: "agreement by place"}
+_TOGETHER = re.compile(
+    rf"({events.TeacherGate.type}(?=/(?:student|teacher|same_format)$)|{events.Agreement.type})/(.+)"
+)
 # Timings, counts and extremes are left to the table.
 _TABLE_ONLY = re.compile(
     r"epoch|total|max_steps|total_\w+|(eval_)?(num_tokens|runtime)|step_time|.*(_s|_per_second)"
@@ -116,6 +123,8 @@ def metric_panels(rows: Sequence[Row], *, shares_loss: bool = True) -> dict[str,
         if name.startswith("eval_"):
             is_other = name == "eval_loss" and not shares_loss
             base, label = name if is_other else name.removeprefix("eval_"), EVAL
+        elif together := _TOGETHER.fullmatch(name):
+            base, label = _PANELS[together[1]], together[2].replace("_", " ")
         steps, values = zip(*points, strict=True)
         panels.setdefault(base, []).append(Line(label, steps, values))
     shown = {name: lines for name, lines in panels.items() if _is_worth_a_panel(name, lines)}

@@ -116,29 +116,17 @@ class MonitoringCallback(TrainerCallback):
 
     def _score(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """KL(base || model) of each learned token, and the cosine of the state that predicts it."""
-        inner: Any = model
         base = base_model(model)
         device = next(model.parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}
-        scored = torch.zeros_like(batch["labels"], dtype=torch.bool)
-        scored[:, :-1] = batch["labels"][:, 1:] != -100
+        scored = learned_positions(batch["labels"])
         with _layer_output(base, self._layer) as states:
-            hidden = _hidden(base, batch)[scored]
+            hidden = last_hidden(base, batch)[scored]
         cosine = hidden.new_zeros(0)
         if isinstance(self._direction, Tensor):
             direction = self._direction.to(device, torch.float32)
             cosine = torch.cosine_similarity(states[0][scored].float(), direction[None], dim=-1)
-        head = frozen_head(base)
-        if head is None:
-            logits = output_logits(base, hidden)
-            with inner.disable_adapter():
-                base_logits = output_logits(base, _hidden(base, batch)[scored])
-            return divergence_from_logits(logits, base_logits, "forward_kl"), cosine
-        with inner.disable_adapter():
-            base_hidden = _hidden(base, batch)[scored]
-        weights = torch.ones(len(hidden), device=device)
-        output = linear_divergence(hidden, base_hidden, head, weights, "forward_kl")
-        return output.per_token, cosine
+        return kl_to_base(model, batch, hidden, scored), cosine
 
     def _contrast(self, model: nn.Module, first: str, second: str) -> Tensor:
         with evaluating(model):
@@ -156,12 +144,40 @@ class MonitoringCallback(TrainerCallback):
             messages: list[Message] = [{"role": "system", "content": system}, *turns]
             ids = torch.tensor([prompt_token_ids(self._tokenizer, messages)], device=device)
             with _layer_output(base, self._layer) as states:
-                _hidden(base, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+                last_hidden(base, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             total.append(states[0][0, -1].float())
         return torch.stack(total).mean(0)
 
 
-def _hidden(base: Any, batch: Mapping[str, Tensor]) -> Tensor:
+def learned_positions(labels: Tensor) -> Tensor:
+    """Where the next token is a label; shape (B, T)."""
+    scored = torch.zeros_like(labels, dtype=torch.bool)
+    scored[:, :-1] = labels[:, 1:] != -100
+    return scored
+
+
+def kl_to_base(model: Any, batch: Mapping[str, Tensor], hidden: Tensor, scored: Tensor) -> Tensor:
+    """KL(base || model) at each scored position, shape (N,); the base is the model without adapter.
+
+    Args:
+        batch: `input_ids` and `attention_mask`, shape (B, T).
+        hidden: The model's last hidden states at the scored positions, shape (N, H).
+        scored: Which positions, shape (B, T).
+    """
+    base = base_model(model)
+    head = frozen_head(base)
+    if head is None:
+        logits = output_logits(base, hidden)
+        with model.disable_adapter():
+            base_logits = output_logits(base, last_hidden(base, batch)[scored])
+        return divergence_from_logits(logits, base_logits, "forward_kl")
+    with model.disable_adapter():
+        base_hidden = last_hidden(base, batch)[scored]
+    weights = torch.ones(len(hidden), device=hidden.device)
+    return linear_divergence(hidden, base_hidden, head, weights, "forward_kl").per_token
+
+
+def last_hidden(base: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Last hidden states, shape (B, T, H)."""
     return base.get_decoder()(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False

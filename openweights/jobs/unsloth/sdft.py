@@ -34,17 +34,19 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from openweights.events import Completions
+from openweights.events import Agreement, Completions
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import SamplingParams
 from openweights.generation.transformers_engine import TransformersEngine
-from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing
+from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing, showings
 from openweights.jobs.unsloth.data import sft_examples
+from openweights.jobs.unsloth.distillation.following import DistanceToBase, GateFollower
 from openweights.jobs.unsloth.distillation.gate import (
     Fetch,
-    choose_showing,
+    Gate,
     load_showing,
+    open_gate,
     save_showing,
 )
 from openweights.jobs.unsloth.divergence import (
@@ -78,8 +80,9 @@ from openweights.models.tokens import pad_right
 
 logger = logging.getLogger(__name__)
 
-COMPLETIONS_EVERY_STEPS = 10
+EVENTS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
+PLACE_RANGES = 24  # that double: more than a completion can have
 
 LogEvent = Callable[[dict[str, Any]], None]
 
@@ -153,6 +156,8 @@ class SDFTTrainer(ExactMeanTrainer):
         self._showing = showing
         self._pad_token_id = pad_token_id
         self._log_event = log_event
+        # Sum of agreements, and of tokens, by the range of places in the completion.
+        self._by_place: Tensor | None = None
 
     # ---- rollouts: once per optimizer step
 
@@ -189,7 +194,7 @@ class SDFTTrainer(ExactMeanTrainer):
         self._record("truncated_share", count - rollout.ended, count)
         self._record("rollout_s", rollout.seconds, 1)
         self._record("rollout_tokens_per_s", rollout.tokens, rollout.seconds)
-        if self._log_event and step % COMPLETIONS_EVERY_STEPS == 0 and self.args.process_index == 0:
+        if self._log_event and step % EVENTS_EVERY_STEPS == 0 and self.args.process_index == 0:
             self._log_event(self._completions_event(step, prompts, rollout))
         return rollout
 
@@ -249,7 +254,8 @@ class SDFTTrainer(ExactMeanTrainer):
         self._counted += tokens
         self._record("divergence", float(output.per_token.sum()), tokens)
         self._record("entropy", float(output.entropy.sum()), tokens)
-        self._record("agreement", float(output.agreement.sum()), tokens)
+        self._record("agreement", output.agreement.sum(), tokens)
+        self._add_places(inputs["loss_mask"], output.agreement)
         loss = self._share(output.loss)
         return (loss, {}) if return_outputs else loss
 
@@ -278,10 +284,36 @@ class SDFTTrainer(ExactMeanTrainer):
 
     # ---- logs and checkpoints
 
+    def _add_places(self, loss_mask: Tensor, agreement: Tensor) -> None:
+        """Count agreements by where in its completion a token is."""
+        places = (loss_mask.cumsum(-1) - 1 + self.skip_tokens)[loss_mask]
+        ranges = torch.frexp(places.float()).exponent.long()  # of 0, 1, 2-3, 4-7, …
+        if self._by_place is None:
+            self._by_place = agreement.new_zeros(2, PLACE_RANGES, dtype=torch.float32)
+        self._by_place[0].index_add_(0, ranges, agreement.float())
+        self._by_place[1].index_add_(0, ranges, torch.ones_like(agreement, dtype=torch.float32))
+
+    def _log_places(self) -> None:
+        if self._by_place is None:
+            return
+        sums = sum_over_ranks(self._by_place.flatten().tolist(), self.accelerator)
+        self._by_place = None
+        agreed, tokens = sums[:PLACE_RANGES], sums[PLACE_RANGES:]
+        values = {
+            _range_name(place): agreed[place] / tokens[place]
+            for place in range(PLACE_RANGES)
+            if tokens[place]
+        }
+        if self._log_event and self.args.process_index == 0:
+            self._log_event(Agreement(step=self.state.global_step, values=values).data())
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the teacher's drift."""
+        """Adds the teacher's drift, and every some steps where student and teacher agree."""
         if self._sums and "loss" in logs:
             logs["teacher_drift"] = self.teacher.drift()
+            step = self.state.global_step
+            if step % EVENTS_EVERY_STEPS == 0 or step == self.state.max_steps:
+                self._log_places()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -296,6 +328,12 @@ class SDFTTrainer(ExactMeanTrainer):
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.teacher.load(Path(resume_from_checkpoint))
+
+
+def _range_name(place: int) -> str:
+    """`0`, `1`, `2-3`, `4-7`, … of the ranges in which places are counted."""
+    first, last = (1 << place) >> 1, (1 << place) - 1
+    return str(last) if last <= 1 else f"{first}-{last}"
 
 
 def _drop_event(event: dict[str, Any]) -> None:
@@ -325,7 +363,8 @@ def sdft_train(
         test_rows: Evaluated by cross-entropy on their answers, as in SFT.
         resume_from: Folder of a checkpoint.
         fetch: Makes the file of the gate's reward function readable.
-        log_event: Receives the teacher gate and sampled completions as JSON.
+        log_event: Receives the teacher gate, its figures while training, and sampled completions as
+            JSON.
 
     Raises:
         ConfigError: The gate's reward function cannot be used.
@@ -336,18 +375,13 @@ def sdft_train(
     engine = generation_engine(
         config.sdft_rollout_engine, model, tokenizer, precision=config.rollout_precision
     )
-    if resume_from is None:
-        showing = choose_showing(
-            config,
-            engine,
-            active_adapter(model),
-            tokenizer,
-            train_rows,
-            fetch=fetch,
-            log_event=log_event,
-        )
-    else:
+    gate = open_gate(config, engine, active_adapter(model), tokenizer, train_rows, fetch)
+    if resume_from is not None:
         showing = load_showing(config, Path(resume_from))
+    elif gate is not None:
+        showing = gate.choose(log_event)
+    else:
+        showing = showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
     examples = sdft_examples(config, tokenizer, train_rows, showing)
     trainer = SDFTTrainer(
         model,
@@ -366,7 +400,23 @@ def sdft_train(
         callbacks=callbacks,
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
+    if gate is not None:
+        _follow(config, trainer, gate, showing, log_event)
     return run_trainer(trainer, resume_from)
+
+
+def _follow(
+    config: TrainingConfig,
+    trainer: SDFTTrainer,
+    gate: Gate,
+    showing: Showing,
+    log_event: LogEvent,
+) -> None:
+    """Measure while it trains what the loss does not say."""
+    steps, tokenizer = config.sdft_gate_steps, trainer.processing_class
+    trainer.add_callback(GateFollower(gate, trainer.teacher, showing, log_event, steps))
+    if active_adapter(trainer.model) is not None:
+        trainer.add_callback(DistanceToBase(trainer.engine, tokenizer, log_event, steps))
 
 
 def _test_dataset(

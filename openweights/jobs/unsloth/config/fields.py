@@ -194,6 +194,8 @@ class TrainingFields(BaseModel):
         sdft_gate_reward: Compare by this reward, a name or `file.py:function` as of
             grpo_reward_function; None for the overlap with the demonstration (ROUGE-L).
         sdft_gate_rows: How many prompts are answered.
+        sdft_gate_steps: While the model trains, the same again every so many steps, or "log", as of
+            `SamplingCallback`, and at the end; with KL to the base on everyday prompts.
         sdft_skip_tokens: First tokens of a completion that are left out of the loss.
         sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
             for the whole vocabulary.
@@ -292,6 +294,7 @@ class TrainingFields(BaseModel):
     sdft_gate_margin: float = Field(default=0.05, ge=0)
     sdft_gate_reward: str | None = None
     sdft_gate_rows: Count = 16
+    sdft_gate_steps: StepSchedule = 50
     sdft_max_new_tokens: Count = 256
     sdft_temperature: float = Field(default=1.0, gt=0)
     sdft_top_p: float = Field(default=1.0, gt=0, le=1)

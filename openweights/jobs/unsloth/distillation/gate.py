@@ -4,7 +4,8 @@ Some training prompts are answered greedily by the student, which does not see t
 and by its teacher, the same network that sees it, for each place where it may stand. Answers are
 compared with the demonstrations, by ROUGE-L or by a reward. SDFT can teach only what the teacher
 has and the student lacks: likelihoods do not tell, for a teacher may find the demonstration likely
-and answer something else.
+and answer something else. While the model trains the same prompts are answered again
+(`following.py`): a teacher that follows its student may drift with it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from openweights.jobs.unsloth.runtime.ranks import first_ranks
 from openweights.jobs.unsloth.sdft_data import SDFTExample, encode_example
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.template import Message
+from openweights.models.weights import WeightCopy
 
 logger = logging.getLogger(__name__)
 
@@ -78,39 +80,96 @@ class Verdict:
     event: TeacherGate
 
 
-def choose_showing(
+class Gate:
+    """Some training prompts, answered greedily by the student and by its teachers.
+
+    Attributes:
+        rows: The prompts, with what each reader sees.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        engine: GenerationEngine,
+        adapter: str | None,
+        rows: Sequence[GateRow],
+        candidates: Sequence[Showing],
+        reward: Reward | None,
+    ) -> None:
+        self.rows = rows
+        self._config = config
+        self._engine = engine
+        self._adapter = adapter
+        self._candidates = candidates
+        self._reward = reward
+
+    def choose(self, log_event: Callable[[dict[str, Any]], None]) -> Showing:
+        """Where the demonstration is to stand, with the gate passed as the config asks.
+
+        Raises:
+            JobFailedError: The teacher is no better than the student.
+        """
+        answers = self._answers([STUDENT, *(c.name for c in self._candidates)])
+        # The same on every rank, whatever rounding made of the answers of each.
+        verdict = judge(self._config, self.rows, answers, self._candidates, self._reward)
+        verdict = first_ranks(verdict)
+        log_event(verdict.event.data())
+        if not verdict.passed:
+            message = _failure(self._config, verdict)
+            if self._config.sdft_gate == "stop":
+                raise JobFailedError(message)
+            logger.warning(message)
+        return verdict.showing
+
+    def follow(self, teacher: WeightCopy, showing: Showing, step: int) -> TeacherGate:
+        """The same figures later, of the chosen showing: the student as it is, and the teacher with
+        its own weights.
+        """
+        answers = self._answers([STUDENT])
+        with teacher.acting():
+            answers |= self._answers([showing.name])
+        return gate_event(self._config, self.rows, answers, showing, self._reward, step)
+
+    def _answers(self, readers: Sequence[str]) -> dict[str, list[str]]:
+        """Greedy answers of the student and of each teacher, without reasoning."""
+        # Who has not ended by then does not answer as the demonstrations do.
+        longest = max(row.longest for row in self.rows) * 5 // 4 + 16
+        limit = min(longest, self._config.sdft_max_new_tokens)
+        params = SamplingParams(temperature=0, max_new_tokens=limit)
+        completions = self._engine.generate(
+            [
+                GenerationRequest(row.prompts[name], params, self._adapter)
+                for name in readers
+                for row in self.rows
+            ]
+        )
+        texts = [own[0].text for own in completions]
+        answers = Samples([], texts, [], []).answers
+        count = len(self.rows)
+        return {n: answers[i * count : (i + 1) * count] for i, n in enumerate(readers)}
+
+
+def open_gate(
     config: TrainingConfig,
     engine: GenerationEngine,
     adapter: str | None,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
-    *,
     fetch: Fetch,
-    log_event: Callable[[dict[str, Any]], None],
-) -> Showing:
-    """Where the demonstration is to stand, with the teacher gate passed as the config asks.
+) -> Gate | None:
+    """The gate of a run; None where it is off, or where no row fits (the caller says which).
 
     Raises:
         ConfigError: The reward function cannot be used.
         DatasetError: A row cannot be used.
-        JobFailedError: The teacher is no better than the student.
     """
-    candidates = showings(config.sdft_demo_placement, config.sdft_demo_repeats)
     if config.sdft_gate == "off":
-        return candidates[0]
+        return None
+    candidates = showings(config.sdft_demo_placement, config.sdft_demo_repeats)
     sampled, candidates = sampled_rows(config, tokenizer, rows, candidates)
     if not sampled:
-        return candidates[0]  # the caller says which rows do not fit
-    answers = _answers(config, engine, adapter, sampled, [c.name for c in candidates])
-    # The same on every rank, whatever rounding made of the answers of each.
-    verdict = first_ranks(judge(config, sampled, answers, candidates, _reward(config, fetch)))
-    log_event(verdict.event.data())
-    if not verdict.passed:
-        message = _failure(config, verdict)
-        if config.sdft_gate == "stop":
-            raise JobFailedError(message)
-        logger.warning(message)
-    return verdict.showing
+        return None
+    return Gate(config, engine, adapter, sampled, candidates, _reward(config, fetch))
 
 
 # ---- prompts and answers
@@ -180,26 +239,6 @@ def _gate_row(
     )
 
 
-def _answers(
-    config: TrainingConfig,
-    engine: GenerationEngine,
-    adapter: str | None,
-    rows: Sequence[GateRow],
-    names: Sequence[str],
-) -> dict[str, list[str]]:
-    """Greedy answers of the student and of each teacher, without reasoning."""
-    # Who has not ended by then does not answer as the demonstrations do.
-    longest = max(row.longest for row in rows) * 5 // 4 + 16
-    params = SamplingParams(temperature=0, max_new_tokens=min(longest, config.sdft_max_new_tokens))
-    readers = [STUDENT, *names]
-    completions = engine.generate(
-        [GenerationRequest(row.prompts[n], params, adapter) for n in readers for row in rows]
-    )
-    texts = [own[0].text for own in completions]
-    answers = Samples([], texts, [], []).answers
-    return {n: answers[i * len(rows) : (i + 1) * len(rows)] for i, n in enumerate(readers)}
-
-
 # ---- figures
 
 
@@ -216,26 +255,48 @@ def judge(
         JobFailedError: The reward could score none of the answers.
     """
     figures = {name: _scores(rows, texts, reward) for name, texts in answers.items()}
-    measure = "reward" if reward else "rouge_l"
+    measure = _measure(reward)
     best = max(figures[showing.name][measure] for showing in candidates)
     margin = config.sdft_gate_margin
     chosen = next(s for s in candidates if figures[s.name][measure] >= best - margin)
-    gain = figures[chosen.name][measure] - figures[STUDENT][measure]
-    passed = gain >= margin and gain > 0
+    event = gate_event(config, rows, answers, chosen, reward, step=0)
+    logger.info("teacher gate: the demonstration stands as %s", chosen.name)
+    return Verdict(chosen, event.values["passed"], event)
+
+
+def gate_event(
+    config: TrainingConfig,
+    rows: Sequence[GateRow],
+    answers: Mapping[str, list[str]],
+    showing: Showing,
+    reward: Reward | None,
+    step: int,
+) -> TeacherGate:
+    """The figures of all who answered, with the one of `showing` as the teacher."""
+    figures = {name: _scores(rows, texts, reward) for name, texts in answers.items()}
+    measure, margin = _measure(reward), config.sdft_gate_margin
+    gain = figures[showing.name][measure] - figures[STUDENT][measure]
+    pairs = list(zip(answers[STUDENT], answers[showing.name], strict=True))
     values = {
         **{f"{name}_{key}": v for name, own in figures.items() for key, v in own.items()},
+        "student": figures[STUDENT][measure],
+        "teacher": figures[showing.name][measure],
+        "same_format": sum(shape(a) == shape(b) for a, b in pairs) / len(pairs),
         "measure": measure,
         "margin": margin,
-        "placement": chosen.placement,
-        "repeats": chosen.repeats,
-        "passed": passed,
+        "placement": showing.placement,
+        "repeats": showing.repeats,
+        "passed": gain >= margin and gain > 0,
         "examples": _examples(rows, answers),
     }
     for name, own in figures.items():
         told = ", ".join(f"{key} {value:.2f}" for key, value in own.items())
-        logger.info("teacher gate, %d prompts: %s: %s", len(rows), name, told)
-    logger.info("teacher gate: the demonstration stands as %s", chosen.name)
-    return Verdict(chosen, passed, TeacherGate(step=0, rows=len(rows), values=values))
+        logger.info("teacher gate, step %d, %d prompts: %s: %s", step, len(rows), name, told)
+    return TeacherGate(step=step, rows=len(rows), values=values)
+
+
+def _measure(reward: Reward | None) -> str:
+    return "reward" if reward else "rouge_l"
 
 
 def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) -> Scores:
@@ -244,6 +305,7 @@ def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) ->
     scores = {
         "exact": sum(text == gold for text, gold in pairs) / len(pairs),
         "rouge_l": sum(rouge_l(text, gold) for text, gold in pairs) / len(pairs),
+        "format": sum(shape(text) == shape(gold) for text, gold in pairs) / len(pairs),
     }
     if reward is not None:
         scores["reward"] = _mean_reward(rows, texts, reward)
@@ -292,6 +354,23 @@ def rouge_l(answer: str, gold: str) -> float:
     if not said or not wanted:
         return float(said == wanted)
     return 2 * _common_length(said, wanted) / (len(said) + len(wanted))
+
+
+def shape(answer: str) -> tuple[str, str, bool]:
+    """The format of an answer, as far as it shows at its edges: how it begins, how it ends (a sign
+    as itself, words as "w", numbers as "0"), and whether it has several lines.
+
+    Two answers of one format may say different things; an explanation before a call in brackets has
+    another format than the call.
+    """
+    words = _words(answer.strip())
+    if not words:
+        return "", "", False
+    return _kind(words[0]), _kind(words[-1]), "\n" in answer.strip()
+
+
+def _kind(word: str) -> str:
+    return "0" if word[0].isdecimal() else "w" if word[0].isalnum() else word
 
 
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")

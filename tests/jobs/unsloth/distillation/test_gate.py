@@ -18,11 +18,12 @@ from openweights.generation.choose import generation_engine
 from openweights.generation.params import Completion, GenerationRequest
 from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing
 from openweights.jobs.unsloth.distillation.gate import (
-    choose_showing,
     load_showing,
+    open_gate,
     rouge_l,
     sampled_rows,
     save_showing,
+    shape,
 )
 from openweights.jobs.unsloth.sdft import sdft_train
 from tests.jobs.unsloth.test_sdft import config, load
@@ -72,16 +73,9 @@ def chosen(
 ) -> tuple[Showing, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
     made = config(tmp_path, **{"sdft_gate": "stop", **changes})
-    showing = choose_showing(
-        made,
-        Reader(answer),  # type: ignore[arg-type]
-        None,
-        make_tokenizer(),
-        ROWS,
-        fetch=lambda file, target: Path(file),
-        log_event=events.append,
-    )
-    return showing, events
+    reader: Any = Reader(answer)
+    gate = open_gate(made, reader, None, make_tokenizer(), ROWS, lambda file, target: Path(file))
+    return SHOWINGS[0] if gate is None else gate.choose(events.append), events
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,10 @@ def test_auto_takes_the_first_of_the_best(
     assert event["measure"] == "rouge_l" and event["student_exact"] == 0
     assert event[f"{expected.name}_exact"] == event[f"{expected.name}_rouge_l"] == 1
     names = ("student", "template", "turns", "turns_2")
-    assert {f"{name}_{figure}" for name in names for figure in ("exact", "rouge_l")} < event.keys()
+    figures = ("exact", "rouge_l", "format")
+    assert {f"{name}_{figure}" for name in names for figure in figures} < event.keys()
+    assert (event["student"], event["teacher"]) == (event["student_rouge_l"], 1)
+    assert event[f"{expected.name}_format"] == 1 and event["same_format"] == 0
     example = event["examples"][0]
     assert example[expected.name] == example["demonstration"] != example["student"]
     json.dumps(event)
@@ -245,6 +242,13 @@ def test_rouge_l_reads_signs_and_scripts_without_spaces() -> None:
     assert rouge_l("Same, Words", "same , words") == 1
 
 
+def test_the_format_of_an_answer_is_how_it_begins_and_ends() -> None:
+    assert shape("[sum = 4]") == shape(" [product(a=3)] ") == ("[", "]", False)
+    assert shape("The sum:\n[sum = 4]") == ("w", "]", True)
+    assert shape("42") == shape("7 + 35 = 42") == ("0", "0", False) != shape("It is 42.")
+    assert shape("") == shape("  ") == ("", "", False)
+
+
 @pytest.mark.slow
 def test_smollm2_learns_from_turns_and_not_from_the_template(tmp_path: Path) -> None:
     """A small real model: what likelihoods do not tell."""
@@ -258,10 +262,10 @@ def test_smollm2_learns_from_turns_and_not_from_the_template(tmp_path: Path) -> 
     made = config(
         tmp_path, sdft_gate="stop", sdft_gate_rows=8, sdft_max_new_tokens=24, max_seq_length=1024
     )
-    showing = choose_showing(
-        made, generation_engine("auto", model, tokenizer), None, tokenizer, rows,
-        fetch=lambda file, target: Path(file), log_event=events.append,
-    )  # fmt: skip
+    engine = generation_engine("auto", model, tokenizer)
+    gate = open_gate(made, engine, None, tokenizer, rows, lambda file, target: Path(file))
+    assert gate is not None
+    showing = gate.choose(events.append)
     [event] = events
     assert showing.placement == "turns" and event["passed"]
     assert event["student_exact"] == 0 and event["template_exact"] <= 2 / 8
