@@ -11,7 +11,9 @@ from pathlib import Path
 
 import openweights
 from openweights.cli import COMMANDS
+from openweights.cli.jobs.fields import field_sections, page
 from openweights.client import OpenWeights
+from openweights.client.job_options import JobOptions
 from openweights.client.jobs import Job
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.config.grpo_fields import REWARD_NAMES
@@ -104,6 +106,15 @@ def test_command_table_lists_the_commands() -> None:
         row[0].strip("`").split()[1] for row in rows(section(COMMANDS_PAGE, "The command `ow`"))
     ]
     assert sorted(names) == sorted(COMMANDS)
+
+
+def test_page_of_fields_is_that_of_the_config() -> None:
+    made = page(field_sections())
+    assert (ROOT / "docs/fields.md").read_text(encoding="utf-8") == made, (
+        "make it anew: ow fields --markdown > docs/fields.md"
+    )
+    listed = set(re.findall(r"^\| `(\w+)` \|", made, re.M))
+    assert {*TrainingConfig.model_fields, *JobOptions.model_fields} <= listed
 
 
 def test_tables_of_losses_and_sdft_fields_are_complete() -> None:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "exec": ("jobs.exec:exec_command", "Run a command with this folder as a job."),
     "cancel": ("jobs.change:cancel", "Cancel jobs."),
     "restart": ("jobs.change:restart", "Restart failed or canceled jobs."),
+    "fields": ("jobs.fields:fields", "List the fields of fine-tuning jobs, or explain one."),
     "infer": ("models.infer:infer", "Answer a file of prompts with a model."),
     "sample": ("models.infer:sample", "Show a fine-tuned model's answers, before and after."),
     "chat": ("models.chat:chat", "Talk to a model in the terminal."),

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from openweights.client.messages import (
@@ -27,9 +28,11 @@ from openweights.client.messages import (
     kind,
 )
 from openweights.client.questions import parse_question
+from openweights.models.template import plain_message
 
 CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
 MAX_LINE_BYTES = 64 << 20
+_TOKEN_BYTES = 4  # on average, of texts in European languages
 
 _COLUMN_MEANT = {
     "message": "messages",
@@ -63,7 +66,96 @@ class _NotJSONError(Exception):
         self.field = field
 
 
-def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
+@dataclass(slots=True)
+class DatasetSummary:
+    """What a dataset holds, as far as that can be told without a model's tokenizer.
+
+    Attributes:
+        answers: What a loss can learn of it: answers, texts, or pairs of answers.
+        size: Of all its texts, in bytes of UTF-8.
+        learned: Of that what is learned.
+        unit: What the answers are called.
+    """
+
+    rows: int = 0
+    answers: int = 0
+    size: int = 0
+    learned: int = 0
+    unit: str = "answer"
+
+    def words(self) -> str:
+        """As in `192 rows, about 14,000 tokens; 192 answers to learn, about 3,100 tokens`.
+
+        Tokenizers take about four bytes for a token, most of the time.
+        """
+        rows = f"{counted(self.rows, 'row')}, about {_tokens(self.size):,} tokens"
+        if not self.answers:
+            return f"{rows}; no answers to learn"
+        answers = counted(self.answers, self.unit)
+        return f"{rows}; {answers} to learn, about {_tokens(self.learned):,} tokens"
+
+    def add(self, row: Mapping[str, Any], purpose: str) -> None:
+        """Count a row that was found to be right."""
+        self.rows += 1
+        if purpose == "multiple_choice":
+            self._add_text(_length([row["question"], *row["choices"]]), 0)
+        elif purpose == "preference":
+            self.unit = "pair"
+            learned = sum(_message_length(m) for side in _SIDES for m in row[side])
+            self._add_text(sum(map(_message_length, row["prompt"])), 0, answers=0)
+            self._add_text(learned, learned)
+        elif "text" in row:
+            self.unit = "text"
+            self._add_text(_length([row["text"]]), _length([row["text"]]))
+        else:
+            for message in row["messages"]:
+                learned = _learned_length(message)
+                self._add_text(_message_length(message), learned, answers=int(learned > 0))
+
+    def _add_text(self, size: int, learned: int, answers: int = 1) -> None:
+        self.size += size
+        self.learned += learned
+        self.answers += answers if learned else 0
+
+
+_SIDES = ("chosen", "rejected")
+
+
+def counted(count: int, noun: str) -> str:
+    """As in `1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _tokens(size: int) -> int:
+    """Two digits of it: it is an estimate."""
+    count = size // _TOKEN_BYTES
+    step = 10 ** max(0, len(str(count)) - 2)
+    return round(count / step) * step
+
+
+def _length(texts: Iterable[str]) -> int:
+    return sum(len(text.encode(errors="replace")) for text in texts)
+
+
+def _message_length(message: Mapping[str, Any]) -> int:
+    plain = plain_message(message)
+    calls = [json.dumps(call) for call in plain.get("tool_calls", ())]
+    return _length([plain["content"], plain.get("reasoning_content") or "", *calls])
+
+
+def _learned_length(message: Mapping[str, Any]) -> int:
+    """Of what is learned by its own weight, its blocks', or since the assistant says it."""
+    own = message.get("weight")
+    usual = bool(own) if own is not None else message["role"] == "assistant"
+    content = message.get("content")
+    if not isinstance(content, list):
+        return _message_length(message) if usual else 0
+    blocks = cast("list[Mapping[str, Any]]", content)
+    weights = [usual if b.get("weight") is None else bool(b["weight"]) for b in blocks]
+    return _length(b["text"] for b, is_learned in zip(blocks, weights, strict=True) if is_learned)
+
+
+def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
     """Read `stream` to its end and check each row.
 
     Args:
@@ -71,19 +163,20 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
         name: File name for the messages.
 
     Returns:
-        The number of rows.
+        What it holds.
 
     Raises:
         DatasetError: Rows cannot be used.
     """
     check_row = _ROW_CHECKS[purpose]
     problems = Problems(name)
-    rows = 0
+    summary = DatasetSummary()
+    has_rows = False
     for number, raw in _lines(stream, problems):
         if not raw.strip():
             continue
-        rows += 1
-        report = problems.at(number)
+        has_rows = True
+        report, before = problems.at(number), problems.count
         try:
             row = _parse(raw)
         except _NotJSONError as error:
@@ -93,10 +186,12 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> int:
             report("row", f"is {kind(row)}, not an object; write each row as {{…}}")
             continue
         check_row(cast("dict[str, Any]", row), report)
-    if not rows and not problems.count:
+        if problems.count == before:
+            summary.add(cast("dict[str, Any]", row), purpose)
+    if not has_rows and not problems.count:
         problems.add(1, "file", "holds no rows; write one JSON object a line")
     problems.raise_if_any()
-    return rows
+    return summary
 
 
 # ---- lines and JSON ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, cast, get_a
 
 from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
 from openweights.client.results import LOG_PREFIX, read_log_chunks, write_chunks, write_stream_to
+from openweights.client.watching.notes import tell
 from openweights.errors import DatasetError, InvalidInputError, closest
 from openweights.json_values import to_json
 from openweights.types import FileRecord
 
 if TYPE_CHECKING:
     from openweights.client import OpenWeights
+
+logger = logging.getLogger(__name__)
 
 # Other words for the same.
 _OTHER_WORDS = {"fine-tune": "conversations", "preferences": "preference"}
@@ -69,7 +73,7 @@ class FileCollection:
         self._ow = ow
 
     def upload(self, path: str | os.PathLike[str] | Rows, purpose: Purpose) -> File:
-        """Check and store a file. Of its path only the base name is kept.
+        """Check and store a file, and say what it holds. Of its path only the base name is kept.
 
         Args:
             path: The file; or a list of rows, or a `datasets.Dataset`, instead of one.
@@ -86,11 +90,14 @@ class FileCollection:
         """As `upload`, from a path, an open binary file, or bytes."""
         purpose = _purpose(purpose)
         with _open_binary(file) as (content, name):
-            if purpose in CHECKED_PURPOSES:
-                start = content.tell()
-                check_dataset(content, purpose, name)
-                content.seek(start)
-            return _as_dict(self._ow.backend.put_file(content, purpose, name))
+            if purpose not in CHECKED_PURPOSES:
+                return _as_dict(self._ow.backend.put_file(content, purpose, name))
+            start = content.tell()
+            found = check_dataset(content, purpose, name)
+            content.seek(start)
+            stored = _as_dict(self._ow.backend.put_file(content, purpose, name))
+        tell(logger, f"{name}: {found.words()}")
+        return stored
 
     def validate(self, file: Content, purpose: str) -> bool:
         """Whether `upload` would take the file."""

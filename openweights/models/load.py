@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError
+from openweights.models.checkpoint import check_target_modules
 from openweights.models.names import adapter_shape, location_here
 from openweights.models.template import set_template
 from openweights.models.tokens import set_tokens
@@ -353,19 +354,14 @@ def _existing_modules(model: PreTrainedModel, config: ModelRequest) -> list[str]
     """The asked-for target modules that the model has.
 
     Raises:
-        ConfigError: It has none of them.
+        ConfigError: It has not all of them; of the default ones, none.
     """
-    linear = {
-        name.rsplit(".", 1)[-1]
+    linear = [
+        name
         for name, module in model.named_modules()
         if hasattr(module, "weight") and getattr(module.weight, "dim", lambda: 0)() == 2
-    }
-    existing = [name for name in config.target_modules if name.rsplit(".", 1)[-1] in linear]
-    if not existing:
-        raise ConfigError(
-            f"target_modules: {config.model} has none of {config.target_modules}; "
-            f"it has {', '.join(sorted(linear))}"
-        )
+    ]
+    existing = check_target_modules(config.model, config.target_modules, linear)
     if missing := [name for name in config.target_modules if name not in existing]:
         logger.warning("target_modules: the model has no %s; left out", ", ".join(missing))
     return existing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from openweights import DatasetError, OpenWeights
 from openweights.client.datasets import MAX_LINE_BYTES, check_dataset
+from openweights.client.files import Purpose
 from tests.client.malformed_datasets import (
     ANSWER,
     ASKED,
@@ -23,6 +25,7 @@ from tests.client.malformed_datasets import (
     message,
 )
 
+BLOCK = {"type": "text", "text": "b" * 40}
 ACCEPTED: list[tuple[str, bytes]] = [
     ("crlf and blank lines", b"\r\n".join([lines(GOOD).strip(), b"", lines(GOOD).strip(), b"  "])),
     ("no line end", lines(GOOD, GOOD).rstrip()),
@@ -72,9 +75,58 @@ def test_malformed_dataset_is_refused_by_line_and_field(bad: Malformed, tmp_path
 
 @pytest.mark.parametrize(("name", "content"), ACCEPTED, ids=[name for name, _ in ACCEPTED])
 def test_good_dataset_is_taken(name: str, content: bytes) -> None:
-    assert check_dataset(BytesIO(content), "conversations", name) >= 1
-    assert check_dataset(BytesIO(lines(PAIR)), "preference", name) == 1
-    assert check_dataset(BytesIO(lines(ASKED)), "multiple_choice", name) == 1
+    assert check_dataset(BytesIO(content), "conversations", name).rows >= 1
+    assert check_dataset(BytesIO(lines(PAIR)), "preference", name).rows == 1
+    assert check_dataset(BytesIO(lines(ASKED)), "multiple_choice", name).rows == 1
+
+
+def weighted(role: str, text: str, weight: float | None = None) -> dict[str, Any]:
+    return message(role, text) | {"weight": weight}
+
+
+@pytest.mark.parametrize(
+    ("purpose", "row", "said"),
+    [
+        (
+            "conversations",
+            {"text": "é" * 4000},
+            "2,000 tokens; 1 text to learn, about 2,000 tokens",
+        ),
+        (
+            "conversations",
+            {"messages": [message("user", "q" * 80), message("assistant", "a" * 40)]},
+            "30 tokens; 1 answer to learn, about 10 tokens",
+        ),
+        # An answer of weight 0 is only read, and a question that has a weight is learned.
+        (
+            "conversations",
+            {"messages": [message("user", "q" * 80), weighted("assistant", "a" * 40, 0)]},
+            "30 tokens; no answers to learn",
+        ),
+        (
+            "conversations",
+            {"messages": [weighted("user", "q" * 80, -0.5), message("assistant", "a" * 40)]},
+            "30 tokens; 2 answers to learn, about 30 tokens",
+        ),
+        (
+            "conversations",
+            {"messages": [message(), message("assistant", [BLOCK, {**BLOCK, "weight": 0}])]},
+            "21 tokens; 1 answer to learn, about 10 tokens",
+        ),
+        (
+            "preference",
+            {**PAIR, "chosen": [message("assistant", "c" * 40)]},
+            "11 tokens; 1 pair to learn, about 10 tokens",
+        ),
+        ("multiple_choice", ASKED, "3 tokens; no answers to learn"),
+    ],
+)
+def test_upload_says_what_is_learned(
+    purpose: Purpose, row: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    OpenWeights().files.upload([row], purpose)
+    assert caplog.messages == [f"rows.jsonl: 1 row, about {said}"]
 
 
 def test_errors_are_counted_to_the_end() -> None:

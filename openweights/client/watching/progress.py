@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.client.event_json import as_number
 from openweights.client.watching.metrics import TOTALS
+from openweights.client.watching.notes import notebook_display
 from openweights.events import Started
 from openweights.types import ENDED, EventRecord, JobRecord
 
@@ -193,7 +194,7 @@ class _Lines:
 @contextmanager
 def open_display(job_id: str) -> Generator[Display]:
     """What can be shown here."""
-    display = _notebook_display()
+    display = notebook_display()
     if display is not None:
         yield _NotebookBar(display)
     elif not sys.stderr.isatty():
@@ -201,14 +202,6 @@ def open_display(job_id: str) -> Generator[Display]:
     else:
         with _terminal_bar() as bar:
             yield _Bar(bar, job_id)
-
-
-def _notebook_display() -> Any:
-    """IPython's `display` where a kernel runs this process, which has loaded it already."""
-    ipython = sys.modules.get("IPython")
-    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
-        return None
-    return sys.modules["IPython.display"].display
 
 
 def _terminal_bar() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -10,17 +11,19 @@ from pydantic import BaseModel
 
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
-from openweights.jobs.model_source import pinned_model, shape_to_keep
+from openweights.jobs.model_source import adapter_base, pinned_model, shape_to_keep
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     check_source,
     reward_choices,
     with_files,
 )
+from openweights.jobs.unsloth.config.problems import config_notes
 from openweights.jobs.unsloth.config.rendering import check_rendering
-from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
+from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
-from openweights.models.names import repository_id
+from openweights.models.checkpoint import check_target_modules, linear_modules
+from openweights.models.names import location_here, repository_id
 from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
     Callbacks = Sequence[BaseModel | Mapping[str, Any]]
 
+
+logger = logging.getLogger(__name__)
 
 _JOB_ID = re.compile(r"s?ftjob-[0-9a-f]{12}.*")
 
@@ -114,7 +119,8 @@ class FineTuning(Jobs):
 
         Raises:
             ConfigError: A file, or the job of `model`, is not in the store, a push was asked for
-                without a token, or the chat template has no such option.
+                without a token, the chat template has no such option, or a model on this machine
+                has no such module.
             DatasetError: Rows cannot be used; names line and field.
         """
         config = cast(TrainingConfig, validated)
@@ -123,14 +129,25 @@ class FineTuning(Jobs):
                 "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove push_to_hub "
                 "(the result is kept in the store in any case)"
             )
+        rows: dict[str, int] = {}
         for ref in config.datasets():
             with self.open_stored(ref.name, ref.file) as content:
-                check_rows(numbered_rows(content), config, ref)
+                rows[ref.name] = check_rows(numbered_rows(content), config, ref)
+        for field, note in config_notes(config, run_steps(config, rows["training_file"])):
+            logger.warning("%s: %s", field, note)
+        self._check_target_modules(config)
         self._check_rendering(config)
         for field, spec in config.rewards.items():
             for choice in reward_choices(spec):
                 if choice.is_stored:
                     self.open_stored(field, str(choice.file)).close()
+
+    def _check_target_modules(self, config: TrainingConfig) -> None:
+        """See that a model on this machine has what the adapter is to be put on."""
+        folder = Path(location_here(adapter_base(self.ow, config.model, ask_hub=False)))
+        modules = linear_modules(folder) if folder.is_dir() else None
+        if modules is not None:
+            check_target_modules(config.model, config.target_modules, modules)
 
     def _check_rendering(self, config: TrainingConfig) -> None:
         """See that the chat template writes what rows say, where the tokenizer is at hand."""

@@ -10,7 +10,6 @@ import torch
 from transformers import PrinterCallback, SchedulerType, Trainer, TrainingArguments
 from trl import SFTConfig
 
-from openweights.errors import ConfigError
 from openweights.jobs.unsloth.config.fields import DEFAULT_WARMUP_STEPS
 from openweights.jobs.unsloth.validate import TrainingConfig
 
@@ -79,11 +78,7 @@ def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Argu
 
 
 def run_trainer(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:
-    """Let it train, from a checkpoint's folder when there is one, and return it.
-
-    Raises:
-        ConfigError: The learning rate would be 0 in every step.
-    """
+    """Let it train, from a checkpoint's folder when there is one, and return it."""
     # It prints what MetricsCallback logs.
     trainer.remove_callback(PrinterCallback)
     args = trainer.args
@@ -97,28 +92,22 @@ def run_trainer(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:
 def warmup_steps(asked: int, steps: int) -> int:
     """Steps of a run in which the learning rate rises.
 
-    The default is at most a tenth of all; another number is taken, with a word when it is no less
-    than all.
-
-    Raises:
-        ConfigError: It leaves no step with a learning rate above 0.
+    The default is at most a tenth of all; another number is taken, unless it is no less than all:
+    then it is a tenth of them, too, and that is said.
     """
     most = steps // 10
     if asked == DEFAULT_WARMUP_STEPS and asked > most:
         logger.info("warmup_steps=%d of %d steps, a tenth of them at most", most, steps)
         return most
-    if asked and steps == 1:
-        raise ConfigError(
-            f"warmup_steps: is {asked}, and the only step of this run would have the learning rate "
-            "0; use warmup_steps=0, or train longer"
-        )
     if asked >= steps:
         logger.warning(
-            "warmup_steps=%d is not less than the %d steps of this run, so that learning_rate is "
-            "never reached; lower it, or train longer",
+            "warmup_steps=%d is not less than the %d steps of this run, so that learning_rate "
+            "would never be reached; it is %d instead, a tenth of them",
             asked,
             steps,
+            most,
         )
+        return most
     return asked
 
 

@@ -97,3 +97,57 @@ def test_refuses_what_the_store_shows_to_be_wrong(ow: OpenWeights, tmp_path: Pat
     assert checked(ow, training_file=shown, loss="sdft")
     with pytest.raises(DatasetError, match="training_file:1: messages: none is from the assistant"):
         checked(ow, training_file=shown)
+
+
+def saved_model(folder: Path, *names: str, dims: int = 2) -> str:
+    """A folder with the header of weights of these names, as safetensors begin; no weights."""
+    tensor = {"dtype": "BF16", "shape": [4] * dims, "data_offsets": [0, 0]}
+    header = json.dumps({"__metadata__": {}} | dict.fromkeys(names, tensor)).encode()
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return str(folder)
+
+
+def test_modules_that_a_local_model_lacks(ow: OpenWeights, home: Path, tmp_path: Path) -> None:
+    data = upload(ow, tmp_path, ROW)
+    gpt = saved_model(tmp_path / "gpt", "h.0.attn.c_attn.weight", "h.0.ln.bias", "wte.weight")
+    with pytest.raises(ConfigError, match="target_modules: .*gpt has no q_proj, .*it has c_attn"):
+        checked(ow, training_file=data, model=gpt)
+    assert checked(ow, training_file=data, model=gpt, target_modules=["c_attn", "lm_head"])
+    # Of the default modules one is enough; what somebody has named must be there.
+    half = saved_model(tmp_path / "half", "layers.0.q_proj.weight", "lm_head.weight")
+    assert checked(ow, training_file=data, model=half)
+    with pytest.raises(ConfigError, match="target_modules: .*half has no k_prj; it has lm_head"):
+        checked(ow, training_file=data, model=half, target_modules=["q_proj", "k_prj"])
+    # A known id whose model lies below the home; an adapter on it; a file that is no model.
+    kept = saved_model(home / "models" / "org" / "name", "h.0.c_attn.weight")
+    with pytest.raises(ConfigError, match="target_modules: org/name has no q_proj"):
+        checked(ow, training_file=data)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora = {"base_model_name_or_path": kept, "peft_type": "LORA", "r": 16, "lora_alpha": 16}
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
+    with pytest.raises(ConfigError, match="target_modules: .*adapter has no q_proj"):
+        checked(ow, training_file=data, model=str(adapter))
+    (Path(half) / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert checked(ow, training_file=data, model=half, target_modules=["k_prj"])
+    experts = saved_model(tmp_path / "experts", "layers.0.experts.0.w1.weight")
+    assert checked(ow, training_file=data, model=experts), "they are loaded under other names"
+
+
+def test_what_is_likely_not_meant_is_said(
+    ow: OpenWeights, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = upload(ow, tmp_path, *[ROW] * 33)
+    checked(ow, training_file=data)
+    assert caplog.text == ""
+    odd = {"warmup_steps": 9, "logging_steps": 5, "lr_scheduler_type": "constant"}
+    odd |= {"test_file": data, "test_file_eval_strategy": "steps", "test_file_eval_steps": 8}
+    checked(ow, training_file=data, **odd)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "warmup_steps: is 9 of 3 steps, so that learning_rate would never be reached",
+        "warmup_steps: lr_scheduler_type='constant' has none",
+        "logging_steps: is 5 of 3 steps, so that no loss is logged",
+        "test_file_eval_steps: is 8 of 3 steps, so that nothing is tested",
+    ]

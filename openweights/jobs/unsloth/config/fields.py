@@ -26,6 +26,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
 )
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
+from openweights.models.checkpoint import DEFAULT_TARGET_MODULES
 from openweights.models.names import ChatTemplate, ModelName, TemplateOptions, bare_name
 
 Loss = Literal["sft", "sdft", "dpo", "orpo", "grpo"]
@@ -37,15 +38,6 @@ FILE_PURPOSES = {
     "orpo": "preference",
 }
 DEFAULT_WARMUP_STEPS = 5  # of a long run; a short one has a tenth of its steps
-DEFAULT_TARGET_MODULES = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-]
 
 
 def _whole(value: object) -> object:
@@ -74,6 +66,7 @@ class SamplingCallback(BaseModel):
         dataset: `conversations` file whose prompts are answered (the last assistant message is left
             out).
         eval_steps: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …
+        batch_size: Prompts that are answered at once.
         tag: Names this callback in its events.
         temperature: 0 for greedy.
         max_tokens: Longest completion.
@@ -145,6 +138,8 @@ class DatasetRef:
 class TrainingFields(BaseModel):
     """A fine-tuning job's parameters, flat, each checked by itself.
 
+    `docs/fields.md` is made of this: each field has its line here.
+
     Attributes:
         model: Hugging Face id, a folder on the machine that trains, or the id of a fine-tuning job
             (`models/names.py`). An adapter is trained on, and the result replaces it.
@@ -155,32 +150,61 @@ class TrainingFields(BaseModel):
             They hold in training, sampling and measuring, and go with the result's tokenizer.
         finetuned_model_id: Repository to push to; may hold {org_id}, {model_name}, {job_id} and the
             names of `model_naming_extra_parameters`.
-        max_seq_length: Tokens; what sft does with longer rows is told in its log, sdft drops them.
+        model_naming_extra_parameters: Further names for `finetuned_model_id`, and their values.
+        job_id_suffix: Ends the job's id, and makes it another job than one without it.
+        max_seq_length: Longest row, in tokens. Of longer ones sft, dpo and orpo cut the end, sdft
+            and grpo leave them out; the log says of how many.
+        load_in_4bit: The base model's weights in 4 bit (nf4), on a CUDA GPU with bitsandbytes.
+        is_peft: A LoRA is trained; there is no full fine-tuning.
         loss: What is minimised.
-        r, lora_alpha, lora_dropout, lora_bias, use_rslora, target_modules: The adapter.
+        target_modules: Names of the modules that get an adapter. Of the default ones those that the
+            model has; of others all must be there.
+        lora_bias: "all" trains the base model's biases, too.
+        r: Rank of the adapter.
+        lora_alpha: The adapter's scale: it is multiplied by this / sqrt(`r`), without `use_rslora`
+            by this / `r`.
+        lora_dropout: Share of the adapter's inputs that is dropped in training.
+        use_rslora: Scale by the square root of the rank, so that a rate suits every rank.
+        merge_before_push: Push the model with the adapter merged into it; False pushes the adapter.
+        push_to_private: Make the repository private.
         push_to_hub: True or False; None pushes when `HF_TOKEN` is set on the worker.
-        learning_rate: A number, or arithmetic such as "2e-4 / 3"; negative means an exponent (-4 is
-            1e-4).
-        warmup_steps: In which the learning rate rises; the default is at most a tenth of all.
+        epochs: How often all rows are trained on, unless `max_steps` says otherwise.
         max_steps: Optimizer steps; counts instead of `epochs` when given.
-        beta: dpo, orpo and grpo only: how strongly the model is held near what it was; grpo alone
-            takes 0, which needs no reference model.
+        per_device_train_batch_size: Rows in one forward of one GPU; of grpo, completions.
+        gradient_accumulation_steps: Forwards in an optimizer step.
+        warmup_steps: In which the learning rate rises; the default is at most a tenth of all.
+        learning_rate: A number, or arithmetic such as "2e-4 / 3". Of negative numbers only whole
+            ones from -2 down are taken, as an exponent (-4 is 1e-4), with a warning.
+        logging_steps: An event with the loss after so many steps.
+        optim: The optimizer; "adamw_8bit" is "adamw_torch" without CUDA and bitsandbytes.
+        weight_decay: Of the optimizer; adam has none.
+        lr_scheduler_type: How the learning rate goes on after the warm-up; "constant" has none.
+        seed: Of the adapter's first weights, the order of rows, dropout and sampling.
+        beta: How strongly the model is held near what it was; grpo alone takes 0, which needs no
+            reference model.
         max_grad_norm: Longer gradients are cut to this norm; 0 cuts none.
-        train_on: sft only: the last answer of a conversation, all answers, or everything.
-        train_on_responses_only: sft only: an older name; False is train_on="all".
         memory_budget_gb: GPU memory that training may fill, in GiB, to recompute fewer activations;
             None for what the GPU has.
-        packing: sft only: several rows in one sequence where the engine keeps them apart.
-        logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
-            followed: before training, every `eval_every_n_steps`, and at the end.
-        eval_every_n_steps: Every so many steps, or "log", as of `SamplingCallback`.
-        mcq_callbacks: Questions with several answers, asked while the model trains.
-        report_to: "wandb" or "tensorboard", where the package is installed.
-        holdout_fraction: This share of the training rows, drawn by `seed`, is the test set.
         save_steps: A checkpoint goes into the store after so many steps; a lost run resumes from
             it.
         save_minutes: And after so many minutes, so that a machine that is taken away costs no more.
         keep_checkpoints: The last so many stay after completion: `model="ftjob-…/checkpoint-100"`.
+        output_dir: Folder for checkpoints, in the job's folder.
+        train_on: The last answer of a conversation, all answers, or everything.
+        train_on_responses_only: An older name; False is train_on="all".
+        packing: Several rows in one sequence where the engine keeps them apart.
+        logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
+            followed: before training, every `eval_every_n_steps`, and at the end.
+        eval_every_n_steps: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …
+        sampling_callbacks: Answers to the prompts of datasets, sampled while the model trains.
+        mcq_callbacks: Questions with several answers, asked while the model trains.
+        report_to: "wandb" or "tensorboard", where the package is installed.
+        eval_batch_size: Rows in one forward when something is measured.
+        test_file_eval_steps: With `test_file_eval_strategy="steps"`: every so many, or this share
+            of all.
+        test_file_eval_strategy: When the test set is evaluated.
+        holdout_fraction: This share of the training rows, drawn by `seed`, is the test set.
+        meta: Free; for `ow.jobs.find(meta={…})`.
         sdft_ema_alpha: Share of the student that the teacher takes over per step; 0 freezes it.
         sdft_demo_template: Teacher's last user turn; must hold {demonstration}, may hold {prompt}.
         sdft_demo_placement: "template" shows the demonstration in the last user turn, "turns" as
@@ -194,8 +218,11 @@ class TrainingFields(BaseModel):
         sdft_gate_reward: Compare by this reward, a name or `file.py:function` as of
             grpo_reward_function; None for the overlap with the demonstration (ROUGE-L).
         sdft_gate_rows: How many prompts are answered.
-        sdft_gate_steps: While the model trains, the same again every so many steps, or "log", as of
-            `SamplingCallback`, and at the end; with KL to the base on everyday prompts.
+        sdft_gate_steps: While the model trains, the same again every so many steps, or "log", as in
+            `eval_every_n_steps`, and at the end; with KL to the base on everyday prompts.
+        sdft_max_new_tokens: Longest completion of the student.
+        sdft_temperature, sdft_top_p: How the student's completions are drawn.
+        sdft_divergence: KL(student || teacher), KL(teacher || student), or Jensen-Shannon.
         sdft_skip_tokens: First tokens of a completion that are left out of the loss.
         sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
             for the whole vocabulary.
@@ -217,10 +244,9 @@ class TrainingFields(BaseModel):
         grpo_judge_model: Grades the completions for `llm_judge` and `similarity_judge`.
         grpo_max_failed_reward_fraction: The job ends when a larger share of rewards fails for
             several steps in a row.
-        rollout_precision: sdft and grpo only: "fp8" lets `cuda_graph` draw completions with fp8
-            copies of the weights, which is faster; what is trained is computed exactly.
+        rollout_precision: "fp8" lets `cuda_graph` draw completions with fp8 copies of the weights,
+            which is faster; what is trained is computed exactly.
         engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
-        meta: Free; for `ow.jobs.find(meta={…})`.
     """
 
     model_config = ConfigDict(

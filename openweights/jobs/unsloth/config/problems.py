@@ -47,6 +47,34 @@ def config_problems(config: TrainingFields) -> Problems:
     yield from test_set_problems(config)
 
 
+def config_notes(config: TrainingFields, steps: int) -> Problems:
+    """What is taken as it is, and is likely not what was meant, as (field, what; what to do).
+
+    Args:
+        steps: Optimizer steps of the run.
+    """
+    given = config.model_fields_set
+    if "warmup_steps" in given and config.warmup_steps >= steps and config.warmup_steps:
+        yield (
+            "warmup_steps",
+            f"is {config.warmup_steps} of {steps} steps, so that learning_rate would never be "
+            f"reached; {steps // 10} are taken, a tenth of them",
+        )
+    if "warmup_steps" in given and config.warmup_steps and config.lr_scheduler_type == "constant":
+        yield "warmup_steps", "lr_scheduler_type='constant' has none; use 'constant_with_warmup'"
+    if config.logging_steps > steps:
+        yield (
+            "logging_steps",
+            f"is {config.logging_steps} of {steps} steps, so that no loss is logged; lower it",
+        )
+    every = config.test_file_eval_steps
+    if config.has_test_set and every is not None and every > steps:
+        yield (
+            "test_file_eval_steps",
+            f"is {every:g} of {steps} steps, so that nothing is tested; lower it",
+        )
+
+
 def field_losses(field: str, loss: str) -> tuple[str, ...]:
     """Losses that read `field`; with `loss` itself when every loss does."""
     if field.startswith("sdft_"):

@@ -7,6 +7,7 @@ Used by the client before a job is submitted and by the trainer for local files:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,8 @@ def numbered_rows(lines: Iterable[bytes]) -> Iterator[NumberedRow]:
         raise DatasetError("the file has no rows; write one JSON object a line")
 
 
-def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: DatasetRef) -> None:
-    """See that `config.loss` can use every row.
+def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: DatasetRef) -> int:
+    """See that `config.loss` can use every row, and count them.
 
     Args:
         ref: Of which dataset the rows are.
@@ -94,7 +95,7 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
             problems.add_error(number, error)
     problems.raise_if_any(rows=count)
     if ref.field != "training_file":
-        return
+        return count
     if config.loss == "grpo":
         check_prompt_count(config, count)
     if config.loss == "sft" and is_weightless:
@@ -102,6 +103,17 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
             f"{ref.name}: every weight is 0, so that there is nothing to learn; give what is to be "
             "learned another weight"
         )
+    return count
+
+
+def run_steps(config: TrainingFields, rows: int) -> int:
+    """Optimizer steps of a run of one process on so many training rows."""
+    if config.max_steps is not None:
+        return config.max_steps
+    if config.holdout_fraction is not None:
+        rows -= max(1, round(rows * config.holdout_fraction))
+    in_step = prompts_in_step(config) if config.loss == "grpo" else config.step_size
+    return max(1, math.ceil(rows / in_step)) * config.epochs
 
 
 def prompts_in_step(config: TrainingFields, ranks: int = 1) -> int:

@@ -1,0 +1,174 @@
+"""`ow fields`: what `create` takes, from the models that check it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from openweights.cli.output import fail, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+# A line of a docstring's attributes that begins a field, or several with the same meaning.
+_ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
+
+HEAD = """\
+# Every field
+
+What `ow.fine_tuning.create` takes, all as flat keyword arguments, with defaults and the losses that
+read each field; where it says all, every loss does. A field of another loss is refused. What is
+known of one in the terminal: `ow fields NAME`. This page is made by `ow fields --markdown`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRow:
+    """A field as people read of it.
+
+    Attributes:
+        default: As Python; None for a field that must be given.
+        losses: Those that read it; empty for all.
+        choices: Values that it may have, where these are few.
+    """
+
+    name: str
+    default: str | None
+    losses: tuple[str, ...]
+    meaning: str
+    choices: tuple[str, ...]
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="Print the page of the documentation.")
+@json_option
+def fields(name: str | None, markdown: bool, as_json: bool) -> None:
+    """List the fields of fine-tuning jobs, or explain one.
+
+    With the default of each, the losses that read it, and what it means.
+    """
+    sections = field_sections()
+    if markdown:
+        click.echo(page(sections), nl=False)
+    elif name is not None:
+        _explain(name, sections)
+    elif as_json:
+        print_json({title: rows for title, rows in sections.items()})
+    else:
+        rows = [row for found in sections.values() for row in found]
+        print_table(("field", "default", "losses", "meaning"), [_cells(row) for row in rows])
+
+
+def _explain(name: str, sections: dict[str, list[FieldRow]]) -> None:
+    from openweights.errors import closest
+    from openweights.jobs.unsloth.validate import OTHER_NAMES
+
+    found = [row for rows in sections.values() for row in rows if row.name == name]
+    if not found:
+        known = [row.name for rows in sections.values() for row in rows]
+        near = OTHER_NAMES.get(name) or closest(name, known)
+        fail(f"there is no field {name}" + (f"; did you mean {near}?" if near else ""))
+    for row in found:
+        losses = ", ".join(row.losses) or "all losses"
+        click.echo(f"{row.name}  ({losses})\n  {row.meaning}")
+        if row.choices:
+            click.echo(f"  one of {', '.join(row.choices)}")
+        click.echo("  must be given" if row.default is None else f"  default: {row.default}")
+
+
+def _cells(row: FieldRow) -> tuple[str, ...]:
+    return row.name, row.default or "-", ", ".join(row.losses) or "all", row.meaning
+
+
+def field_sections() -> dict[str, list[FieldRow]]:
+    """The fields by what they are about."""
+    from openweights.client.job_options import JobOptions
+    from openweights.jobs.unsloth.config.fields import MultipleChoiceCallback, SamplingCallback
+    from openweights.jobs.unsloth.validate import TrainingConfig
+
+    rows = list(_rows(TrainingConfig))
+    own = {prefix: [row for row in rows if row.name.startswith(prefix)] for prefix in _PREFIXES}
+    return {
+        "The model and its training": [r for r in rows if not r.name.startswith(_PREFIXES)],
+        "Self-distillation": own["sdft_"],
+        "Rewards": own["grpo_"],
+        "Entries of sampling_callbacks": list(_rows(SamplingCallback)),
+        "Entries of mcq_callbacks": list(_rows(MultipleChoiceCallback)),
+        "How and where the job runs": list(_rows(JobOptions)),
+    }
+
+
+_PREFIXES = ("sdft_", "grpo_")
+
+
+def page(sections: dict[str, list[FieldRow]]) -> str:
+    """`docs/fields.md`."""
+    text = HEAD
+    for title, rows in sections.items():
+        text += (
+            f"\n## {title}\n\n| field | default | losses | meaning |\n| --- | --- | --- | --- |\n"
+        )
+        text += "".join(_markdown(row) for row in rows)
+    return text
+
+
+def _markdown(row: FieldRow) -> str:
+    default = "required" if row.default is None else f"`{row.default}`"
+    meaning = row.meaning + (f" One of {', '.join(row.choices)}." if row.choices else "")
+    cells = (f"`{row.name}`", default, ", ".join(row.losses) or "all", meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _rows(model: type[BaseModel]) -> Iterator[FieldRow]:
+    from openweights.jobs.unsloth.config.problems import field_losses
+
+    said = meanings(model)
+    for name, field in model.model_fields.items():
+        default = None if field.is_required() else field.get_default(call_default_factory=True)  # pyright: ignore[reportUnknownMemberType]
+        losses = field_losses(name, "")
+        yield FieldRow(
+            name,
+            None if field.is_required() else repr(default),
+            () if losses == ("",) else losses,
+            said[name],
+            tuple(_choices(field)),
+        )
+
+
+def _choices(field: FieldInfo) -> Iterator[str]:
+    """The values of a `Literal`, with those of further types as their names."""
+    for value in get_args(field.annotation):
+        if isinstance(value, str):
+            yield repr(value)
+
+
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstrings of a model and of what it inherits say of each field.
+
+    Raises:
+        KeyError: They say nothing of one.
+    """
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        _, _, attributes = inspect.cleandoc(vars(kind).get("__doc__") or "").partition(
+            "Attributes:\n"
+        )
+        names: list[str] = []
+        for line in attributes.splitlines():
+            entry = _ENTRY.fullmatch(line.removeprefix("    "))
+            if entry is not None and not line.startswith("     "):
+                names = entry["names"].split(", ")
+                found.update(dict.fromkeys(names, entry["text"]))
+            elif line.startswith("     "):
+                found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    missing = model.model_fields.keys() - found.keys()
+    if missing:
+        raise KeyError(f"{model.__name__} says nothing of {', '.join(sorted(missing))}")
+    return {name: found[name] for name in model.model_fields}

@@ -1,0 +1,78 @@
+"""What the files of a model's folder say about it, read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from openweights.errors import ConfigError
+
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+_MATRIX = 2
+
+DEFAULT_TARGET_MODULES = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each saved tensor; empty where no safetensors can be read.
+
+    A file begins with the length of its header in 8 bytes, and the header in JSON.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header: dict[str, Any] = json.loads(file.read(min(length, _LONGEST_HEADER)))
+        except (OSError, ValueError):
+            return {}  # whoever loads the model says what is wrong with it
+        header.pop("__metadata__", None)
+        shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+    return shapes
+
+
+def linear_modules(folder: Path) -> list[str] | None:
+    """The modules of a saved model that an adapter can be put on: those with a matrix.
+
+    None where its files do not tell: experts are saved under other names than they are loaded with.
+    """
+    shapes = weight_shapes(folder)
+    if not shapes or any(".experts." in name for name in shapes):
+        return None
+    matrices = [name for name, shape in shapes.items() if len(shape) == _MATRIX]
+    found = {name.rpartition(".")[0] for name in matrices if name.endswith(("weight", ".qweight"))}
+    # A head that is not saved is tied to the embeddings.
+    head = set[str]() if any("lm_head" in name for name in found) else {"lm_head"}
+    return sorted(found | head)
+
+
+def check_target_modules(model: str, wanted: Sequence[str], modules: Iterable[str]) -> list[str]:
+    """Those of the wanted modules that there are. All must be there, but for the default ones, of
+    which one is enough.
+
+    Args:
+        modules: The model's, by their full names.
+
+    Raises:
+        ConfigError: They are not; names what the model has.
+    """
+    names = {module.rpartition(".")[2] for module in modules}
+    existing = [name for name in wanted if name.rpartition(".")[2] in names]
+    missing = [name for name in wanted if name not in existing]
+    is_default = list(wanted) == DEFAULT_TARGET_MODULES
+    if missing and not (is_default and existing):
+        raise ConfigError(
+            f"target_modules: {model} has no {', '.join(missing)}; "
+            f"it has {', '.join(sorted(names))}"
+        )
+    return existing
