@@ -145,15 +145,32 @@ def job_base(ow: OpenWeights, job_id: str) -> str:
 
 def _base_on_hub(reference: ModelReference) -> str | None:
     """The base of an adapter on the hub; None for a model, and where the hub cannot be asked."""
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ModuleNotFoundError:
-        return None
     name = f"{reference.part}/{_ADAPTER_CONFIG}" if reference.part else _ADAPTER_CONFIG
     try:
-        return _base_name(Path(hf_hub_download(reference.name, name, etag_timeout=_HUB_TIMEOUT_S)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        config = _hub_file(reference.name, name)
+    except ModuleNotFoundError:
+        return None
+    return None if config is None else _base_name(config)
+
+
+def _hub_file(repository: str, name: str) -> Path | None:
+    """A file of a repository, from the hub or, where it does not answer, from this machine's cache.
+
+    None where there is none in either. The hub is asked once: its own download tries five times
+    and takes most of a minute to say that there is no network.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, name), timeout=_HUB_TIMEOUT_S)
+        answers = True
+    except (HfHubHTTPError, HTTPError, OSError):  # gone, gated, offline, or out of reach
+        answers = False
+    try:
+        return Path(hf_hub_download(repository, name, local_files_only=not answers))
+    except (HfHubHTTPError, OSError):
         return None
 
 
@@ -212,16 +229,10 @@ def _described(location: str, name: str) -> ModelSource:
 
 def _adapter_config(location: str) -> Path | None:
     # Not by transformers or peft, which must not be imported before unsloth.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     if Path(location).is_dir():
         config = Path(location) / _ADAPTER_CONFIG
         return config if config.is_file() else None
-    try:
-        return Path(hf_hub_download(location, _ADAPTER_CONFIG))
-    except EntryNotFoundError:  # also where the hub cannot be asked: loading then says so
-        return None
+    return _hub_file(location, _ADAPTER_CONFIG)  # where that is None, loading says why
 
 
 def unpack_checkpoint(ow: OpenWeights, file_id: str, folder: Path) -> None:
