@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openweights import OpenWeights
-from openweights.cli.demo.smollm2 import HUB_ID, get_model
+from openweights.models.smollm2 import HUB_ID, get_model
 
 LARGE = "Qwen/Qwen3-4B"
 LARGE_VRAM_GB = 40

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from openweights import OpenWeights
-from openweights.cli.demo.smollm2 import get_model
+from openweights.models.smollm2 import get_model
 
 DATA = Path(__file__).parent / "data"
 

@@ -209,7 +209,10 @@ def fetch_model(ow: OpenWeights, model: str, target: Path) -> ModelSource:
 
         folder = str(download(reference.name, reference.part))
     else:
+        from openweights.models.smollm2 import get_if_named
+
         folder = reference.name
+        get_if_named(folder)
     return _described(folder, model)
 
 
@@ -217,7 +220,7 @@ def _described(location: str, name: str) -> ModelSource:
     from openweights.models.load import clear_load_errors
 
     with clear_load_errors(name):
-        config = _adapter_config(location)
+        config = _adapter_config(location_here(location))
     if config is None:
         return ModelSource(location, None, name)
     if not Path(location).is_dir():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from openweights.errors import ConfigError, ConfigurationError
-from openweights.models.names import model_location, repository_id
+from openweights.models.names import location_here, repository_id
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def merge(config: PushRequest, adapter: Path, folder: Path) -> Path:
     from openweights.models.tokens import eos_token_ids
 
     lora = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    location = model_location(lora.get("base_model_name_or_path") or config.model)
+    location = location_here(lora.get("base_model_name_or_path") or config.model)
     model: Any = AutoModelForCausalLM.from_pretrained(
         location, dtype=torch.bfloat16, device_map="cpu"
     )

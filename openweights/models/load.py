@@ -138,6 +138,9 @@ def load_model(
             model, tokenizer = _load_unsloth(config)
         else:
             model, tokenizer = _load_transformers(config, adapter)
+    if adapter is None:
+        # Not the folder in which a model with a name of its own happens to lie here.
+        model.peft_config["default"].base_model_name_or_path = config.model
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()

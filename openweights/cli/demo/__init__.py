@@ -50,7 +50,7 @@ def demo(fresh: bool, quick: bool, model: Path | None, data: Path | None, figure
     study_module.check_installation(data)
     ow = OpenWeights()
     if model is None:
-        from openweights.cli.demo.smollm2 import get_model
+        from openweights.models.smollm2 import get_model
 
         model = get_model(ow.settings.home / "models", say=click.echo)
     study = study_module.Demo(

@@ -17,13 +17,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from openweights.cli.demo.smollm2 import get_model
 from openweights.errors import ConfigurationError, JobFailedError
 from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
 from openweights.jobs.unsloth.grpo_ft import grpo_train
 from openweights.jobs.unsloth.training import train
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import load_model, prepare_engine
+from openweights.models.smollm2 import get_model
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from openweights.cli.demo.smollm2 import get_model
 from openweights.errors import JobFailedError
 from openweights.generation.choose import generation_engine
 from openweights.generation.params import Completion, GenerationRequest
@@ -26,6 +25,7 @@ from openweights.jobs.unsloth.distillation.gate import (
     shape,
 )
 from openweights.jobs.unsloth.sdft import sdft_train
+from openweights.models.smollm2 import get_model
 from tests.jobs.unsloth.test_sdft import config, load
 from tests.tiny_model import make_tiny_model, make_tokenizer
 

