@@ -56,12 +56,19 @@ def download(repository: str, folder: str | None = None) -> Path:
 
 
 def push_result(
-    config: PushRequest, adapter: Path, *, job_id: str, token: str, org: str | None
+    config: PushRequest,
+    adapter: Path,
+    *,
+    job_id: str,
+    token: str,
+    org: str | None,
+    merged_card: str = "",
 ) -> str:
     """Push the adapter in `adapter`, or the model merged with it, and return the repository's id.
 
     Args:
         org: Fills {org_id}; None for the account of the token.
+        merged_card: The README of the model merged with it; that of the adapter is beside it.
 
     Raises:
         ConfigurationError: The hub refused it, or could not be reached in five tries.
@@ -80,6 +87,8 @@ def push_result(
     with tempfile.TemporaryDirectory() as temporary:
         # First, so that a merge that fails leaves no empty repository behind.
         folder = merge(config, adapter, Path(temporary)) if config.merge_before_push else adapter
+        if config.merge_before_push and merged_card:
+            (folder / "README.md").write_text(merged_card, encoding="utf-8")
         retried(
             lambda: api.create_repo(repo, private=config.push_to_private, exist_ok=True),
             f"creating {repo}",

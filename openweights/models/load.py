@@ -167,9 +167,9 @@ def tokenizer_of(
 
     with clear_load_errors(location):
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(location)
+            tokenizer: Any = AutoTokenizer.from_pretrained(location_here(location))
         except (OSError, ValueError):
-            tokenizer = AutoTokenizer.from_pretrained(base)
+            tokenizer = AutoTokenizer.from_pretrained(location_here(base))
     set_template(tokenizer, chat_template, template_options or {})
     return tokenizer
 

@@ -13,6 +13,7 @@ import logging
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,13 +209,6 @@ def _trackers(
     from openweights.models.tokens import eos_token_ids
 
     trackers: list[TrainerCallback] = []
-    if config.kl_to_base_steps is not None:
-        from openweights.generation.choose import generation_engine
-        from openweights.jobs.unsloth.distillation.following import DistanceToBase
-
-        answering = generation_engine("auto", model, tokenizer)
-        schedule = config.kl_to_base_steps
-        trackers.append(DistanceToBase(answering, tokenizer, reporter.log, schedule))
     for ref, rows in data.items():
         match ref.field, ref.key:
             case "sampling_callbacks", int(index):
@@ -279,6 +273,8 @@ def _finish(
     record: Mapping[str, Any],
 ) -> None:
     """Leave the result under uploads/, and push it when that is wanted."""
+    from openweights.jobs.unsloth.runtime.model_card import model_card
+
     adapter = UPLOADS / "adapter"
     model: Any = trainer.model
     # "auto" would ask the hub about the base model's vocabulary; no adapter of ours trains it.
@@ -288,7 +284,11 @@ def _finish(
     for name, content in (("config", record["config"]), ("reproducibility", record)):
         text = json.dumps(content, indent=2, sort_keys=True)
         (UPLOADS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    error = _push(config, adapter, reporter)
+    base = model.peft_config["default"].base_model_name_or_path
+    history = trainer.state.log_history
+    card = partial(model_card, config, record, history, base=base, job_id=reporter.job_id)
+    (adapter / "README.md").write_text(card(), encoding="utf-8")
+    error = _push(config, adapter, reporter, card(is_merged=True))
     reporter.close(completed=True)
     logger.info("done: the adapter is in %s", adapter)
     if error is not None and config.push_to_hub:
@@ -301,7 +301,9 @@ def _check_push(config: TrainingConfig) -> None:
         raise ConfigError("push_to_hub: HF_TOKEN is not set where the job runs; set it there")
 
 
-def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> str | None:
+def _push(
+    config: TrainingConfig, adapter: Path, reporter: Reporter, merged_card: str
+) -> str | None:
     """Push the result where that is wanted; returns why it is not there, after saying so.
 
     The training that a failed push would spoil has succeeded: the result is kept in any case, and
@@ -314,7 +316,12 @@ def _push(config: TrainingConfig, adapter: Path, reporter: Reporter) -> str | No
         return None
     try:
         repo = push_result(
-            config, adapter, job_id=reporter.job_id, token=settings.hf_token, org=settings.hf_org
+            config,
+            adapter,
+            job_id=reporter.job_id,
+            token=settings.hf_token,
+            org=settings.hf_org,
+            merged_card=merged_card,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the training it ends has succeeded
         known = isinstance(error, OpenWeightsError)

@@ -149,6 +149,10 @@ def test_result_events_and_log(whole: tuple[Path, str], params: dict[str, Any], 
     config = json.loads((folder / "uploads" / "config.json").read_text())
     assert config["model"] == str(tiny) and config["max_steps"] == 14
     record = json.loads((folder / "uploads" / "reproducibility.json").read_text())
+    card = (folder / "uploads" / "adapter" / "README.md").read_text()
+    assert (
+        record["data"]["training_file"]["sha256"] in card and "| `learning_rate` | `0.01` |" in card
+    )
     assert record["steps"] == 14 and record["seed"] == 3407 and record["versions"]["trl"]
     assert len(record["data"]["training_file"]["sha256"]) == 64
     assert "step 14/14: loss" in log and "done: the adapter is in uploads/adapter" in log

@@ -52,6 +52,8 @@ def set_up_logging() -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    # Its logger has a handler of its own, so that each of its warnings would be there twice.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     logging.basicConfig(
         level=logging.ERROR if rank() else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
