@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -49,7 +51,9 @@ class Sessions:
     """
 
     def __init__(self, store: OpenWeights, api_key: str, on_token: Callable[[str], None]) -> None:
-        self.store = store
+        # A command from the page runs in a folder without files, not in that of the server.
+        self._empty = TemporaryDirectory(prefix="ow-serve-")
+        self.store = self._without_files(store)
         self._api_key = api_key
         self._on_token = on_token
         self._lock = threading.Lock()
@@ -57,6 +61,10 @@ class Sessions:
         self._programs: dict[str, OpenWeights] = {}
         self._token = ""
         self._renew_token()
+
+    def _without_files(self, client: OpenWeights) -> OpenWeights:
+        client.exec.folder = Path(self._empty.name)
+        return client
 
     def _renew_token(self) -> None:
         self._token = secrets.token_urlsafe(24)
@@ -102,7 +110,8 @@ class Sessions:
         return known or self._new_program(key, digest)
 
     def _new_program(self, key: str, digest: str) -> OpenWeights | None:
-        client = OpenWeights(settings=replace(self.store.settings, api_key=key))
+        settings = replace(self.store.settings, api_key=key)
+        client = self._without_files(OpenWeights(settings=settings))
         try:
             client.backend.list_jobs(limit=1)
         except OpenWeightsError:

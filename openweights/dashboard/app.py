@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -37,18 +38,40 @@ from openweights.client.job_kinds import kind_names
 from openweights.client.results import result_files
 from openweights.dashboard.access import Gate, Sessions, session_of
 from openweights.dashboard.chat import chat_completions
+from openweights.dashboard.cluster import (
+    change_team,
+    cluster_state,
+    costs,
+    team_of,
+    team_state,
+)
 from openweights.dashboard.details import (
+    compared_jobs,
     default_params,
     job_details,
     kind_named,
     log_matches,
 )
-from openweights.dashboard.http import json_body, refusal, store_upload, stream_file, whole
+from openweights.dashboard.http import (
+    json_body,
+    refusal,
+    refuse_local_files,
+    store_upload,
+    stream_file,
+    whole,
+)
 from openweights.dashboard.job_index import SORT_KEYS, JobIndex, JobQuery
 from openweights.dashboard.openai_api import openai_routes
+from openweights.dashboard.rendered import Reader, reader_of
 from openweights.dashboard.rows import dataset_page, dataset_summary
-from openweights.dashboard.samples import answers, gate, token_rows, token_steps
-from openweights.dashboard.series import SeriesCache, points
+from openweights.dashboard.samples import (
+    answer_rows,
+    answer_steps,
+    gates,
+    token_rows,
+    token_steps,
+)
+from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import (
     InvalidInputError,
     InvalidStateError,
@@ -56,7 +79,7 @@ from openweights.errors import (
     OpenWeightsError,
     StoreUnavailableError,
 )
-from openweights.types import ENDED
+from openweights.types import ENDED, FileRecord
 
 STATIC = Path(__file__).parent / "static"
 _STATUS_OF = {NotFoundError: 404, InvalidStateError: 409, InvalidInputError: 400}
@@ -104,12 +127,14 @@ def _api_routes() -> list[Route]:
         Route("/api/jobs/stream", _stream),
         Route("/api/jobs/{job_id}", _job),
         Route("/api/jobs/{job_id}/files", _result_files),
-        Route("/api/jobs/{job_id}/series", _series_names),
-        Route("/api/jobs/{job_id}/answers", _answers),
+        Route("/api/jobs/{job_id}/answers", _answer_steps),
+        Route("/api/jobs/{job_id}/answers/{event_id:int}", _answer_rows),
+        Route("/api/jobs/{job_id}/gates", _gates),
         Route("/api/jobs/{job_id}/tokens", _token_steps),
         Route("/api/jobs/{job_id}/tokens/{event_id:int}", _token_rows),
         Route("/api/jobs/{job_id}/cancel", _cancel, methods=["POST"]),
         Route("/api/jobs/{job_id}/restart", _restart, methods=["POST"]),
+        Route("/api/compare", _compare),
         Route("/api/series", _series),
         Route("/api/runs/{run_id:int}/log", _log),
         Route("/api/runs/{run_id:int}/log/search", _log_search),
@@ -119,7 +144,10 @@ def _api_routes() -> list[Route]:
         Route("/api/files/{file_id:path}/rows", _file_rows),
         Route("/api/files/{file_id:path}/summary", _file_summary),
         Route("/api/files/{file_id:path}/content", _file_content),
-        Route("/api/workers", _workers),
+        Route("/api/cluster", _cluster),
+        Route("/api/costs", _costs),
+        Route("/api/team", _team),
+        Route("/api/team/{verb}", _change_team, methods=["POST"]),
         Route("/api/chat", chat_completions, methods=["POST"]),
     ]
 
@@ -304,6 +332,7 @@ async def _create_job(request: Request) -> Response:
 
 def _submit(client: OpenWeights, body: Mapping[str, Any]) -> Job:
     kind, params = _kind_and_params(body)
+    refuse_local_files(client, params)
     return kind_named(client, kind).create(**params)
 
 
@@ -317,6 +346,7 @@ def _problems(client: OpenWeights, body: Mapping[str, Any]) -> list[str]:
     name, params = _kind_and_params(body)
     kind = kind_named(client, name)
     try:
+        refuse_local_files(client, params)
         kind.check(kind.validate(params))
     except InvalidInputError as error:
         return str(error).splitlines()
@@ -345,40 +375,48 @@ def _kinds(request: Request) -> Response:
 # ---- numbers, samples, logs ----------------------------------------------------------------------
 
 
-def _series_names(request: Request) -> Response:
-    """Which measures a job has logged: `{names: {name: points}, complete}`."""
-    series = _views(request)[1].of(request.path_params["job_id"])
-    names = {name: len(one.steps) for name, one in series.by_name.items()}
-    return JSONResponse({"names": names, "complete": series.complete})
+def _compare(request: Request) -> Response:
+    """Jobs beside one another, `?jobs=a,b`: `{jobs: [{id, status, params, …}], differing}`."""
+    return JSONResponse(compared_jobs(_client(request), _named(request, "jobs") or []))
 
 
 def _series(request: Request) -> Response:
-    """Points of measures of jobs, `?jobs=a,b&names=loss&points=600`:
-    `{job: {complete, started, series: {name: {step, value, time}}}}`.
-
-    Without `names`, all measures of the jobs. `only=last` gives the last point alone.
+    """Points of measures of jobs, `?jobs=a,b&names=loss&points=600`, of each job as
+    `JobSeries.shown`; without `names` of all measures. What is of the version that is `known` is
+    not sent again: `{complete, version, unchanged: true}`.
     """
-    cache = _views(request)[1]
-    given = request.query_params
-    names = [name for name in given.get("names", "").split(",") if name]
+    cache, given = _views(request)[1], request.query_params
+    names, known = _named(request, "names"), _named(request, "known") or []
     buckets = min(max(whole(given, "points", 600), 2), _MOST_POINTS)
     answer: dict[str, Any] = {}
-    jobs = [job for job in given.get("jobs", "").split(",") if job]
-    for job_id in jobs:
-        series = cache.of(job_id)
-        with series.lock:
-            wanted = {n: one for n, one in series.by_name.items() if not names or n in names}
-            answer[job_id] = {
-                "complete": series.complete,
-                "started": series.started,
-                "series": {name: points(one, buckets) for name, one in wanted.items()},
-            }
+    until = time.monotonic() + READ_S
+    for job_id in _named(request, "jobs") or []:
+        series = cache.of(job_id, until - time.monotonic())
+        if str(series.last_event) in known:
+            same = {"complete": series.complete, "version": series.last_event, "unchanged": True}
+            answer[job_id] = same
+        else:
+            answer[job_id] = series.shown(names, buckets)
     return JSONResponse(answer)
 
 
-def _answers(request: Request) -> Response:
-    backend, job_id = _client(request).backend, request.path_params["job_id"]
-    return JSONResponse({"groups": answers(backend, job_id), "gate": gate(backend, job_id)})
+def _named(request: Request, name: str) -> list[str] | None:
+    """The parts of a query's value between commas; None when it is not given."""
+    text = request.query_params.get(name)
+    return None if text is None else [part for part in text.split(",") if part]
+
+
+def _answer_steps(request: Request) -> Response:
+    return JSONResponse(answer_steps(_client(request).backend, request.path_params["job_id"]))
+
+
+def _answer_rows(request: Request) -> Response:
+    path = request.path_params
+    return JSONResponse(answer_rows(_client(request).backend, path["job_id"], path["event_id"]))
+
+
+def _gates(request: Request) -> Response:
+    return JSONResponse(gates(_client(request).backend, request.path_params["job_id"]))
 
 
 def _token_steps(request: Request) -> Response:
@@ -427,10 +465,11 @@ def _log_search(request: Request) -> Response:
     backend, text = _client(request).backend, request.query_params.get("text", "")
     if not text:
         raise InvalidInputError("text: say what to look for")
-    return JSONResponse(list(log_matches(backend, request.path_params["run_id"], text)))
+    after = max(whole(request.query_params, "after", 0), 0)
+    return JSONResponse(log_matches(backend, request.path_params["run_id"], text, after))
 
 
-# ---- files and workers ---------------------------------------------------------------------------
+# ---- files and the cluster -----------------------------------------------------------------------
 
 
 def _files(request: Request) -> Response:
@@ -449,16 +488,22 @@ async def _upload(request: Request) -> Response:
 
 
 def _file_rows(request: Request) -> Response:
-    backend = _client(request).backend
-    file = backend.get_file(request.path_params["file_id"])
+    client, file, reader = _opened(request)
     offset = max(whole(request.query_params, "offset", 0), 0)
     limit = min(max(whole(request.query_params, "limit", 20), 1), 200)
-    return JSONResponse(dataset_page(backend, file, offset, limit))
+    return JSONResponse(dataset_page(client.backend, file, offset, limit, reader))
 
 
 def _file_summary(request: Request) -> Response:
-    backend = _client(request).backend
-    return JSONResponse(dataset_summary(backend, backend.get_file(request.path_params["file_id"])))
+    client, file, reader = _opened(request)
+    return JSONResponse(dataset_summary(client.backend, file, reader))
+
+
+def _opened(request: Request) -> tuple[OpenWeights, FileRecord, Reader | None]:
+    """The file, and how it is read: `?job=`, or `?model=&loss=`."""
+    client = _client(request)
+    file = client.backend.get_file(request.path_params["file_id"])
+    return client, file, reader_of(client, file, request.query_params)
 
 
 def _file_content(request: Request) -> Response:
@@ -466,20 +511,19 @@ def _file_content(request: Request) -> Response:
     return stream_file(client, client.backend.get_file(request.path_params["file_id"]))
 
 
-def _workers(request: Request) -> Response:
-    workers = _client(request).backend.list_workers()
-    return JSONResponse(
-        [
-            {
-                "id": worker.id,
-                "status": worker.status,
-                "hardware": worker.hardware_type,
-                "vram_gb": worker.vram_gb,
-                "cloud": worker.cloud_type,
-                "pod": worker.pod_id,
-                "created": worker.created_at.isoformat(),
-                "pinged": worker.pinged_at.isoformat(),
-            }
-            for worker in workers[:200]
-        ]
-    )
+def _cluster(request: Request) -> Response:
+    return JSONResponse(cluster_state(_client(request).backend))
+
+
+def _costs(request: Request) -> Response:
+    return JSONResponse(costs(team_of(_client(request).backend)))
+
+
+def _team(request: Request) -> Response:
+    return JSONResponse(team_state(team_of(_client(request).backend)))
+
+
+async def _change_team(request: Request) -> Response:
+    team, body = team_of(_client(request).backend), await json_body(request)
+    verb = request.path_params["verb"]
+    return JSONResponse(await run_in_threadpool(change_team, team, verb, body))

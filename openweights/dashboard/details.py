@@ -5,22 +5,28 @@ would make it again.
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
-from typing import Any, cast
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from openweights.backends.base import Backend
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
+from openweights.client.watching.comparison import differing, parameters
+from openweights.errors import OpenWeightsError
 from openweights.types import JobRecord, RunRecord
 
-_CONTROLS = ("allowed_hardware", "docker_image", "priority", "max_attempts", "max_cost_usd")
+if TYPE_CHECKING:
+    from openweights.cluster.store import ClusterStore
+
+_SHOWN_BYTES = 500
+_CONTROLS = ("allowed_hardware", "priority", "max_attempts", "max_cost_usd")
 
 
 def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
@@ -28,6 +34,8 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
     job = without_keys(job)
     runs = ow.backend.list_runs(job_id=job.id)
     kind = kind_of(ow, job)
+    python = python_lines(ow, job, kind)
+    prices = worker_prices(ow.backend, runs)
     return {
         "id": job.id,
         "status": job.status,
@@ -42,12 +50,13 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "hardware": list(job.allowed_hardware or ()),
         "image": job.docker_image,
         "worker": job.worker_id,
+        "usd": _usd(runs, prices, ow.backend.now()),
         "attempts": job.attempts,
         "mounted": job.params.get("mounted_files") or {},
         "params": described_params(ow, job, kind),
         "runs": [_run(run) for run in runs],
-        "python": python_lines(ow, job, kind),
-        "command": command_line(job, kind),
+        "python": python,
+        "command": command_line(python),
     }
 
 
@@ -88,38 +97,70 @@ def default_params(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def python_lines(ow: OpenWeights, job: JobRecord, kind: str | None) -> str:
-    """A script that submits the same job."""
+    """A script that submits the same job, and prints its id."""
     if kind is None:
         return f"# {job.id} is of a kind of your own: run the script that registers it\n"
     arguments = {
         row["name"]: row["value"] for row in described_params(ow, job, kind) if row["differs"]
     }
-    arguments |= _changed_controls(job)
-    lines = [f"    {name}={value!r}," for name, value in arguments.items()]
-    body = "\n".join(lines)
-    head = "from openweights import OpenWeights\n\now = OpenWeights()\n"
-    return f"{head}job = ow.{kind}.create(\n{body}\n)\n"
+    arguments |= _changed_controls(job, kind_named(ow, kind))
+    create = [f"job = ow.{kind}.create(", *(f"    {k}={v!r}," for k, v in arguments.items()), ")"]
+    lines = ["from openweights import OpenWeights", "", "ow = OpenWeights()"]
+    lines += _in_its_folder(job, create) if kind == "exec" else create
+    return "\n".join([*lines, "print(job.id)", ""])
 
 
-def command_line(job: JobRecord, kind: str | None) -> str:
+def _in_its_folder(job: JobRecord, create: Sequence[str]) -> list[str]:
+    """With the files of a command's folder, which are part of what it does."""
+    files = cast("Mapping[str, str]", job.params.get("mounted_files") or {})
+    fetched = [f"ow.files.download({file!r}, folder / {path!r})" for path, file in files.items()]
+    return [
+        "from pathlib import Path",
+        "from tempfile import TemporaryDirectory",
+        "",
+        "with TemporaryDirectory() as name:",
+        "    folder = ow.exec.folder = Path(name)",
+        *(f"    {line}" for line in (*fetched, *create)),
+    ]
+
+
+def command_line(python: str) -> str:
     """The command that does the same from a shell."""
-    if kind == "exec":
-        cloud = shlex.quote(str(job.params.get("cloud_type")))
-        return f"ow exec --cloud-type {cloud} -- {job.script}"
-    return f"ow restart {job.id}" if job.status in ("failed", "canceled") else f"ow show {job.id}"
+    end = "EOF"
+    while end in python:
+        end += "F"
+    return f"python - <<'{end}'\n{python}{end}\n"
 
 
-def _changed_controls(job: JobRecord) -> dict[str, Any]:
+def _changed_controls(job: JobRecord, kind: Jobs) -> dict[str, Any]:
+    """How it is to run, as far as that was said: the client chooses the rest again."""
     record = asdict(job)
     usual = JobRecord(id="", type="custom", script="", params={})
-    changed = {
-        name: record[name] for name in _CONTROLS if record[name] not in (getattr(usual, name), None)
-    }
-    if "allowed_hardware" in changed:
+    changed = {name: record[name] for name in _CONTROLS if record[name] != getattr(usual, name)}
+    if changed.get("allowed_hardware"):
         changed["allowed_hardware"] = list(changed["allowed_hardware"])
-    changed.pop("docker_image", None)  # the client chooses the one of its version
+    if job.requires_vram_gb != _usual_vram_gb(job, kind):
+        changed["requires_vram_gb"] = job.requires_vram_gb
+    if secrets := job.params.get("secrets"):
+        changed["secrets"] = secrets
     cloud = job.params.get("cloud_type")
     return changed | ({"cloud_type": cloud} if cloud not in (None, "SECURE") else {})
+
+
+def _usual_vram_gb(job: JobRecord, kind: Jobs) -> int | None:
+    try:
+        return (
+            kind.vram_gb(kind.params.model_validate(job.params.get("validated_params") or {})) or 0
+        )
+    except (ValidationError, OpenWeightsError):
+        return None
+
+
+def _usd(runs: Sequence[RunRecord], prices: Mapping[str, float], now: datetime) -> float | None:
+    """What its runs have cost so far, as far as the prices of their workers are known."""
+    known = [(run, prices[id]) for run in runs if (id := run.worker_id or "") in prices]
+    hours = [((run.ended_at or now) - run.created_at) / timedelta(hours=1) for run, _ in known]
+    return sum(h * usd for h, (_, usd) in zip(hours, known, strict=True)) if known else None
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
@@ -145,19 +186,91 @@ def _as_json(value: object) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
+    """`{jobs: [{id, status, model, params, usd_per_hour, error}], differing}`.
+
+    `params` go by dotted names; `differing` are those that are not the same in all jobs, without
+    those that some jobs do not have and the others leave at their default.
+    """
+    jobs = [without_keys(ow.backend.get_job(job_id)) for job_id in job_ids]
+    given = [parameters(job) for job in jobs]
+    usual = [
+        default_params(kind_named(ow, k).params) if (k := kind_of(ow, j)) else {} for j in jobs
+    ]
+
+    def is_chosen(name: str) -> bool:
+        values = zip(given, usual, strict=True)
+        return any(name in own and own[name] != default.get(name) for own, default in values)
+
+    names = [n for n in differing(given) if all(n in own for own in given) or is_chosen(n)]
+    shown = [
+        {
+            "id": job.id,
+            "status": job.status,
+            "model": job.model,
+            "params": params,
+            **_of_last_run(ow.backend, job),
+        }
+        for job, params in zip(jobs, given, strict=True)
+    ]
+    return {"jobs": shown, "differing": names}
+
+
+def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:
+    """What it costs by the hour, where that is known, and why it failed."""
+    runs = backend.list_runs(job_id=job.id, limit=1)
+    prices = worker_prices(backend, runs)
+    return {
+        "usd_per_hour": next(iter(prices.values()), None),
+        "error": runs[-1].error if runs and job.status == "failed" else None,
+    }
+
+
+def worker_prices(backend: Backend, runs: Sequence[RunRecord]) -> dict[str, float]:
+    """USD an hour of the workers of these runs, as far as they are known."""
+    workers = sorted({run.worker_id for run in runs if run.worker_id is not None})
+    if backend.team is None or not workers:
+        return {}
+    rows = cast("ClusterStore", backend.team).worker_rows(workers)
+    return {row.id: row.price_usd_per_hour for row in rows if row.price_usd_per_hour is not None}
+
+
+# ---- the log -------------------------------------------------------------------------------------
+
+
 def log_matches(
-    backend: Backend, run_id: int, text: str, most: int = 200
-) -> Iterator[dict[str, Any]]:
-    """Lines of a run's log that hold `text`: `{offset, line}`, the first `most` of them."""
-    wanted, offset, rest, found = text.encode(), 0, b"", 0
+    backend: Backend, run_id: int, text: str, after: int = 0, most: int = 200
+) -> dict[str, Any]:
+    """Lines of a run's log that hold `text`, whatever its case: `{lines: [{offset, line}], more}`.
+
+    Args:
+        after: Only lines that begin behind this byte; 0 for all.
+        most: So many lines; `more` says whether there are others.
+    """
+    found = list(islice(_matches(backend, run_id, text.encode().lower(), after), most + 1))
+    return {"lines": found[:most], "more": len(found) > most}
+
+
+def _matches(backend: Backend, run_id: int, wanted: bytes, after: int) -> Iterator[dict[str, Any]]:
+    offset, rest = after, b""
     while chunk := backend.read_log(run_id, offset + len(rest)):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if wanted in line:
-                yield {"offset": offset, "line": line[:500].decode(errors="replace")}
-                found += 1
-                if found >= most:
-                    return
-            offset += len(line) + 1
-    if wanted in rest:
-        yield {"offset": offset, "line": rest[:500].decode(errors="replace")}
+        block = rest + chunk
+        if offset == after > 0:  # in the middle of a line
+            skipped = block.find(b"\n") + 1
+            block, offset = block[skipped:], offset + skipped
+        end = block.rfind(b"\n") + 1
+        yield from _lines_with(block[:end], wanted, offset)
+        rest, offset = block[end:], offset + end
+    yield from _lines_with(rest, wanted, offset)
+
+
+def _lines_with(block: bytes, wanted: bytes, offset: int) -> Iterator[dict[str, Any]]:
+    low = block.lower()
+    at = low.find(wanted)
+    while at >= 0:
+        start = block.rfind(b"\n", 0, at) + 1
+        stop = block.find(b"\n", at)
+        stop = len(block) if stop < 0 else stop
+        shown = block[max(start, at - _SHOWN_BYTES // 2) : stop][:_SHOWN_BYTES]
+        yield {"offset": offset + start, "line": shown.decode(errors="replace")}
+        at = low.find(wanted, stop)

@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from openweights.client import OpenWeights
 from openweights.client.files import File
-from openweights.errors import InvalidInputError
+from openweights.errors import InvalidInputError, shown
+from openweights.models.names import is_path
 from openweights.types import FileRecord
 
 
@@ -56,6 +57,37 @@ async def json_body(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidInputError("the request's body must be a JSON object")
     return cast("dict[str, Any]", body)
+
+
+def refuse_local_files(client: OpenWeights, params: object, at: str = "") -> None:
+    """See that the parameters of a job name no file of the machine that serves a project to others:
+    what a client's own process may upload, whoever asks a server may not.
+
+    Raises:
+        InvalidInputError: They do.
+    """
+    if not client.settings.is_remote:
+        return
+    if isinstance(params, Mapping):
+        for name, value in cast("Mapping[str, object]", params).items():
+            refuse_local_files(client, name, at)
+            refuse_local_files(client, value, f"{at}.{name}" if at else name)
+    elif isinstance(params, list):
+        for value in cast("list[object]", params):
+            refuse_local_files(client, value, at)
+    elif isinstance(params, str) and _is_here(params):
+        raise InvalidInputError(
+            f"{at}: {shown(params)} is a file of the machine that serves the page, which takes "
+            "only files of the store: upload it first"
+        )
+
+
+def _is_here(text: str) -> bool:
+    try:
+        path = Path(text).expanduser()
+        return path.is_file() or (is_path(text) and path.exists())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def store_upload(client: OpenWeights, file: UploadFile, purpose: str) -> File:

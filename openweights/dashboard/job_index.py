@@ -6,18 +6,21 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from openweights.backends.base import Backend
+from openweights.client.event_json import as_number
 from openweights.client.secrets import without_keys
+from openweights.client.watching.progress import read_progress
 from openweights.types import JobRecord
 
 _FIRST_LOOK = 64
 # Rows that were removed are noticed by reading all of them again, that seldom.
 _RELOAD_S = 60.0
 _FRESH_S = 0.5
+_MOST_ERRORS = 1000
 
 SortKey = Literal["updated", "created", "status", "model", "id", "loss", "kind"]
 SORT_KEYS: tuple[SortKey, ...] = ("updated", "created", "status", "model", "id", "loss", "kind")
@@ -52,6 +55,7 @@ class JobIndex:
         self._backend = backend
         self._lock = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
+        self._errors: dict[str, str] = {}
         self._read_at = float("-inf")
         self._reload_at = float("-inf")
 
@@ -70,7 +74,7 @@ class JobIndex:
         wanted.sort(key=lambda row: _sort_value(row, query.sort), reverse=query.descending)
         stop = query.offset + query.limit
         return {
-            "rows": [shown(row) for row in wanted[query.offset : stop]],
+            "rows": self._shown(wanted[query.offset : stop]),
             "total": len(wanted),
             "statuses": dict(statuses),
             "kinds": sorted({str(row["kind"]) for row in rows}),
@@ -81,7 +85,31 @@ class JobIndex:
     def changed_since(self, moment: str) -> list[dict[str, Any]]:
         """Rows whose record changed after `moment` (ISO 8601), oldest change first."""
         rows = [row for row in self._fresh() if str(row["updated"]) > moment]
-        return [shown(row) for row in sorted(rows, key=lambda row: str(row["updated"]))]
+        return self._shown(sorted(rows, key=lambda row: str(row["updated"])))
+
+    def _shown(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows without what only the search needs, and with `last`, which says how each stands.
+        Only rows that somebody looks at are asked for that.
+        """
+        jobs = [cast("JobRecord", row["_job"]) for row in rows]
+        failed = {job.id for job in jobs if job.status == "failed"}
+        if failed - self._errors.keys():
+            # One question for all of them: a project is far away.
+            newest = self._backend.list_runs(status="failed", limit=_MOST_ERRORS)
+            self._errors = dict.fromkeys(failed, "") | {r.job_id: r.error or "" for r in newest}
+        return [
+            {key: value for key, value in row.items() if not key.startswith("_")}
+            | {"last": self._last(job)}
+            for row, job in zip(rows, jobs, strict=True)
+        ]
+
+    def _last(self, job: JobRecord) -> str:
+        if job.status == "in_progress":
+            return read_progress(self._backend, job).words()
+        if job.status == "failed":
+            return self._errors.get(job.id, "")
+        loss = as_number((job.outputs or {}).get("loss"))
+        return "" if loss is None else f"loss {loss:.4g}"
 
     def _fresh(self) -> list[dict[str, Any]]:
         with self._lock:
@@ -108,6 +136,7 @@ class JobIndex:
         for job in jobs:
             if not self._has(job):
                 self._rows[job.id] = _row(job)
+                self._errors.pop(job.id, None)
 
     def _has(self, job: JobRecord) -> bool:
         row = self._rows.get(job.id)
@@ -124,11 +153,6 @@ def matches(row: Mapping[str, Any], query: JobQuery) -> bool:
         return False
     text = str(row["_text"])
     return all(word in text for word in query.text.lower().split())
-
-
-def shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without what only the search needs."""
-    return {key: value for key, value in row.items() if not key.startswith("_")}
 
 
 def _has_tag(meta: Mapping[str, Any], tag: str) -> bool:
@@ -155,6 +179,7 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "updated": job.updated_at.isoformat(),
     }
     described = " ".join(str(value) for value in row.values())
+    row["_job"] = job
     row["_text"] = f"{described} {job.script} {json.dumps(params, default=str)}".lower()
     return row
 

@@ -20,7 +20,13 @@ from starlette.routing import Route
 from openweights.client import OpenWeights
 from openweights.client.watching.metrics import metric_rows
 from openweights.dashboard.chat import chat_completions
-from openweights.dashboard.http import json_body, store_upload, stream_file, whole
+from openweights.dashboard.http import (
+    json_body,
+    refuse_local_files,
+    store_upload,
+    stream_file,
+    whole,
+)
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.events import Checkpoint
 from openweights.jobs.unsloth.validate import TrainingConfig
@@ -134,7 +140,9 @@ def _file_object(file: FileRecord) -> dict[str, Any]:
 
 async def _create(request: Request) -> Response:
     client, body = _client(request), await json_body(request)
-    job = await run_in_threadpool(lambda: client.fine_tuning.create(**training_params(body)))
+    params = training_params(body)
+    refuse_local_files(client, params)
+    job = await run_in_threadpool(lambda: client.fine_tuning.create(**params))
     return JSONResponse(_job_object(client, job.record))
 
 

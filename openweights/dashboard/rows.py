@@ -1,4 +1,7 @@
-"""A stored dataset for people to look at: its rows, their lengths, and what would be refused."""
+"""A stored dataset for people to look at: its rows, their lengths, and what would be refused.
+
+Rows are shown as they are, or as a fine-tuning job reads them (`rendered.Reader`).
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,75 @@ from typing import Any, BinaryIO, cast
 
 from openweights.backends.base import Backend
 from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
-from openweights.dashboard.samples import content_text
+from openweights.dashboard.rendered import Reader
 from openweights.errors import DatasetError
+from openweights.models.template import flat_text
 from openweights.types import FileRecord
 
 # Lengths are counted over so many rows at most.
 _COUNTED = 50_000
+_READ = 2_000  # rendered and tokenised
 _LONGEST_LINE = 1 << 20
+_SHOWN_BYTES = 2_000
 
 
-def dataset_page(backend: Backend, file: FileRecord, offset: int, limit: int) -> dict[str, Any]:
-    """Some rows of a JSON-lines file, each as parts of text with a role: `{rows, more}`."""
+def dataset_page(
+    backend: Backend, file: FileRecord, offset: int, limit: int, reader: Reader | None = None
+) -> dict[str, Any]:
+    """Some rows of a JSON-lines file, each as parts of text with a role: `{rows, more}`.
+
+    With a reader a row that it takes has `texts` instead: `[{title, stretches: [[text, weight]]}]`,
+    and one that it refuses a `problem` beside its parts.
+    """
     with backend.open_file(file.id) as content:
         lines = list(islice(_numbered(content), offset, offset + limit + 1))
-    rows = [{"line": number, **_row(line)} for number, line in lines[:limit]]
+    rows = [{"line": number, **_shown(line, reader)} for number, line in lines[:limit]]
     return {"rows": rows, "more": len(lines) > limit}
 
 
-def dataset_summary(backend: Backend, file: FileRecord, buckets: int = 40) -> dict[str, Any]:
-    """`{rows, counted, characters: {edges, counts}, problems}` of the whole file.
+def _shown(line: bytes, reader: Reader | None) -> dict[str, Any]:
+    row = _object(line)
+    if reader is None or row is None:
+        return _row(line)
+    try:
+        texts = reader.texts(row)
+    except ValueError as error:
+        return {**_row(line), "problem": str(error)}
+    return {"texts": [{"title": title, "stretches": pieces} for title, pieces in texts]}
 
-    `problems` are the lines that a check at upload would print.
+
+def dataset_summary(
+    backend: Backend, file: FileRecord, reader: Reader | None = None, buckets: int = 40
+) -> dict[str, Any]:
+    """`{rows, counted, unit, lengths: {edges, counts}, problems}` of the whole file.
+
+    `problems` are the lines that a check at upload would print, or the reader's job at submission;
+    with a reader lengths are in tokens, else in characters.
     """
     lengths: list[int] = []
-    rows = 0
+    rows, most = 0, _COUNTED if reader is None else _READ
     with backend.open_file(file.id) as content:
         for _, line in _numbered(content):
             rows += 1
-            if rows <= _COUNTED:
-                lengths.append(sum(len(part["text"]) for part in _row(line)["parts"]))
+            if rows <= most and (length := _length(line, reader)) is not None:
+                lengths.append(length)
     return {
         "rows": rows,
         "counted": len(lengths),
-        "characters": histogram(lengths, buckets),
-        "problems": _problems(backend, file),
+        "unit": "characters" if reader is None else "tokens",
+        "lengths": histogram(lengths, buckets),
+        "problems": _problems(backend, file, reader),
     }
+
+
+def _length(line: bytes, reader: Reader | None) -> int | None:
+    if reader is None:
+        return sum(len(part["text"]) for part in _row(line)["parts"])
+    row = _object(line)
+    try:
+        return None if row is None else reader.tokens(reader.texts(row))
+    except ValueError:
+        return None
 
 
 def histogram(values: Sequence[int], buckets: int) -> dict[str, list[float]]:
@@ -58,14 +95,20 @@ def histogram(values: Sequence[int], buckets: int) -> dict[str, list[float]]:
     return {"edges": [low + width * index for index in range(buckets + 1)], "counts": counts}
 
 
-def _problems(backend: Backend, file: FileRecord) -> list[str]:
-    if file.purpose not in CHECKED_PURPOSES:
+def _problems(backend: Backend, file: FileRecord, reader: Reader | None) -> list[str]:
+    if reader is None and file.purpose not in CHECKED_PURPOSES:
         return []
-    with backend.open_file(file.id) as content:
-        try:
-            check_dataset(content, file.purpose, file.filename)
-        except DatasetError as error:
-            return str(error).splitlines()
+    try:
+        with backend.open_file(file.id) as content:
+            if reader is None:
+                check_dataset(content, file.purpose, file.filename)
+            else:
+                reader.check(content)
+        if reader is not None:
+            with backend.open_file(file.id) as content:
+                reader.check_rendering(content, _READ)
+    except DatasetError as error:
+        return str(error).splitlines()
     return []
 
 
@@ -75,22 +118,28 @@ def _numbered(content: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _row(line: bytes) -> dict[str, Any]:
-    """`{parts: [{role, text, learned}], other}`; what cannot be read is one part `unreadable`."""
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None where there is none, or it is too long to look at."""
     if len(line) > _LONGEST_LINE:
-        return {"parts": [_part("unreadable", line[:500].decode(errors="replace"))], "other": {}}
+        return None
     try:
         row: object = json.loads(line)
     except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        return {"parts": [_part("unreadable", line.decode(errors="replace"))], "other": {}}
-    values = cast("dict[str, Any]", row)
+        return None
+    return cast("dict[str, Any]", row) if isinstance(row, dict) else None
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """`{parts: [{role, text, learned}], other}`; what cannot be read is one part `unreadable`."""
+    row = _object(line)
+    if row is None:
+        return {
+            "parts": [_part("unreadable", line[:_SHOWN_BYTES].decode(errors="replace"))],
+            "other": {},
+        }
     known = {"messages", "text", "prompt", "chosen", "rejected", "demonstration"}
-    return {
-        "parts": _parts(values),
-        "other": {key: value for key, value in values.items() if key not in known},
-    }
+    other = {key: value for key, value in row.items() if key not in known}
+    return {"parts": _parts(row), "other": other}
 
 
 def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -99,7 +148,7 @@ def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         role = str(message.get("role", "?"))
         weight = message.get("weight", 1)
         parts.append(
-            _part(role, content_text(message.get("content")), role == "assistant" and weight != 0)
+            _part(role, flat_text(message.get("content")), role == "assistant" and weight != 0)
         )
     for name in ("prompt", "chosen", "rejected"):
         said = row.get(name)
@@ -109,7 +158,7 @@ def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     if isinstance(row.get("text"), str):
         parts.append(_part("text", str(row["text"]), True))
     if row.get("demonstration"):
-        parts.append(_part("demonstration", content_text(row["demonstration"]), False))
+        parts.append(_part("demonstration", flat_text(row["demonstration"]), False))
     return parts
 
 
@@ -119,7 +168,7 @@ def _messages(value: object) -> list[dict[str, Any]]:
 
 
 def _line_of(message: Mapping[str, Any]) -> str:
-    return f"{message.get('role', '?')}: {content_text(message.get('content'))}"
+    return f"{message.get('role', '?')}: {flat_text(message.get('content'))}"
 
 
 def _part(role: str, text: str, learned: bool = False) -> dict[str, Any]:

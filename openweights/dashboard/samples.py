@@ -9,69 +9,77 @@ from typing import Any, BinaryIO, cast
 
 from openweights.backends.base import Backend
 from openweights.errors import NotFoundError
-from openweights.events import (
-    BlockLogProbs,
-    BlockwiseLogProbs,
-    Completions,
-    LogProbs,
-    Samples,
-    TeacherGate,
-)
+from openweights.events import BlockwiseLogProbs, Completions, LogProbs, Samples, TeacherGate
+from openweights.models.template import flat_text
 from openweights.types import EventRecord
 
 # A page shows so many rows of a file of samples.
 MOST_ROWS = 200
 
 
-def answers(backend: Backend, job_id: str) -> list[dict[str, Any]]:
-    """What the job's model answered, a group for each event: `{step, source, rows}`, by step.
+def answer_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
+    """Where answers were logged: `{event, step, source}`, by source and step."""
+    found = [
+        (event, "training prompts" if kind is Completions else event.data.get("tag") or "samples")
+        for kind in (Completions, Samples)
+        for event in backend.list_events(job_id=job_id, type=kind.type)
+    ]
+    steps = [
+        {"event": event.id, "step": event.data.get("step", 0), "source": str(source)}
+        for event, source in found
+    ]
+    return sorted(steps, key=lambda one: (one["source"], one["step"], one["event"]))
 
-    Each row is `{prompt, completion, rewards?, ended?, reference?}`.
+
+def answer_rows(backend: Backend, job_id: str, event_id: int) -> list[dict[str, Any]]:
+    """Rows of such an event: `{prompt, completion, rewards?, ended?, reference?}`.
+
+    Raises:
+        NotFoundError: The job has no such event.
     """
-    groups: list[dict[str, Any]] = []
-    for event in backend.list_events(job_id=job_id, type=Completions.type):
+    event = _event(backend, job_id, event_id)
+    if event.data.get("type") == Completions.type:
         rows = cast("Sequence[Mapping[str, Any]]", event.data.get("completions") or ())
-        groups.append(_group(event, "training prompts", [_answer(row) for row in rows]))
-    for event in backend.list_events(job_id=job_id, type=Samples.type):
-        rows = [_answer(row) for row in rows_of(backend, event)]
-        groups.append(_group(event, str(event.data.get("tag") or "samples"), rows))
-    return sorted(groups, key=lambda group: (group["source"], group["step"]))
+    else:
+        rows = rows_of(backend, event)
+    return [_answer(row) for row in rows[:MOST_ROWS]]
 
 
-def gate(backend: Backend, job_id: str) -> dict[str, Any] | None:
-    """The last look at what the demonstrations do for SDFT's teacher, with its examples."""
-    events = list(backend.list_events(job_id=job_id, type=TeacherGate.type))
-    return dict(events[-1].data) if events else None
+def gates(backend: Backend, job_id: str) -> list[dict[str, Any]]:
+    """What the demonstrations did for SDFT's teacher, with examples, each time it was looked at."""
+    return [dict(e.data) for e in backend.list_events(job_id=job_id, type=TeacherGate.type)]
 
 
 def token_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
     """Where log-probabilities of tokens were logged: `{event, step, tag}`, oldest first."""
     found: list[EventRecord] = []
-    for kind in (LogProbs, BlockwiseLogProbs, BlockLogProbs):
+    for kind in (LogProbs, BlockwiseLogProbs):
         found += backend.list_events(job_id=job_id, type=kind.type)
     return [
         {
             "event": event.id,
             "step": event.data.get("step", 0),
-            "tag": str(event.data.get("tag") or event.data.get("source") or "dataset"),
+            "tag": str(event.data.get("tag") or "dataset"),
         }
         for event in sorted(found, key=lambda event: event.id)
     ]
 
 
-def token_rows(backend: Backend, job_id: str, event_id: int) -> list[dict[str, Any]]:
-    """Rows of such an event: `{pieces: [{text, logprob, answer}]}`, a piece for each token.
+def token_rows(backend: Backend, job_id: str, event_id: int) -> list[list[dict[str, Any]]]:
+    """Rows of such an event, each a list of `{text, logprob, answer}`, one for each token; where a
+    block begins, `{block: {tag?, weight?}}` stands before its tokens.
 
     Raises:
-        NotFoundError: The job has no such event, or its file is gone.
+        NotFoundError: The job has no such event.
     """
+    return [_pieces(row) for row in rows_of(backend, _event(backend, job_id, event_id))]
+
+
+def _event(backend: Backend, job_id: str, event_id: int) -> EventRecord:
     event = next(iter(backend.list_events(job_id=job_id, after=event_id - 1)), None)
     if event is None or event.id != event_id:
         raise NotFoundError(f"job {job_id} has no event {event_id}")
-    if event.data.get("type") == BlockLogProbs.type:
-        block = BlockLogProbs.of(event.data)
-        return [{"title": block.tag, "pieces": [_piece(block.text, _mean(block.logprobs), True)]}]
-    return [{"title": "", "pieces": _pieces(row)} for row in rows_of(backend, event)]
+    return event
 
 
 def rows_of(backend: Backend, event: EventRecord) -> list[dict[str, Any]]:
@@ -94,10 +102,6 @@ def _objects(content: BinaryIO) -> Iterator[dict[str, Any]]:
                 yield cast("dict[str, Any]", row)
 
 
-def _group(event: EventRecord, source: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"step": event.data.get("step", 0), "source": source, "rows": rows[:MOST_ROWS]}
-
-
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: row[key] for key in ("rewards", "ended") if key in row}
     prompt, reference = row.get("prompt"), None
@@ -115,24 +119,12 @@ def _asked(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
     """The conversation up to the answer as one text, and the answer that the row itself has."""
     reference = None
     if messages and messages[-1].get("role") == "assistant":
-        reference = content_text(messages[-1].get("content"))
+        reference = flat_text(messages[-1].get("content"))
         messages = messages[:-1]
     if len(messages) == 1:
-        return content_text(messages[0].get("content")), reference
-    said = [f"{m.get('role')}: {content_text(m.get('content'))}" for m in messages]
+        return flat_text(messages[0].get("content")), reference
+    said = [f"{m.get('role')}: {flat_text(m.get('content'))}" for m in messages]
     return "\n".join(said), reference
-
-
-def content_text(content: object) -> str:
-    """A message's content as text, whether it is one or a list of blocks."""
-    if isinstance(content, list):
-        blocks = cast("list[object]", content)
-        return "".join(
-            str(cast("dict[str, Any]", block).get("text", ""))
-            for block in blocks
-            if isinstance(block, dict)
-        )
-    return "" if content is None else str(content)
 
 
 def _pieces(row: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -144,22 +136,17 @@ def _pieces(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     pieces: list[dict[str, Any]] = []
     for message in cast("list[dict[str, Any]]", row.get("messages") or []):
         content = message.get("content")
-        blocks = cast("list[dict[str, Any]]", content if isinstance(content, list) else [])
         pieces.append(_piece(f"[{message.get('role')}] ", None, False))
-        if isinstance(content, str):
-            pieces.append(_piece(content, None, False))
-        for block in blocks:
-            for token, value in zip(
-                block.get("tokens") or [], block.get("logprobs") or [], strict=False
-            ):
-                pieces.append(_piece(token, value, bool(block.get("tag"))))
+        if not isinstance(content, list):
+            pieces.append(_piece(flat_text(content), None, False))
+            continue
+        for block in cast("list[dict[str, Any]]", content):
+            about = {key: block[key] for key in ("tag", "weight") if block.get(key) is not None}
+            columns = zip(block.get("tokens") or [], block.get("logprobs") or [], strict=False)
+            pieces += [{"block": about}, *(_piece(token, value, True) for token, value in columns)]
     return pieces
 
 
 def _piece(text: object, logprob: object, answer: object) -> dict[str, Any]:
     value = logprob if isinstance(logprob, int | float) else None
     return {"text": str(text), "logprob": value, "answer": bool(answer)}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

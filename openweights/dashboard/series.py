@@ -1,4 +1,8 @@
-"""Every number that a job has logged, as series over its steps, thinned for a chart's pixels."""
+"""Every number that a job has logged, as series over its steps, thinned for a chart's pixels.
+
+A history is read once, from where the last look ended, and kept thinned: a measure of a million
+steps takes as much memory as one of some ten thousand.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +12,64 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from openweights.backends.base import Backend
-from openweights.client.event_json import as_number
-from openweights.client.watching.metrics import TRAIN
+from openweights.client.watching.metrics import Blocks, measures, series_name
 from openweights.types import EventRecord
 
 # A request reads this long; the page asks again for the rest of a long history.
 READ_S = 0.8
 _BLOCK = 2000
 _MOST_JOBS = 200
+# A series of more points is thinned to those that a chart of `_KEPT_BUCKETS` pixels needs.
+_MOST_POINTS = 1 << 15
+_KEPT_BUCKETS = 1 << 12
 
 
 @dataclass(slots=True)
 class Series:
-    """A measure of a job: `values` at `steps`, logged at `times` (seconds since the epoch)."""
+    """A measure of a job: `values` at ascending `steps`, logged at `times` (seconds since the
+    epoch).
+
+    Attributes:
+        run_id: Whose point was added last.
+    """
 
     steps: array[float] = field(default_factory=lambda: array("d"))
     values: array[float] = field(default_factory=lambda: array("d"))
     times: array[float] = field(default_factory=lambda: array("d"))
+    run_id: int = 0
 
-    def add(self, step: float, value: float, moment: float) -> None:
-        """Append a point. One at or before the last step takes the place of what followed it: a
-        later run that goes on from a checkpoint repeats steps.
+    def add(self, step: float, value: float, moment: float, run_id: int) -> None:
+        """Append a point. A later run goes on from a checkpoint: its first point ends what earlier
+        ones had behind it. Within a run the last value of a step counts.
         """
         if self.steps and step <= self.steps[-1]:
-            keep = bisect_left(self.steps, step)
-            del self.steps[keep:], self.values[keep:], self.times[keep:]
-        self.steps.append(step)
-        self.values.append(value)
-        self.times.append(moment)
+            place = bisect_left(self.steps, step)
+            stop = len(self.steps) if run_id != self.run_id else place + (self.steps[place] == step)
+            del self.steps[place:stop], self.values[place:stop], self.times[place:stop]
+        else:
+            place = len(self.steps)
+        self.run_id = run_id
+        self.steps.insert(place, step)
+        self.values.insert(place, value)
+        self.times.insert(place, moment)
+        if len(self.steps) > _MOST_POINTS:
+            self._keep(thinned(self.steps, self.values, _KEPT_BUCKETS))
+
+    def _keep(self, chosen: Sequence[int]) -> None:
+        for column in (self.steps, self.values, self.times):
+            column[:] = array("d", [column[i] for i in chosen])
+
+    def ends(self) -> tuple[float | None, float | None]:
+        """The first and the last value that are finite numbers; None where there are none."""
+        finite = (value for value in self.values if math.isfinite(value))
+        last = (value for value in reversed(self.values) if math.isfinite(value))
+        return next(finite, None), next(last, None)
 
 
 @dataclass(slots=True)
@@ -49,7 +77,7 @@ class JobSeries:
     """The series of one job, read so far.
 
     Attributes:
-        by_name: `loss`, `eval/loss`, `multiple_choice/arc/accuracy`, …
+        by_name: `loss`, `eval_loss`, `multiple_choice/accuracy[arc]`, …
         last_event: Id of the last event that was read.
         started: Moment of the first event.
         complete: Whether everything that the store held was read.
@@ -60,6 +88,7 @@ class JobSeries:
     started: float | None = None
     complete: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _blocks: Blocks = field(default_factory=Blocks)
 
     def read(self, backend: Backend, job_id: str, seconds: float = READ_S) -> None:
         """Take in events that are new, for so many seconds at most."""
@@ -79,24 +108,29 @@ class JobSeries:
         moment = event.created_at.timestamp()
         if self.started is None:
             self.started = moment
-        for name, step, value in measures(event.data):
-            self.by_name.setdefault(name, Series()).add(step, value, moment)
+        step, tag, numbers = measures(event, self._blocks)
+        if step is None:
+            return
+        for name, value in numbers.items():
+            series = self.by_name.setdefault(series_name(name, tag), Series())
+            series.add(step, value, moment, event.run_id)
 
+    def shown(self, names: Collection[str] | None, buckets: int) -> dict[str, Any]:
+        """`{complete, version, started, measures: {name: [first, last]}, series: {name: points}}`.
 
-def measures(data: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """`(name, step, value)` of each number of an event that has a step.
-
-    Names are `[type/][tag/]field`, without the tag `train`.
-    """
-    step = as_number(data.get("step"))
-    if step is None:
-        return
-    kind, tag = data.get("type"), data.get("tag")
-    parts = [str(part) for part in (kind, tag) if part and part != TRAIN]
-    for key, value in data.items():
-        number = None if key in ("step", "tag", "type") else as_number(value)
-        if number is not None:
-            yield "/".join([*parts, key]), step, number
+        Args:
+            names: Of the series; None for all.
+            buckets: As of `points`.
+        """
+        with self.lock:
+            wanted = self.by_name if names is None else [n for n in self.by_name if n in names]
+            return {
+                "complete": self.complete,
+                "version": self.last_event,
+                "started": self.started,
+                "measures": {name: one.ends() for name, one in self.by_name.items()},
+                "series": {name: points(self.by_name[name], buckets) for name in wanted},
+            }
 
 
 class SeriesCache:
@@ -137,10 +171,12 @@ def thinned(xs: Sequence[float], ys: Sequence[float], buckets: int) -> list[int]
     start = 0
     for bucket in range(buckets):
         stop = count if bucket == buckets - 1 else bisect_left(xs, low + (bucket + 1) * width)
-        if stop > start:
+        if stop - start > 4:  # noqa: PLR2004 - as many as are kept
             places = range(start, stop)
             least, greatest = min(places, key=ys.__getitem__), max(places, key=ys.__getitem__)
             kept += sorted({start, least, greatest, stop - 1})
+        else:
+            kept += range(start, stop)
         start = max(start, stop)
     return kept
 

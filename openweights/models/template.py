@@ -80,14 +80,18 @@ class Rendered:
     notes: frozenset[str] = frozenset()
 
 
-def flat_text(content: str | Sequence[Mapping[str, Any]]) -> str:
-    """A message's content as one string, whether it is one or a list of text blocks."""
-    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+def flat_text(content: object) -> str:
+    """A message's content as one string, whether it is one, a list of text blocks, or nothing."""
+    if isinstance(content, str):
+        return content
+    blocks = cast("list[object]", content) if isinstance(content, list | tuple) else []
+    found = [cast("Mapping[str, Any]", block) for block in blocks if isinstance(block, Mapping)]
+    return "".join(str(block.get("text", "")) for block in found)
 
 
 def plain_message(message: Mapping[str, Any]) -> Message:
     """A checked message as chat templates read it: one text, arguments of calls as objects."""
-    plain: Message = {"role": message["role"], "content": flat_text(message.get("content") or "")}
+    plain: Message = {"role": message["role"], "content": flat_text(message.get("content"))}
     for key in ("name", "reasoning_content", "tool_call_id"):
         if message.get(key) is not None:
             plain[key] = message[key]

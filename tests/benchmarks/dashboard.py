@@ -111,6 +111,7 @@ def measure(page: Page, url: str, ow: OpenWeights, runs: list[str]) -> dict[str,
     figures["long_history_complete_s"] = time.perf_counter() - start
     figures |= followed(page, url, ow)
     ratios = {f"{k}_of_empty": v / empty for k, v in figures.items() if k.endswith("_s")}
+    figures["load"] = os.getloadavg()[0]
     return {k: round(v, 3) for k, v in (figures | ratios).items()}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from starlette.routing import Route
 from openweights import OpenWeights
 from openweights.dashboard.access import Sessions
 from openweights.dashboard.app import create_app
+from openweights.types import EventDraft, JobSpec, WorkerSpec
 from tests.dashboard.conftest import API_KEY, COOKIE, PAGE, Served, serving
 from tests.supabase_double.team import Team
 
@@ -26,7 +29,8 @@ GUARDED = [
     "/api/files",
     "/api/files/x/content",
     "/api/kinds",
-    "/api/workers",
+    "/api/cluster",
+    "/api/team",
 ]
 
 
@@ -134,12 +138,26 @@ def test_paths_do_not_leave_the_pages_folder(served: Served, path: str) -> None:
     assert response.status_code in (401, 404) and "import" not in response.text
 
 
-def test_two_organizations_see_nothing_of_each_other(team: Team, tmp_path: Path) -> None:
-    """Each request acts with its caller's own key, which the store checks."""
+@pytest.fixture
+def other_key(team: Team) -> str:
+    """An admin's key of another organization in the same project."""
     created = team.execute("select openweights.create_organization('Other', 'b@other.example')")
-    other_key = created[0][0]["key"]
+    return created[0][0]["key"]
+
+
+def test_two_organizations_see_nothing_of_each_other(
+    team: Team, other_key: str, tmp_path: Path
+) -> None:
+    """Each request acts with its caller's own key, which the store checks."""
     mine = OpenWeights(settings=team.settings(tmp_path))
     stored = mine.files.create(b"text", "result")["id"]
+    mine.backend.register_worker(WorkerSpec(id="worker"))
+    mine.backend.submit_job(JobSpec(id="ftjob-mine", type="fine-tuning", script="true", params={}))
+    claim = mine.backend.claim_job("worker")
+    assert claim is not None
+    draft = EventDraft("1", {"type": "samples", "step": 1, "tag": "mine"}, datetime.now(UTC))
+    mine.backend.append_events(claim.run.id, [draft])
+    mine.backend.append_log(claim.run.id, 0, b"secret")
     with serving(mine) as served:
         answers = {
             key: httpx.get(
@@ -147,9 +165,65 @@ def test_two_organizations_see_nothing_of_each_other(team: Team, tmp_path: Path)
             ).status_code
             for key in (team.admin_key, other_key, "ow_unknown", API_KEY)
         }
-        with httpx.Client(base_url=served.url, headers=PAGE) as browser:
-            assert browser.post("/login", json={"key": other_key}).status_code == 200
-            assert browser.get("/api/files").json() == []
-            assert browser.get(f"/api/files/{stored}/content").status_code == 404
+        seen = {
+            key: _all_of(served.url, key, stored, claim.run.id)
+            for key in answers
+            if key[:3] == "ow_"
+        }
     mine.close()
     assert list(answers.values()) == [200, 404, 401, 401]
+    assert set(seen[team.admin_key].values()) == {200}, "the control"
+    nothing = {"/api/files": "[]", "/api/jobs": '"rows":[]', "/api/cluster": '"workers":[]'}
+    assert seen[other_key] == {path: nothing.get(path, 404) for path in seen[other_key]}
+
+
+def _all_of(url: str, key: str, file: str, run: int) -> dict[str, int | str]:
+    """What a browser with the key gets of each address about the other's records: the status, or
+    a text that says that there is nothing.
+    """
+    paths = [
+        *("/api/files", "/api/jobs", "/api/cluster", f"/api/files/{file}/content"),
+        *(f"/api/files/{file}/rows", f"/api/runs/{run}/log", f"/api/runs/{run}/log/search?text=s"),
+        *("/api/jobs/ftjob-mine", "/api/jobs/ftjob-mine/answers", "/api/series?jobs=ftjob-mine"),
+        "/api/compare?jobs=ftjob-mine",
+    ]
+    with httpx.Client(base_url=url, headers=PAGE) as browser:
+        browser.post("/login", json={"key": key})
+        found = {path: browser.get(path) for path in paths}
+    return {path: _nothing(answer) or answer.status_code for path, answer in found.items()}
+
+
+def _nothing(answer: httpx.Response) -> str | None:
+    signs = ('"rows":[]', '"workers":[]')
+    return "[]" if answer.text == "[]" else next((s for s in signs if s in answer.text), None)
+
+
+def test_a_server_of_a_project_reads_no_files_of_its_machine(team: Team, tmp_path: Path) -> None:
+    """Who has a key of the project has none of the machine: not even its files' names."""
+    secret = tmp_path / "secret.jsonl"
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    secret.write_text(json.dumps(row) + "\n")
+    bodies = [
+        {"kind": "fine_tuning", "params": {"model": "org/m", "training_file": str(secret)}},
+        {"kind": "fine_tuning", "params": {"model": str(tmp_path), "training_file": "x"}},
+        {"kind": "logprob", "params": {"model": "org/m", "dataset": str(secret)}},
+        {"kind": "inference", "params": {"model": "org/m", "input_file_id": str(secret)}},
+    ]
+    mine = OpenWeights(settings=team.settings(tmp_path))
+    with serving(mine) as served, httpx.Client(base_url=served.url, headers=PAGE) as browser:
+        browser.post("/login", json={"key": team.admin_key})
+        for body in bodies:
+            for path in ("/api/jobs", "/api/jobs/check"):
+                assert "of the machine" in browser.post(path, json=body).text, body
+        asked = {"model": "org/m", "training_file": str(secret)}
+        headers = {"authorization": f"Bearer {team.admin_key}"}
+        refused = httpx.post(f"{served.url}/v1/fine_tuning/jobs", json=asked, headers=headers)
+        assert refused.status_code == 400 and "of the machine" in refused.text
+        stored = mine.files.create(json.dumps(row).encode(), "conversations")["id"]
+        read = browser.get(f"/api/files/{stored}/rows", params={"model": str(tmp_path)})
+        assert read.status_code == 400
+        # A command runs in an empty folder, not in the server's.
+        made = browser.post("/api/jobs", json={"kind": "exec", "params": {"command": "ls"}})
+        assert mine.jobs.retrieve(made.json()["id"]).params["mounted_files"] == {}
+    assert [file["purpose"] for file in mine.files.list()].count("conversations") == 1
+    mine.close()

@@ -157,12 +157,12 @@ def test_every_view(served: Served, visitor: Visitor, jobs: list[str]) -> None:
         ("/jobs", "svg.spark"),
         (f"/job/{jobs[0]}", ".js-plotly-plot .legend"),
         (f"/job/{jobs[3]}", "text=CUDA out of memory"),
-        (f"/compare?jobs={both}&group=learning_rate&sx=loss&sy=eval/loss", ".js-plotly-plot"),
+        (f"/compare?jobs={both}&group=learning_rate&sx=loss&sy=eval_loss", ".js-plotly-plot"),
         (f"/samples?jobs={jobs[0]}", "ins"),
         ("/data", f"text={file}"),
         (f"/data/{file}", ".part.learned"),
         (f"/new?from={jobs[0]}", "text=Submit"),
-        ("/workers", "td >> text=worker"),
+        ("/cluster", "td >> text=worker"),
         (f"/chat?a={jobs[0]}", "text=Send"),
     ):
         visitor.open(view, until)

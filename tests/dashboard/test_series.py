@@ -5,42 +5,56 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights import OpenWeights
-from openweights.dashboard.series import Series, SeriesCache, measures, points, thinned
+from openweights.client.watching.metrics import series
+from openweights.dashboard.series import Series, SeriesCache, points, thinned
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        ({"step": 3, "loss": 0.5, "tag": "train"}, {"loss": 0.5}),
-        ({"step": 3, "loss": 0.5, "tag": "eval"}, {"eval/loss": 0.5}),
-        ({"step": 3, "loss": "Infinity"}, {"loss": math.inf}),
-        (
-            {"step": 3, "type": "multiple_choice", "tag": "arc", "accuracy": 0.5, "path": "x"},
-            {"multiple_choice/arc/accuracy": 0.5},
-        ),
-        ({"loss": 0.5}, {}),
-        ({"step": "three", "loss": 0.5}, {}),
-        ({"step": 1, "done": True, "name": "x"}, {}),
-    ],
-)
-def test_measures_are_the_numbers_of_events_with_a_step(
-    data: dict[str, Any], expected: dict[str, float]
-) -> None:
-    found = {name: value for name, _, value in measures(data)}
-    assert found == expected
+def test_measures_are_called_as_in_python(ow: OpenWeights, run_job: Any) -> None:
+    """As `ow.compare`, plots and `job.metrics` have them, whatever was logged."""
+    run_job(
+        "ftjob-a",
+        [
+            {"step": 1, "loss": 0.5, "tag": "train"},
+            {"step": 1, "loss": 0.75, "tag": "eval"},
+            {"step": 1, "type": "multiple_choice", "tag": "arc", "accuracy": 0.5, "path": "x"},
+            {"type": "logprob_block", "step": 1, "tag": "kind", "logprobs": [-1.0, -3.0]},
+            {"type": "logprob_block", "step": 1, "tag": "kind", "logprobs": [-5.0]},
+            {"type": "checkpoint", "step": 1, "file": "x", "kept": True},
+            {"step": 2, "loss": "Infinity", "done": True, "name": "x"},
+            {"loss": 0.5},
+            {"step": "three", "loss": 0.5},
+        ],
+    )
+    found = SeriesCache(ow.backend).of("ftjob-a").by_name
+    assert {name: list(one.values) for name, one in found.items()} == {
+        "loss": [0.5, math.inf],
+        "eval_loss": [0.75],
+        "multiple_choice/accuracy[arc]": [0.5],
+        "logprob_block/mean[kind]": [-3.0],
+    }
+    assert found.keys() == series(ow.jobs.retrieve("ftjob-a").metric_rows()).keys()
 
 
 def test_a_resumed_run_replaces_the_steps_that_it_repeats() -> None:
-    series = Series()
-    for step, value in [(1, 1.0), (2, 2.0), (3, 3.0), (2, 20.0), (4, 40.0)]:
-        series.add(step, value, 0.0)
-    assert list(series.steps) == [1, 2, 4]
-    assert list(series.values) == [1.0, 20.0, 40.0]
+    one = Series()
+    points = [(1, 1.0, 1), (2, 2.0, 1), (3, 3.0, 1), (2, 20.0, 2), (4, 40.0, 2), (3, 30.0, 2)]
+    for step, value, run_id in [*points, (4, 44.0, 2)]:
+        one.add(step, value, 0.0, run_id)
+    assert list(one.steps) == [1, 2, 3, 4]
+    assert list(one.values) == [1.0, 20.0, 30.0, 44.0]
+
+
+def test_a_long_series_stays_small_and_keeps_its_peaks() -> None:
+    one = Series()
+    for step in range(200_000):
+        one.add(step, 1e6 if step == 77_777 else -1e6 if step == 123 else float(step % 7), 0.0, 1)
+    assert len(one.steps) == len(one.values) == len(one.times) <= 1 << 15
+    assert one.steps[0] == 0 and one.steps[-1] == 199_999
+    assert (one.values[one.steps.index(77_777)], one.values[one.steps.index(123)]) == (1e6, -1e6)
 
 
 @given(
@@ -63,10 +77,11 @@ def test_equal_steps_are_thinned_too() -> None:
 
 
 def test_what_is_no_finite_number_is_a_gap() -> None:
-    series = Series()
-    for step, value in enumerate([1.0, math.nan, math.inf, 2.0]):
-        series.add(step, value, 0.0)
-    assert points(series, 10)["value"] == [1.0, None, None, 2.0]
+    one = Series()
+    for step, value in enumerate([1.0, math.nan, math.inf, 2.0, math.nan]):
+        one.add(step, value, 0.0, 1)
+    assert points(one, 10)["value"] == [1.0, None, None, 2.0, None]
+    assert one.ends() == (1.0, 2.0)
 
 
 def test_a_long_history_is_read_in_pieces(ow: OpenWeights, run_job: Any) -> None:

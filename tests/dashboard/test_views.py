@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from openweights.dashboard.details import job_details
+from openweights.settings import Settings
+from openweights.types import WorkerSpec
+from tests.client.conftest import QuietClient
 from tests.dashboard.conftest import Served
+from tests.tiny_model import make_tiny_model
 
 ROWS = [
     {
@@ -43,11 +52,39 @@ def test_a_job_with_its_differences_from_the_defaults(served: Served, browser: A
     differs = {row["name"] for row in job["params"] if row["differs"]}
     assert {"model", "training_file", "loss", "seed"} <= differs
     assert not {"epochs", "r", "learning_rate"} & differs
-    namespace: dict[str, Any] = {}
-    exec(job["python"].partition("job = ")[0], namespace)  # noqa: S102 - our own text
-    namespace["ow"].close()
-    again = eval(job["python"].partition("job = ")[2], {"ow": served.ow})  # noqa: S307
-    assert again.id == job_id
+
+
+@pytest.mark.parametrize("kind", ["fine_tuning", "exec"])
+def test_the_command_makes_the_same_job_again(home: Path, tmp_path: Path, kind: str) -> None:
+    """Run in a shell, for a job with settings of every sort and for one with files of its own."""
+    ow = QuietClient(settings=Settings(home=home))
+    if kind == "exec":
+        folder = ow.exec.folder = tmp_path / "folder"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "run.py").write_text("print('EOF')\n")
+        (folder / "sub" / "it's.txt").write_text("x")
+        job = ow.exec.create(command="python run.py 'EOF' \"$HOME\"", priority=3)
+    else:
+        file = ow.files.create(_lines(ROWS), "conversations")["id"]
+        job = ow.fine_tuning.create(
+            model="org/model",
+            training_file=file,
+            loss="sdft",
+            meta={"note": 'it\'s "so"\n$x', "n": None},
+            learning_rate="2e-4 / 3",
+            job_id_suffix="mine",
+            allowed_hardware=["1x H200"],
+            requires_vram_gb=77,
+        )
+    ow.backend.register_worker(WorkerSpec(id="worker"))
+    claim = ow.backend.claim_job("worker")
+    assert claim is not None
+    ow.backend.finish_run(claim.run.id, 1, "completed")
+    command = job_details(ow, ow.backend.get_job(job.id))["command"]
+    ow.close()
+    shell = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", command], env=shell, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (job.id, "")
 
 
 @pytest.mark.parametrize(
@@ -105,17 +142,15 @@ def test_answers_by_step(served: Served, browser: Any, run_job: Any) -> None:
             {"type": "samples", "step": 3, "tag": "mine", "file": "result:file-gone", "path": "x"},
         ],
     )
-    groups = browser.get("/api/jobs/ftjob-a/answers").json()["groups"]
-    assert [(group["source"], group["step"], len(group["rows"])) for group in groups] == [
+    steps = browser.get("/api/jobs/ftjob-a/answers").json()
+    rows = [browser.get(f"/api/jobs/ftjob-a/answers/{step['event']}").json() for step in steps]
+    assert [(s["source"], s["step"], len(r)) for s, r in zip(steps, rows, strict=True)] == [
         ("mine", 2, 1),
         ("mine", 3, 0),
         ("training prompts", 1, 1),
     ]
-    assert groups[0]["rows"][0] == {
-        "prompt": "What is 0?",
-        "completion": "said",
-        "reference": "n",
-    }
+    assert rows[0] == [{"prompt": "What is 0?", "completion": "said", "reference": "n"}]
+    assert rows[2] == completions
 
 
 def test_tokens_of_both_formats(served: Served, browser: Any, run_job: Any) -> None:
@@ -126,7 +161,15 @@ def test_tokens_of_both_formats(served: Served, browser: Any, run_job: Any) -> N
                 {"role": "user", "content": "q"},
                 {
                     "role": "assistant",
-                    "content": [{"text": "x", "tag": "t", "tokens": ["x"], "logprobs": [-1.5]}],
+                    "content": [
+                        {
+                            "text": "x",
+                            "tag": "t",
+                            "weight": 0.5,
+                            "tokens": ["x"],
+                            "logprobs": [-1.5],
+                        }
+                    ],
                 },
             ]
         }
@@ -145,8 +188,11 @@ def test_tokens_of_both_formats(served: Served, browser: Any, run_job: Any) -> N
     first, second = (
         browser.get(f"/api/jobs/ftjob-a/tokens/{step['event']}").json() for step in steps
     )
-    assert first[0]["pieces"][1] == {"text": "b", "logprob": -0.5, "answer": True}
-    assert second[0]["pieces"][-1] == {"text": "x", "logprob": -1.5, "answer": True}
+    assert first[0][1] == {"text": "b", "logprob": -0.5, "answer": True}
+    assert second[0][-2:] == [
+        {"block": {"tag": "t", "weight": 0.5}},
+        {"text": "x", "logprob": -1.5, "answer": True},
+    ]
     assert browser.get("/api/jobs/ftjob-a/tokens/99999").status_code == 404
 
 
@@ -169,11 +215,18 @@ def test_searching_the_log(browser: Any, run_job: Any) -> None:
     lines = [f"line {number}" for number in range(100_000)]
     claim = run_job("ftjob-a", [], log="\n".join(lines))
     address = f"/api/runs/{claim.run.id}/log/search"
-    (found,) = browser.get(address, params={"text": "line 77777"}).json()
+    (found,) = browser.get(address, params={"text": "LINE 77777"}).json()["lines"]
     assert found["line"] == "line 77777"
     piece = browser.get(f"/api/runs/{claim.run.id}/log", params={"offset": found["offset"]}).json()
     assert piece["text"].startswith("line 77777\n")
-    assert browser.get(address, params={"text": "line 99999"}).json()[0]["line"] == "line 99999"
+    last = browser.get(address, params={"text": "line 99999"}).json()
+    assert [one["line"] for one in last["lines"]] == ["line 99999"] and not last["more"]
+    first = browser.get(address, params={"text": "7777"}).json()
+    after = first["lines"][-1]["offset"] + 1
+    rest = browser.get(address, params={"text": "7777", "after": after}).json()
+    both = [one["line"] for one in first["lines"] + rest["lines"]]
+    assert first["more"] is (len(first["lines"]) == 200)
+    assert both == [line for line in lines if "7777" in line][: len(both)]
     assert browser.get(address).status_code == 400
 
 
@@ -185,12 +238,46 @@ def test_a_dataset_and_what_would_be_refused(served: Served, browser: Any) -> No
     assert [row["line"] for row in page["rows"]] == [21, 22, 23, 24, 25] and page["more"]
     assert [part["learned"] for part in page["rows"][0]["parts"]] == [False, True]
     summary = browser.get(f"/api/files/{stored['id']}/summary").json()
-    assert summary["rows"] == 30 and sum(summary["characters"]["counts"]) == 30
+    assert summary["rows"] == 30 and sum(summary["lengths"]["counts"]) == 30
     assert summary["problems"] == []
     bad = {"file": ("bad.jsonl", b'{"messages": []}\nnot json\n')}
     refused = browser.post("/api/files", files=bad, data={"purpose": "conversations"})
     assert refused.status_code == 400
     assert refused.json()["error"].splitlines()[1].startswith("bad.jsonl:2:")
+
+
+@pytest.mark.parametrize("loss", ["sft", "sdft"])
+def test_a_dataset_as_a_job_reads_it(
+    served: Served, browser: Any, tmp_path: Path, loss: str
+) -> None:
+    tiny = str(make_tiny_model(tmp_path / "tiny"))
+    weighted = [
+        {"type": "text", "text": "half ", "weight": 0.5, "tag": "t"},
+        {"type": "text", "text": "none", "weight": 0.0},
+    ]
+    last = {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": weighted}]
+    }
+    refused = {"messages": [{"role": "user", "content": "<|im_end|>"}, ROWS[0]["messages"][1]]}
+    rows = [ROWS[0], refused, *([last] if loss == "sft" else [])]
+    file = served.ow.files.create(_lines(rows), "conversations")["id"]
+    given = {"model": tiny, "loss": loss}
+    found = browser.get(f"/api/files/{file}/rows", params=given).json()["rows"]
+    texts = found[0]["texts"]
+    assert "What is 0?" in texts[0]["stretches"][0][0]
+    assert "control token" in found[1]["problem"]
+    summary = browser.get(f"/api/files/{file}/summary", params=given).json()
+    assert summary["unit"] == "tokens" and summary["counted"] == len(rows) - 1
+    assert "control token" in summary["problems"][0]
+    if loss == "sft":
+        learned = [(text, weight) for text, weight in texts[0]["stretches"] if weight]
+        assert learned[0][0].startswith("n") and learned[0][1] == 1.0
+        assert ["half ", 0.5] in found[2]["texts"][0]["stretches"]
+    else:
+        assert [text["title"].split()[2] for text in texts] == ["the", "the"]
+        assert all(weight is None for text in texts for _, weight in text["stretches"])
+    unknown = browser.get(f"/api/files/{file}/rows", params={"model": "org/none"})
+    assert unknown.status_code == 400 and "tokenizer" in unknown.json()["error"]
 
 
 def test_files_come_as_downloads(served: Served, browser: Any) -> None:

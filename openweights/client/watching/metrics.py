@@ -17,6 +17,8 @@ TOTALS = ("max_steps", "total_steps", "total")
 
 Row = dict[str, Any]
 Series = list[tuple[int, float]]
+# What tagged blocks have measured so far, by run, step and tag.
+Blocks = dict[tuple[int, int, str], list[float]]
 
 # Events that say something else than how good the model is, or are too many for a table.
 _NO_MEASURES = frozenset(
@@ -49,9 +51,9 @@ def metric_rows(history: Iterable[EventRecord]) -> list[Row]:
     """
     rows: dict[tuple[int, str], tuple[int, Row]] = {}
     tags: dict[str, int] = {}
-    blocks: dict[tuple[int, int, str], list[float]] = {}
+    blocks: Blocks = {}
     for event in history:
-        step, tag, numbers = _measures(event, blocks)
+        step, tag, numbers = measures(event, blocks)
         if step is None or not numbers:
             continue
         tags.setdefault(tag, len(tags))
@@ -62,9 +64,13 @@ def metric_rows(history: Iterable[EventRecord]) -> list[Row]:
     return [rows[key][1] for key in ordered]
 
 
-def _measures(
-    event: EventRecord, blocks: dict[tuple[int, int, str], list[float]]
-) -> tuple[int | None, str, dict[str, float]]:
+def measures(event: EventRecord, blocks: Blocks) -> tuple[int | None, str, dict[str, float]]:
+    """Step, tag and numbers of an event; without numbers where it measures nothing.
+
+    Args:
+        blocks: Handed from event to event: log-probabilities of tagged blocks come one by one, and
+            their mean is what counts.
+    """
     data, kind = event.data, event.data.get("type")
     step = data.get("step", 0 if kind in _BEFORE else None)
     if not isinstance(step, int) or isinstance(step, bool) or kind in _NO_MEASURES:
@@ -92,16 +98,21 @@ def _named(data: Mapping[str, Any], tag: str, kind: str | None) -> Iterable[tupl
 
 
 def series(rows: Iterable[Row]) -> dict[str, Series]:
-    """What is in the table, measure by measure: `measure`, or `measure[tag]` for other tags than
-    those of trainers.
-    """
+    """What is in the table, measure by measure, as `series_name` calls them."""
     found: dict[str, Series] = {}
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "tag"):
-                key = name if row["tag"] in (TRAIN, EVAL) else f"{name}[{row['tag']}]"
-                # A custom job may log the same name for both.
-                if row["tag"] == EVAL and not name.startswith("eval_"):
-                    key = f"eval_{name}"
+                key = series_name(name, row["tag"])
                 found.setdefault(key, []).append((row["step"], value))
     return found
+
+
+def series_name(name: str, tag: str) -> str:
+    """`measure`, `eval_measure` of the test set, or `measure[tag]` of another set."""
+    if tag == TRAIN:
+        return name
+    if tag != EVAL:
+        return f"{name}[{tag}]"
+    # A custom job may log the same name for both.
+    return name if name.startswith("eval_") else f"eval_{name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from openweights.types import JobRecord
@@ -20,7 +20,12 @@ def waits_for(backend: Backend, job: JobRecord, *, is_remote: bool) -> str:
     before = [other for other in pending if _rank(other) < _rank(job)]
     if is_remote:
         return waits_in_project(job, before)
-    return waits_on_this_machine(running, sorted(before, key=_rank))
+    return waits_on_this_machine(running, in_order(before))
+
+
+def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
+    """As workers take them, the next one first."""
+    return sorted(pending, key=_rank)
 
 
 def _rank(job: JobRecord) -> tuple[int, object, str]:

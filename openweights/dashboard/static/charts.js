@@ -7,7 +7,8 @@ const COLOURS = ["#2f6fde", "#d55e00", "#009e73", "#b0459a", "#8a6d00", "#0e8fb3
 
 let plotly = null;
 
-function library() {
+/** Loads the charts' library; early, while the numbers are read. */
+export function library() {
   plotly ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = "/static/plotly.min.js";

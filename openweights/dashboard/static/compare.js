@@ -1,53 +1,73 @@
-// Any number of jobs in one chart; the address holds all choices.
+// Any number of jobs in one chart, and in one table; the address holds all choices.
 
-import { fill, h, number, valueText } from "./dom.js";
-import { get, job as jobPath } from "./api.js";
-import { colour, csv, draw, picture, smoothed } from "./charts.js";
+import { fill, h, number, status, valueText } from "./dom.js";
+import { get } from "./api.js";
+import { colour, csv, draw, library, picture, smoothed } from "./charts.js";
 import { remember, to } from "./route.js";
 
-const AXES = { step: "step", samples: "samples seen", time: "minutes since the start", clock: "time of day" };
+const AXES = { step: "step", samples: "samples seen", time: "minutes since the start", clock: "time of day", cost: "USD" };
+const POINTS = 250; // pixels with up to four points each
+const TIMINGS = /_s$|per_s$|per_second$|runtime|max_steps|total/;
 
 export async function show(view, { query, signal }) {
   const ids = [...new Set((query.jobs || "").split(",").filter(Boolean))];
-  const state = { x: "step", y: "loss", smooth: "0", group: "", sx: "", sy: "", ...query };
+  const state = { x: "step", y: "", smooth: "0", group: "", sx: "", sy: "", sort: "", order: "desc", ...query };
   const input = h("input", { value: ids.join(","), size: 60, "aria-label": "Job ids", placeholder: "job ids, with commas between" });
   const open = (event) => { event.preventDefault(); location.hash = to("compare", "", { ...state, jobs: input.value.replaceAll(" ", "") }); };
   view.append(h("h1", {}, "Compare"), h("form", { class: "bar", onsubmit: open }, h("label", {}, "Jobs ", input), h("button", { class: "main" }, "Show"), h("a", { href: "#/jobs" }, "choose in the table")));
   if (!ids.length) { view.append(h("p", { class: "empty" }, "Tick jobs in the table and press c, or name them here.")); return; }
 
+  library();
   const reading = h("p", { class: "faint" });
   view.append(reading);
-  const jobs = (await Promise.all(ids.map((id) => get(jobPath(id), {}, signal)))).map((job) => ({ ...job, values: Object.fromEntries(job.params.map(({ name, value }) => [name, value])) }));
-  let found = await series();
-  reading.remove();
-  const names = [...new Set(Object.values(found).flatMap((one) => Object.keys(one.series)))].sort();
-  if (!names.length) { view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet.")); return; }
+  let found, asked;
+  let { jobs, differing } = await compare();
+  const names = [...new Set(Object.values(found).flatMap((one) => Object.keys(one.measures)))].sort((a, b) => TIMINGS.test(a) - TIMINGS.test(b) || a.localeCompare(b));
+  if (!names.length) { reading.remove(); view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet."), table()); return; }
   if (!names.includes(state.y)) state.y = names.includes("loss") ? "loss" : names[0];
+  if (state.y !== asked) found = await series();
+  reading.remove();
 
   const chart = h("div", { class: "chart tall", role: "img", "aria-label": "overlay of the chosen measure" });
   const scatter = h("div", { class: "chart tall", role: "img", "aria-label": "last values of two measures" });
-  const groups = ["", ...differing(jobs).filter((name) => name !== "seed" && name !== "job_id_suffix")];
-  const choice = (label, key, values, titles = {}) => h("label", {}, label, h("select", { onchange: (event) => { state[key] = event.target.value; remember({ [key]: state[key] }); paint(); } }, values.map((value) => h("option", { value, selected: value === state[key] }, titles[value] ?? value))));
+  const last = h("div");
+  const groups = ["", ...differing.filter((name) => name !== "seed")];
+  const priced = jobs.some(({ usd_per_hour: price }) => price);
+  const axes = Object.keys(AXES).filter((name) => name !== "cost" || priced || state.x === "cost");
+  const change = async (key, value) => {
+    state[key] = value;
+    remember({ [key]: value });
+    if (key === "y") found = await series();
+    await paint();
+  };
+  const choice = (label, key, values, titles = {}) => h("label", {}, label, h("select", { onchange: (event) => change(key, event.target.value) }, values.map((value) => h("option", { value, selected: value === state[key] }, titles[value] ?? value))));
   view.append(
-    h("div", { class: "bar" }, choice("y ", "y", names), choice("x ", "x", Object.keys(AXES), AXES), choice("group by ", "group", groups, { "": "nothing" }),
-      h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => { state.smooth = event.target.value; remember({ smooth: state.smooth }); paint(); } })),
-      h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: () => picture(chart, `compare-${state.y.replaceAll("/", "-")}`, format) }, format.toUpperCase())),
+    h("div", { class: "bar" }, choice("y ", "y", names), choice("x ", "x", axes, AXES), choice("group by ", "group", groups, { "": "nothing" }),
+      h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => change("smooth", event.target.value) })),
+      h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: () => picture(chart, `compare-${state.y.replace(/\W+/g, "-")}`, format) }, format.toUpperCase())),
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
-    chart, h("h2", {}, "Last values, one measure against another"),
+    chart, h("h2", {}, "Where they ended"), last,
+    h("h2", {}, "One last value against another"),
     h("div", { class: "bar" }, choice("x ", "sx", ["", ...names], { "": "choose" }), choice("y ", "sy", ["", ...names], { "": "choose" }),
-      h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter,
-    h("h2", {}, "What differs"), parameterTable());
+      h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
   await paint();
-  while (!signal.aborted && jobs.some(({ status }) => status === "in_progress" || status === "pending")) {
+  while (!signal.aborted && jobs.some(({ status: name }) => name === "in_progress" || name === "pending")) {
     await new Promise((resolve) => { setTimeout(resolve, 3000); });
     if (document.hidden || signal.aborted) continue;
-    found = await series();
+    ({ jobs, differing } = await compare());
     await paint();
   }
 
+  async function compare() {
+    const [answer, read] = await Promise.all([get("/api/compare", { jobs: ids.join(",") }, signal), series()]);
+    found = read;
+    return answer;
+  }
+
   async function series() {
+    asked = state.y || "loss";
     for (;;) {
-      const answer = await get("/api/series", { jobs: ids.join(","), points: 500 }, signal);
+      const answer = await get("/api/series", { jobs: ids.join(","), names: asked, points: POINTS }, signal);
       const partly = Object.values(answer).filter(({ complete }) => !complete).length;
       if (!partly) return answer;
       reading.textContent = `Reading long histories: ${partly} to go…`;
@@ -55,14 +75,14 @@ export async function show(view, { query, signal }) {
   }
 
   function xs(job, one) {
-    const started = found[job.id].started;
-    if (state.x === "samples") {
-      const batch = (job.values.per_device_train_batch_size || 1) * (job.values.gradient_accumulation_steps || 1);
-      return one.step.map((step) => step * batch);
+    const { started } = found[job.id];
+    switch (state.x) {
+      case "samples": return one.step.map((step) => step * (job.params.per_device_train_batch_size || 1) * (job.params.gradient_accumulation_steps || 1));
+      case "time": return one.time.map((time) => (time - started) / 60);
+      case "clock": return one.time.map((time) => new Date(time * 1000));
+      case "cost": return one.time.map((time) => (job.usd_per_hour ? (time - started) / 3600 * job.usd_per_hour : null));
+      default: return one.step;
     }
-    if (state.x === "time") return one.time.map((time) => (time - started) / 60);
-    if (state.x === "clock") return one.time.map((time) => new Date(time * 1000));
-    return one.step;
   }
 
   async function paint() {
@@ -70,76 +90,81 @@ export async function show(view, { query, signal }) {
       const one = found[job.id].series[state.y];
       return { job, x: xs(job, one), y: smoothed(one.value, Number(state.smooth)) };
     });
-    const traces = state.group ? bands(lines) : lines.map(({ job, x, y }, at) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: { color: colour(at) } }));
+    const traces = state.group ? bands(lines, ({ job }) => valueText(job.params[state.group]), state.group)
+      : lines.map(({ job, x, y }, at) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: { color: colour(at) } }));
+    fill(last, table());
     await draw(chart, traces, { xaxis: { title: { text: AXES[state.x] } }, yaxis: { title: { text: state.y } } });
     await points();
   }
 
-  /** Mean and, from lowest to highest, the band of the jobs with one value of the parameter. */
-  function bands(lines) {
-    const groupsOf = Map.groupBy ? Map.groupBy(lines, keyOf) : grouped(lines);
-    return [...groupsOf].flatMap(([key, members], at) => {
-      const steps = [...new Set(members.flatMap(({ x }) => x.map(Number)))].sort((a, b) => a - b);
-      const at_ = members.map((member) => interpolated(member, steps));
-      const columns = steps.map((_, i) => at_.map((values) => values[i]).filter((value) => value !== null));
-      const mean = columns.map((values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null));
-      const edge = (pick) => columns.map((values) => (values.length ? pick(...values) : null));
-      const title = `${state.group}=${key} (${members.length})`;
-      const filled = `${colour(at)}33`;
-      return [{ x: steps, y: edge(Math.min), mode: "lines", line: { width: 0 }, showlegend: false, hoverinfo: "skip" },
-        { x: steps, y: edge(Math.max), mode: "lines", line: { width: 0 }, fill: "tonexty", fillcolor: filled, showlegend: false, hoverinfo: "skip" },
-        { x: steps, y: mean, name: title, mode: "lines", line: { color: colour(at), width: 2.5 } }];
-    });
-  }
-
-  function keyOf({ job }) { return valueText(lookup(job, state.group)); }
-  function grouped(lines) {
-    const map = new Map();
-    for (const line of lines) map.set(keyOf(line), [...(map.get(keyOf(line)) || []), line]);
-    return map;
-  }
-
   async function points() {
-    if (!state.sx || !state.sy) { scatter.hidden = true; return; }
-    scatter.hidden = false;
+    scatter.hidden = !state.sx || !state.sy;
+    if (scatter.hidden) return;
     const traces = jobs.flatMap((job, at) => {
-      const [x, y] = [state.sx, state.sy].map((measure) => found[job.id].series[measure]?.value.findLast((value) => value !== null));
-      return x === undefined || y === undefined ? [] : [{ x: [x], y: [y], name: name(job), mode: "markers", marker: { size: 12, color: colour(at) } }];
+      const [x, y] = [state.sx, state.sy].map((measure) => ends(job, measure)[1]);
+      return x === null || y === null ? [] : [{ x: [x], y: [y], name: name(job), mode: "markers", marker: { size: 12, color: colour(at) } }];
     });
-    await draw(scatter, traces, { xaxis: { title: { text: state.sx } }, yaxis: { title: { text: state.sy } } });
+    await draw(scatter, traces, { xaxis: { title: { text: `last ${state.sx}` } }, yaxis: { title: { text: `last ${state.sy}` } } });
   }
+
+  function ends(job, measure) { return found[job.id]?.measures[measure] || [null, null]; }
 
   function rows() {
-    return jobs.flatMap((job) => Object.entries(found[job.id].series).flatMap(([measure, one]) => one.step.map((step, at) => ({ job: job.id, measure, step, value: one.value[at], time: new Date(one.time[at] * 1000).toISOString() }))));
+    return jobs.flatMap((job) => {
+      const one = found[job.id].series[state.y];
+      const own = Object.fromEntries(differing.map((key) => [key, job.params[key]]));
+      return one ? one.step.map((step, at) => ({ job: job.id, ...own, measure: state.y, step, value: one.value[at], time: new Date(one.time[at] * 1000).toISOString() })) : [];
+    });
   }
 
-  function parameterTable() {
-    const different = differing(jobs);
-    const measures = names.filter((measure) => !/_s$|per_s/.test(measure)).slice(0, 40);
-    const line = (title, cells) => h("tr", {}, h("th", { scope: "row" }, title), cells.map((cell) => h("td", { class: "wrap" }, cell)));
-    return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), jobs.map((job) => h("th", { scope: "col" }, h("a", { href: to("job", job.id) }, job.id))))),
-      h("tbody", {}, line("status", jobs.map(({ status }) => status)), different.map((key) => line(key, jobs.map((job) => valueText(lookup(job, key))))),
-        measures.map((measure) => line(`last ${measure}`, jobs.map((job) => number(found[job.id].series[measure]?.value.findLast((value) => value !== null))))))));
+  /** A row for each job: what differs, and of each measure its last value and how far it has moved. */
+  function table() {
+    const shown = [...new Set([state.y, state.sx, state.sy, ...(names || []).filter((measure) => !TIMINGS.test(measure))])].filter(Boolean).slice(0, 40);
+    const columns = [["status", (job) => job.status], ...differing.map((key) => [key, (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
+    const value = (columns.find(([title]) => title === state.sort) || [])[1];
+    const turn = state.order === "desc" ? -1 : 1;
+    const missing = (one) => one === null || one === undefined;
+    const ordered = value ? [...jobs].sort((a, b) => missing(value(a)) - missing(value(b)) || turn * compared(value(a), value(b))) : jobs;
+    const head = ([title]) => h("th", { scope: "col", "aria-sort": title === state.sort ? (state.order === "desc" ? "descending" : "ascending") : null },
+      h("button", { type: "button", onclick: () => { state.order = state.sort === title && state.order === "desc" ? "asc" : "desc"; change("sort", title); remember({ order: state.order }); } }, title, title === state.sort && (state.order === "desc" ? " ↓" : " ↑")));
+    return h("div", { class: "scroll" }, h("table", { class: "last" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Job"), columns.map(head))),
+      h("tbody", {}, ordered.map((job) => h("tr", { "data-row": job.id }, h("th", { scope: "row" }, h("a", { href: to("job", job.id), class: "mono" }, job.id)),
+        h("td", {}, status(job.status), job.error && h("div", { class: "problem" }, job.error)),
+        differing.map((key) => h("td", { class: "wrap" }, valueText(job.params[key]))),
+        shown.map((measure) => h("td", { class: "number" }, moved(ends(job, measure)))))))));
   }
 
   function name(job) {
-    const parts = differing(jobs).filter((key) => !/file|meta$/.test(key)).slice(0, 3).map((key) => `${key.replace("meta.", "")}=${valueText(lookup(job, key))}`);
+    const parts = differing.filter((key) => !/file$/.test(key)).slice(0, 3).map((key) => `${key.replace("meta.", "")}=${valueText(job.params[key])}`);
     return parts.length ? parts.join(" ") : job.id;
   }
 }
 
-function lookup(job, key) {
-  return key.startsWith("meta.") ? job.values.meta?.[key.slice(5)] : job.values[key];
+/** The last value, and how far it is from the first one. */
+function moved([first, last]) {
+  if (last === null) return "–";
+  const by = last - first;
+  return by ? [number(last), h("span", { class: "faint" }, ` ${by > 0 ? "+" : "−"}${number(Math.abs(by))}`)] : number(last);
 }
 
-/** Parameters, and keys of `meta`, whose values are not the same in all jobs; those that only some
- * jobs have, and leave at their default, do not count. */
-function differing(jobs) {
-  const chosen = new Set(jobs.flatMap(({ params }) => params.filter(({ differs }) => differs).map(({ name }) => name)));
-  const everywhere = (key) => jobs.every(({ values }) => key in values);
-  const names = [...new Set(jobs.flatMap(({ values }) => Object.keys(values)))].filter((key) => key !== "meta" && (chosen.has(key) || everywhere(key)));
-  const keys = [...names, ...new Set(jobs.flatMap(({ values }) => Object.keys(values.meta || {}).map((key) => `meta.${key}`)))];
-  return keys.filter((key) => new Set(jobs.map((job) => JSON.stringify(lookup(job, key)))).size > 1);
+function compared(a, b) {
+  return typeof a === "number" && typeof b === "number" ? a - b : valueText(a).localeCompare(valueText(b));
+}
+
+/** Mean and, from lowest to highest, the band of the lines with one key. */
+function bands(lines, keyOf, title) {
+  const groups = new Map();
+  for (const line of lines) groups.set(keyOf(line), [...(groups.get(keyOf(line)) || []), line]);
+  return [...groups].flatMap(([key, members], at) => {
+    const steps = [...new Set(members.flatMap(({ x }) => x.map(Number)))].sort((a, b) => a - b);
+    const values = members.map((member) => interpolated(member, steps));
+    const columns = steps.map((_, i) => values.map((one) => one[i]).filter((value) => value !== null));
+    const of = (pick) => columns.map((column) => (column.length ? pick(column) : null));
+    const edge = { x: steps, mode: "lines", line: { width: 0 }, showlegend: false, hoverinfo: "skip" };
+    return [{ ...edge, y: of((column) => Math.min(...column)) },
+      { ...edge, y: of((column) => Math.max(...column)), fill: "tonexty", fillcolor: `${colour(at)}33` },
+      { x: steps, y: of((column) => column.reduce((sum, value) => sum + value, 0) / column.length), name: `${title}=${key} (${members.length})`, mode: "lines", line: { color: colour(at), width: 2.5 } }];
+  });
 }
 
 function interpolated({ x, y }, steps) {

@@ -1,15 +1,16 @@
 // Stored files: rows as they are read, what is learned in colour, lengths, what would be refused.
 
-import { fill, h, notice, size, when } from "./dom.js";
+import { fill, h, notice, number, size, when } from "./dom.js";
 import { file as filePath, get, post } from "./api.js";
 import { draw } from "./charts.js";
-import { to } from "./route.js";
+import { remember, to } from "./route.js";
 
 const DATASETS = new Set(["conversations", "preference", "preferences", "multiple_choice", "result"]);
+const LOSSES = ["sft", "sdft", "grpo", "dpo", "orpo"];
 const PAGE = 20;
 
-export async function show(view, { id, signal }) {
-  if (id) return one(view, id, signal);
+export async function show(view, { id, query, signal }) {
+  if (id) return one(view, id, query, signal);
   const purpose = h("select", { "aria-label": "Purpose" }, ["conversations", "preference", "multiple_choice"].map((name) => h("option", {}, name)));
   const table = h("tbody");
   view.append(h("h1", {}, "Data"), drop(), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["File", "Name", "Purpose", "Size", "Stored"].map((title) => h("th", { scope: "col" }, title)))), table)));
@@ -40,23 +41,44 @@ export async function show(view, { id, signal }) {
   }
 }
 
-async function one(view, id, signal) {
-  const rows = h("div"), facts = h("div"), chart = h("div", { class: "chart", role: "img", "aria-label": "histogram of lengths" });
+async function one(view, id, query, signal) {
+  const rows = h("div", { class: "answers" }), facts = h("div"), chart = h("div", { class: "chart", role: "img", "aria-label": "histogram of lengths" });
+  const known = await get("/api/jobs", { limit: 200 }, signal);
+  const names = h("datalist", { id: "readers" }, [...known.rows.filter(({ loss }) => loss).map((row) => h("option", { value: row.id }, row.model)), ...known.models.map((name) => h("option", { value: name }))]);
+  const reader = h("input", { value: query.job || query.model || "", list: "readers", size: 36, "aria-label": "Read as", placeholder: "a job, or a model" });
+  const loss = h("select", { "aria-label": "Loss" }, ["", ...LOSSES].map((name) => h("option", { value: name, selected: name === query.loss }, name || "usual loss")));
+  const isJob = (name) => /^\w+job-/.test(name);
+  const reading = () => (reader.value ? { [isJob(reader.value) ? "job" : "model"]: reader.value, ...(isJob(reader.value) ? {} : { loss: loss.value }) } : {});
   let offset = 0;
-  view.append(h("h1", { class: "mono" }, id), h("div", { class: "bar" }, h("a", { href: `${filePath(id)}/content`, download: true }, "Download"), h("a", { href: to("new", "", { training_file: id }) }, "Train on it")), facts, chart, rows);
-  await page();
-  const summary = await get(`${filePath(id)}/summary`, {}, signal);
-  const problems = summary.problems;
-  fill(facts, h("p", {}, `${summary.rows.toLocaleString("en")} rows. Marked text is what a model learns; the rest is what it reads.`),
-    problems.length ? h("details", { open: true }, h("summary", { class: "problem" }, "Rows that would be refused"), h("pre", { class: "problem" }, problems.join("\n"))) : null);
-  const { edges, counts } = summary.characters;
-  await draw(chart, [{ type: "bar", x: counts.map((_, at) => (edges[at] + edges[at + 1]) / 2), y: counts, name: "rows" }], { showlegend: false, bargap: 0.05, xaxis: { title: { text: "characters of a row" } }, yaxis: { title: { text: "rows" } } });
+  const read = (event) => {
+    event?.preventDefault();
+    loss.disabled = isJob(reader.value);
+    remember({ job: "", model: "", loss: "", ...reading() });
+    return Promise.all([page(), summary()]).catch((error) => notice(error.message, true));
+  };
+  view.append(h("h1", { class: "mono" }, id), h("div", { class: "bar" }, h("a", { href: `${filePath(id)}/content`, download: true }, "Download"), h("a", { href: to("new", "", { training_file: id }) }, "Train on it")),
+    names, h("form", { class: "bar", onsubmit: read }, h("label", {}, "Read as ", reader), h("label", {}, "with ", loss), h("button", {}, "Render")), facts, chart, rows);
+  await read();
+
+  async function summary() {
+    const found = await get(`${filePath(id)}/summary`, reading(), signal);
+    fill(facts, h("p", {}, `${found.rows.toLocaleString("en")} rows. `, h("span", { class: "key learned" }, "learned"), " ", reader.value && [h("span", { class: "key weighted" }, "weighted"), " ", h("span", { class: "key unlearned" }, "unlearned"), " "], "The rest is read."),
+      found.problems.length ? h("details", { open: true }, h("summary", { class: "problem" }, "Rows that would be refused"), h("pre", { class: "problem" }, found.problems.join("\n"))) : null);
+    const { edges, counts } = found.lengths;
+    await draw(chart, [{ type: "bar", x: counts.map((_, at) => (edges[at] + edges[at + 1]) / 2), y: counts, name: "rows" }], { showlegend: false, bargap: 0.05, xaxis: { title: { text: `${found.unit} of a row` } }, yaxis: { title: { text: "rows" } } });
+  }
 
   async function page() {
-    const found = await get(`${filePath(id)}/rows`, { offset, limit: PAGE }, signal);
+    const found = await get(`${filePath(id)}/rows`, { offset, limit: PAGE, ...reading() }, signal);
     const move = (by) => { offset = Math.max(offset + by, 0); page().catch((error) => notice(error.message, true)); };
     fill(rows, h("div", { class: "bar" }, h("button", { type: "button", disabled: offset === 0, onclick: () => move(-PAGE) }, "Earlier"), h("button", { type: "button", disabled: !found.more, onclick: () => move(PAGE) }, "Later"), h("span", { class: "faint" }, `from row ${offset + 1}`)),
-      found.rows.map((row) => h("section", { class: "panel" }, h("h3", {}, `line ${row.line}`), row.parts.map((part) => h("div", { class: part.learned ? "part learned" : "part" }, h("span", { class: "role" }, part.role), part.text)),
-        Object.keys(row.other).length > 0 && h("pre", {}, JSON.stringify(row.other, null, 1)))));
+      found.rows.map((row) => h("section", { class: "panel" }, h("h3", {}, `line ${row.line}`), row.problem && h("p", { class: "problem" }, row.problem), (row.texts || []).map(rendered),
+        (row.parts || []).map((part) => h("div", { class: part.learned ? "part learned" : "part" }, h("span", { class: "role" }, part.role), part.text)),
+        Object.keys(row.other || {}).length > 0 && h("pre", {}, JSON.stringify(row.other, null, 1)))));
   }
+}
+
+function rendered({ title, stretches }) {
+  return h("div", { class: "part" }, title && h("span", { class: "role" }, title), stretches.map(([text, weight]) => (weight === null ? text
+    : h("span", { class: weight === 1 ? "learned" : weight < 0 ? "unlearned" : "weighted", title: `weight ${number(weight)}` }, text))));
 }

@@ -2,16 +2,17 @@
 
 import { ask, copy, duration, fill, h, notice, number, size, status, valueText, when } from "./dom.js";
 import { file as filePath, get, job as jobPath, post } from "./api.js";
-import { colour, draw } from "./charts.js";
+import { colour, draw, library } from "./charts.js";
 import { logView } from "./log.js";
 import { answersView } from "./samples.js";
 import { to } from "./route.js";
 
 // Panels that matter first; what is left follows by name. Timings and constants come last.
-const FIRST = [/^loss$|^eval\/loss$/, /reward/, /divergence|kl/, /accuracy/, /agreement|entropy/, /completion|eos|truncated/];
+const FIRST = [/^loss$/, /reward/, /divergence|kl/, /accuracy/, /agreement|entropy/, /completion|eos|truncated/];
 const LAST = [/_s$|per_s$|per_second|runtime/, /learning_rate|epoch|grad_norm/];
 
 export async function show(view, { id, query, signal }) {
+  library();
   let job = await get(jobPath(id), {}, signal);
   const head = h("div"), facts = h("div"), charts = h("div", { class: "panels" }), waiting = h("p", { class: "faint" }), constants = h("p", { class: "faint" });
   const params = h("div"), files = h("div"), answers = h("div"), log = h("div");
@@ -29,7 +30,7 @@ export async function show(view, { id, query, signal }) {
       Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
       Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
       Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
-      Worker: job.worker, "Cloud type": job.cloud, Command: h("code", {}, job.script),
+      Worker: job.worker, "Cloud type": job.cloud, Cost: job.usd === null ? null : `$${job.usd.toFixed(2)}`, Command: h("code", {}, job.script),
       Error: job.status === "failed" && last?.error ? h("span", { class: "problem" }, last.error) : null,
     };
     fill(facts, h("dl", { class: "facts" }, Object.entries(shown).filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
@@ -72,14 +73,19 @@ export async function show(view, { id, query, signal }) {
   }
 
   async function measure() {
+    let known = "";
     while (!signal.aborted) {
-      const found = (await get("/api/series", { jobs: id, points: 500 }, signal))[id];
-      await paint(found.series);
-      waiting.textContent = found.complete ? (Object.keys(found.series).length ? "" : "Nothing was measured yet.") : "Reading a long history…";
+      const found = (await get("/api/series", { jobs: id, points: 200, known }, signal))[id];
+      if (!found.unchanged) {
+        known = found.version;
+        await paint(found.series);
+        const some = Object.keys(found.series).length > 0;
+        waiting.textContent = found.complete ? (some ? "" : "Nothing was measured yet.") : "Reading a long history…";
+      } else if (found.complete && waiting.textContent.startsWith("Reading")) waiting.textContent = "";
       if (!found.complete) continue;
       if (job.status !== "in_progress" && job.status !== "pending") return;
       await pause(2000);
-      await refresh();
+      if (!document.hidden) await refresh();
     }
   }
 
@@ -105,18 +111,19 @@ export async function show(view, { id, query, signal }) {
   }
 
   async function said() {
-    const found = await get(`${jobPath(id)}/answers`, {}, signal);
-    fill(answers, gateView(found.gate), answersView(found.groups));
+    const gate = h("div"), place = h("div");
+    fill(answers, gate, place);
+    await Promise.all([gateView(gate, id, signal), answersView(place, id, signal)]);
   }
 
   const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
 }
 
-/** Names of measures by panel: train and eval of one measure stand together. */
+/** Names of measures by panel: train and eval of one measure, and all sets of one, stand together. */
 export function panels(names) {
   const groups = new Map();
   for (const name of names) {
-    const title = name.replace(/^eval\//, "").replace(/^(eval_)/, "");
+    const title = name.replace(/^eval_/, "").replace(/\[.*\]$/, "");
     groups.set(title, [...(groups.get(title) || []), name]);
   }
   const rank = (title) => {
@@ -127,13 +134,21 @@ export function panels(names) {
   return [...groups].sort(([a], [b]) => rank(a) - rank(b) || a.localeCompare(b));
 }
 
-function gateView(gate) {
-  if (!gate) return null;
-  const numbers = Object.entries(gate).filter(([key, value]) => typeof value === "number" && key !== "step");
-  const examples = Array.isArray(gate.examples) ? gate.examples : [];
-  return h("section", { class: "panel" }, h("h3", {}, "What the demonstrations do for the teacher"),
-    h("dl", { class: "facts" }, numbers.map(([key, value]) => [h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, number(value))])),
-    examples.length > 0 && h("details", {}, h("summary", {}, `${examples.length} examples`), examples.map((example) => h("div", { class: "answer" }, Object.entries(example).map(([key, value]) => h("p", {}, h("strong", {}, `${key}: `), valueText(value)))))));
+/** What the demonstrations do for the teacher, each time it was looked at. */
+async function gateView(place, id, signal) {
+  const gates = await get(`${jobPath(id)}/gates`, {}, signal);
+  if (!gates.length) return;
+  const body = h("div"), label = h("output");
+  const slide = h("input", { type: "range", min: 0, max: gates.length - 1, value: gates.length - 1, "aria-label": "Look at the teacher", oninput: () => render() });
+  function render() {
+    const { examples = [], type, step, ...rest } = gates[Number(slide.value)];
+    label.textContent = `step ${step ?? 0}`;
+    const figures = Object.entries(rest).filter(([, value]) => typeof value !== "object");
+    fill(body, h("dl", { class: "facts" }, figures.map(([key, value]) => [h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, number(value))])),
+      examples.length > 0 && h("details", {}, h("summary", {}, `${examples.length} examples`), examples.map((example) => h("div", { class: "answer" }, Object.entries(example).map(([key, value]) => h("div", { class: "part" }, h("span", { class: "role" }, key.replaceAll("_", " ")), valueText(value)))))));
+  }
+  render();
+  fill(place, h("section", { class: "panel" }, h("h3", {}, "What the demonstrations do for the teacher"), gates.length > 1 && h("div", { class: "bar" }, slide, label), body));
 }
 
 function again(job) {

@@ -1,8 +1,9 @@
 // The table of jobs: live, filtered on the server, with a line of each row's loss.
 
-import { afterTyping, ago, ask, duration, fill, h, notice, number, status, svg, when } from "./dom.js";
+import { afterTyping, ago, ask, fill, h, notice, number, status, svg, when } from "./dom.js";
 import { get, job as jobPath, post } from "./api.js";
-import { current, remember, to } from "./route.js";
+import { library } from "./charts.js";
+import { remember, to } from "./route.js";
 
 const COLUMNS = {
   status: { title: "Status", sort: "status", cell: (row) => status(row.status) },
@@ -11,6 +12,7 @@ const COLUMNS = {
   model: { title: "Model", sort: "model", cell: (row) => row.model },
   rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : number(row.learning_rate)) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
+  last: { title: "Last", cell: (row) => h("span", { class: row.status === "failed" ? "problem" : "" }, row.last) },
   meta: { title: "Tags", cell: (row) => Object.entries(row.meta).map(([key, value]) => `${key}=${value}`).join(" ") },
   worker: { title: "Worker", cell: (row) => row.worker },
   cloud: { title: "Cloud", cell: (row) => row.cloud || "" },
@@ -18,9 +20,10 @@ const COLUMNS = {
   created: { title: "Created", sort: "created", cell: (row) => when(row.created) },
   updated: { title: "Changed", sort: "updated", cell: (row) => when(row.updated) },
 };
-const USUAL = ["status", "id", "loss", "model", "rate", "curve", "meta", "updated"];
+const USUAL = ["status", "id", "loss", "model", "rate", "curve", "last", "meta", "updated"];
 const NARROW = new Set(["status", "id", "curve"]);
 const STATUSES = ["pending", "in_progress", "completed", "failed", "canceled"];
+const VERBS = { cancel: "Cancel the job", restart: "Restart the job" };
 const PAGE = 100;
 
 export async function show(view, { query, signal }) {
@@ -87,14 +90,12 @@ export async function show(view, { query, signal }) {
     if (row.status === "pending" || row.status === "in_progress") {
       return h("button", { type: "button", class: "danger", onclick: () => act(row, "cancel", `Cancel ${row.id}?`) }, "Cancel");
     }
-    if (row.status === "failed" || row.status === "canceled") {
-      return h("button", { type: "button", onclick: () => act(row, "restart", `Queue ${row.id} again? It goes on from its last checkpoint.`) }, "Restart");
-    }
-    return h("a", { href: to("new", "", { from: row.id }) }, "Again");
+    const restart = row.status !== "completed" && h("button", { type: "button", onclick: () => act(row, "restart", `Queue ${row.id} again? It goes on from its last checkpoint.`) }, "Restart");
+    return restart || h("a", { href: to("new", "", { from: row.id }) }, "Again");
   }
 
   async function act(row, verb, question) {
-    if (!await ask(question, verb === "cancel" ? "Cancel the job" : "Restart the job")) return;
+    if (!await ask(question, VERBS[verb])) return;
     try { await post(`${jobPath(row.id)}/${verb}`); await load(); } catch (error) { notice(error.message, true); }
   }
 
@@ -131,6 +132,8 @@ export async function show(view, { query, signal }) {
   }
 
   const { as_of: since } = await load();
+  // What most people look at next is a chart.
+  requestIdleCallback?.(() => library().catch(() => {}));
   const events = new EventSource(`/api/jobs/stream?since=${encodeURIComponent(since)}`);
   signal.addEventListener("abort", () => events.close());
   events.addEventListener("message", (event) => {

@@ -1,4 +1,5 @@
 // A run's log: a window on it, however long it is; follows what comes, and searches on the server.
+// Each piece is an element of its own, so that what comes is laid out without what stands there.
 
 import { fill, h, notice, size } from "./dom.js";
 import { get } from "./api.js";
@@ -18,11 +19,19 @@ export function logView(runs, first, signal) {
   async function open(offset = -WINDOW) {
     const piece = await get(`/api/runs/${run}/log`, { offset, limit: WINDOW }, signal);
     [from, to, total] = [piece.offset, piece.next, piece.size];
-    text.textContent = piece.text;
+    fill(text);
+    append(piece.text);
     if (offset < 0) text.scrollTop = text.scrollHeight;
     else { text.scrollTop = 0; follow.checked = false; }
     label();
     return piece;
+  }
+
+  function append(added) {
+    const last = text.lastChild;
+    const cut = last && !last.textContent.endsWith("\n") ? added.indexOf("\n") + 1 || added.length : 0;
+    if (cut) last.append(added.slice(0, cut));
+    if (added.length > cut) text.append(h("div", {}, added.slice(cut)));
   }
 
   async function more() {
@@ -31,11 +40,12 @@ export function logView(runs, first, signal) {
     try {
       const piece = await get(`/api/runs/${run}/log`, { offset: to, limit: WINDOW }, signal);
       total = piece.size;
+      // What scrolled far out of sight is let go; so is what comes faster than anybody reads.
+      if (piece.next - from > KEPT || total - piece.next > WINDOW) return await open();
       if (piece.text) {
-        text.append(piece.text);
+        append(piece.text);
         to = piece.next;
-        if (to - from > KEPT) await open();   // what scrolled far out of sight is let go
-        else if (follow.checked) text.scrollTop = text.scrollHeight;
+        text.scrollTop = text.scrollHeight;
       }
       label();
       return piece;
@@ -45,15 +55,24 @@ export function logView(runs, first, signal) {
   function label() { place.textContent = `${size(from)} to ${size(to)} of ${size(total)}`; }
 
   async function find(event) {
-    event.preventDefault();
-    if (!search.value) { fill(results); return; }
-    const found = await get(`/api/runs/${run}/log/search`, { text: search.value }, signal).catch((error) => { notice(error.message, true); return []; });
-    fill(results, found.length ? h("ul", { class: "mono" }, found.map(({ offset, line }) => h("li", {}, h("button", { type: "button", class: "quiet", onclick: () => open(offset) }, line || " ")))) : h("p", { class: "faint" }, "Nothing found."));
+    event?.preventDefault();
+    fill(results);
+    if (search.value) await matches(0);
+  }
+
+  async function matches(after) {
+    const wanted = search.value;
+    const found = await get(`/api/runs/${run}/log/search`, { text: wanted, after }, signal).catch((error) => { notice(error.message, true); return { lines: [] }; });
+    if (wanted !== search.value) return;
+    if (!found.lines.length && !after) { fill(results, h("p", { class: "faint" }, "Nothing found.")); return; }
+    results.querySelector(".more")?.remove();
+    results.append(h("ul", { class: "mono found" }, found.lines.map(({ offset, line }) => h("li", {}, h("button", { type: "button", class: "quiet", onclick: () => open(offset) }, line || " ")))),
+      found.more ? h("button", { type: "button", class: "more", onclick: () => matches(found.lines.at(-1).offset + 1) }, "More") : "");
   }
 
   async function live() {
     let piece = await open();
-    while (!signal.aborted && !piece?.ended) {
+    while (!signal.aborted && !(piece?.ended && piece.next >= piece.size)) {
       await new Promise((resolve) => { setTimeout(resolve, 1000); });
       if (follow.checked && !document.hidden) piece = (await more()) || piece;
     }

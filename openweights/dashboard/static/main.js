@@ -4,7 +4,7 @@ import { fill, h, notice } from "./dom.js";
 import { get, post, Refused } from "./api.js";
 import { current } from "./route.js";
 
-const VIEWS = { jobs: "jobs.js", job: "job.js", compare: "compare.js", samples: "samples.js", data: "data.js", new: "new.js", chat: "chat.js", workers: "workers.js" };
+const VIEWS = { jobs: "jobs.js", job: "job.js", compare: "compare.js", samples: "samples.js", data: "data.js", new: "new.js", chat: "chat.js", cluster: "cluster.js" };
 const view = document.getElementById("view");
 let leave = () => {};
 

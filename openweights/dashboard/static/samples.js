@@ -13,43 +13,46 @@ export async function show(view, { query, signal }) {
   const body = h("div"), tokens = h("div");
   view.append(h("h1", {}, "Samples"), h("form", { class: "bar", onsubmit: open }, h("label", {}, "Jobs ", ids), h("button", { class: "main" }, "Show")), body, tokens);
   if (!jobs.length) { fill(body, h("p", { class: "empty" }, "Name jobs, or choose “Samples” on a job's page.")); return; }
-  const columns = [];
-  for (const id of jobs) {
-    const { groups } = await get(`${jobPath(id)}/answers`, {}, signal);
-    for (const group of groups) columns.push({ ...group, job: id });
-  }
+  const steps = await Promise.all(jobs.map((id) => get(`${jobPath(id)}/answers`, {}, signal)));
+  const columns = jobs.flatMap((job, at) => steps[at].map((one) => ({ ...one, job })));
   if (!columns.length) fill(body, h("p", { class: "empty" }, "These jobs have logged no answers. SDFT and GRPO log some by themselves; sampling_callbacks adds your own prompts."));
-  else table(body, columns, query);
+  else await table(body, columns, query, signal);
   for (const id of jobs) await tokenView(tokens, id, signal);
 }
 
-function table(place, columns, query) {
+/** The rows of a column, asked for once. */
+async function rowsOf(column, signal) {
+  column.rows ??= await get(`${jobPath(column.job)}/answers/${column.event}`, {}, signal);
+  return column.rows;
+}
+
+async function table(place, columns, query, signal) {
   const sources = [...new Set(columns.map(({ source }) => source))];
   const source = h("select", { "aria-label": "Prompts" }, sources.map((name) => h("option", { value: name, selected: name === query.source }, name)));
   const grid = h("div");
   const boxes = h("div", { class: "chips", role: "group", "aria-label": "Columns" });
-  let chosen = new Set();
   const label = ({ job, step }) => `${job} · step ${step}`;
+  let own = [], chosen = new Set();
 
-  function sourceChanged() {
-    const own = columns.filter((column) => column.source === source.value);
-    const wanted = new Set((query.columns || "").split("|").filter(Boolean));
+  async function sourceChanged(wanted = new Set()) {
+    own = columns.filter((column) => column.source === source.value);
     chosen = new Set(own.filter((column) => wanted.has(label(column))));
     if (!chosen.size) chosen = new Set([own[0], own.at(-1)]);
-    render();
+    await render();
   }
 
-  function render() {
-    const own = columns.filter((column) => column.source === source.value);
+  async function render() {
+    const shown = own.filter((column) => chosen.has(column));
     fill(boxes, own.map((column) => h("button", { type: "button", class: "chip", "aria-pressed": String(chosen.has(column)), onclick: () => {
       if (chosen.has(column)) chosen.delete(column); else chosen.add(column);
-      render();
+      render().catch((error) => notice(error.message, true));
     } }, label(column))));
-    const shown = own.filter((column) => chosen.has(column));
     remember({ source: source.value, columns: shown.map(label).join("|") });
+    await Promise.all(shown.map((column) => rowsOf(column, signal)));
     const prompts = [...new Set(shown.flatMap(({ rows }) => rows.map(({ prompt }) => prompt)))].slice(0, SHOWN);
+    const across = `grid-template-columns:repeat(${Math.min(shown.length, innerWidth < 700 ? 1 : 4)},minmax(0,1fr))`;
     fill(grid, prompts.map((prompt) => h("section", { class: "panel" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), prompt),
-      h("div", { class: "sides", style: `grid-template-columns:repeat(${Math.min(shown.length, innerWidth < 700 ? 1 : 4)},minmax(0,1fr))` }, sides(prompt, shown)))));
+      h("div", { class: "sides", style: across }, sides(prompt, shown)))));
   }
 
   function sides(prompt, shown) {
@@ -59,13 +62,13 @@ function table(place, columns, query) {
       if (!row) return h("div", { class: "answer faint" }, h("span", { class: "role" }, label(column)), "–");
       const said = first === null ? [row.completion] : differences(first, row.completion);
       first ??= row.completion;
-      return h("div", { class: "answer" }, h("div", { class: "faint" }, label(column), row.rewards ? ` · ${Object.entries(row.rewards).map(([name, value]) => `${name} ${number(value)}`).join(", ")}` : "", row.ended === false ? " · cut off" : ""), said);
+      return h("div", { class: "answer" }, h("div", { class: "faint" }, label(column), row.ended === false ? " · cut off" : ""), said, rewards(row));
     });
   }
 
-  source.addEventListener("change", () => { query = {}; sourceChanged(); });
+  source.addEventListener("change", () => sourceChanged().catch((error) => notice(error.message, true)));
   place.append(h("div", { class: "bar" }, h("label", {}, "Prompts ", source)), boxes, grid);
-  sourceChanged();
+  await sourceChanged(new Set((query.columns || "").split("|").filter(Boolean)));
 }
 
 /** Words of `to` that `from` lacks are marked, and those of `from` that are gone. */
@@ -85,47 +88,64 @@ export function differences(from, to) {
   return pieces;
 }
 
+function rewards(row) {
+  if (!row.rewards) return null;
+  return h("div", { class: "rewards" }, Object.entries(row.rewards).map(([name, value]) => h("span", { class: "chip" }, `${name} ${number(value)}`)));
+}
+
 /** The answers of one job, step by step. */
-export function answersView(groups) {
-  if (!groups.length) return h("p", { class: "faint" }, "No answers were logged.");
-  const place = h("div", { class: "answers" });
-  const label = h("output");
-  const slide = h("input", { type: "range", min: 0, max: groups.length - 1, value: groups.length - 1, "aria-label": "Step", oninput: () => render() });
-  function render() {
-    const group = groups[Number(slide.value)];
-    label.textContent = `${group.source}, step ${group.step}`;
-    fill(place, group.rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), row.prompt),
+export async function answersView(place, id, signal) {
+  const steps = await get(`${jobPath(id)}/answers`, {}, signal);
+  if (!steps.length) { fill(place, h("p", { class: "faint" }, "No answers were logged.")); return; }
+  const columns = steps.map((one) => ({ ...one, job: id }));
+  const answers = h("div", { class: "answers" }), label = h("output");
+  const slide = h("input", { type: "range", min: 0, max: columns.length - 1, value: columns.length - 1, "aria-label": "Step", oninput: () => render().catch((error) => notice(error.message, true)) });
+  async function render() {
+    const column = columns[Number(slide.value)];
+    label.textContent = `${column.source}, step ${column.step}`;
+    const rows = await rowsOf(column, signal);
+    if (column !== columns[Number(slide.value)]) return;
+    fill(answers, rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), row.prompt),
       h("div", { class: "part learned" }, h("span", { class: "role" }, row.ended === false ? "completion, cut off" : "completion"), row.completion),
-      row.reference && h("div", { class: "part" }, h("span", { class: "role" }, "reference"), row.reference),
-      row.rewards && h("p", { class: "faint" }, Object.entries(row.rewards).map(([name, value]) => `${name} ${number(value)}`).join(" · ")))));
+      row.reference && h("div", { class: "part" }, h("span", { class: "role" }, "reference"), row.reference), rewards(row))));
   }
-  render();
-  return h("div", {}, groups.length > 1 && h("div", { class: "bar" }, slide, label), place);
+  fill(place, columns.length > 1 && h("div", { class: "bar" }, slide, label), answers);
+  await render();
 }
 
 async function tokenView(place, id, signal) {
   const steps = await get(`${jobPath(id)}/tokens`, {}, signal);
-  const tags = [...new Set(steps.map(({ tag }) => tag))];
-  for (const tag of tags) {
+  for (const tag of new Set(steps.map((one) => one.tag))) {
     const own = steps.filter((one) => one.tag === tag);
-    const rows = h("div"), label = h("output");
+    const rows = h("div", { class: "answers" }), label = h("output");
     const slide = h("input", { type: "range", min: 0, max: own.length - 1, value: own.length - 1, "aria-label": `step of ${tag}`, oninput: () => load().catch((error) => notice(error.message, true)) });
     const load = async () => {
       const chosen = own[Number(slide.value)];
       label.textContent = `step ${chosen.step}`;
       const found = await get(`${jobPath(id)}/tokens/${chosen.event}`, {}, signal);
-      fill(rows, found.slice(0, SHOWN).map(({ title, pieces }) => h("div", { class: "answer" }, title && h("span", { class: "faint" }, title), pieces.map(token))));
+      fill(rows, found.slice(0, SHOWN).map((pieces) => h("div", { class: "answer" }, pieces.map(piece))));
     };
-    place.append(h("h2", {}, `Log-probabilities of ${tag}, ${id}`), h("div", { class: "bar" }, slide, label), rows);
+    place.append(h("h2", {}, `Log-probabilities of ${tag}, ${id}`), h("div", { class: "bar" }, slide, label, scale()), rows);
     await load();
   }
 }
+
+function piece(one) {
+  if (!one.block) return token(one);
+  const { tag, weight } = one.block;
+  const said = [tag, weight === undefined ? null : `weight ${number(weight)}`].filter(Boolean).join(", ");
+  return said ? h("span", { class: "blockmark" }, said) : null;
+}
+
+const shade = (logprob) => (0.75 * Math.min(-logprob / 7, 1)).toFixed(2);
 
 /** A token, redder the less likely it was; -7 (0.1 %) and below is the reddest. */
 function token({ text, logprob, answer }) {
   const shown = text.replaceAll("Ġ", " ").replaceAll("Ċ", "\n").replaceAll("▁", " ");
   if (logprob === null) return h("span", { class: "faint" }, shown);
-  const share = Math.min(-logprob / 7, 1);
-  return h("span", { class: "token", title: `${logprob.toFixed(3)} (${(100 * Math.exp(logprob)).toPrecision(3)} %)`, style: `background:rgba(214,60,50,${(0.75 * share).toFixed(2)});${answer ? "" : "opacity:.6"}` }, shown);
+  return h("span", { class: answer ? "token" : "token read", title: `${logprob.toFixed(3)} (${(100 * Math.exp(logprob)).toPrecision(3)} %)`, style: `background:rgba(214,60,50,${shade(logprob)})` }, shown);
 }
 
+function scale() {
+  return h("span", { class: "faint" }, [1, 0.1, 0.01, 0.001].map((share) => h("span", { class: "token key", style: `background:rgba(214,60,50,${shade(Math.log(share))})` }, `${share * 100} %`)));
+}

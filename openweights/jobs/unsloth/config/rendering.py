@@ -202,8 +202,9 @@ def check_rendering(
     config: TrainingFields,
     tokenizer: PreTrainedTokenizerBase,
     ref: DatasetRef,
+    most: int = CHECKED_ROWS,
 ) -> None:
-    """See on the first rows of a file that the chat template writes what they say.
+    """See on the first `most` rows of a file that the chat template writes what they say.
 
     The worker looks at all of them; what a template does to every row is found before that.
 
@@ -213,7 +214,7 @@ def check_rendering(
     """
     problems, count = Problems(ref.name), 0
     ends = [str(end) for end in (tokenizer.eos_token, end_of_turn(tokenizer)) if end]
-    for line, row in islice(rows, CHECKED_ROWS):
+    for line, row in islice(rows, most):
         count += 1
         try:
             _render(row, config, tokenizer, ref.field, ends)
