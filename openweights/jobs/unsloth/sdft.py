@@ -415,7 +415,7 @@ def _follow(
     """Measure while it trains what the loss does not say."""
     steps, tokenizer = config.sdft_gate_steps, trainer.processing_class
     trainer.add_callback(GateFollower(gate, trainer.teacher, showing, log_event, steps))
-    if active_adapter(trainer.model) is not None:
+    if active_adapter(trainer.model) is not None and config.kl_to_base_steps is None:
         trainer.add_callback(DistanceToBase(trainer.engine, tokenizer, log_event, steps))
 
 

@@ -209,6 +209,13 @@ def _trackers(
     from openweights.models.tokens import eos_token_ids
 
     trackers: list[TrainerCallback] = []
+    if config.kl_to_base_steps is not None:
+        from openweights.generation.choose import generation_engine
+        from openweights.jobs.unsloth.distillation.following import DistanceToBase
+
+        answering = generation_engine("auto", model, tokenizer)
+        schedule = config.kl_to_base_steps
+        trackers.append(DistanceToBase(answering, tokenizer, reporter.log, schedule))
     for ref, rows in data.items():
         match ref.field, ref.key:
             case "sampling_callbacks", int(index):

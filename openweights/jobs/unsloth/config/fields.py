@@ -197,6 +197,9 @@ class TrainingFields(BaseModel):
             followed: before training, every `eval_every_n_steps`, and at the end.
         eval_every_n_steps: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …
         sampling_callbacks: Answers to the prompts of datasets, sampled while the model trains.
+        kl_to_base_steps: How far the model has moved where nothing was to change, the KL to the
+            base on everyday prompts: before training, every so many steps, or "log", and at the
+            end. None leaves it out; sdft with its gate measures as often as that.
         mcq_callbacks: Questions with several answers, asked while the model trains.
         report_to: "wandb" or "tensorboard", where the package is installed.
         eval_batch_size: Rows in one forward when something is measured.
@@ -219,7 +222,7 @@ class TrainingFields(BaseModel):
             grpo_reward_function; None for the overlap with the demonstration (ROUGE-L).
         sdft_gate_rows: How many prompts are answered.
         sdft_gate_steps: While the model trains, the same again every so many steps, or "log", as in
-            `eval_every_n_steps`, and at the end; with KL to the base on everyday prompts.
+            `eval_every_n_steps`, and at the end.
         sdft_max_new_tokens: Longest completion of the student.
         sdft_temperature, sdft_top_p: How the student's completions are drawn.
         sdft_divergence: KL(student || teacher), KL(teacher || student), or Jensen-Shannon.
@@ -304,6 +307,7 @@ class TrainingFields(BaseModel):
     packing: bool = True
     logp_callback_datasets: dict[str, str] = Field(default_factory=dict)
     eval_every_n_steps: StepSchedule = 5000
+    kl_to_base_steps: StepSchedule | None = None
     sampling_callbacks: list[SamplingCallback] | None = None
     mcq_callbacks: list[MultipleChoiceCallback] | None = None
     report_to: list[Literal["wandb", "tensorboard"]] = Field(default_factory=list)

@@ -90,6 +90,7 @@ def tracking(folder: Path) -> dict[str, Any]:
     return {
         "logp_callback_datasets": {"talk": talk, "a/b": write(folder / "tagged.jsonl", TAGGED)},
         "eval_every_n_steps": 2,
+        "kl_to_base_steps": 2,
         "sampling_callbacks": [{"dataset": talk, "eval_steps": "log", "max_tokens": 4}],
         "mcq_callbacks": [{"dataset": write(folder / "asked.jsonl", ASKED), "eval_steps": 3}],
         "report_to": ["tensorboard"],
@@ -162,6 +163,9 @@ def test_with_every_loss(
     assert len(losses) == 3 and all(map(math.isfinite, losses))
     check_log_probs(events)
     assert [e["step"] for e in of(events, "samples", "samples")] == [0, 1, 2, 3]
+    everyday = [e for e in events if e.get("tag") == "everyday"]
+    assert [e["step"] for e in everyday] == [0, 2, 3]
+    assert abs(everyday[0]["kl_to_base"]) < 1e-6 < everyday[2]["kl_to_base"]
     asked = of(events, "multiple_choice", "multiple_choice")
     assert [e["step"] for e in asked] == [0, 3] and asked[0]["questions"] == 1
     assert asked[0]["probability"] == rows_at(asked[0])[0]["probabilities"][0]
