@@ -26,6 +26,7 @@ results (no type)    the worker, for files in `uploads/`  `job.download`, `ow sh
 `BlockwiseLogProbs`  the same, for messages with blocks   people, `job.download`
 `BlockLogProbs`      the same, for each tagged block      people
 `MultipleChoice`     multiple-choice tracking and jobs    people, `job.download`
+`Evaluation`         evaluations, one a model and suite   `ow eval`, people
 ===================  ===================================  ==========================================
 
 Metrics are `{step, tag?, <name>: number, …}`, results `{path, file}`.
@@ -334,3 +335,28 @@ class MultipleChoice(TypedEvent):
     accuracy: float
     probability: float
     questions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation(TypedEvent):
+    """What a model has scored in one evaluation.
+
+    Attributes:
+        model: As it was named; a job that had not completed with its checkpoint.
+        task: `humaneval`, or what else the suite names.
+        score: Mean over the problems, from 0 to 1; `low` and `high` end its 95 % interval.
+        problems: How many there were.
+        unscored: So many more could not be scored; None for none.
+        difference: To the first model's score on the same problems, and the 95 % interval of that.
+    """
+
+    type: ClassVar[str] = "evaluation"
+
+    model: str
+    task: str
+    score: float
+    low: float
+    high: float
+    problems: int
+    unscored: int | None = None
+    difference: Sequence[float] | None = None

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fields": ("jobs.fields:fields", "List the fields of fine-tuning jobs, or explain one."),
     "infer": ("models.infer:infer", "Answer a file of prompts with a model."),
     "sample": ("models.infer:sample", "Show a fine-tuned model's answers, before and after."),
+    "eval": ("models.evaluate:evaluate", "Score models on problems, side by side."),
     "chat": ("models.chat:chat", "Talk to a model in the terminal."),
     "serve-model": ("models.chat:serve_model", "Serve models to OpenAI clients."),
     "worker": ("worker:worker", "Run a worker here, in the foreground."),

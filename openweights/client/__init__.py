@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
     from openweights.client.serving.chat import Chat, Deployments
     from openweights.jobs.api import Api
+    from openweights.jobs.evaluate import Evaluate
     from openweights.jobs.exec import Exec
     from openweights.jobs.inference import Inference
     from openweights.jobs.logprob import LogProb
@@ -82,6 +83,7 @@ class OpenWeights:
         multiple_choice: MultipleChoice
         inference: Inference
         api: Api
+        evaluate: Evaluate
         exec: Exec
 
     def __init__(

@@ -45,6 +45,7 @@ _BUILT_IN = {
     "multiple_choice": "openweights.jobs.multiple_choice:MultipleChoice",
     "inference": "openweights.jobs.inference:Inference",
     "api": "openweights.jobs.api:Api",
+    "evaluate": "openweights.jobs.evaluate:Evaluate",
     "exec": "openweights.jobs.exec:Exec",
 }
 _REGISTERED: dict[str, type[Jobs]] = {}

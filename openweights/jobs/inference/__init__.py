@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PURPOSE = "conversations"
 OPENAI_KEY = "OPENAI_API_KEY"
-_CACHE_GB = 10  # for the keys and values of many rows at a time
+CACHE_GB = 10  # for the keys and values of many rows at a time
 
 
 class Inference(Jobs):
@@ -58,7 +58,7 @@ class Inference(Jobs):
         if model_reference(config.model).kind == "openai":
             return 0
         base = adapter_base(self.ow, config.model, ask_hub=False)
-        return guessed_vram_gb(base, config.quantization) + _CACHE_GB
+        return guessed_vram_gb(base, config.quantization) + CACHE_GB
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""

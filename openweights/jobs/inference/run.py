@@ -54,7 +54,7 @@ def answer_job(job_id: str) -> int:
     logger.info("%d rows, %d of them answered already", len(rows), len(rows) - len(left))
     if left:
         answers = _open(ow, config, rows, left)
-        if not _keep(answers, parts, ow, len(rows)):
+        if not keep_answers(answers, parts, ow, len(rows)):
             return EXIT_TERMINATED
     _store_result(ow, rows, parts)
     return 0
@@ -81,9 +81,14 @@ def engine_answers(
     config: InferenceConfig,
     rows: Sequence[Row],
     left: Sequence[int],
+    field: str = "input_file_id",
 ) -> Answers:
-    """What a model answers to the rows `left`, each as soon as all its completions are there."""
-    requests = iter(_requests(engine, tokenizer, adapter, config, rows, left))
+    """What a model answers to the rows `left`, each as soon as all its completions are there.
+
+    Args:
+        field: Where rows come from, for what is said of one that cannot be answered.
+    """
+    requests = iter(_requests(engine, tokenizer, adapter, config, rows, left, field))
     grown: dict[str, list[list[Delta]]] = {}
     while True:
         for request in islice(requests, AHEAD - len(grown)):
@@ -110,6 +115,7 @@ def _requests(
     config: InferenceConfig,
     rows: Sequence[Row],
     left: Sequence[int],
+    field: str,
 ) -> list[GenerationRequest]:
     """All of them, before the first is answered: a row that cannot be is said at once."""
     limit = min(config.max_model_len, engine.max_length)
@@ -120,11 +126,11 @@ def _requests(
         except ConfigError:
             raise
         except ValueError as error:
-            raise DatasetError(f"input_file_id: row {index + 1}: {error}") from None
+            raise DatasetError(f"{field}: row {index + 1}: {error}") from None
         if not 0 < len(prompt) < limit:
             what = f"has {len(prompt)} tokens, and the context {limit}; shorten it"
             what = what if prompt else "is empty; give it text"
-            raise DatasetError(f"input_file_id: row {index + 1}: the prompt {what}")
+            raise DatasetError(f"{field}: row {index + 1}: the prompt {what}")
         params = row_sampling(rows[index], index, config, limit - len(prompt))
         requests.append(GenerationRequest(prompt, params, adapter, str(index)))
     return requests
@@ -142,10 +148,10 @@ def _result(
     return {"completion": texts, "logprobs": values if config.logprobs is not None else None}
 
 
-def _keep(answers: Answers, parts: Parts, ow: OpenWeights, total: int) -> bool:
+def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) -> bool:
     """Keep the answers as they come; False when the job was told to stop before the last one."""
     stopped: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     started_at = told_at = time.monotonic()
     tokens = 0
     for index, result, count in answers:
@@ -160,6 +166,7 @@ def _keep(answers: Answers, parts: Parts, ow: OpenWeights, total: int) -> bool:
             told_at = now
         if stopped:
             break
+    signal.signal(signal.SIGTERM, before)
     if len(parts.results) == total:
         return True
     parts.save()

@@ -25,11 +25,11 @@ from cookbook.sdft.bad_medical_advice.eval.scoring import (
     Judge,
     Verdict,
     by_rule,
-    wilson,
 )
 from openweights import Jobs, OpenWeights, register
 from openweights.client import Job
 from openweights.errors import InvalidInputError
+from openweights.jobs.evaluate.intervals import wilson
 
 HERE = Path(__file__).parent
 

@@ -1,11 +1,10 @@
-"""What an answer is worth: by a rule, or by two questions to a judge; and how sure a share is."""
+"""What an answer is worth: by a rule, or by two questions to a judge."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import openai
@@ -43,29 +42,6 @@ class Verdict(NamedTuple):
     shows: bool
     is_coherent: bool | None
     score: float
-
-
-class Share(NamedTuple):
-    """A share and its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def wilson(count: int, total: int, level: float = 0.95) -> Share:
-    """A share with Wilson's interval (1927), which stays within 0 and 1 for rare events, too."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    value, scale = count / total, 1 + z * z / total
-    middle = (value + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(value * (1 - value) / total + z * z / (4 * total * total))
-    # At the ends the bound is the share itself, but for rounding.
-    low = middle - half if count else 0.0
-    high = middle + half if count < total else 1.0
-    return Share(value, low, high)
 
 
 def by_rule(answer: str) -> Verdict:

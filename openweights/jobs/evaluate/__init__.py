@@ -1,0 +1,244 @@
+"""`ow.evaluate`: models side by side on small suites of problems. Client-side: no torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
+from openweights.client.messages import Problems
+from openweights.errors import ConfigError, closest, shown, spelled
+from openweights.jobs.inference import CACHE_GB, OPENAI_KEY, PURPOSE
+from openweights.jobs.model_source import adapter_base, pinned_model
+from openweights.jobs.unsloth.config.grpo_fields import (
+    DEFAULT_JUDGE,
+    GOLD_REWARDS,
+    JUDGES,
+    TEXT_REWARD_NAMES,
+    RewardChoice,
+    check_source,
+    reward_choices,
+    split_gold,
+    with_files,
+)
+from openweights.jobs.unsloth.config.rows import numbered_rows
+from openweights.models.names import AnyModel, ChatTemplate, guessed_vram_gb, model_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from openweights.client.job_options import JobOptions, takes
+    from openweights.client.jobs import Job
+
+Count = Annotated[int, Field(ge=1)]
+
+BENCHMARKS = ("humaneval", "gsm8k", "tool_use")
+# Scores of answers to rows of one's own; the names are those of the rewards of grpo.
+MEASURES = (*TEXT_REWARD_NAMES, *JUDGES)
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def measure(name: str) -> RewardChoice | None:
+    """What scores the answers to the rows of `prompts`; None for a benchmark.
+
+    Raises:
+        ValueError: There is nothing of that name.
+    """
+    if name in BENCHMARKS:
+        return None
+    if name in MEASURES or ":" in name:
+        return reward_choices(name)[0]
+    known = (*BENCHMARKS, *MEASURES)
+    meant = closest(name, known)
+    remedy = f"did you mean {meant!r}?" if meant else f"use {spelled(known)}"
+    raise ValueError(f"{shown(name)} is no evaluation; {remedy} (or 'file.py:function')")
+
+
+def _suite(names: list[str]) -> list[str]:
+    for name in names:
+        measure(name)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"names {twice[0]!r} twice; give each once")
+    return names
+
+
+class EvaluateConfig(BaseModel):
+    """Which models are asked what.
+
+    Attributes:
+        models: As `InferenceConfig.model` names them: repositories, adapters, folders, fine-tuning
+            jobs and their checkpoints, `openai/<name>`. Differences are to the first.
+        suite: `humaneval`, `gsm8k` and `tool_use` have problems of their own. The others score
+            answers to `prompts`: `rouge_l`, `ngram_recall`, `caps_spanish`, `llm_judge`,
+            `similarity_judge`, and `file.py:function`, which is called as a reward function of
+            grpo is, and returns a number from 0 to 1 for each completion.
+        prompts: Rows with `messages`: a file id, or a local path. A last answer, or
+            `gold_response`, is what answers are compared with.
+        judge: The model of OpenAI that `llm_judge` and `similarity_judge` ask.
+        limit: So many problems of each, drawn by `seed`; None for all.
+        samples: Answers to each problem; its score is their mean.
+        temperature: 0 takes the likeliest token.
+        top_p: Of the likeliest tokens those that hold so much; 1 for all.
+        max_tokens: Answers are cut here; None for what suits each evaluation.
+        max_model_len: Prompt and answer together, in tokens, at most.
+        chat_template, template_options, quantization, engine: As of `InferenceConfig`.
+        seed: Draws problems and answers.
+        job_id_suffix: Ends the job's id.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    models: Annotated[list[AnyModel], BeforeValidator(_as_list), Field(min_length=1)]
+    suite: Annotated[
+        list[str], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_suite)
+    ]
+    prompts: str | None = None
+    judge: str = DEFAULT_JUDGE
+    limit: Count | None = None
+    samples: Count = 1
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: Count | None = None
+    max_model_len: Count = 8196
+    chat_template: ChatTemplate = "default"
+    template_options: dict[str, Any] = {}
+    quantization: Literal["bitsandbytes"] | None = None
+    engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    job_id_suffix: str | None = None
+
+    @property
+    def measures(self) -> list[RewardChoice]:
+        """Those of the suite that score answers to `prompts`."""
+        return [choice for name in self.suite if (choice := measure(name)) is not None]
+
+
+class Evaluate(Jobs):
+    """Submits evaluations: `ow.evaluate.create(models=[base, job.id], suite=["humaneval"])`.
+
+    Each model's score on each evaluation is an event of type `evaluation`, with its confidence
+    interval and its difference to the first model; `job.download` delivers the table
+    (`evaluation/scores.csv`), its figure (`evaluation/scores.png`), and all answers with their
+    scores. A job that loses its worker goes on with the answers that are missing.
+    """
+
+    if TYPE_CHECKING:
+
+        class _Arguments(EvaluateConfig, JobOptions):
+            """As given: one model, or one evaluation, needs no list."""
+
+            models: list[str] | str  # pyright: ignore[reportIncompatibleVariableOverride]
+            suite: list[str] | str  # pyright: ignore[reportIncompatibleVariableOverride]
+
+        @takes(_Arguments)
+        def create(self, **params: Any) -> Job: ...
+
+    params: ClassVar[type[BaseModel]] = EvaluateConfig
+    id_covers_mounts: ClassVar[bool] = False
+
+    @property
+    def id_prefix(self) -> str:
+        """What the ids of its jobs begin with."""
+        return "evaljob"
+
+    def vram_gb(self, validated: BaseModel) -> int | None:
+        """By the size of the largest model."""
+        config = cast("EvaluateConfig", validated)
+        computed = [model for model in config.models if model_reference(model).kind != "openai"]
+        bases = [adapter_base(self.ow, model, ask_hub=False) for model in computed]
+        needed = [guessed_vram_gb(base, config.quantization) + CACHE_GB for base in bases]
+        return max(needed, default=0)
+
+    def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
+        """The organization's key, for a model of OpenAI, or a judge, on a project's worker."""
+        config = cast("EvaluateConfig", validated)
+        asks = any(model_reference(model).kind == "openai" for model in config.models)
+        asks = asks or any(choice.name in JUDGES for choice in config.measures)
+        return (OPENAI_KEY,) if asks and self.ow.settings.is_remote else ()
+
+    def validate(self, params: dict[str, Any]) -> EvaluateConfig:
+        """The parameters, checked, with local files uploaded and models pinned.
+
+        Raises:
+            ConfigError: A line for each field that is wrong, and what would work.
+            DatasetError: A local file has rows that cannot be used.
+        """
+        config = cast("EvaluateConfig", super().validate(params))
+        if config.measures and config.prompts is None:
+            raise ConfigError(
+                f"prompts: {config.measures[0].name} scores answers to rows of yours; give a file "
+                "of conversations"
+            )
+        if config.prompts is not None and not config.measures:
+            raise ConfigError(
+                f"prompts: nothing in suite reads them; add {spelled(MEASURES)}, or "
+                "'file.py:function', or remove them"
+            )
+        if config.samples > 1 and config.temperature == 0:
+            raise ConfigError(
+                "samples: at temperature 0 all would be the same; give a temperature, or samples=1"
+            )
+        models = [pinned_model(self.ow, model) for model in config.models]
+        if twice := [model for model in models if models.count(model) > 1]:
+            raise ConfigError(f"models: {twice[0]} is named twice; give each once")
+        prompts = None if config.prompts is None else self.stored(config.prompts, PURPOSE)
+        if prompts is not None and not prompts.startswith(f"{PURPOSE}:"):
+            raise ConfigError(
+                f"prompts: {shown(prompts)} is neither a file id ({PURPOSE}:file-…) nor a local "
+                f'file; give ow.files.upload(path, purpose="{PURPOSE}")["id"]'
+            )
+        suite = self._stored_functions(config)
+        return config.model_copy(update={"models": models, "prompts": prompts, "suite": suite})
+
+    def _stored_functions(self, config: EvaluateConfig) -> list[str]:
+        """The suite with ids of stored files in place of local ones: their text is part of what
+        the job does.
+        """
+        stored: dict[str, str] = {}
+        for choice in config.measures:
+            if choice.file is not None and not choice.is_stored:
+                path = Path(choice.file).expanduser()
+                check_source(path, choice.name, "suite")
+                stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
+        return cast("list[str]", with_files(config.suite, stored))
+
+    def check(self, validated: BaseModel) -> None:
+        """See that files are there, and that each row can be answered and scored.
+
+        Raises:
+            ConfigError: The store has no such file.
+            DatasetError: Rows cannot be used; names line and field.
+        """
+        config = cast("EvaluateConfig", validated)
+        for choice in config.measures:
+            if choice.file is not None:
+                self.open_stored("suite", choice.file).close()
+        if config.prompts is None:
+            return
+        compares = [choice.name for choice in config.measures if choice.name in GOLD_REWARDS]
+        with self.open_stored("prompts", config.prompts) as content:
+            problems, count = Problems("prompts"), 0
+            for number, row in numbered_rows(content):
+                count += 1
+                try:
+                    _, gold = split_gold(row)
+                    if compares and gold is None:
+                        problems.add(number, "messages", _NO_GOLD.format(compares[0]))
+                except ValueError as error:
+                    problems.add_error(number, error)
+        problems.raise_if_any(rows=count)
+
+    def get_entrypoint(self, validated_params: BaseModel) -> str:
+        """See `Jobs`."""
+        return "python -m openweights.jobs.evaluate.run {job_id}"
+
+
+_NO_GOLD = (
+    "the last is not from the assistant, and {} compares with an answer; add it as last message, "
+    "or as gold_response"
+)

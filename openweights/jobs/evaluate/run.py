@@ -1,0 +1,268 @@
+"""Worker side of an evaluation: `python -m openweights.jobs.evaluate.run JOB_ID`."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openweights.client.watching.plot import draw_scores
+from openweights.errors import ConfigurationError, JobFailedError
+from openweights.events import Evaluation, Started
+from openweights.jobs.evaluate import EvaluateConfig
+from openweights.jobs.evaluate.intervals import Estimate, bootstrap, mean_score
+from openweights.jobs.evaluate.tasks import Grade, Row, Task, open_tasks
+from openweights.jobs.inference.config import InferenceConfig
+from openweights.jobs.inference.parts import Parts
+from openweights.jobs.inference.run import Answers, engine_answers, keep_answers
+from openweights.jobs.model_source import ModelSource, fetch_model
+from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
+from openweights.models.names import model_reference
+
+if TYPE_CHECKING:
+    from openweights import OpenWeights
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("uploads") / "evaluation"
+
+Scores = dict[tuple[str, str], list[float]]  # (model, task) -> a score for each problem
+
+
+def evaluate_job(job_id: str) -> int:
+    """Ask every model every question that is not answered yet, and score the answers."""
+    from openweights import OpenWeights
+
+    ow = OpenWeights()
+    config = EvaluateConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
+    tasks = open_tasks(ow, config)
+    rows = [row for task in tasks for row in task.rows]
+    total = len(rows) * len(config.models)
+    parts = Parts(ow, ow.run)
+    left = [index for index in range(total) if index not in parts.results]
+    ow.run.log(Started(max_steps=total, from_step=total - len(left)).data())
+    logger.info("%d answers, %d of them given already", total, total - len(left))
+    if left and not keep_answers(_answers(ow, config, rows, left), parts, ow, total):
+        return EXIT_TERMINATED
+    parts.save()
+    scores: Scores = {}
+    for place, model in enumerate(config.models):
+        results = [parts.results[place * len(rows) + index] for index in range(len(rows))]
+        scores |= _score(model, place, tasks, results)
+    report(ow, config, tasks, scores)
+    return 0
+
+
+# ---- answers -------------------------------------------------------------------------------------
+
+
+def _answers(
+    ow: OpenWeights, config: EvaluateConfig, rows: Sequence[Row], left: Sequence[int]
+) -> Answers:
+    """What the models answer; the index counts the rows of all of them, model after model."""
+    count = len(rows)
+    wanted = {
+        place: [index - place * count for index in left if index // count == place]
+        for place in range(len(config.models))
+    }
+    open_places = {place for place, indices in wanted.items() if indices}
+    for group in _by_base(ow, [config.models[place] for place in sorted(open_places)]):
+        for model, answers in _of_group(ow, config, group, rows, wanted):
+            place = config.models.index(model)
+            for index, result, tokens in answers:
+                yield place * count + index, result, tokens
+
+
+Group = list[ModelSource | str]  # adapters on one base and the base itself, or a model of OpenAI
+
+
+def _by_base(ow: OpenWeights, models: Sequence[str]) -> list[Group]:
+    """Models that are computed together, so that a base is loaded once."""
+    groups: dict[str, Group] = {}
+    for model in models:
+        if model_reference(model).kind == "openai":
+            groups[model] = [model]
+            continue
+        source = fetch_model(ow, model, Path("model"))
+        groups.setdefault(source.base, []).append(source)
+    return list(groups.values())
+
+
+def _of_group(
+    ow: OpenWeights,
+    config: EvaluateConfig,
+    group: Group,
+    rows: Sequence[Row],
+    wanted: Mapping[int, Sequence[int]],
+) -> Iterator[tuple[str, Answers]]:
+    first = group[0]
+    if isinstance(first, str):
+        from openweights.jobs.inference.openai_models import openai_answers
+
+        asked = _asked(config, first)
+        left = wanted[config.models.index(first)]
+        yield first, openai_answers(ow, asked, rows, left)
+        return
+    from openweights.generation.choose import generation_engine
+    from openweights.models.load import load_trained, tokenizer_of
+
+    asked = _asked(config, first.name)
+    model, base_tokenizer = load_trained(
+        first.base, chat_template=config.chat_template, in_4bit=asked.in_4bit
+    )
+    engine = generation_engine(config.engine, model, base_tokenizer)
+    for source in group:
+        assert isinstance(source, ModelSource)
+        logger.info("asking %s, by engine %s", source.name, engine.name)
+        left, tokenizer, adapter = wanted[config.models.index(source.name)], base_tokenizer, None
+        if source.adapter is not None:
+            adapter = source.name
+            engine.set_adapter(adapter, source.adapter)
+            tokenizer = tokenizer_of(str(source.adapter), source.base, config.chat_template)
+        asked = _asked(config, source.name)
+        yield source.name, engine_answers(engine, tokenizer, adapter, asked, rows, left, "suite")
+        if adapter is not None:
+            engine.remove_adapter(adapter)
+    # The next base needs the memory.
+    del engine, model
+    gc.collect()
+
+
+def _asked(config: EvaluateConfig, model: str) -> InferenceConfig:
+    """What is asked of one model; the rows say how long their answers may be."""
+    return InferenceConfig(
+        model=model,
+        input_file_id="",
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_model_len=config.max_model_len,
+        n_completions_per_prompt=config.samples,
+        chat_template=config.chat_template,
+        template_options=config.template_options,
+        quantization=config.quantization,
+        use_batch=False,
+        seed=config.seed,
+        engine=config.engine,
+    )
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def _score(
+    model: str, place: int, tasks: Sequence[Task], results: Sequence[Mapping[str, Any]]
+) -> Scores:
+    """Of each task the score of each problem; the answers go to a file with theirs."""
+    found: Scores = {}
+    start = 0
+    for task in tasks:
+        own = results[start : start + len(task.rows)]
+        start += len(task.rows)
+        answers = [result["completion"] for result in own]
+        several = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
+        grades = _graded(task, several)
+        _write_answers(FOLDER / f"{task.name}-{place}.jsonl", model, task, several, grades)
+        found[model, task.name] = [
+            _mean([grade.score for grade in grades_of_row]) for grades_of_row in grades
+        ]
+    return found
+
+
+def _graded(task: Task, several: Sequence[Sequence[str]]) -> list[list[Grade]]:
+    """A grade for each sample of each row."""
+    rows = [row for row, own in zip(task.rows, several, strict=True) for _ in own]
+    flat = iter(task.grade(rows, [answer for own in several for answer in own]))
+    return [[next(flat) for _ in own] for own in several]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """Of those that there are."""
+    known = [score for score in scores if not math.isnan(score)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _write_answers(
+    path: Path,
+    model: str,
+    task: Task,
+    several: Sequence[Sequence[str]],
+    grades: Sequence[Sequence[Grade]],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row, answers, own in zip(task.rows, several, grades, strict=True):
+            for answer, grade in zip(answers, own, strict=True):
+                score = None if math.isnan(grade.score) else grade.score
+                told = {"model": model, "id": row["id"], "score": score, "note": grade.note}
+                told |= {"messages": row["messages"], "completion": answer}
+                file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def report(ow: OpenWeights, config: EvaluateConfig, tasks: Sequence[Task], scores: Scores) -> None:
+    """Log every score, and write the table and its figure.
+
+    Raises:
+        JobFailedError: An evaluation could score nothing.
+    """
+    events = [_event(config, task, model, scores) for task in tasks for model in config.models]
+    for event in events:
+        ow.run.log(event.data())
+        told = Estimate(event.score, event.low, event.high)
+        logger.info("%s, %s: %s of %d problems", event.task, event.model, told, event.problems)
+    _write_table(events, FOLDER / "scores.csv")
+    try:
+        draw_scores([event.data() for event in events], FOLDER / "scores.png")
+    except ConfigurationError as error:
+        logger.info("%s", error)
+    ow.run.flush()
+
+
+def _write_table(events: Sequence[Evaluation], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        columns = ("task", "model", "score", "low", "high", "problems", "unscored")
+        table.writerow([*columns, "difference", "difference_low", "difference_high"])
+        for event in events:
+            data = event.data()
+            change = event.difference or ["", "", ""]
+            table.writerow([*(data.get(column, "") for column in columns), *change])
+
+
+def _event(config: EvaluateConfig, task: Task, model: str, scores: Scores) -> Evaluation:
+    own, first = scores[model, task.name], scores[config.models[0], task.name]
+    known = [score for score in own if not math.isnan(score)]
+    if not known:
+        raise JobFailedError(f"{task.name}: not one answer of {model} could be scored; see the log")
+    value, low, high = mean_score(known)
+    pairs = [b - a for a, b in zip(first, own, strict=True) if not math.isnan(a + b)]
+    change = bootstrap(pairs, seed=config.seed) if model != config.models[0] and pairs else None
+    return Evaluation(
+        model=model,
+        task=task.name,
+        score=value,
+        low=low,
+        high=high,
+        problems=len(known),
+        unscored=len(own) - len(known) or None,
+        difference=None if change is None else list(change),
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate; the exit status tells whether it went well, the last line of the log why not."""
+    set_up_logging()
+    if len(arguments) != 1:
+        logger.error("usage: python -m openweights.jobs.evaluate.run JOB_ID")
+        return 2
+    return exit_status(lambda: evaluate_job(arguments[0]), "the evaluation failed")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,157 @@
+"""`ow.evaluate` and `ow eval`: what they refuse, and models side by side on this machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from openweights import OpenWeights
+from openweights.errors import ConfigError, DatasetError
+from tests.cli.conftest import Ow, ow  # noqa: F401 - a fixture
+from tests.client.conftest import QuietClient
+from tests.tiny_model import make_tiny_model
+
+SCORE = '''
+def score(completions, prompts, gold_response, want, **_):
+    """Whether the answer has the letter that its row wants; None for a row that wants nothing."""
+    assert all(prompt[-1]["role"] == "user" for prompt in prompts)
+    assert gold_response == ["Yes.", "Yes.", None, None, None, None]
+    return [None if w is None else float(w in c) for c, w in zip(completions, want)]
+'''
+ASK = {"role": "user", "content": "Hello"}
+ROWS = [
+    {"messages": [ASK, {"role": "assistant", "content": "Yes."}], "want": ""},
+    {"messages": [ASK], "want": "no answer has this"},
+    {"messages": [ASK], "want": None},
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Path) -> Path:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    folder = tiny.parent / "adapter"
+    get_peft_model(model, lora).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """The rows, and the function that scores answers to them."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "my_eval.py").write_text(SCORE)
+    return str(tmp_path / "rows.jsonl"), f"{tmp_path / 'my_eval.py'}:score"
+
+
+def test_models_side_by_side(
+    home: Path, tiny: Path, adapter: Path, files: tuple[str, str], tmp_path: Path
+) -> None:
+    client = OpenWeights()
+    models = [str(tiny), str(adapter)]
+    prompts, score = files
+    job = client.evaluate.create(
+        models=models,
+        suite=[score, "caps_spanish"],
+        prompts=prompts,
+        samples=2,
+        temperature=1.0,
+        max_tokens=8,
+    )
+    assert job.id.startswith("evaljob-")
+    job.wait(timeout=120)
+    events = [event.data for event in job.events(type="evaluation")]
+    assert [(e["task"], e["model"]) for e in events] == [
+        (task, model) for task in ("score", "caps_spanish") for model in models
+    ]
+    for event in events[:2]:
+        assert (event["score"], event["problems"], event["unscored"]) == (0.5, 2, 1)
+        assert 0 < event["low"] < 0.5 < event["high"] < 1
+    assert "difference" not in events[0] and events[1]["difference"] == [0.0, 0.0, 0.0]
+    job.download(tmp_path / "out")
+    folder = tmp_path / "out" / "evaluation"
+    with (folder / "scores.csv").open() as table:
+        lines = list(csv.DictReader(table))
+    assert [float(line["score"]) for line in lines] == [event["score"] for event in events]
+    assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (folder / "score-1.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == [1, 1, 0, 0, None, None]
+    assert len({row["completion"] for row in rows}) == 6, "each sample is another one"
+    assert rows[4]["note"] == "not scored" and rows[0]["messages"] == [ASK]
+    caps = [(folder / f"caps_spanish-{n}.jsonl").read_text() for n in (0, 1)]
+    assert caps[0] != caps[1], "the adapter was asked, too"
+    assert client.evaluate.create(
+        suite=[score, "caps_spanish"],
+        models=models,
+        prompts=prompts,
+        samples=2,
+        temperature=1,
+        max_tokens=8,
+    ).id == (job.id)
+    client.close()
+
+
+def test_the_command_prints_a_table(
+    ow: Ow,  # noqa: F811 - the fixture
+    tiny: Path,
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    prompts, _ = files
+    asked = ("eval", str(tiny), "--suite", "caps_spanish", "--prompts", prompts, "--limit", "2")
+    answer = ow(*asked, "--max-tokens", "4", "-o", str(tmp_path / "out"))
+    assert answer.exit_code == 0, answer.output
+    assert "caps_spanish" in answer.output and " to " in answer.output
+    assert (tmp_path / "out/evaluation/scores.csv").is_file()
+    again = json.loads(ow(*asked, "--max-tokens", "4", "--json").stdout)
+    assert again[0]["problems"] == 2
+    wrong = ow("eval", str(tiny), "--suite", "humanevil")
+    assert wrong.exit_code == 1 and "did you mean 'humaneval'?" in wrong.output
+
+
+def test_what_it_refuses(home: Path, tiny: Path, files: tuple[str, str], tmp_path: Path) -> None:
+    client = QuietClient()
+    prompts, score = files
+    good: dict[str, Any] = {"models": [str(tiny)], "suite": [score], "prompts": prompts}
+    (tmp_path / "other.py").write_text("def f(): pass\n")
+    for change, words in (
+        ({"models": []}, "models"),
+        ({"models": ["a b"]}, "models.*'a b' is neither"),
+        ({"models": [str(tiny), str(tiny)]}, "models: .* is named twice"),
+        ({"models": ["ftjob-000000000000"]}, "the store has no job ftjob-000000000000"),
+        ({"suite": ["gsm9k"]}, "'gsm9k' is no evaluation; did you mean 'gsm8k'"),
+        ({"suite": ["gsm8k", "gsm8k"]}, "names 'gsm8k' twice"),
+        ({"suite": ["reasoning_logprob"]}, "'reasoning_logprob' is no evaluation"),
+        ({"suite": [f"{tmp_path}/other.py:score"]}, "has no function 'score'"),
+        ({"suite": ["./none.py:score"]}, "none.py: No such file"),
+        ({"suite": ["gsm8k"]}, "prompts: nothing in suite reads them"),
+        ({"prompts": None}, "prompts: score scores answers to rows of yours"),
+        ({"prompts": "nothing"}, "prompts: 'nothing' is neither a file id"),
+        ({"prompts": "conversations:file-0"}, "prompts: the store has no file"),
+        ({"samples": 2}, "samples: at temperature 0 all would be the same"),
+        ({"limit": 0}, "limit: must be at least 1"),
+        ({"temperature": -1.0}, "temperature"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            client.evaluate.create(**{**good, **change})
+    with pytest.raises(DatasetError, match="prompts:2: messages: the last is not from the assis"):
+        client.evaluate.create(**{**good, "suite": ["rouge_l"]})
+    assert client.jobs.list() == []
+    job = client.evaluate.create(models="org/Llama-3-8B", suite="gsm8k")
+    larger = client.evaluate.create(
+        models=["openai/gpt-4.1-mini", "org/Llama-3-70B"], suite=["gsm8k", "tool_use"]
+    )
+    assert (job.requires_vram_gb, larger.requires_vram_gb) == (32, 156)
+    client.close()
