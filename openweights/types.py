@@ -52,6 +52,8 @@ class JobSpec:
         timeout_at: The job is stopped at this moment.
         max_cost_usd: The job is stopped once its runs have cost so much; counts where pods have
             prices, and is not kept by the store on this machine.
+        after: Ids of jobs that must complete first: no worker takes the job before, and when one of
+            them fails or is canceled, it fails, too.
     """
 
     id: str
@@ -67,6 +69,7 @@ class JobSpec:
     max_attempts: int = 3
     timeout_at: datetime | None = None
     max_cost_usd: float | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class JobRecord(JobSpec):
         attempts: Runs started so far; the current run's attempt number.
         outputs: Last value of each key over the events of the last run, once that run has ended.
         worker_id: Worker that holds the job, while it is in progress.
+        failed_by: The job of `after` whose end has failed it; it is queued again with that one.
     """
 
     status: JobStatus = "pending"
@@ -85,6 +89,7 @@ class JobRecord(JobSpec):
     attempts: int = 0
     outputs: Mapping[str, Any] | None = None
     worker_id: str | None = None
+    failed_by: str | None = None
     created_at: datetime = field(default=datetime.min)
     updated_at: datetime = field(default=datetime.min)
 

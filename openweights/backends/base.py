@@ -109,10 +109,15 @@ class Backend(Protocol):
     def submit_job(self, spec: JobSpec) -> JobRecord:
         """Create the job, or return or reset the one with its id. Atomic.
 
-        A pending, in-progress or completed job is returned, with hardware, VRAM, image, cloud type
-        and source bundle of a *pending* one synced to `spec`. A failed or canceled job goes back to
-        pending with everything of `spec`, no outputs and `attempts` counted on (attempt numbers
-        never repeat); its allowance of attempts starts anew.
+        A pending, in-progress or completed job is returned, with hardware, VRAM, image, cloud type,
+        source bundle and `after` of a *pending* one synced to `spec`. A failed or canceled job goes
+        back to pending with everything of `spec`, no outputs and `attempts` counted on (attempt
+        numbers never repeat); its allowance of attempts starts anew, and so do the jobs that had
+        failed because it had.
+
+        Raises:
+            InvalidInputError: `after` names no job, or one that waits for this one.
+            InvalidStateError: A job of `after` has failed or was canceled.
         """
         ...
 
@@ -138,7 +143,8 @@ class Backend(Protocol):
         """`pending | in_progress -> canceled`. A canceled job stays as it is. Atomic.
 
         The run that it may have goes on until its worker has stopped it, and reported that with
-        `finish_run`; a script's run, which has no worker, ends here.
+        `finish_run`; a script's run, which has no worker, ends here. Jobs that wait for it fail, as
+        they do when it fails.
 
         Raises:
             InvalidStateError: The job has completed or failed.
@@ -148,10 +154,12 @@ class Backend(Protocol):
     def restart_job(self, job_id: str) -> JobRecord:
         """`failed | canceled -> pending`, with a new allowance of attempts. Atomic.
 
-        A run that is still being stopped is ended as canceled: its worker will find it fenced.
+        A run that is still being stopped is ended as canceled: its worker will find it fenced. Jobs
+        that had failed because this one had are pending again, too.
 
         Raises:
-            InvalidStateError: The job is pending, in progress or completed, or it is a script's.
+            InvalidStateError: The job is pending, in progress or completed, or it is a script's, or
+                a job of its `after` has failed or was canceled.
         """
         ...
 
@@ -302,10 +310,11 @@ class Backend(Protocol):
     def claim_job(self, worker_id: str) -> Claim | None:
         """Give the worker the best pending job that fits it, or the job that it already holds.
 
-        Order: priority, then oldest. First, runs whose lease has expired or whose worker is known
-        to be gone are ended as failed and their jobs return to pending, or fail once `max_attempts`
-        runs were lost. Creates the run with the next attempt number and takes the lease. A worker
-        that is not `active` gets no new job. Atomic.
+        Order: priority, then oldest; jobs whose `after` have not all completed are passed over.
+        First, runs whose lease has expired or whose worker is known to be gone are ended as failed
+        and their jobs return to pending, or fail once `max_attempts` runs were lost. Creates the
+        run with the next attempt number and takes the lease. A worker that is not `active` gets no
+        new job. Atomic.
         """
         ...
 

@@ -71,6 +71,10 @@ def check_spec(spec: JobSpec) -> None:
     for field, most in (("model", 1000), ("docker_image", 1000), ("bundle_file", 200)):
         if getattr(spec, field) is not None:
             _check_name(field, getattr(spec, field), most)
+    for needed in spec.after:
+        if not _JOB_ID.fullmatch(needed):
+            raise InvalidInputError(f"after: {shown(needed)} cannot be the id of a job")
+    _check_name("after", ", ".join(spec.after), 20_000)
     for field, (least, most) in _NUMBERS.items():
         value = getattr(spec, field)
         if value is not None and not least <= value <= most:

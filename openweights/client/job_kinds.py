@@ -116,6 +116,10 @@ class Jobs:
         """GPU memory to ask for where nobody says how much; the default is the kind's."""
         return type(self).requires_vram_gb
 
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """Ids of jobs that must complete before this one can begin; the default has none."""
+        return ()
+
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """Names of secrets that the job cannot do without; the default has none."""
         return ()
@@ -167,7 +171,9 @@ class Jobs:
 
         Raises:
             ConfigError: A parameter is wrong; the message has a line for each.
-            InvalidInputError: A file to mount is not there, or the look-ups of the kind failed.
+            InvalidInputError: A file to mount is not there, or the look-ups of the kind failed, or
+                `after` names no job.
+            InvalidStateError: A job of `after` has failed or was canceled.
         """
         from openweights.client.job_options import JobOptions
 
@@ -184,6 +190,7 @@ class Jobs:
             max_attempts=options.max_attempts,
             timeout_at=moment_after(self.ow.backend, options.timeout),
             max_cost_usd=options.max_cost_usd,
+            after=options.job_ids_before(self.awaited_jobs(validated)),
         )
         if options.docker_image:
             spec = replace(spec, docker_image=options.docker_image)

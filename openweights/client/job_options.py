@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Self
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,14 @@ def _names(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _job_ids(value: object) -> object:
+    given = [value] if isinstance(value, str | Job) else value
+    if not isinstance(given, list | tuple):
+        return given
+    items = cast("Sequence[object]", given)
+    return [item.id if isinstance(item, Job) else item for item in items]
+
+
 class JobOptions(BaseModel):
     """How and where a job runs. None of it is part of what makes two jobs the same.
 
@@ -42,9 +50,13 @@ class JobOptions(BaseModel):
         max_cost_usd: It is stopped once its runs have cost so much; for pods with a price.
         secrets: Names of the organization's secrets, such as `["HF_TOKEN"]`, that the job gets as
             variables.
+        after: Jobs, or their ids, that must complete first. When one of them fails or is canceled,
+            this one fails, and it is restarted with that one.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     allowed_hardware: list[str] | str | None = None
     docker_image: str | None = None
@@ -55,6 +67,7 @@ class JobOptions(BaseModel):
     timeout: float | None = Field(default=None, gt=0)
     max_cost_usd: float | None = Field(default=None, gt=0)
     secrets: Annotated[Sequence[str] | str, BeforeValidator(_names)] = ()
+    after: Annotated[Sequence[Job | str] | Job | str, BeforeValidator(_job_ids)] = ()
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Self:
@@ -70,6 +83,10 @@ class JobOptions(BaseModel):
         except ValidationError as error:
             raise ConfigError("\n".join(describe_validation_error(error, cls))) from None
         return options.model_copy(update={"allowed_hardware": hardware and list(hardware)})
+
+    def job_ids_before(self, awaited: Sequence[str]) -> tuple[str, ...]:
+        """The jobs of `after`, and those that the job cannot do without."""
+        return tuple(dict.fromkeys([*map(str, cast("Sequence[object]", self.after)), *awaited]))
 
     def vram_gb(self, default: int | None) -> int:
         """What to ask for, where the kind asks for `default`."""

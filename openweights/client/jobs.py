@@ -57,6 +57,8 @@ class Job:
     worker_id: str | None
     timeout_at: datetime | None
     max_cost_usd: float | None
+    after: tuple[str, ...]
+    failed_by: str | None
     created_at: datetime
     updated_at: datetime
 
@@ -102,7 +104,8 @@ class Job:
         """Queue it again after it failed or was canceled; it resumes from its last checkpoint.
 
         Raises:
-            InvalidStateError: It is pending, in progress or completed.
+            InvalidStateError: It is pending, in progress or completed, or a job that it waits for
+                has failed or was canceled: restart that one, which restarts this one, too.
         """
         self.record = self._ow.backend.restart_job(self.id)
         self._ow.ensure_worker()

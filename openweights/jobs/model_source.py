@@ -22,6 +22,7 @@ from openweights.models.names import (
     model_location,
     model_reference,
 )
+from openweights.types import ENDED
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
@@ -50,8 +51,12 @@ class ModelSource:
 # ---- the client's side ---------------------------------------------------------------------------
 
 
-def pinned_model(ow: OpenWeights, model: str) -> str:
+def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
     """`model` with a folder in full, and a job that has not completed with its newest checkpoint.
+
+    Args:
+        may_wait: A job that has not ended stays as it is: its model is used once it has completed,
+            as `awaited_job` makes sure.
 
     Raises:
         ConfigError: There is no such folder, job or checkpoint, or the job has saved nothing yet.
@@ -66,7 +71,8 @@ def pinned_model(ow: OpenWeights, model: str) -> str:
         job = ow.backend.get_job(job_id)
     except NotFoundError:
         raise ConfigError(f"model: the store has no job {job_id}; correct the id") from None
-    if reference.part is None and job.status == "completed":
+    waits = may_wait and job.status not in ENDED
+    if reference.part is None and (waits or job.status == "completed"):
         return job_id
     kept = kept_checkpoints(ow, job_id)
     if reference.part is not None:
@@ -78,6 +84,15 @@ def pinned_model(ow: OpenWeights, model: str) -> str:
             "checkpoint; wait until it has completed, or train with a smaller save_steps"
         )
     return f"{job_id}/{_CHECKPOINT}{max(kept)}"
+
+
+def awaited_job(ow: OpenWeights, model: str) -> list[str]:
+    """The job that has to complete before `model` can be used, if there is one."""
+    reference = model_reference(model)
+    if reference.kind != "job" or reference.part is not None:
+        return []
+    is_completed = ow.backend.get_job(reference.name).status == "completed"
+    return [] if is_completed else [reference.name]
 
 
 def kept_checkpoints(ow: OpenWeights, job_id: str) -> dict[int, str]:

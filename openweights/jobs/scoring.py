@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, shown
-from openweights.jobs.model_source import pinned_model
+from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
@@ -82,7 +83,7 @@ class ScoringJobs(Jobs):
             DatasetError: The dataset has rows that cannot be used.
         """
         given = cast("ScoringParams", super().validate(params))
-        model = pinned_model(self.ow, given.model)
+        model = pinned_model(self.ow, given.model, may_wait=True)
         dataset = self.stored(given.dataset, self.purpose)
         if not dataset.startswith(f"{self.purpose}:"):
             raise ConfigError(
@@ -90,6 +91,10 @@ class ScoringJobs(Jobs):
                 f'a local file; give ow.files.upload(path, purpose="{self.purpose}")["id"]'
             )
         return given.model_copy(update={"model": model, "dataset": dataset})
+
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """The job that trains the model."""
+        return awaited_job(self.ow, cast("ScoringParams", validated).model)
 
     def check(self, validated: BaseModel) -> None:
         """See that the dataset is there, and that its rows can be scored.

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from openweights.backends.local import lifecycle, records
+from openweights.backends.local import dependencies, lifecycle, records
 from openweights.backends.local.store import Store, find
 from openweights.backends.values import readable
 from openweights.errors import InvalidStateError
 from openweights.json_values import cleaned, contains
 from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus
 
-_SYNCED = ("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params")
+_SYNCED = ("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params", "after")
 
 
 class JobVerbs(Store):
@@ -26,13 +26,16 @@ class JobVerbs(Store):
             row = find(db, "jobs", spec.id)
             now = self._now()
             if row is None:
+                dependencies.check_after(db, spec.id, spec.after)
                 self._insert_job(db, columns, now)
             elif row["status"] in ("failed", "canceled"):
+                dependencies.check_after(db, spec.id, spec.after)
                 _update_job(db, spec.id, columns, now)
-                lifecycle.end_run_of_canceled_job(db, spec.id, now)
-                lifecycle.requeue_job(db, spec.id, 0, now)
+                _queue_again(db, spec.id, now)
             elif row["status"] == "pending":
                 synced = _synced(row, columns)
+                if "after" in synced:
+                    dependencies.check_after(db, spec.id, spec.after)
                 if synced:
                     _update_job(db, spec.id, synced, now)
             return self._job(db, spec.id)
@@ -86,6 +89,8 @@ class JobVerbs(Store):
             lifecycle.end_run_of_canceled_job(db, job.id, now)
             outputs = lifecycle.latest_of_run(db, _last_run(db, job.id))
             lifecycle.end_job(db, job.id, "canceled", outputs, now)
+        else:
+            dependencies.fail_dependents(db, job.id, "canceled", now)
 
     def restart_job(self, job_id: str) -> JobRecord:
         with self._write() as db:
@@ -98,9 +103,8 @@ class JobVerbs(Store):
                 raise InvalidStateError(
                     f"job {job_id} ran outside any worker: run its script again instead"
                 )
-            now = self._now()
-            lifecycle.end_run_of_canceled_job(db, job_id, now)
-            lifecycle.requeue_job(db, job_id, 0, now)
+            dependencies.check_after(db, job_id, job.after)
+            _queue_again(db, job_id, self._now())
             return self._job(db, job_id)
 
     def set_timeout(self, job_id: str, timeout_at: datetime | None) -> JobRecord:
@@ -109,6 +113,13 @@ class JobVerbs(Store):
             self._job(db, job_id)
             _update_job(db, job_id, {"timeout_at": value}, self._now())
             return self._job(db, job_id)
+
+
+def _queue_again(db: sqlite3.Connection, job_id: str, now: int) -> None:
+    """Put a failed or canceled job back to pending, with those that failed because it had."""
+    lifecycle.end_run_of_canceled_job(db, job_id, now)
+    lifecycle.requeue_job(db, job_id, 0, now)
+    dependencies.revive_dependents(db, job_id, now)
 
 
 def _last_run(db: sqlite3.Connection, job_id: str) -> int:

@@ -1,6 +1,7 @@
 """The life of jobs and runs, as changes inside a write transaction that the caller holds.
 
     job:  pending -> in_progress -> completed | failed | canceled
+          pending -> failed                      a job that it waits for has failed
           in_progress -> pending                 its run was released, or lost
           failed | canceled -> pending           resubmitted or restarted
     run:  in_progress -> completed | failed | canceled
@@ -18,6 +19,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from openweights.backends.local.dependencies import fail_dependents
 from openweights.backends.values import MOST_TEXT
 from openweights.errors import FencedError, NotFoundError
 from openweights.json_values import storable
@@ -32,6 +34,8 @@ _RUN_WITH_JOB = """
 _NEXT_JOB = (
     "SELECT * FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
     "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
+    "AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(jobs.after) "
+    "JOIN jobs AS needed ON needed.id = value WHERE needed.status != 'completed')) "
     "ORDER BY priority DESC, created_at, seq LIMIT 1"
 )
 
@@ -51,7 +55,7 @@ def held_run(db: sqlite3.Connection, worker_id: str) -> sqlite3.Row | None:
 
 
 def next_job(db: sqlite3.Connection, lane: Lane | None) -> sqlite3.Row | None:
-    """The pending job of a lane to take: priority, then oldest."""
+    """The pending job of a lane to take, of those that wait for no other: priority, then oldest."""
     return db.execute(_NEXT_JOB, {"lane": lane, "served": SERVED}).fetchone()
 
 
@@ -107,13 +111,15 @@ def end_job(
         "UPDATE jobs SET status = ?, outputs = ?, worker_id = NULL, updated_at = ? WHERE id = ?",
         (status, json.dumps(outputs), now, job_id),
     )
+    if status != "completed":
+        fail_dependents(db, job_id, status, now)
 
 
 def requeue_job(db: sqlite3.Connection, job_id: str, lost_runs: int, now: int) -> None:
     """Put a job back to pending; `lost_runs` of its allowance are used up from now on."""
     db.execute(
-        "UPDATE jobs SET status = 'pending', outputs = NULL, worker_id = NULL, lost_runs = ?, "
-        "updated_at = ? WHERE id = ?",
+        "UPDATE jobs SET status = 'pending', outputs = NULL, worker_id = NULL, failed_by = NULL, "
+        "lost_runs = ?, updated_at = ? WHERE id = ?",
         (lost_runs, now, job_id),
     )
 

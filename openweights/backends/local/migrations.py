@@ -131,7 +131,38 @@ _EVENTS_OF_TYPE: Migration = (
 # Steps only add: a worker of the version before may go on beside a client of this one.
 _RELIABILITY: Migration = ("ALTER TABLE runs ADD COLUMN exit_code INTEGER",)
 
-MIGRATIONS: tuple[Migration, ...] = (_FIRST, _EVENTS_OF_TYPE, _RELIABILITY)
+# A worker of the version before knows no `after`: a trigger keeps it from running a job early.
+_DEPENDENCIES: Migration = (
+    "ALTER TABLE jobs ADD COLUMN after TEXT",
+    "ALTER TABLE jobs ADD COLUMN failed_by TEXT",
+    "CREATE INDEX jobs_dependent ON jobs (status) WHERE after IS NOT NULL",
+    "DROP TRIGGER jobs_transition",
+    """
+    CREATE TRIGGER jobs_transition BEFORE UPDATE OF status ON jobs
+    WHEN NOT (
+        new.status = old.status
+        OR (old.status = 'pending' AND new.status IN ('in_progress', 'canceled'))
+        OR (old.status = 'pending' AND new.status = 'failed' AND new.failed_by IS NOT NULL)
+        OR (old.status = 'in_progress' AND new.status != 'in_progress')
+        OR (old.status IN ('failed', 'canceled') AND new.status = 'pending')
+    )
+    BEGIN
+        SELECT RAISE(ABORT, 'the life cycle of a job forbids this change of its status');
+    END
+    """,
+    """
+    CREATE TRIGGER jobs_in_turn BEFORE UPDATE OF status ON jobs
+    WHEN new.status = 'in_progress' AND new.after IS NOT NULL AND EXISTS (
+        SELECT 1 FROM json_each(new.after) JOIN jobs AS needed ON needed.id = value
+        WHERE needed.status != 'completed'
+    )
+    BEGIN
+        SELECT RAISE(ABORT, 'the job waits for others that have not completed');
+    END
+    """,
+)
+
+MIGRATIONS: tuple[Migration, ...] = (_FIRST, _EVENTS_OF_TYPE, _RELIABILITY, _DEPENDENCIES)
 
 
 def schema_version(db: sqlite3.Connection) -> int:

@@ -69,6 +69,7 @@ def job_columns(spec: JobSpec) -> dict[str, Any]:
         "priority": spec.priority,
         "max_attempts": spec.max_attempts,
         "timeout_at": None if spec.timeout_at is None else to_micros(spec.timeout_at),
+        "after": json.dumps(spec.after) if spec.after else None,
     }
 
 
@@ -76,6 +77,7 @@ def job_record(row: sqlite3.Row | Mapping[str, Any], organization_id: str) -> Jo
     hardware = row["allowed_hardware"]
     outputs = row["outputs"]
     timeout_at = row["timeout_at"]
+    after = row["after"]
     return JobRecord(
         id=row["id"],
         type=row["type"],
@@ -89,11 +91,13 @@ def job_record(row: sqlite3.Row | Mapping[str, Any], organization_id: str) -> Jo
         priority=row["priority"],
         max_attempts=row["max_attempts"],
         timeout_at=None if timeout_at is None else from_micros(timeout_at),
+        after=() if after is None else tuple(json.loads(after)),
         status=row["status"],
         organization_id=organization_id,
         attempts=row["attempts"],
         outputs=None if outputs is None else json.loads(outputs),
         worker_id=row["worker_id"],
+        failed_by=row["failed_by"],
         created_at=from_micros(row["created_at"]),
         updated_at=from_micros(row["updated_at"]),
     )

@@ -52,7 +52,7 @@ class RunVerbs(Store):
         return list(readable(self._run, reversed(rows), "run"))
 
     def start_script_run(self, spec: JobSpec) -> Claim:
-        columns = {**records.job_columns(spec), "type": "script"}
+        columns = {**records.job_columns(spec), "type": "script", "after": None}
         with self._write() as db:
             if find(db, "jobs", spec.id) is not None:
                 raise InvalidStateError(

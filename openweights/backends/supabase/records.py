@@ -50,6 +50,8 @@ def claim_of(answer: Mapping[str, Row]) -> Claim:
 
 
 def _value(name: str, value: Any) -> Any:
+    if name == "after":
+        return tuple(str(item) for item in value or ())
     if value is None:
         return None
     if name.endswith("_at"):

@@ -77,6 +77,12 @@ def _is_line(word: str) -> bool:
     metavar="NAME",
     help="A secret that the command gets as a variable; may be given several times.",
 )
+@click.option(
+    "--after",
+    multiple=True,
+    metavar="JOB",
+    help="A job that must complete first; may be given several times.",
+)
 @click.option("--yes", is_flag=True, help="Take this folder even if it is a home folder, or /.")
 @click.option("--dry-run", is_flag=True, help="Only list the files that would be sent.")
 @click.option("--wait", is_flag=True, help="Print the log as it comes; exit with the job's code.")
@@ -87,6 +93,7 @@ def exec_command(
     requires_vram_gb: int,
     allowed_hardware: tuple[str, ...],
     secrets: tuple[str, ...],
+    after: tuple[str, ...],
     yes: bool,
     dry_run: bool,
     wait: bool,
@@ -102,7 +109,8 @@ def exec_command(
 
     if wait and as_json:
         raise click.UsageError("--wait prints the log, --json the job: use one of them")
-    kind = OpenWeights().exec
+    ow = OpenWeights()
+    kind = ow.exec
     kind.even_home = yes
     if dry_run:
         _list_files(kind.mounted_paths())
@@ -113,6 +121,7 @@ def exec_command(
         requires_vram_gb=requires_vram_gb,
         allowed_hardware=list(allowed_hardware) or None,
         secrets=secrets,
+        after=[ow.jobs.retrieve(job) for job in after],
     )
     if not wait:
         if as_json:

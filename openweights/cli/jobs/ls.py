@@ -78,7 +78,9 @@ def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
     if outputs is None:
         outputs = backend.latest_values(["step", "loss"], job_id=job.id)
     values = {key: outputs[key] for key in ("step", "loss") if key in outputs}
-    if job.status == "failed":
+    if job.failed_by is not None:
+        values["error"] = outputs.get("error")
+    elif job.status == "failed":
         runs = backend.list_runs(job_id=job.id, limit=1)
         values["error"] = (runs[-1].error if runs else None) or outputs.get("error")
     return values

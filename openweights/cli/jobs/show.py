@@ -63,6 +63,8 @@ def show(job: str, as_json: bool) -> None:
         {file["path"]: file["file"] for file in files},
     )
     error = runs[-1].error if runs and record.status == "failed" else None
+    if record.failed_by is not None:
+        error = (record.outputs or {}).get("error")
     if error:
         click.echo(f"\nerror\n  {one_line(error)}")
 
@@ -76,6 +78,7 @@ def _print_job(job: JobRecord, state: str) -> None:
             **(_place(job) if is_remote() else {}),
             "priority": job.priority or None,
             "attempts": job.attempts if job.attempts > 1 else None,
+            "after": ", ".join(job.after),
             "stopped at": local_time(job.timeout_at) if job.timeout_at else None,
             "created": f"{local_time(job.created_at)} ({age(job.created_at)} ago)",
             "updated": f"{local_time(job.updated_at)} ({age(job.updated_at)} ago)",

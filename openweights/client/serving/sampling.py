@@ -40,7 +40,8 @@ def sample(
         raise InvalidStateError(f"job {job.id} has no model to ask; give a fine-tuning job")
     lines = "".join(json.dumps({"messages": _messages(prompt)}) + "\n" for prompt in prompts)
     file = ow.files.create(lines.encode(), "conversations")["id"]
-    models = [job.model, job.id] if base else [job.id]
+    trained = ow.inference.newest(job.id)
+    models = [job.model, trained] if base else [trained]
     jobs = [ow.inference.create(model=m, input_file_id=file, **params) for m in models]
     answers = [_completions(ow, asked) for asked in jobs]
     before = answers[0] if base else [None] * len(prompts)

@@ -17,7 +17,14 @@ def waits_for(backend: Backend, job: JobRecord, *, is_remote: bool) -> str:
         return ""
     running = backend.list_jobs(statuses=("in_progress",), limit=None)
     pending = backend.list_jobs(statuses=("pending",), limit=None)
-    before = [other for other in pending if _rank(other) < _rank(job)]
+    unfinished = {other.id: other for other in (*pending, *running)}
+    if needed := [unfinished[id] for id in job.after if id in unfinished]:
+        return waits_for_jobs(needed)
+    before = [
+        other
+        for other in pending
+        if _rank(other) < _rank(job) and unfinished.keys().isdisjoint(other.after)
+    ]
     if is_remote:
         return waits_in_project(job, before)
     return waits_on_this_machine(running, in_order(before))
@@ -31,6 +38,13 @@ def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
 def _rank(job: JobRecord) -> tuple[int, object, str]:
     """Workers take the least one first."""
     return -job.priority, job.created_at, job.id
+
+
+def waits_for_jobs(needed: Sequence[JobRecord]) -> str:
+    """Those that must complete first."""
+    first = needed[0]
+    more = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+    return f"for {first.id} ({first.status.replace('_', ' ')}){more}"
 
 
 def waits_on_this_machine(running: Sequence[JobRecord], before: Sequence[JobRecord]) -> str:

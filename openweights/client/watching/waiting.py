@@ -191,6 +191,8 @@ def _sleep(poll_s: float, deadline: float | None, job: JobRecord) -> None:
 def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
     if job.status == "canceled":
         return JobCanceledError(f"job {job.id} was canceled; job.restart() queues it again")
+    if job.failed_by is not None:
+        return JobFailedError(f"job {job.id} failed: {(job.outputs or {}).get('error')}")
     runs = _runs(ow, job.id)
     if not runs:
         return JobFailedError(f"job {job.id} failed before it ran")

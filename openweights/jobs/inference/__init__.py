@@ -11,7 +11,7 @@ from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, NotFoundError, shown
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.rows import check_input
-from openweights.jobs.model_source import adapter_base, pinned_model
+from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
 from openweights.models.names import guessed_vram_gb, model_reference
 from openweights.types import JobType
 
@@ -81,8 +81,20 @@ class Inference(Jobs):
                 f"input_file_id: {shown(file)} is neither a file id ({PURPOSE}:file-…) nor a local "
                 f'file; give ow.files.upload(path, purpose="{PURPOSE}")["id"]'
             )
-        model = pinned_model(self.ow, config.model)
+        model = pinned_model(self.ow, config.model, may_wait=True)
         return config.model_copy(update={"input_file_id": file, "model": model})
+
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """The job that trains the model."""
+        return awaited_job(self.ow, cast("InferenceConfig", validated).model)
+
+    def newest(self, model: str) -> str:
+        """`model`; of a job that has not completed its newest checkpoint.
+
+        Raises:
+            ConfigError: The job has saved nothing yet.
+        """
+        return pinned_model(self.ow, model)
 
     def check(self, validated: BaseModel) -> None:
         """See that the input is there, and that each row can be answered.

@@ -11,7 +11,12 @@ from pydantic import BaseModel
 
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
-from openweights.jobs.model_source import adapter_base, pinned_model, shape_to_keep
+from openweights.jobs.model_source import (
+    adapter_base,
+    awaited_job,
+    pinned_model,
+    shape_to_keep,
+)
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     check_source,
@@ -81,8 +86,12 @@ class FineTuning(Jobs):
             # What goes on from an adapter has its shape, which need not be said again.
             params = {**shape_to_keep(self.ow, model), **params}
         config = self._without_job_id(training_config(params, kind))
-        model = pinned_model(self.ow, config.model)
+        model = pinned_model(self.ow, config.model, may_wait=True)
         return self._upload_local(config.model_copy(update={"model": model}))
+
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """The job that trains the model."""
+        return awaited_job(self.ow, cast("TrainingConfig", validated).model)
 
     def _without_job_id(self, config: TrainingConfig) -> TrainingConfig:
         """The parameters of a stored job as they were given: its default name was filled in, and a

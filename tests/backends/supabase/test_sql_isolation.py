@@ -409,6 +409,44 @@ def test_what_is_not_exposed_is_not_open_either(attempts: Attempts) -> None:
         assert attempts.statement("admin", statement) == DENIED
 
 
+def test_a_worker_reads_what_its_job_builds_on(attempts: Attempts, world: World) -> None:
+    """The jobs that it waits for or names as a model, and what they have made; not their data."""
+    made, own = "result:file-00000000000a", file_id("of-idlers")
+    ids = ["s-no-job", "sftjob-00000000000a", "ftjob-00000000000b-x"]
+    attempts.db.execute(
+        "insert into public.jobs (organization_id, id, type, script, params, status, "
+        "submitted_by_key) select organization_id, new_id, type, '', '{}', 'completed', "
+        "submitted_by_key from public.jobs, unnest(%s::text[]) new_id "
+        "where id = 'before' and organization_id = %s",
+        (ids, world.organization),
+    )
+    attempts.db.execute(
+        "insert into public.files (organization_id, id, purpose, filename, bytes, sha256, "
+        "created_by_key) select organization_id, %s, 'result', 'made', bytes, sha256, "
+        "created_by_key from public.files where id = %s",
+        (made, own),
+    )
+    attempts.db.execute(
+        "insert into public.job_files values (%s, 'before', %s)", (world.organization, made)
+    )
+
+    def seen() -> tuple[set[str], set[str]]:
+        jobs = attempts.statement("idler", "select id from public.jobs")
+        files = attempts.statement("idler", "select filename from public.files")
+        return {id for (id,) in jobs}, {name for (name,) in files}
+
+    assert seen() == ({"idlers"}, _OF_IDLER), "the control"
+    attempts.db.execute(
+        "update public.jobs set after = '{before}', params = jsonb_build_object('a', "
+        "'sftjob-00000000000a/checkpoint-3', 'b', '[\"x ftjob-00000000000b-x\"]') "
+        "where id = 'idlers'"
+    )
+    assert seen() == ({"idlers", "before", "sftjob-00000000000a"}, _OF_IDLER | {"made"})
+    assert attempts.call("idler", "find_file", {"id": made}) == OK
+    attempts.db.execute("update public.runs set status = 'failed' where job_id = 'idlers'")
+    assert "before" not in seen()[0], "only while it holds the job"
+
+
 # What makes the database unsafe, and an attempt that then goes through.
 _HOLES = {
     "alter policy people_or_its_worker on public.jobs using (true)": (

@@ -176,6 +176,9 @@ def test_by_job_and_checkpoint(
     ow = OpenWeights()
     steps = {"max_steps": 5, "save_steps": 1, "keep_checkpoints": 2, "packing": False}
     one = ow.fine_tuning.create(**params(str(tiny), tmp_path, "sft", **SHAPE, **steps))
+    # The shape is that of the first job, which need not be said again, nor that it comes first.
+    two = ow.fine_tuning.create(**params(one.id, tmp_path, "dpo", max_steps=1))
+    assert (two.after, two.status) == ((one.id,), "pending")
     assert one.wait(timeout=240).status == "completed", "".join(one.logs())
     kept = ow.files.list("checkpoint")
     assert len(kept) == 2, "the last two but for that of the last step, which is the result"
@@ -183,8 +186,6 @@ def test_by_job_and_checkpoint(
         ow.fine_tuning.create(**params(f"{one.id}/checkpoint-2", tmp_path, "sft"))
     with pytest.raises(ConfigError, match="the store has no job ftjob-000000000000"):
         ow.fine_tuning.create(**params("ftjob-000000000000", tmp_path, "sft"))
-    # The shape is that of the first job, which need not be said again.
-    two = ow.fine_tuning.create(**params(one.id, tmp_path, "dpo", max_steps=1))
     three = ow.fine_tuning.create(
         **params(f"{one.id}/checkpoint-4", tmp_path, "sft", max_steps=1, packing=False)
     )

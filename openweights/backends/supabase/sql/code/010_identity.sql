@@ -135,26 +135,60 @@ language sql stable security definer set search_path = openweights, public, pg_t
     select (current_key()).worker_id
 $$;
 
--- Jobs that the worker of this key holds or has held.
-create or replace function openweights.worker_jobs() returns text[]
+-- The jobs that a job builds on: those of its `after`, and fine-tuning jobs that it names as models.
+create or replace function openweights.named_jobs(j public.jobs) returns setof text
+language sql stable as $$
+    select unnest(j.after)
+    union
+    select m[1] from regexp_matches(j.params::text,
+        '"(s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?)(?:/checkpoint-[0-9]+)?"', 'g') m
+$$;
+
+-- What the worker of this key holds now, as (organization, job).
+create or replace function openweights.worker_holds()
+returns table (organization_id uuid, job_id text)
 language sql stable security definer set search_path = openweights, public, pg_temp as $$
-    select coalesce(array_agg(distinct r.job_id), '{}')
+    select r.organization_id, r.job_id
     from current_key() me
-        join runs r on r.organization_id = me.organization_id and r.worker_id = me.worker_id
+        join runs r on r.organization_id = me.organization_id
+            and r.worker_id = me.worker_id and r.status = 'in_progress'
     where me.role = 'worker'
 $$;
 
--- Files that a worker's key may read: those of the job that it holds now, and those that it put.
+-- Jobs that the worker of this key holds or has held, and those that what it holds builds on.
+create or replace function openweights.worker_jobs() returns text[]
+language sql stable security definer set search_path = openweights, public, pg_temp as $$
+    select coalesce(array_agg(id), '{}')
+    from (
+        select r.job_id as id
+        from current_key() me
+            join runs r on r.organization_id = me.organization_id and r.worker_id = me.worker_id
+        where me.role = 'worker'
+        union
+        select named
+        from worker_holds() h
+            join jobs j on j.organization_id = h.organization_id and j.id = h.job_id
+            cross join named_jobs(j) named
+    ) as readable
+$$;
+
+-- Files that a worker's key may read: those of the job that it holds now, what the jobs that this one
+-- builds on have made, and those that it put.
 create or replace function openweights.worker_files() returns text[]
 language sql stable security definer set search_path = openweights, public, pg_temp as $$
     with me as (select k.* from current_key() k where k.role = 'worker')
     select coalesce(array_agg(file_id), '{}')
     from (
         select f.file_id
-        from me
-            join runs r on r.organization_id = me.organization_id
-                and r.worker_id = me.worker_id and r.status = 'in_progress'
-            join job_files f on f.organization_id = r.organization_id and f.job_id = r.job_id
+        from worker_holds() h
+            join job_files f on f.organization_id = h.organization_id and f.job_id = h.job_id
+        union
+        select f.file_id
+        from worker_holds() h
+            join jobs j on j.organization_id = h.organization_id and j.id = h.job_id
+            cross join named_jobs(j) named
+            join job_files f on f.organization_id = h.organization_id and f.job_id = named
+        where f.file_id ~ '^(result|checkpoint|event):'
         union
         select f.file_id
         from me join file_keys f on f.organization_id = me.organization_id and f.key_id = me.id

@@ -77,12 +77,15 @@ begin
         perform openweights.refuse('invalid_input', format('%L cannot be the id of a job', s.id));
     elsif array_ndims(s.allowed_hardware) > 1 or array_position(s.allowed_hardware, null) is not null then
         perform openweights.refuse('invalid_input', 'allowed_hardware must be a list of texts');
+    elsif array_ndims(s.after) > 1 or array_position(s.after, null) is not null then
+        perform openweights.refuse('invalid_input', 'after must be a list of ids of jobs');
     end if;
     return openweights.check_name(s.id, 250, 'id')
         and openweights.check_name(s.model, 1000, 'model')
         and openweights.check_name(s.docker_image, 1000, 'docker_image')
         and openweights.check_name(s.bundle_file, 200, 'bundle_file')
         and openweights.check_name(array_to_string(s.allowed_hardware, ', '), 2000, 'allowed_hardware')
+        and openweights.check_name(array_to_string(s.after, ', '), 20000, 'after')
         -- Linux takes no argument that is longer than 128 KiB.
         and openweights.check_text(s.script, 120000, 'script')
         and openweights.check_params(s.params)

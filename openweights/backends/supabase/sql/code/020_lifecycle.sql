@@ -1,6 +1,7 @@
 -- The life of jobs and runs, as changes inside a transaction that holds the lock on the job's row.
 --
 --     job:  pending -> in_progress -> completed | failed | canceled
+--           pending -> failed                      a job that it waits for has failed
 --           in_progress -> pending                 its run was released, or lost
 --           failed | canceled -> pending           resubmitted or restarted
 --     run:  in_progress -> completed | failed | canceled
@@ -21,6 +22,7 @@ language sql stable as $$
         'bundle_file', j.bundle_file, 'priority', j.priority, 'max_attempts', j.max_attempts,
         'timeout_at', j.timeout_at, 'max_cost_usd', j.max_cost_usd, 'status', j.status,
         'attempts', j.attempts, 'outputs', j.outputs, 'worker_id', j.worker_id,
+        'after', j.after, 'failed_by', j.failed_by,
         'created_at', j.created_at, 'updated_at', j.updated_at)
 $$;
 
@@ -176,6 +178,9 @@ begin
         outputs = coalesce((select data from public.run_values where run_id = p_run_id), '{}')
     where organization_id = j.organization_id and id = j.id
     returning * into j;
+    if p_status <> 'completed' then
+        perform openweights.fail_dependents(j.organization_id, j.id, p_status);
+    end if;
     return j;
 end $$;
 
@@ -184,8 +189,8 @@ create or replace function openweights.requeue_job(j public.jobs, p_lost integer
 returns public.jobs language plpgsql as $$
 begin
     update public.jobs
-    set status = 'pending', outputs = null, worker_id = null, lost_attempts = p_lost,
-        updated_at = now()
+    set status = 'pending', outputs = null, worker_id = null, failed_by = null,
+        lost_attempts = p_lost, updated_at = now()
     where organization_id = j.organization_id and id = j.id
     returning * into j;
     return j;

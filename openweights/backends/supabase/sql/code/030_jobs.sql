@@ -40,6 +40,7 @@ begin
     s.requires_vram_gb := coalesce(s.requires_vram_gb, 0);
     s.priority := coalesce(s.priority, 0);
     s.max_attempts := coalesce(s.max_attempts, 3);
+    s.after := nullif(s.after, '{}');
     if s.script is null or jsonb_typeof(s.params) is distinct from 'object' then
         perform openweights.refuse('invalid_input', 'a job needs a script, and params that are an object');
     end if;
@@ -54,10 +55,10 @@ declare
 begin
     insert into public.jobs (organization_id, id, type, script, params, model, docker_image,
         requires_vram_gb, allowed_hardware, bundle_file, priority, max_attempts, timeout_at,
-        max_cost_usd, status, submitted_by_key)
+        max_cost_usd, after, status, submitted_by_key)
     values (s.organization_id, s.id, s.type, s.script, s.params, s.model, s.docker_image,
         s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.priority, s.max_attempts,
-        s.timeout_at, s.max_cost_usd, 'pending', s.submitted_by_key)
+        s.timeout_at, s.max_cost_usd, s.after, 'pending', s.submitted_by_key)
     on conflict do nothing
     returning * into j;
     if found then
@@ -81,14 +82,17 @@ begin
     else
         s.params := j.params;
     end if;
-    if (j.docker_image, j.requires_vram_gb, j.allowed_hardware, j.bundle_file, j.params)
+    if (j.docker_image, j.requires_vram_gb, j.allowed_hardware, j.bundle_file, j.params, j.after)
         is distinct from
-        (s.docker_image, s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.params)
+        (s.docker_image, s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.params, s.after)
     then
+        if j.after is distinct from s.after then
+            perform openweights.check_after(j.organization_id, j.id, s.after);
+        end if;
         update public.jobs
         set docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
             allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, params = s.params,
-            submitted_by_key = me.id, updated_at = now()
+            after = s.after, submitted_by_key = me.id, updated_at = now()
         where organization_id = j.organization_id and id = j.id
         returning * into j;
         perform openweights.note_job_files(j);
@@ -100,15 +104,18 @@ end $$;
 create or replace function openweights.replace_job(j public.jobs, s public.jobs) returns public.jobs
 language plpgsql as $$
 begin
+    perform openweights.check_after(j.organization_id, j.id, s.after);
     perform openweights.end_open_run(j);
     update public.jobs
     set type = s.type, script = s.script, params = s.params, model = s.model,
         docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
         allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, priority = s.priority,
         max_attempts = s.max_attempts, timeout_at = s.timeout_at, max_cost_usd = s.max_cost_usd,
+        after = s.after,
         submitted_by_key = s.submitted_by_key
     where organization_id = j.organization_id and id = j.id;
     j := openweights.requeue_job(j, 0);
+    perform openweights.revive_dependents(j.organization_id, j.id);
     perform openweights.note_job_files(j);
     return j;
 end $$;
@@ -121,8 +128,11 @@ declare
     j jobs;
 begin
     perform check_budget(me);
+    perform hold_after(me.organization_id, s.after);
     j := insert_job(s);
-    if j.id is null then
+    if j.id is not null then
+        perform check_after(me.organization_id, s.id, s.after);
+    else
         j := lock_job(me.organization_id, s.id);
         j := case j.status
             when 'pending' then sync_job(j, s, me)
@@ -153,6 +163,7 @@ begin
         update jobs set status = 'canceled', worker_id = null, updated_at = now()
         where organization_id = j.organization_id and id = j.id
         returning * into j;
+        perform fail_dependents(j.organization_id, j.id, 'canceled');
     end if;
     return job_json(j);
 end $$;
@@ -161,8 +172,11 @@ create or replace function public.restart_job(p_job_id text) returns json
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$
 declare
     me api_keys := openweights.caller('admin', 'member');
-    j jobs := lock_job(me.organization_id, p_job_id);
+    j jobs;
 begin
+    perform hold_after(me.organization_id, (
+        select after from jobs where organization_id = me.organization_id and id = p_job_id));
+    j := lock_job(me.organization_id, p_job_id);
     if j.status not in ('failed', 'canceled') then
         perform refuse('invalid_state', format(
             'job %s is %s: only a failed or canceled job can be restarted', j.id, j.status));
@@ -171,11 +185,14 @@ begin
             'job %s ran outside any worker: run its script again instead', j.id));
     end if;
     perform check_budget(me);
+    perform check_after(j.organization_id, j.id, j.after);
     perform end_open_run(j);
     -- Who restarts it pays for it.
     update jobs set submitted_by_key = me.id
     where organization_id = j.organization_id and id = j.id;
-    return job_json(requeue_job(j, 0));
+    j := requeue_job(j, 0);
+    perform revive_dependents(j.organization_id, j.id);
+    return job_json(j);
 end $$;
 
 create or replace function public.set_timeout(p_job_id text, p_timeout_at timestamptz) returns json

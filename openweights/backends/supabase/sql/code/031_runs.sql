@@ -7,7 +7,7 @@ create or replace function public.start_script_run(p_spec jsonb) returns json
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$
 declare
     me api_keys := openweights.caller('admin', 'member');
-    j jobs := insert_job(read_spec(me, p_spec || '{"type": "script"}'));
+    j jobs := insert_job(read_spec(me, p_spec || '{"type": "script", "after": null}'));
 begin
     if j.id is null then
         perform refuse('invalid_state', format(

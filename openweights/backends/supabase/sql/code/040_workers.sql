@@ -180,6 +180,7 @@ begin
     select j.id into best
     from public.jobs j
     where j.organization_id = w.organization_id and j.status = 'pending' and openweights.fits(j, w)
+        and (j.after is null or openweights.are_completed(j.organization_id, j.after))
         and j.submitted_by_key <> all (p_spent_keys)
         and (j.max_cost_usd is null
             or openweights.job_cost(j.organization_id, j.id) < j.max_cost_usd)
@@ -384,7 +385,7 @@ begin
     return worker_json(change_worker_status(w, 'terminated'));
 end $$;
 
--- What waits, by id, with what may still be spent on each: the least of what its own limit and its
+-- What waits for a worker and for nothing else, by id, with what may still be spent on each: the least of what its own limit and its
 -- key's budget leave, null without either.
 create or replace function public.pending_jobs(p_limit integer default 1000, p_offset integer default 0)
 returns jsonb
@@ -398,6 +399,7 @@ begin
             order by j.id)
         from (
             select * from jobs where organization_id = me.organization_id and status = 'pending'
+                and (after is null or are_completed(organization_id, after))
             order by id limit p_limit offset p_offset
         ) j join api_keys k on k.id = j.submitted_by_key
     ), '[]');

@@ -1,0 +1,48 @@
+"""When a pending job may be taken, and what becomes of it when that can never be: decisions without
+I/O, for the store on this machine and for whoever tells users why a job waits.
+
+A project decides the same in SQL (`supabase/sql/code/032_scheduling.sql`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+
+def cycle_through(
+    job_id: str, after: Iterable[str], needs: Callable[[str], Iterable[str]]
+) -> list[str] | None:
+    """The ids from `job_id` back to itself, if it waited for `after`; None without a cycle.
+
+    Args:
+        needs: What another job waits for.
+    """
+    came_from = dict.fromkeys(after, job_id)
+    waiting = list(came_from)
+    while waiting:
+        current = waiting.pop()
+        if current == job_id:
+            return _path_to(job_id, came_from)
+        for needed in needs(current):
+            if needed not in came_from:
+                came_from[needed] = current
+                waiting.append(needed)
+    return None
+
+
+def _path_to(job_id: str, came_from: dict[str, str]) -> list[str]:
+    path = [job_id, came_from[job_id]]
+    while path[-1] != job_id:
+        path.append(came_from[path[-1]])
+    return path[::-1]
+
+
+def cycle_refused(path: Sequence[str]) -> str:
+    """Why a job cannot wait for jobs that wait for it."""
+    return f"after: these jobs would wait for one another: {' waits for '.join(path)}"
+
+
+def reason_of_dependent(job_id: str, status: str) -> str:
+    """Why a job has failed that was to come after `job_id`, which ended with `status`."""
+    what = "was canceled" if status == "canceled" else "has failed"
+    return f"it was to come after job {job_id}, which {what}; it is restarted with that one"

@@ -1,0 +1,186 @@
+"""What every store has to do about jobs that wait for something else than a worker."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openweights.backends.base import Backend
+from openweights.errors import InvalidInputError, InvalidStateError
+from openweights.types import WorkerSpec
+from tests.backends.steps import Contract, claim, spec
+
+
+class SchedulingContract(Contract):
+    """Order between jobs."""
+
+    max_examples = 8
+
+    def chain(self, backend: Backend) -> None:
+        """a <- b <- c, and d after a and c; a worker that is there."""
+        backend.register_worker(WorkerSpec("w1"))
+        for name, after in (("a", ()), ("b", ("a",)), ("c", ("b",)), ("d", ("a", "c"))):
+            backend.submit_job(spec(name, after=after, priority=ord(name)))
+
+    def states(self, backend: Backend) -> str:
+        return " ".join(backend.get_job(name).status[0] for name in "abcd")
+
+    def run_next(self, backend: Backend, status: Any = "completed") -> str:
+        held = claim(backend)
+        backend.finish_run(held.run.id, held.run.attempt, status, error="exit code 1")
+        return held.job.id
+
+    def test_a_job_waits_until_those_before_it_have_completed(self, backend: Backend) -> None:
+        self.chain(backend)
+        assert backend.get_job("d").after == ("a", "c")
+        assert backend.get_job("a").after == ()
+        first = claim(backend)
+        backend.register_worker(WorkerSpec("w2"))
+        assert backend.claim_job("w2") is None, "the others wait, although they are more urgent"
+        backend.finish_run(first.run.id, 1, "completed")
+        assert [self.run_next(backend) for _ in range(3)] == ["b", "c", "d"]
+        assert backend.claim_job("w1") is None
+
+    @pytest.mark.parametrize("how", ["failed", "canceled", "canceled before it ran"])
+    def test_what_waits_for_a_job_fails_with_it_and_comes_back_with_it(
+        self, backend: Backend, how: str
+    ) -> None:
+        self.chain(backend)
+        if how == "canceled before it ran":
+            backend.cancel_job("a")
+        else:
+            assert self.run_next(backend, how) == "a"
+        ended = "canceled" if "canceled" in how else "failed"
+        assert self.states(backend) == f"{ended[0]} f f f"
+        b, c = backend.get_job("b"), backend.get_job("c")
+        assert (b.failed_by, c.failed_by, b.attempts) == ("a", "b", 0)
+        words = "was canceled" if ended == "canceled" else "has failed"
+        reason = f"it was to come after job a, which {words}; it is restarted with that one"
+        assert b.outputs == {"error": reason}
+        assert backend.claim_job("w1") is None
+        for name in "bcd":
+            with pytest.raises(InvalidStateError, match=f"job [ab] is {ended}|job b is failed"):
+                backend.restart_job(name)
+        again = backend.restart_job("a")
+        assert (again.status, self.states(backend)) == ("pending", "p p p p")
+        assert (backend.get_job("c").failed_by, backend.get_job("c").outputs) == (None, None)
+        assert [self.run_next(backend) for _ in range(4)] == list("abcd")
+
+    def test_a_job_comes_back_only_when_nothing_before_it_has_failed(
+        self, backend: Backend
+    ) -> None:
+        backend.register_worker(WorkerSpec("w1"))
+        for name, after in (("a", ()), ("b", ()), ("c", ("a", "b")), ("d", ("c",))):
+            backend.submit_job(spec(name, after=after))
+        backend.cancel_job("a")
+        backend.cancel_job("b")
+        assert self.states(backend) == "c c f f"
+        backend.submit_job(spec("a"))
+        assert self.states(backend) == "p c f f"
+        assert backend.get_job("c").failed_by == "b"
+        backend.submit_job(spec("b"))
+        assert self.states(backend) == "p p p p"
+        backend.cancel_job("a")
+        assert self.states(backend) == "c p f f"
+
+    def test_a_lost_run_fails_nobody_until_it_was_the_last(self, backend: Backend) -> None:
+        backend.register_worker(WorkerSpec("w1"))
+        backend.submit_job(spec("a", max_attempts=2))
+        backend.submit_job(spec("b", after=("a",)))
+        claim(backend)
+        backend.register_worker(WorkerSpec("w1"))
+        assert backend.get_job("b").status == "pending"
+        claim(backend)
+        backend.set_worker_status("w1", "terminated")
+        assert backend.get_job("a").status == backend.get_job("b").status == "failed"
+
+    def test_what_a_job_cannot_wait_for_is_refused(self, backend: Backend) -> None:
+        self.chain(backend)
+        before = backend.list_jobs()
+        with pytest.raises(InvalidInputError, match="after: there is no job 'nix'"):
+            backend.submit_job(spec("e", after=("a", "nix")))
+        with pytest.raises(InvalidInputError, match="after: .*e waits for e"):
+            backend.submit_job(spec("e", after=("e",)))
+        for closing in ("b", "c"):
+            with pytest.raises(InvalidInputError, match="after: .*a waits for .* waits for a"):
+                backend.submit_job(spec("a", after=(closing,)))
+        with pytest.raises(InvalidInputError, match="after"):
+            backend.submit_job(spec("e", after=("a/b",)))
+        assert backend.list_jobs() == before
+        backend.cancel_job("d")
+        with pytest.raises(InvalidStateError, match="after: job d is canceled: .*ow restart d"):
+            backend.submit_job(spec("e", after=("d",)))
+
+    def test_resubmitting_a_waiting_job_changes_what_it_waits_for(self, backend: Backend) -> None:
+        self.chain(backend)
+        assert backend.submit_job(spec("b")).after == ()
+        assert self.run_next(backend) == "b"
+        assert backend.submit_job(spec("d", after=("c",))).after == ("c",)
+        assert backend.submit_job(spec("b", after=("a",))).after == (), "it has completed"
+
+    def test_a_job_may_come_after_completed_ones(self, backend: Backend) -> None:
+        self.chain(backend)
+        self.run_next(backend)
+        backend.submit_job(spec("e", after=("a",), priority=1000))
+        assert self.run_next(backend) == "e"
+
+    def test_no_order_of_changes_leaves_a_job_stuck(self, backend: Backend) -> None:
+        @settings(max_examples=self.max_examples // 2, deadline=None, database=None)
+        @given(after=_orders, changes=_changes)
+        def check(after: list[list[int]], changes: list[tuple[str, int]]) -> None:
+            names = [f"example-{next(_examples)}-{n}" for n in range(len(after))]
+            needs = dict(zip(names, ([names[i] for i in found] for found in after), strict=True))
+            backend.register_worker(WorkerSpec("w1"))
+            for name in names:
+                backend.submit_job(spec(name, after=tuple(needs[name])))
+            for change, index in changes:
+                _change(backend, change, names[index % len(names)])
+                _check_order(backend, needs)
+            for name in names:  # nothing is left that the next example could claim
+                with suppress(InvalidStateError):
+                    backend.cancel_job(name)
+
+        check()
+
+
+# Of jobs 0 to 4: those before it that each waits for.
+_orders = st.tuples(*(st.lists(st.sampled_from(range(n)), max_size=3) for n in range(1, 5))).map(
+    lambda found: [[], *(sorted(set(needed)) for needed in found)]
+)
+_changes = st.lists(
+    st.tuples(
+        st.sampled_from(["cancel", "restart", "completed", "failed", "completed"]),
+        st.integers(0, 4),
+    ),
+    max_size=12,
+)
+_examples = itertools.count()
+
+
+def _change(backend: Backend, change: Any, name: str) -> None:
+    if change in ("completed", "failed"):
+        held = backend.claim_job("w1")
+        if held is not None:
+            backend.finish_run(held.run.id, held.run.attempt, change)
+        return
+    with suppress(InvalidStateError):
+        (backend.cancel_job if change == "cancel" else backend.restart_job)(name)
+
+
+def _check_order(backend: Backend, needs: dict[str, list[str]]) -> None:
+    """Whatever has run, ran after what it needs; whatever waits can still run."""
+    jobs = {name: backend.get_job(name) for name in needs}
+    for name, job in jobs.items():
+        before = [jobs[needed].status for needed in needs[name]]
+        if job.attempts:
+            assert set(before) <= {"completed"}, name
+        if job.status == "pending":
+            assert not {"failed", "canceled"} & set(before), name
+        if job.failed_by is not None:
+            assert job.status == "failed" and job.failed_by in needs[name]
+            assert jobs[job.failed_by].status in ("failed", "canceled")

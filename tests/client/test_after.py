@@ -1,0 +1,87 @@
+"""Jobs that wait for others, as users say it and are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openweights import ConfigError, InvalidInputError, InvalidStateError, JobFailedError
+from openweights.client.watching.queue import waits_for
+from openweights.types import Claim
+from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
+from tests.client.kinds import Echo
+
+Take = Callable[[], Claim]
+ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+
+
+def tell(ow: QuietClient, job: Any) -> str:
+    return waits_for(ow.backend, job.refresh().record, is_remote=ow.settings.is_remote)
+
+
+def test_jobs_in_order(ow: QuietClient, claim: Take) -> None:
+    kind = Echo(ow)
+    first = kind.create(text="first")
+    second = kind.create(text="second", after=first, priority=9)
+    third = kind.create(text="third", after=[first.id, second, first])
+    assert (second.after, third.after) == ((first.id,), (first.id, second.id))
+    assert tell(ow, second) == f"for {first.id} (pending)"
+    assert tell(ow, third) == f"for {first.id} (pending) and 1 more"
+    held = claim()
+    assert held.job.id == first.id
+    assert tell(ow, second) == f"for {first.id} (in progress)"
+    other = kind.create(text="other")
+    # What waits for other jobs is nobody's turn before it.
+    assert tell(ow, other) in (f"behind {first.id}", "for a worker (SECURE)")
+    ow.backend.finish_run(held.run.id, 1, "failed", error="exit code 3: boom")
+    for job in (second, third):
+        with pytest.raises(JobFailedError, match="it was to come after job .*, which has failed"):
+            job.wait(timeout=5)
+    with pytest.raises(InvalidStateError, match=f"ow restart {first.id}"):
+        second.restart()
+    first.restart()
+    assert second.refresh().status == third.refresh().status == "pending"
+
+
+def test_what_cannot_be_waited_for(ow: QuietClient) -> None:
+    kind = Echo(ow)
+    with pytest.raises(InvalidInputError, match="after: there is no job 'nix'"):
+        kind.create(text="a", after="nix")
+    with pytest.raises(ConfigError, match=r"after\[0\]"):
+        kind.create(text="a", after=[3])
+    with pytest.raises(ConfigError, match="after"):
+        kind.create(text="a", after={"x": 1})
+    canceled = kind.create(text="b").cancel()
+    with pytest.raises(InvalidStateError, match=f"job {canceled.id} is canceled"):
+        kind.create(text="c", after=canceled)
+    assert len(ow.jobs.list(limit=None)) == 1
+
+
+def test_a_model_that_is_still_trained_is_waited_for(
+    ow: QuietClient, claim: Take, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROW)
+    params: dict[str, Any] = {"training_file": str(rows), "loss": "sft", "requires_vram_gb": 0}
+    first = ow.fine_tuning.create(model="org/tiny", **params)
+    early = ow.fine_tuning.create(model=first.id, **params)
+    assert (early.after, early.model) == ((first.id,), first.id)
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(ROW)
+    ask: dict[str, Any] = {"input_file_id": str(questions), "requires_vram_gb": 0}
+    asked = ow.inference.create(model=early.id, after=first, **ask)
+    assert asked.after == (first.id, early.id)
+    # A checkpoint that is there needs no waiting.
+    held = claim()
+    file = ow.files.create(b"x", "checkpoint")["id"]
+    append(ow.backend, held.run.id, {"type": "checkpoint", "step": 4, "file": file, "path": "x"})
+    now = ow.inference.create(model=f"{first.id}/checkpoint-4", **ask)
+    assert now.after == ()
+    assert ow.inference.newest(first.id) == f"{first.id}/checkpoint-4"
+    ow.backend.finish_run(held.run.id, 1, "completed")
+    # The same job, whether it was submitted before or after what it goes on from has completed.
+    assert ow.fine_tuning.create(model=first.id, **params).id == early.id
+    assert claim().job.id in (early.id, now.id)
