@@ -115,6 +115,9 @@ class Settings:
         worker_idle_s: `OPENWEIGHTS_WORKER_IDLE_S`: a worker that was not started by hand goes away
             after this long without work.
         cancel_grace_s: `OPENWEIGHTS_CANCEL_GRACE_S`: from SIGTERM to SIGKILL when a job is stopped.
+        log_limit_mb: `OPENWEIGHTS_LOG_LIMIT_MB`: most of a run's log in the embedded store.
+        keep_days: `OPENWEIGHTS_KEEP_DAYS`: workers of the embedded store remove once a day what
+            nobody has needed for so long; None for never. See `Backend.collect_garbage`.
         lane: Which jobs of the embedded store a worker takes; None for all. No variable says it,
             but who starts the worker.
         pod: What a worker in a cluster's pod is told.
@@ -136,6 +139,8 @@ class Settings:
     heartbeat_s: float | None = None
     worker_idle_s: float = 60.0
     cancel_grace_s: float = 20.0
+    log_limit_mb: float = 64.0
+    keep_days: float | None = None
     lane: Lane | None = None
     pod: PodSettings = PodSettings()
 
@@ -169,6 +174,8 @@ class Settings:
             heartbeat_s=_number(env, "OPENWEIGHTS_HEARTBEAT_S"),
             worker_idle_s=_seconds(env, "OPENWEIGHTS_WORKER_IDLE_S", 60.0),
             cancel_grace_s=_seconds(env, "OPENWEIGHTS_CANCEL_GRACE_S", 20.0),
+            log_limit_mb=_number(env, "OPENWEIGHTS_LOG_LIMIT_MB") or 64.0,
+            keep_days=_number(env, "OPENWEIGHTS_KEEP_DAYS"),
             pod=PodSettings.from_env(env),
         )
 
@@ -201,6 +208,8 @@ class Settings:
             "OPENWEIGHTS_HEARTBEAT_S": self.heartbeat_s,
             "OPENWEIGHTS_WORKER_IDLE_S": self.worker_idle_s,
             "OPENWEIGHTS_CANCEL_GRACE_S": self.cancel_grace_s,
+            "OPENWEIGHTS_LOG_LIMIT_MB": self.log_limit_mb,
+            "OPENWEIGHTS_KEEP_DAYS": self.keep_days,
         }
         child.update({name: str(value) for name, value in values.items() if value is not None})
         return child

@@ -276,3 +276,22 @@ class SecretRecord:
 
     name: str
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What nobody needed any more: files and logs, and their bytes."""
+
+    files: int
+    file_bytes: int
+    logs: int
+    log_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a store takes up: contents of files, logs, and the database with all records."""
+
+    file_bytes: int
+    log_bytes: int
+    database_bytes: int

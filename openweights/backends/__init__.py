@@ -29,6 +29,7 @@ def open_backend(settings: Settings) -> Backend:
         settings.home,
         lease_s=settings.lease_s,
         heartbeat_s=settings.heartbeat_s or 1.0,
+        log_limit_bytes=int(settings.log_limit_mb * (1 << 20)),
         lane=settings.lane,
     )
 

@@ -18,6 +18,7 @@ from openweights.types import (
     EventDraft,
     EventRecord,
     FileRecord,
+    Garbage,
     Instruction,
     JobRecord,
     JobSpec,
@@ -28,6 +29,7 @@ from openweights.types import (
     RunRecord,
     RunStatus,
     SecretRecord,
+    Sizes,
     WorkerRecord,
     WorkerSpec,
     WorkerStatus,
@@ -41,6 +43,7 @@ class Backend(Protocol):
         organization_id: Whose records these are; part of every job id and file id.
         heartbeat_s: How often a worker should call `heartbeat`.
         lease_s: A worker silent for longer loses its job.
+        log_limit_bytes: Most bytes of a run's log. A worker leaves out the middle of a longer one.
         pace_s: Least time between two calls with which one writer appends events, or log text; what
             comes meanwhile is collected, because a call over a network has its price. 0 for none.
         liveness_fds: Descriptors that the processes of a worker must inherit: the store takes the
@@ -56,6 +59,8 @@ class Backend(Protocol):
     def heartbeat_s(self) -> float: ...
     @property
     def lease_s(self) -> float: ...
+    @property
+    def log_limit_bytes(self) -> int: ...
     @property
     def pace_s(self) -> float: ...
     @property
@@ -167,6 +172,17 @@ class Backend(Protocol):
         """Move the moment at which the job is stopped."""
         ...
 
+    def delete_job(self, job_id: str) -> None:
+        """Remove a job that has ended, with its runs, their events and their logs. Atomic.
+
+        The files that it names stay until `collect_garbage` finds that nobody else names them. A
+        job that is not there is no error.
+
+        Raises:
+            InvalidStateError: It has not ended, or a job that has not ended names it.
+        """
+        ...
+
     # ---- runs
 
     def get_run(self, run_id: int) -> RunRecord: ...
@@ -275,12 +291,32 @@ class Backend(Protocol):
         Sending the same bytes twice changes nothing.
 
         Raises:
-            InvalidInputError: `offset` lies beyond the end of what is stored.
+            InvalidInputError: `offset` lies beyond the end of what is stored, or the log would be
+                longer than `log_limit_bytes`.
         """
         ...
 
     def read_log(self, run_id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:
         """At most `limit` bytes from `offset`; empty at the end."""
+        ...
+
+    # ---- what is kept
+
+    def collect_garbage(self, keep_s: float, *, dry_run: bool = False) -> Garbage:
+        """Remove what nobody has needed for `keep_s`, an hour at least.
+
+        Files that no job names and no event names and that were not put since; checkpoints of jobs
+        that ended before, but for those that a job keeps, or that belong to a job which is named by
+        one that has not ended; logs of runs that ended before, of which a line is left that says
+        so. Safe beside workers and clients at work.
+
+        Args:
+            dry_run: Only say what would go.
+        """
+        ...
+
+    def sizes(self) -> Sizes:
+        """What the store takes up; in a project the organization, but for the whole database."""
         ...
 
     # ---- workers

@@ -23,6 +23,10 @@ T = TypeVar("T")
 FIRST_MOMENT = datetime(2000, 1, 1, tzinfo=UTC)
 LAST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
 MOST_TEXT = 4000
+LOG_LIMIT_BYTES = 64 << 20
+MOST_EVENT_BYTES = 256 << 20  # of a run
+LEAST_KEEP_S = 3600.0  # what was put so lately may be named in a moment
+LEAST_LOG_BYTES = 1024  # a shorter log is left as it is
 MOST_SCRIPT_BYTES = 120_000  # Linux takes no argument that is longer than 128 KiB
 _MOST_PARAMS_BYTES = 4 << 20
 _MOST_NAME_BYTES = 255
@@ -118,6 +122,28 @@ def base_name(filename: str) -> str:
     name = _HIDDEN.sub("_", storable(name))
     name = name.encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
     return "file" if name in ("", ".", "..") else name
+
+
+def check_log_end(run_id: int, end: int, most: int) -> None:
+    """Raise InvalidInputError when a log would be longer than it may be."""
+    if end > most:
+        raise InvalidInputError(
+            f"the log of run {run_id} would have {end} bytes, and may have no more than {most}"
+        )
+
+
+def check_event_bytes(run_id: int, stored: int, more: int) -> None:
+    """Raise InvalidInputError when a run logs more events than it may."""
+    if stored + more > MOST_EVENT_BYTES:
+        raise InvalidInputError(
+            f"run {run_id} has logged {stored >> 20} MB of events, and may log no more than "
+            f"{MOST_EVENT_BYTES >> 20}"
+        )
+
+
+def removed_log(size: int) -> bytes:
+    """What is left of a log that was removed."""
+    return f"[openweights] this log of {size} bytes was removed\n".encode()
 
 
 def _check_name(field: str, text: str, most: int) -> None:

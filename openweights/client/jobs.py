@@ -111,6 +111,15 @@ class Job:
         self._ow.ensure_worker()
         return self
 
+    def delete(self) -> None:
+        """Remove it with its runs, events and logs, once it has ended. Files that only it names go
+        with `ow gc`.
+
+        Raises:
+            InvalidStateError: It has not ended, or a job that has not ended names it.
+        """
+        self._ow.backend.delete_job(self.id)
+
     def set_timeout(self, timeout: float | None) -> Job:
         """Stop it so many seconds from now, if it has not ended by then; None lets it run."""
         self.record = self._ow.backend.set_timeout(self.id, moment_after(self._ow.backend, timeout))
@@ -306,6 +315,10 @@ class JobCollection:
     def restart(self, job_id: str) -> Job:
         """See `Job.restart`."""
         return self.retrieve(job_id).restart()
+
+    def delete(self, job_id: str) -> None:
+        """See `Job.delete`."""
+        self.retrieve(job_id).delete()
 
     def find(self, **params: Any) -> list[Job]:
         """Jobs whose parameters have these values; of a dict such as `meta` it is enough to name

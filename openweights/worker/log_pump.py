@@ -8,6 +8,7 @@ import re
 import select
 import threading
 import time
+from collections import deque
 
 from openweights.backends.base import Backend
 from openweights.errors import ConfigurationError, StoreUnavailableError
@@ -27,13 +28,14 @@ TAIL_BYTES = 8192
 # When the job has ended, what is in the pipe is there at once; a pipe that still gives more after
 # this is held by a process that escaped, and is not waited for.
 DRAIN_S = 2.0
+_NOTES_BYTES = 300  # what is said of what is missing of a long log
 
 
 class LogPump:
     """Reads bytes, redacts them, and appends them to the run's log in order, from two threads.
 
     One thread reads, so that the job never waits for the store; the other sends, and tries again
-    while the store is away.
+    while the store is away. Of a log that is longer than the store keeps the middle is left out.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class LogPump:
         self._give_up = give_up
         self._changed = threading.Condition()
         self._waiting = bytearray()
+        self._window = LogWindow(backend.log_limit_bytes)
         self._tail = b""
         self._is_complete = False
         self._is_discarded = False
@@ -80,6 +83,7 @@ class LogPump:
         self.drain()
         self._put(self._redactor.flush())
         with self._changed:
+            self._waiting += self._window.flush()
             self._is_complete = True
             self._changed.notify_all()
         self._sender.join()
@@ -119,7 +123,7 @@ class LogPump:
             while len(self._waiting) >= MOST_WAITING_BYTES and not self._is_hopeless():
                 self._changed.wait(1.0)
             if not self._is_hopeless():
-                self._waiting += data
+                self._waiting += self._window.feed(data)
                 self._changed.notify_all()
 
     def _is_hopeless(self) -> bool:
@@ -169,3 +173,50 @@ class LogPump:
         except StoreUnavailableError:
             return False
         return True
+
+
+class LogWindow:
+    """Of a long log lets the beginning through and holds the end back, so that both together, and
+    what is said of what is missing, have at most `most_bytes`.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._head_left = most_bytes * 3 // 4
+        self._most_tail = max(most_bytes // 4 - _NOTES_BYTES, 0)
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
+        self._left_out = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """What is to be stored now."""
+        if not self._head_left:
+            self._hold(data)
+            return b""
+        head, rest = data[: self._head_left], data[self._head_left :]
+        self._head_left -= len(head)
+        if self._head_left:
+            return head
+        self._hold(rest)
+        return head + (
+            b"\n[openweights] this log is long: its end, of at most "
+            b"%d bytes, is shown when the run ends\n" % self._most_tail
+        )
+
+    def flush(self) -> bytes:
+        """The end of the log; nothing if all of it is there."""
+        tail = b"".join(self._tail)
+        surplus = max(len(tail) - self._most_tail, 0)
+        if not self._left_out + surplus:
+            return tail
+        # A line that begins in what is left out is left out as a whole, if that leaves others.
+        surplus += tail[surplus:].find(b"\n", 0, self._most_tail // 2) + 1
+        note = b"[openweights] %d bytes are left out here\n" % (self._left_out + surplus)
+        return note + tail[surplus:]
+
+    def _hold(self, data: bytes) -> None:
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        while self._tail_bytes - len(self._tail[0]) >= self._most_tail:
+            dropped = self._tail.popleft()
+            self._tail_bytes -= len(dropped)
+            self._left_out += len(dropped)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import sys
 import threading
 import time
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 LONGEST_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
 MOST_DOUBLINGS = 10
+DAY_S = 86_400.0
 
 
 def run_worker(
@@ -113,6 +115,8 @@ class Worker:
             self._heartbeat,
         )
         self._last_run: int | None = None
+        self._keep_days = settings.keep_days
+        self._collects_at = -math.inf
 
     def run(self, *, once: bool, idle_s: float | None) -> int:
         """Register, work, and sign off whatever happens; returns the exit code."""
@@ -180,6 +184,7 @@ class Worker:
         # After the claim: what is left of the job's lost run must not meet the new one.
         sweep(self._runs)
         if claim is None:
+            self._collect_garbage()
             return False
         if claim.run.id == self._last_run:
             # Signing off is what gives it back; executing it again would be a second execution of
@@ -191,6 +196,16 @@ class Worker:
         else:
             execute(claim, self._host)
         return True
+
+    def _collect_garbage(self) -> None:
+        """Once a day, where the store is this machine's; a project's manager does it there."""
+        now = time.monotonic()
+        if self._keep_days is None or self._backend.team is not None or now < self._collects_at:
+            return
+        self._collects_at = now + DAY_S
+        found = self._backend.collect_garbage(self._keep_days * DAY_S)
+        if found.files or found.logs:
+            logger.info("removed %s old files and %s old logs", found.files, found.logs)
 
     def _gpu_problem(self) -> str | None:
         """Why this machine should take no job; always None where the machine is somebody's own."""

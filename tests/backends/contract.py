@@ -12,13 +12,21 @@ from hypothesis.stateful import run_state_machine_as_test
 from openweights.backends.base import Backend
 from tests.backends.contract_jobs import JobContract
 from tests.backends.contract_limits import LimitsContract
+from tests.backends.contract_retention import RetentionContract
 from tests.backends.contract_runs import RunContract
 from tests.backends.contract_scheduling import SchedulingContract
 from tests.backends.contract_workers import WorkerContract
 from tests.backends.life_cycle import LifeCycle
 
 
-class BackendContract(JobContract, RunContract, WorkerContract, LimitsContract, SchedulingContract):
+class BackendContract(
+    JobContract,
+    RunContract,
+    WorkerContract,
+    LimitsContract,
+    SchedulingContract,
+    RetentionContract,
+):
     """Inherit, provide the fixture `backend`, and every verb is tested."""
 
     max_examples = 30

@@ -48,5 +48,9 @@ class Contract:
     def pass_time(self, backend: Backend, seconds: float) -> None:
         time.sleep(seconds)
 
+    def age(self, backend: Backend, seconds: float) -> None:
+        """Let all that was done be past for that much longer."""
+        self.pass_time(backend, seconds)
+
     def pass_lease(self, backend: Backend) -> None:
         self.pass_time(backend, backend.lease_s * 1.5)

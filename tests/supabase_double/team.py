@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,12 @@ from tests.supabase_double.server import ANON_KEY, Faults
 
 ROOT = Path(__file__).parents[2]
 # The moments that decide whether somebody is alive; a test lets time pass by moving them back.
-_MOMENTS = {"runs": "lease_expires_at", "workers": "pinged_at"}
+_MOMENTS = (("runs", "lease_expires_at"), ("workers", "pinged_at"))
+# Those that decide what is old.
+_PAST = (
+    *(("runs", "ended_at"), ("files", "used_at"), ("files", "created_at"), ("jobs", "updated_at")),
+    *(("storage.objects", "created_at"), ("storage.objects", "updated_at")),
+)
 
 
 class Team:
@@ -88,7 +93,14 @@ class Team:
 
     def pass_time(self, seconds: float) -> None:
         """Let everybody have been silent for that much longer."""
-        for table, moment in _MOMENTS.items():
+        self._move_back(_MOMENTS, seconds)
+
+    def age(self, seconds: float) -> None:
+        """The same, and all that was done has been done that much earlier."""
+        self._move_back((*_MOMENTS, *_PAST), seconds)
+
+    def _move_back(self, moments: Iterable[tuple[str, str]], seconds: float) -> None:
+        for table, moment in moments:
             self.execute(f"update {table} set {moment} = {moment} - interval '{seconds} s'")
 
     def fault(self, **faults: Any) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +198,15 @@ def test_a_broken_driver_ends_a_worker_but_not_an_embedded_one(
     with pytest.raises(ConfigurationError, match="nvidia-smi"):
         run_worker(settings, embedded=False, once=True)
     assert run_worker(settings, embedded=True, once=True) == 0
+
+
+def test_a_worker_removes_what_is_old_when_it_is_told_for_how_long_to_keep(
+    settings: Settings, jobs: Jobs, backend: Backend, home: Path
+) -> None:
+    file = backend.put_file(io.BytesIO(b"nobody's"), "conversations", "f")
+    with contextlib.closing(sqlite3.connect(home / "openweights.db")) as db, db:
+        db.execute("UPDATE files SET used_at = 0, created_at = 0")
+    assert run_worker(settings, embedded=False, once=True) == 0
+    assert backend.get_file(file.id) == backend.list_files()[0], "by itself it removes nothing"
+    assert run_worker(replace(settings, keep_days=1.0), embedded=False, once=True) == 0
+    assert backend.list_files() == []

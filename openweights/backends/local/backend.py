@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from openweights.backends.local.file_verbs import FileVerbs
 from openweights.backends.local.job_verbs import JobVerbs
+from openweights.backends.local.retention import RetentionVerbs
 from openweights.backends.local.run_verbs import RunVerbs
 from openweights.backends.local.worker_verbs import WorkerVerbs
 
 
-class LocalBackend(FileVerbs, JobVerbs, RunVerbs, WorkerVerbs):
+class LocalBackend(FileVerbs, JobVerbs, RunVerbs, WorkerVerbs, RetentionVerbs):
     """`Backend` on this machine: see `Store` for its arguments, `Backend` for its verbs.
 
     One object serves many threads, also after a fork. Opening it does no I/O.

@@ -48,6 +48,8 @@ class FileVerbs(Store):
                 insert(db, "files", columns)
                 row = find(db, "files", incoming.file_id)
             assert row is not None
+            # Whoever puts it will name it: `collect_garbage` waits for that.
+            db.execute("UPDATE files SET used_at = ? WHERE seq = ?", (self._now(), row["seq"]))
             return records.file_record(row)
 
     def get_file(self, file_id: str) -> FileRecord:

@@ -135,6 +135,26 @@ class LogFolder:
         except FileNotFoundError:
             return b""
 
+    def replace(self, run_id: int, text: bytes) -> None:
+        """Put `text` in the log's place; who reads the log meanwhile goes on reading it."""
+        new = f"{self._path(run_id)}.new"
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(text)
+        os.replace(new, self._path(run_id))
+
+    def remove(self, run_id: int) -> None:
+        """Remove the log; nothing happens when there is none."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path(run_id))
+
+    def total(self) -> int:
+        """Bytes of all logs."""
+        sizes = 0
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):
+                sizes += entry.stat().st_size
+        return sizes
+
     def _path(self, run_id: int) -> str:
         return f"{self._folder}/{int(run_id)}.log"
 

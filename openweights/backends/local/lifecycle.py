@@ -77,8 +77,9 @@ def start_run(
     )
     new_run = {**both, "job_id": job["id"], "attempt": attempt, "created_at": now}
     cursor = db.execute(
-        "INSERT INTO runs (job_id, worker_id, attempt, status, lease_expires_at, created_at) "
-        "VALUES (:job_id, :worker_id, :attempt, :status, :lease_expires_at, :created_at)",
+        "INSERT INTO runs (id, job_id, worker_id, attempt, status, lease_expires_at, created_at) "
+        "SELECT 1 + max(last_run.id, (SELECT coalesce(max(id), 0) FROM runs)), :job_id, "
+        ":worker_id, :attempt, :status, :lease_expires_at, :created_at FROM last_run",
         {**new_run, "lease_expires_at": lease_expires_at},
     )
     unknown = dict.fromkeys(("ended_at", "error", "exit_code"))

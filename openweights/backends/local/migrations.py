@@ -162,7 +162,18 @@ _DEPENDENCIES: Migration = (
     """,
 )
 
-MIGRATIONS: tuple[Migration, ...] = (_FIRST, _EVENTS_OF_TYPE, _RELIABILITY, _DEPENDENCIES)
+_RETENTION: Migration = (
+    "ALTER TABLE files ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0",  # when it was put last
+    "ALTER TABLE runs ADD COLUMN event_bytes INTEGER NOT NULL DEFAULT 0",
+    # The highest id of a run that was deleted: it never comes again.
+    "CREATE TABLE last_run (id INTEGER NOT NULL)",
+    "INSERT INTO last_run VALUES (0)",
+)
+
+MIGRATIONS: tuple[Migration, ...] = (
+    *(_FIRST, _EVENTS_OF_TYPE, _RELIABILITY),
+    *(_DEPENDENCIES, _RETENTION),
+)
 
 
 def schema_version(db: sqlite3.Connection) -> int:

@@ -10,7 +10,12 @@ from typing import Any, Literal
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.store import Store, find, matching
-from openweights.backends.values import moment_within, readable
+from openweights.backends.values import (
+    check_event_bytes,
+    check_log_end,
+    moment_within,
+    readable,
+)
 from openweights.errors import FencedError, InvalidInputError, InvalidStateError
 from openweights.json_values import storable, to_json
 from openweights.types import (
@@ -102,8 +107,10 @@ class RunVerbs(Store):
             )
             for event in events
         ]
+        size = sum(len(data) for _, _, data, _ in rows)
         with self._write() as db:
             run = lifecycle.run_with_job(db, run_id)
+            check_event_bytes(run_id, run["event_bytes"], size)
             if run["attempt"] != run["job_attempts"]:
                 raise FencedError(
                     f"run {run_id} of job {run['job_id']} was replaced by attempt "
@@ -114,6 +121,9 @@ class RunVerbs(Store):
                 "ON CONFLICT (run_id, key) DO NOTHING",
                 rows,
             )
+            if cursor.rowcount > 0:
+                count = "UPDATE runs SET event_bytes = event_bytes + ? WHERE id = ?"
+                db.execute(count, (size, run_id))
             is_late = run["status"] != "in_progress" and run["job_status"] in ENDED
             if is_late and cursor.rowcount > 0:
                 outputs = lifecycle.latest_of_run(db, run_id)
@@ -160,6 +170,7 @@ class RunVerbs(Store):
     def append_log(self, run_id: int, offset: int, data: bytes) -> None:
         with self._read() as db:
             lifecycle.run_with_job(db, run_id)
+        check_log_end(run_id, offset + len(data), self.log_limit_bytes)
         with clear_errors(self.home):
             self._logs.write(run_id, offset, data)
 

@@ -17,6 +17,7 @@ from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.folders import FileFolder, LogFolder
 from openweights.backends.local.migrations import migrate
 from openweights.backends.local.worker_locks import WorkerLocks
+from openweights.backends.values import LOG_LIMIT_BYTES
 from openweights.errors import ConfigurationError, NotFoundError
 from openweights.types import Claim, JobRecord, Lane, RunRecord
 
@@ -43,6 +44,7 @@ class Store:
         *,
         lease_s: float = 60.0,
         heartbeat_s: float = 1.0,
+        log_limit_bytes: int = LOG_LIMIT_BYTES,
         organization_id: str = "local",
         lane: Lane | None = None,
         clock: Callable[[], datetime] = utc_now,
@@ -50,6 +52,7 @@ class Store:
         self.home = home
         self.lease_s = lease_s
         self.heartbeat_s = heartbeat_s
+        self.log_limit_bytes = log_limit_bytes
         self.organization_id = organization_id
         self.pace_s = 0.0
         self.team = None

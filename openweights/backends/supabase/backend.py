@@ -14,11 +14,12 @@ from supabase import ClientOptions, create_client
 from openweights.backends.base import TeamStore
 from openweights.backends.supabase.connection import Client
 from openweights.backends.supabase.health import HealthVerbs
+from openweights.backends.supabase.retention import RetentionVerbs
 from openweights.backends.supabase.team import ClusterVerbs, TeamVerbs
-from openweights.backends.supabase.verbs import FileVerbs, RunVerbs, WorkerVerbs
+from openweights.backends.supabase.verbs import RunVerbs, WorkerVerbs
 
 
-class SupabaseBackend(FileVerbs, RunVerbs, WorkerVerbs, ClusterVerbs, TeamVerbs, HealthVerbs):
+class SupabaseBackend(RetentionVerbs, RunVerbs, WorkerVerbs, ClusterVerbs, TeamVerbs, HealthVerbs):
     """`TeamStore` and `ClusterStore` in a Supabase project; the verbs are described there.
 
     One object serves many threads, also after a fork. Opening it does no I/O.

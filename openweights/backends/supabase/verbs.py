@@ -142,7 +142,10 @@ class FileVerbs(Project):
         # After the record, so that nothing in between leaves a record of nothing. Of a file without
         # a record what this key has begun to put.
         place = self._place(deleted) if deleted else self._place_of_own(file_id)
-        self._patiently(lambda: self._bucket().remove([place]))
+        self._remove([place])
+
+    def _remove(self, places: list[str]) -> None:
+        self._patiently(lambda: self._bucket().remove(places))
 
     def _place(self, below: str) -> str:
         return f"{self.organization_id}/{below}"

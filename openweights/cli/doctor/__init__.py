@@ -20,6 +20,7 @@ import click
 from openweights import __version__
 from openweights.cli.doctor.project import Check, project_checks
 from openweights.cli.doctor.requirements import extras, needed_by
+from openweights.cli.jobs.remove import in_bytes
 from openweights.cli.output import json_option, one_line, print_json, printable
 from openweights.cli.store import open_store
 from openweights.errors import OpenWeightsError
@@ -186,6 +187,7 @@ def _store(settings: Settings) -> Iterator[Check]:
             workers = backend.list_workers(statuses=("starting", "active", "shutdown"))
             pending = len(backend.list_jobs(statuses=("pending",), limit=None))
             running = len(backend.list_jobs(statuses=("in_progress",), limit=None))
+            sizes = backend.sizes()
     except (OpenWeightsError, OSError) as error:
         yield Check("store", "broken", f"{name}: {one_line(error)}")
         return
@@ -196,3 +198,8 @@ def _store(settings: Settings) -> Iterator[Check]:
         none = "none; `ow cluster` starts pods for jobs, `ow worker` works on this machine"
     yield Check("workers", "ok", alive or none)
     yield Check("jobs", "ok", f"{pending} pending, {running} in progress")
+    detail = (
+        f"{in_bytes(sizes.file_bytes)} of files, {in_bytes(sizes.log_bytes)} of logs, "
+        f"{in_bytes(sizes.database_bytes)} of records"
+    )
+    yield Check("sizes", "ok", f"{detail}; `ow gc` removes what nobody needs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +12,7 @@ from openweights.cli.output import json_option, note, one_line, print_json
 from openweights.cli.store import complete_jobs, open_store
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
-from openweights.types import JobRecord, JobStatus
+from openweights.types import JobRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -27,7 +27,7 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     Without JOBS, their ids are read from standard input: `ow ls -q --status pending | ow cancel`.
     """
     with open_store() as backend:
-        _change_jobs(backend, jobs, lambda job: backend.cancel_job(job.id), as_json=as_json)
+        change_jobs(backend, jobs, lambda job: backend.cancel_job(job.id).status, as_json=as_json)
 
 
 @click.command()
@@ -41,27 +41,22 @@ def restart(jobs: tuple[str, ...], as_json: bool) -> None:
     from openweights.client import OpenWeights
 
     ow = OpenWeights()
-    _change_jobs(ow.backend, jobs, lambda job: ow.jobs.restart(job.id), as_json=as_json)
+    change_jobs(ow.backend, jobs, lambda job: ow.jobs.restart(job.id).status, as_json=as_json)
 
 
-class _HasStatus(Protocol):
-    @property
-    def status(self) -> JobStatus: ...
-
-
-def _change_jobs(
+def change_jobs(
     backend: Backend,
     given: Sequence[str],
-    change: Callable[[JobRecord], _HasStatus],
+    change: Callable[[JobRecord], str],
     *,
     as_json: bool,
 ) -> None:
-    """Apply `change` to each job and say how it went; exit with 1 if it failed for one of them."""
+    """Apply `change` to each job and say what it answers; exit with 1 if it failed for one."""
     results: list[dict[str, str | None]] = []
     for text in given or _ids_from_stdin():
         try:
             job = find_job(backend, text)
-            status = change(job).status
+            status = change(job)
         except (NotFoundError, InvalidInputError, InvalidStateError) as error:
             results.append({"id": text, "status": None, "error": one_line(error)})
             note(f"{one_line(text, 80)}: {error}")

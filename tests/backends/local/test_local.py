@@ -57,7 +57,8 @@ class TestLocalBackend(BackendContract):
     @pytest.fixture
     def backend(self, tmp_path: Path, clock: Clock) -> Iterator[Backend]:
         self.time = clock
-        with closing(LocalBackend(tmp_path / "home", lease_s=10.0, clock=clock)) as backend:
+        options = {"lease_s": 10.0, "log_limit_bytes": 2 << 20}
+        with closing(LocalBackend(tmp_path / "home", clock=clock, **options)) as backend:  # type: ignore[arg-type]
             yield backend
 
     def pass_time(self, backend: Backend, seconds: float) -> None:

@@ -16,12 +16,17 @@ from tests.supabase_double.team import Team
 
 class TestSupabaseBackend(BackendContract):
     max_examples = 8
+    retention_examples = 6
 
     @pytest.fixture
     def backend(self, team: Team) -> Iterator[Backend]:
         self.team = team
+        team.execute("update organizations set log_limit_mb = 2")
         with closing(team.backend()) as backend:
             yield backend
 
     def pass_time(self, backend: Backend, seconds: float) -> None:
         self.team.pass_time(seconds)
+
+    def age(self, backend: Backend, seconds: float) -> None:
+        self.team.age(seconds)

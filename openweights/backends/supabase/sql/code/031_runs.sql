@@ -198,6 +198,7 @@ begin
     end if;
     fresh := substring(decode(p_data, 'base64') from (r.log_bytes - p_offset + 1)::integer);
     if length(fresh) > 0 then
+        perform check_log_end(r, r.log_bytes + length(fresh));
         insert into log_chunks values (r.id, r.log_bytes, fresh);
         update runs set log_bytes = log_bytes + length(fresh) where id = r.id
         returning * into r;

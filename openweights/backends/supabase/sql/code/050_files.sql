@@ -71,6 +71,8 @@ begin
             'another content already has the id %s: change a byte of yours', p_id));
     end if;
     insert into file_keys values (me.organization_id, me.id, p_id) on conflict do nothing;
+    -- Whoever puts it will name it: `collect_garbage` waits for that.
+    update files set used_at = now() where organization_id = me.organization_id and id = p_id;
     return file_json(f);
 end $$;
 

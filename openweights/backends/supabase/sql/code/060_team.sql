@@ -10,6 +10,7 @@ begin
             'organization_id', o.id, 'organization', o.name, 'role', me.role, 'key_id', me.id,
             'key_name', me.name, 'email', m.email, 'worker_id', me.worker_id,
             'expires_at', me.expires_at, 'now', now(), 'heartbeat_s', o.heartbeat_s, 'lease_s', o.lease_s,
+            'log_limit_mb', o.log_limit_mb, 'keep_days', o.keep_days,
             -- Which version of these files is installed: see `source_digest` in apply.py.
             'sources', (select encode(sha256(convert_to(
                 string_agg(name || ' ' || sha256, E'\n' order by name collate "C"), 'UTF8')), 'hex')

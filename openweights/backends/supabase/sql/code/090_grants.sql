@@ -68,6 +68,11 @@ grant execute on function public.find_file to anon, authenticated;
 grant execute on function public.put_file_record to anon, authenticated;
 grant execute on function public.delete_file_record to anon, authenticated;
 
+-- what is kept
+grant execute on function public.delete_job to anon, authenticated;
+grant execute on function public.collect_garbage to anon, authenticated;
+grant execute on function public.store_sizes to anon, authenticated;
+
 -- organization, members, keys
 grant execute on function public.whoami to anon, authenticated;
 grant execute on function public.rename_organization to anon, authenticated;

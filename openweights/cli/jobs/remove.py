@@ -1,0 +1,85 @@
+"""`ow rm` and `ow gc`: what is no longer needed goes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from openweights.cli.jobs.change import change_jobs
+from openweights.cli.output import json_option, print_json
+from openweights.cli.store import complete_jobs, open_store
+from openweights.settings import Settings
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
+    from openweights.types import JobRecord
+
+DEFAULT_DAYS = 30.0
+_DAY_S = 86_400.0
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, shell_complete=complete_jobs)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+def rm(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Delete jobs that have ended, with their runs, events and logs.
+
+    Without JOBS, their ids are read from standard input: `ow ls -q --status failed | ow rm --yes`.
+    Files that only they name go with the next `ow gc`.
+    """
+    with open_store() as backend:
+        change_jobs(backend, jobs, lambda job: _delete(backend, job, yes), as_json=as_json)
+
+
+def _delete(backend: Backend, job: JobRecord, yes: bool) -> str:
+    is_asked = not yes and sys.stdin is not None and sys.stdin.isatty()
+    if is_asked and not click.confirm(f"delete {job.id} ({job.status})?", err=True):
+        return "kept"
+    backend.delete_job(job.id)
+    return "deleted"
+
+
+@click.command()
+@click.option(
+    "--keep-days",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help=f"Default: OPENWEIGHTS_KEEP_DAYS, else {DEFAULT_DAYS:g}.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+def gc(keep_days: float | None, dry_run: bool, as_json: bool) -> None:
+    """Remove old logs, and old files that nobody needs.
+
+    These are files that no job and no event names, such as uploads that were never used and results
+    of deleted jobs; checkpoints of jobs that have ended; and logs, of which a line is left. Results
+    and kept checkpoints stay, and so does what a waiting or running job names. In a project it
+    takes an admin's key.
+    """
+    settings = Settings.from_env()
+    days = settings.keep_days if keep_days is None else keep_days
+    with open_store() as backend:
+        found = backend.collect_garbage(
+            (DEFAULT_DAYS if days is None else days) * _DAY_S, dry_run=dry_run
+        )
+    if as_json:
+        print_json(found)
+        return
+    verb = "would go" if dry_run else "removed"
+    click.echo(
+        f"{verb}: {found.files} files ({in_bytes(found.file_bytes)}), "
+        f"{found.logs} logs ({in_bytes(found.log_bytes)})"
+    )
+
+
+def in_bytes(size: int) -> str:
+    """A size for people: `512 B`, `3.4 MB`."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"

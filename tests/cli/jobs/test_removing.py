@@ -1,0 +1,39 @@
+"""`ow rm` and `ow gc`: what goes, what is asked, and what is said."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+from openweights.backends.base import Backend
+from tests.cli.conftest import Ow, claim, submit
+
+
+def test_jobs_that_have_ended_are_deleted(ow: Ow, backend: Backend) -> None:
+    run = claim(backend, "ftjob-done").run
+    backend.finish_run(run.id, run.attempt, "completed")
+    submit(backend, "ftjob-waiting")
+    answer = ow("rm", "ftjob-done", "ftjob-waiting", "ftjob-none", "--yes")
+    assert answer.exit_code == 1
+    assert answer.stdout == "ftjob-done  deleted\n"
+    pending, unknown = answer.stderr.splitlines()
+    assert pending == "ow: ftjob-waiting: job ftjob-waiting is pending: cancel it first"
+    assert "no job ftjob-none" in unknown
+    assert [job.id for job in backend.list_jobs()] == ["ftjob-waiting"]
+    ow("cancel", "ftjob-waiting")
+    (result,) = json.loads(ow("rm", "--json", stdin="ftjob-waiting\n").stdout)
+    assert result == {"id": "ftjob-waiting", "status": "deleted", "error": None}
+
+
+def test_what_nobody_names_is_collected(ow: Ow, backend: Backend, home: Path) -> None:
+    file = backend.put_file(io.BytesIO(b"x" * 1500), "conversations", "f")
+    with sqlite3.connect(home / "openweights.db") as db:
+        db.execute("UPDATE files SET used_at = 0, created_at = 0")
+    assert ow("gc", "--dry-run").stdout == "would go: 1 files (1.5 kB), 0 logs (0 B)\n"
+    assert backend.get_file(file.id)
+    found = json.loads(ow("gc", "--json", "--keep-days", "1").stdout)
+    assert found == {"files": 1, "file_bytes": 1500, "logs": 0, "log_bytes": 0}
+    assert ow("gc").stdout == "removed: 0 files (0 B), 0 logs (0 B)\n"
+    assert "of records" in ow("doctor").stdout
