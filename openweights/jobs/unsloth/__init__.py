@@ -26,6 +26,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 from openweights.jobs.unsloth.config.problems import config_notes
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
+from openweights.jobs.unsloth.config.vram import gpu_gb
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.checkpoint import check_target_modules, linear_modules
 from openweights.models.names import location_here, repository_id
@@ -157,6 +158,17 @@ class FineTuning(Jobs):
         modules = linear_modules(folder) if folder.is_dir() else None
         if modules is not None:
             check_target_modules(config.model, config.target_modules, modules)
+
+    def vram_gb(self, validated: BaseModel) -> int | None:
+        """What the job needs by its model's shape, loss and batches (`config/vram.py`).
+
+        A subclass that says how much it needs, and a model of unknown size, get the kind's own.
+        """
+        usual = type(self).requires_vram_gb
+        if usual != Jobs.requires_vram_gb:
+            return usual
+        config = cast(TrainingConfig, validated)
+        return gpu_gb(config, adapter_base(self.ow, config.model, ask_hub=False)) or usual
 
     def _check_rendering(self, config: TrainingConfig) -> None:
         """See that the chat template writes what rows say, where the tokenizer is at hand."""

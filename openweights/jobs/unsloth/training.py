@@ -89,6 +89,10 @@ def train(
     located = config.model_copy(update={"model": source.base})
     engine = prepare_engine(located, goes_on=source.adapter is not None)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
+    from openweights.jobs.unsloth.runtime.memory import (
+        out_of_memory_explained,
+        refuse_what_cannot_fit,
+    )
     from openweights.jobs.unsloth.runtime.ranks import leave
     from openweights.jobs.unsloth.runtime.record import reproducibility
 
@@ -96,6 +100,7 @@ def train(
         data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
         rows = _split(config, data)
         _check_rendering(config, source, data)
+        refuse_what_cannot_fit(located)
         model, tokenizer = load_model(located, engine, source.adapter)
         # The other ranks have copies of their own, and say nothing.
         record = {} if rank() else reproducibility(config, model, engine)
@@ -104,7 +109,8 @@ def train(
             *_trackers(config, reporter, model, tokenizer, data),
         ]
         callbacks += extra_callbacks
-        trainer = _train_by_loss(config, model, tokenizer, rows, callbacks, reporter, engine)
+        with out_of_memory_explained(located):
+            trainer = _train_by_loss(config, model, tokenizer, rows, callbacks, reporter, engine)
         if stop.signaled and trainer.state.global_step < trainer.state.max_steps:
             reporter.close(completed=False)
             leave()

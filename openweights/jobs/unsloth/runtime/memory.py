@@ -1,25 +1,93 @@
-"""Fits recomputation to the GPU's memory after the first step of a training."""
+"""Fits a training into memory: refuses what never can, fits recomputation to the GPU after the
+first step, and says what to lower when memory was too small all the same.
+"""
 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from openweights.errors import ConfigurationError
+from openweights.jobs.unsloth.config.vram import (
+    GPU,
+    Device,
+    Tokens,
+    settings_to_lower,
+    vram_needed,
+)
+from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.load import base_dtype, device_name
+from openweights.models.memory import memory_bytes
 from openweights.models.recomputation import (
     affordable,
     keep_activations,
     measured,
     recomputing_layers,
 )
+from openweights.models.shape import model_shape
 
 logger = logging.getLogger(__name__)
 
 # Left free: pieces of memory of many sizes do not fill it without gaps.
 _SPARE = 0.12
+
+
+def refuse_what_cannot_fit(
+    config: TrainingConfig, memory: Callable[[], tuple[int, int]] = memory_bytes
+) -> None:
+    """Before a model is loaded whose training needs more than there is, whatever the rows are.
+
+    Args:
+        config: With the base of its model as `model`.
+        memory: Free and whole memory, in bytes.
+
+    Raises:
+        ConfigurationError: With the needed memory.
+    """
+    shape = model_shape(config.model)
+    if shape is None:
+        return
+    cuda = torch.cuda.is_available()
+    device = GPU if cuda else Device(base_dtype(config.model).itemsize, False, False)
+    least = vram_needed(config, shape, device=device, tokens=Tokens(micro=1, scored=1))
+    _, whole = memory()
+    if least.total > whole:
+        smaller = "a smaller model" if config.load_in_4bit else "a smaller model, load_in_4bit=True"
+        raise ConfigurationError(
+            f"model: to train {config.model} so takes {least} at least, and {device_name()} has "
+            f"{whole / 2**30:.1f} GiB; use {smaller}, or ask for a larger GPU with requires_vram_gb"
+        )
+
+
+@contextmanager
+def out_of_memory_explained(config: TrainingConfig) -> Iterator[None]:
+    """When the GPU's memory is full inside, the error names the two settings that fill it most.
+
+    Args:
+        config: With the base of its model as `model`.
+
+    Raises:
+        ConfigurationError: In the place of CUDA's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        shape = model_shape(config.model)
+        names = _MOST_OFTEN if shape is None else settings_to_lower(config, shape)
+        values = " or ".join(f"{name} (it is {getattr(config, name)})" for name in names)
+        needs = "" if shape is None else f", of which the job may need {vram_needed(config, shape)}"
+        raise ConfigurationError(
+            f"the memory of {device_name()} is full{needs}; lower {values}, or ask for a larger "
+            "GPU with requires_vram_gb"
+        ) from error
+
+
+_MOST_OFTEN = ("per_device_train_batch_size", "max_seq_length")
 
 
 class RecomputationCallback(TrainerCallback):

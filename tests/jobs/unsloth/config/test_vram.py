@@ -1,0 +1,163 @@
+"""The estimate of a job's memory, against peaks that were measured on GPUs, and where it is used.
+
+The peaks are those of `tests/benchmarks/RESULTS.md`; `test_vram_on_cpu.py` counts tensors itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openweights import OpenWeights
+from openweights.jobs.unsloth import FineTuning
+from openweights.jobs.unsloth.config.vram import (
+    CONTEXT_GB,
+    GPU,
+    Tokens,
+    gpu_gb,
+    most_tokens,
+    settings_to_lower,
+    vram_needed,
+)
+from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.recomputation import affordable
+from openweights.models.shape import ModelShape, usual_shape
+from openweights.settings import Settings
+from tests.jobs.unsloth.malformed_configs import GOOD
+
+QWEN_7B = ModelShape(152_064, 3_584, 18_944, 28, 28, 4, 128)
+WITHIN = 0.1
+
+
+def config(loss: str = "sft", **changes: Any) -> TrainingConfig:
+    values = {"loss": loss, "r": 32, "optim": "adamw_torch", "gradient_accumulation_steps": 1}
+    file = "preference:file-0" if loss in ("dpo", "orpo") else GOOD["training_file"]
+    return TrainingConfig(**{**GOOD, "training_file": file, **values, **changes})
+
+
+def sft_steps() -> tuple[int, int]:
+    """Tokens of the largest step of `sft_step`, and of them those that are learned."""
+    return 6_719, 6_719 - 16 * 33
+
+
+def kept_of_a_full_micro_batch(job: TrainingConfig) -> int:
+    """As the first step decides it on an H200, for 32,768 tokens."""
+    largest, scored = sft_steps()
+    nothing, none_kept, one_kept = (
+        vram_needed(job, QWEN_7B, tokens=tokens, kept_layers=kept).total
+        for tokens, kept in (
+            (Tokens(0), 0),
+            (Tokens(largest, scored=scored), 0),
+            (Tokens(largest, scored=scored), 28),
+        )
+    )
+    layer = (one_kept - none_kept) / 28 / largest
+    peak = (none_kept - nothing) / largest
+    return affordable(28, layer, peak, nothing, 32_768, 0.88 * 139.8 * 2**30)
+
+
+def measured() -> dict[str, tuple[float, TrainingConfig, Tokens, int]]:
+    """Peak in GiB, what ran, its largest batches, and the layers that kept activations."""
+    largest, scored = sft_steps()
+    sft = config(per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    full = config(per_device_train_batch_size=16)
+    dpo = config("dpo", per_device_train_batch_size=4, gradient_accumulation_steps=4)
+    pairs = 4_506
+    sdft = config("sdft", per_device_train_batch_size=32)
+    long = config("sdft", per_device_train_batch_size=64, sdft_max_new_tokens=512)
+    grpo = config("grpo", per_device_train_batch_size=32, grpo_max_completion_length=256)
+    cached, halves = 32 * 512, (32 * 456, 32 * 756)
+    return {
+        "SFT, 4 rows": (53.6, sft, Tokens(largest, scored=scored), 28),
+        "SFT, 16 rows": (
+            36.8, full, Tokens(largest, scored=scored), kept_of_a_full_micro_batch(full)
+        ),
+        "DPO, 4 pairs": (41.0, dpo, Tokens(pairs, pairs, pairs), 28),
+        "SDFT, 32 rows": (23.7, sdft, Tokens(*halves, 32 * 256, cached), 0),
+        "SDFT, 64 rows": (43.8, long, Tokens(64 * 712, 64 * 1_012, 64 * 512, 64 * 768), 0),
+        "GRPO, 32 rows": (28.5, grpo, Tokens(halves[0], halves[0], 32 * 256, cached), 0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", measured())
+def test_peaks_of_gpus(name: str) -> None:
+    peak, job, tokens, kept = measured()[name]
+    estimate = vram_needed(job, QWEN_7B, tokens=tokens, kept_layers=kept)
+    assert estimate.total / 2**30 == pytest.approx(peak, rel=WITHIN), str(estimate)
+    # The control: with a third of the tokens less, it is another figure.
+    fewer = Tokens(*(count * 2 // 3 for count in (tokens.micro, tokens.teacher, tokens.scored)))
+    other = vram_needed(job, QWEN_7B, tokens=fewer, kept_layers=kept)
+    assert other.total / 2**30 != pytest.approx(peak, rel=WITHIN)
+
+
+LOSSES = st.sampled_from(("sft", "sdft", "grpo", "dpo", "orpo"))
+SIZES = st.fixed_dictionaries(
+    {
+        "per_device_train_batch_size": st.sampled_from((2, 4, 16)),
+        "max_seq_length": st.sampled_from((1_024, 2_048, 8_192)),
+        "r": st.sampled_from((8, 64)),
+        "load_in_4bit": st.booleans(),
+        "gradient_accumulation_steps": st.sampled_from((4, 8)),
+    }
+)
+
+
+@given(LOSSES, SIZES, st.sampled_from((0.5, 7.6, 32.8)))
+def test_more_of_anything_takes_no_less(loss: str, sizes: dict[str, Any], billions: float) -> None:
+    job, shape = config(loss, **sizes), usual_shape(billions)
+    need = vram_needed(job, shape)
+    assert all(part >= 0 for part in (need.weights, need.trained, need.activations))
+    assert need.weights < need.total < 100 * need.weights + 2**40
+    for name in ("per_device_train_batch_size", "max_seq_length", "r"):
+        more = job.model_copy(update={name: 2 * getattr(job, name)})
+        assert vram_needed(more, shape).total >= need.total
+    if not job.load_in_4bit:
+        small = vram_needed(job.model_copy(update={"load_in_4bit": True}), shape)
+        assert small.weights < 0.6 * need.weights
+    assert vram_needed(job, usual_shape(2 * billions)).total > need.total
+    kept = [vram_needed(job, shape, kept_layers=count).total for count in (1, 2, shape.layers)]
+    assert kept == sorted(kept)
+
+
+@given(LOSSES, SIZES)
+def test_the_settings_to_lower_lower_it(loss: str, sizes: dict[str, Any]) -> None:
+    job, shape = config(loss, **sizes), usual_shape(7.6)
+    first, second = settings_to_lower(job, shape)
+    assert first != second
+
+    def half(name: str) -> int:
+        return vram_needed(
+            job.model_copy(update={name: getattr(job, name) // 2}), shape
+        ).total  # fmt: skip
+
+    assert half(first) <= half(second) <= vram_needed(job, shape).total
+    assert half(first) < vram_needed(job, shape).total
+
+
+def test_a_job_asks_for_what_it_needs(home: Path) -> None:
+    kind = FineTuning(OpenWeights(settings=Settings(home=home)))
+    small, large, narrow = (
+        kind.vram_gb(config(model=f"org/model-{size}", **more))
+        for size, more in (("0.5B", {}), ("32B", {}), ("32B", {"load_in_4bit": True}))
+    )
+    assert small is not None and large is not None and narrow is not None
+    assert small < 8 < narrow < 48 < large < 80
+    assert kind.vram_gb(config(model="org/nameless")) == 24
+    wider = config(model="org/model-7B", max_seq_length=16_384)
+    assert (kind.vram_gb(wider) or 0) > (kind.vram_gb(config(model="org/model-7B")) or 0) + 4
+
+    class Mine(FineTuning):
+        requires_vram_gb = 70
+
+    assert Mine(kind.ow).vram_gb(config(model="org/model-0.5B")) == 70
+
+
+def test_what_is_asked_for_has_room_for_cuda() -> None:
+    job = config(model="org/model-7B")
+    need = vram_needed(job, usual_shape(7.0), device=GPU, tokens=most_tokens(job))
+    asked = gpu_gb(job, job.model)
+    assert asked is not None and 0 <= asked - CONTEXT_GB - need.total / 2**30 < 1
