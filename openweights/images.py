@@ -7,5 +7,8 @@ TAG = "1.0"
 UNSLOTH_IMAGE = f"openweights/ow-unsloth:{TAG}"
 """Training: unsloth, trl, peft, transformers. The default of every job."""
 
+VLLM_IMAGE = f"openweights/ow-vllm:{TAG}"
+"""Serving: vLLM beside what training needs, but unsloth. The default of `ow.api`."""
+
 MANAGER_IMAGE = f"openweights/ow-manager:{TAG}"
 """The cluster manager, for `ow deploy`; it needs no GPU."""

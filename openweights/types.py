@@ -27,6 +27,7 @@ Instruction = Literal["continue", "cancel", "timeout", "shutdown", "fenced"]
 
 JOB_STATUSES: tuple[JobStatus, ...] = ("pending", "in_progress", "completed", "failed", "canceled")
 SERVED: JobType = "api"
+SERVED_PORT = 8000  # on a pod, behind its provider's proxy
 SERVING_PREFIX = "server-"  # ids of workers of the lane "servers" begin so
 ENDED: frozenset[str] = frozenset({"completed", "failed", "canceled"})
 CLOUD_TYPES: tuple[CloudType, ...] = ("SECURE", "COMMUNITY", "ALL")

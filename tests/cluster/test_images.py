@@ -56,9 +56,10 @@ def installed_extras(path: Path) -> list[str]:
     return [extra for match in found if match for extra in match[1].split(",")]
 
 
-def test_there_is_an_image_for_workers_and_one_for_managers() -> None:
-    assert [path.stem for path in DOCKERFILES] == ["manager", "unsloth"]
+def test_there_are_images_for_training_for_serving_and_for_managers() -> None:
+    assert [path.stem for path in DOCKERFILES] == ["manager", "unsloth", "vllm"]
     assert images.UNSLOTH_IMAGE.partition(":")[0].endswith("-unsloth")
+    assert images.VLLM_IMAGE.partition(":")[0].endswith("-vllm")
     assert PROJECT["version"].startswith(images.TAG)
 
 
@@ -80,6 +81,7 @@ def test_what_is_installed_is_what_pyproject_says(path: Path) -> None:
 
 def test_the_worker_has_what_training_and_the_store_need() -> None:
     assert {"train", "unsloth", "supabase"} <= set(installed_extras(FOLDER / "unsloth.Dockerfile"))
+    assert {"train", "vllm", "supabase"} <= set(installed_extras(FOLDER / "vllm.Dockerfile"))
     assert "cluster" in installed_extras(FOLDER / "manager.Dockerfile")
 
 

@@ -14,7 +14,7 @@ from openweights.cluster.planning.catalogue import CATALOGUE, Offer
 from openweights.cluster.planning.market import Listing
 from openweights.cluster.planning.observation import Pod, PodCloud, pod_name
 from openweights.errors import PlatformError
-from openweights.types import WorkerSpec
+from openweights.types import SERVED_PORT, WorkerSpec
 
 TTL_HOURS = 24
 NOTICE_S = 5  # RunPod's, from SIGTERM to SIGKILL
@@ -85,6 +85,7 @@ def request_of(
         cloud=offer.cloud,
         env=env,
         usd_per_hour=offer.usd_per_hour,
+        ports=(f"{SERVED_PORT}/http",),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from openweights import images
 from openweights.client.job_kinds import Jobs
 from openweights.client.serving.temporary_api import TemporaryApi
 from openweights.errors import ConfigError
@@ -79,6 +80,7 @@ class Api(Jobs):
 
     params: ClassVar[type[BaseModel]] = ApiConfig
     job_type: ClassVar[JobType] = SERVED
+    base_image: ClassVar[str] = images.VLLM_IMAGE
     id_covers_mounts: ClassVar[bool] = False
 
     @property

@@ -18,13 +18,13 @@ from openweights.events import Served
 from openweights.jobs.api import ApiConfig
 from openweights.jobs.model_source import ModelSource, fetch_model
 from openweights.models.names import model_reference
+from openweights.types import SERVED_PORT
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
 
 logger = logging.getLogger(__name__)
 
-POD_PORT = 8000
 LOOK_S = 2.0
 
 
@@ -46,8 +46,8 @@ class Place:
     def find(cls, pod_id: str | None) -> Place:
         """The pod's public port, or a free one of this machine that only it can reach."""
         if pod_id is not None:
-            url = f"https://{pod_id}-{POD_PORT}.proxy.runpod.net/v1"
-            return cls(socket.create_server(("0.0.0.0", POD_PORT)), url, pod_id)  # noqa: S104 - the proxy reaches it there, and every request needs the key
+            url = f"https://{pod_id}-{SERVED_PORT}.proxy.runpod.net/v1"
+            return cls(socket.create_server(("0.0.0.0", SERVED_PORT)), url, pod_id)  # noqa: S104 - the proxy reaches it there, and every request needs the key
         listening = socket.create_server(("127.0.0.1", 0))
         return cls(listening, f"http://127.0.0.1:{listening.getsockname()[1]}/v1", None)
 
