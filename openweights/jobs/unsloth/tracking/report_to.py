@@ -23,7 +23,7 @@ def check_report_to(names: Sequence[str]) -> None:
         if importlib.util.find_spec(name) is None:
             raise ConfigurationError(
                 f"report_to: the package {name} is not installed where the job runs; install it "
-                f"there, or remove {name!r}"
+                f"there (pip install 'openweights[tracking]'), or remove {name!r}"
             )
 
 
