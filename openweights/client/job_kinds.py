@@ -64,7 +64,8 @@ class Jobs:
     Attributes:
         mount: Local file or folder -> target inside the job's folder.
         params: Model of the parameters that `create` takes.
-        base_image: Image of the workers that may take the job.
+        base_image: Image of the workers that may take the job; instead of the one that this package
+            names, what `OPENWEIGHTS_IMAGE` does.
         requires_vram_gb: GPU memory needed in all, in GiB; None for none.
         job_type: How listings call it.
         id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
@@ -94,6 +95,12 @@ class Jobs:
             logger.warning("%s: id_predix is called id_prefix now", type(self).__name__)
             return str(older)
         return type(self).__name__.lower()
+
+    @property
+    def image(self) -> str:
+        """Of the workers that may take its jobs, where nobody names one."""
+        own = self.ow.settings.image if self.base_image == images.UNSLOTH_IMAGE else None
+        return own or self.base_image
 
     # ---- what a subclass may define --------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class Jobs:
                 "cloud_type": cloud_type,
             },
             model=model if isinstance(model, str) else None,
-            docker_image=self.base_image,
+            docker_image=self.image,
             bundle_file=self.ow.bundle_file(),
         )
 
@@ -293,7 +300,7 @@ class Jobs:
         row["allowed_hardware"] = normalize_hardware(data.get("allowed_hardware"))
         row["params"] = {"cloud_type": "SECURE", **data.get("params", {})}
         usual: dict[str, Any] = {"id": self.compute_id(data), "type": self.job_type, "script": ""}
-        usual |= {"docker_image": self.base_image, "bundle_file": self.ow.bundle_file()}
+        usual |= {"docker_image": self.image, "bundle_file": self.ow.bundle_file()}
         return self._submit(JobSpec(**usual | row), [])
 
     def _upload(self, paths: Mapping[str, Path]) -> dict[str, str]:

@@ -7,6 +7,7 @@ one of them, so that equal names mean equal weights; the worker fetches it.
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from openweights.types import ENDED
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "adapter/"  # where a fine-tuning job leaves it
 _CHECKPOINT = "checkpoint-"
@@ -63,6 +66,12 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
     """
     reference = model_reference(model)
     if reference.kind == "folder":
+        if ow.settings.is_remote:
+            logger.warning(
+                "model: %s is a folder on this machine; only a worker that has the same folder can "
+                "run the job. For pods push it to the Hugging Face hub, and give its id",
+                reference.name,
+            )
         return reference.name
     if reference.kind != "job":
         return model

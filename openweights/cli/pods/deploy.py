@@ -25,7 +25,9 @@ KEY_NAME = "ow deploy"
 @click.option(
     "--image",
     default=images.MANAGER_IMAGE,
+    envvar="OPENWEIGHTS_MANAGER_IMAGE",
     show_default=True,
+    show_envvar=True,
     help="Container image of the manager.",
 )
 @click.option("--stop", "is_end", is_flag=True, help="End the manager's pod, and revoke its key.")

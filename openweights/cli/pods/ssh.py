@@ -74,7 +74,14 @@ class Target:
     show_default=True,
     help="Tier of the pod.",
 )
-@click.option("--image", default=images.UNSLOTH_IMAGE, show_default=True, help="Container image.")
+@click.option(
+    "--image",
+    default=images.UNSLOTH_IMAGE,
+    envvar="OPENWEIGHTS_IMAGE",
+    show_default=True,
+    show_envvar=True,
+    help="Container image.",
+)
 @click.option(
     "--key-path",
     type=click.Path(dir_okay=False, path_type=Path),
