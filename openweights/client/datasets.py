@@ -32,7 +32,7 @@ from openweights.models.template import plain_message
 
 CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
 MAX_LINE_BYTES = 64 << 20
-_TOKEN_BYTES = 4  # on average, of texts in European languages
+TOKEN_BYTES = 4  # on average, of texts in European languages
 
 _COLUMN_MEANT = {
     "message": "messages",
@@ -128,7 +128,7 @@ def counted(count: int, noun: str) -> str:
 
 def _tokens(size: int) -> int:
     """Two digits of it: it is an estimate."""
-    count = size // _TOKEN_BYTES
+    count = size // TOKEN_BYTES
     step = 10 ** max(0, len(str(count)) - 2)
     return round(count / step) * step
 

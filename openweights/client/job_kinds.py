@@ -24,6 +24,7 @@ from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
 from openweights.client.param_json import dumped, plain
 from openweights.client.secrets import wanted_secrets
+from openweights.client.watching.notes import tell
 from openweights.errors import ConfigError, InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import CloudType, JobRecord, JobSpec, JobStatus, JobType
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from openweights.client import OpenWeights
+    from openweights.client.estimates import Work
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +129,13 @@ class Jobs:
         """Ids of jobs that must complete before this one can begin; the default has none."""
         return ()
 
+    def work(self, validated: BaseModel) -> Work | None:
+        """What the job has to do, for an estimate of its time and price; the default knows nothing.
+
+        Called after `check`.
+        """
+        return None
+
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """Names of secrets that the job cannot do without; the default has none."""
         return ()
@@ -204,7 +213,17 @@ class Jobs:
         named = [*options.secrets, *self.needed_secrets(validated)]
         if wanted := wanted_secrets(self.ow, named):
             spec = replace(spec, params={**spec.params, "secrets": wanted})
-        return self._submit(spec, wanted)
+        return self._submit(self._estimated(spec, self.work(validated)), wanted)
+
+    def _estimated(self, spec: JobSpec, work: Work | None) -> JobSpec:
+        """The job with what it is likely to take, which is said, too."""
+        if work is None:
+            return spec
+        from openweights.client.estimates import estimate
+
+        found = estimate(self.ow.backend, spec, work, is_remote=self.ow.settings.is_remote)
+        tell(logger, f"{spec.id}: {found.words()}")
+        return replace(spec, params={**spec.params, "estimate": found.to_keep()})
 
     def _submit(self, spec: JobSpec, wanted: Sequence[str]) -> Job:
         record = self.ow.backend.submit_job(spec)

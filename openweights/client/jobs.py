@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from openweights.client.estimates import Estimate
 from openweights.client.results import read_log_chunks, write_log, write_results, write_rows
 from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
@@ -88,6 +89,13 @@ class Job:
     def runs(self) -> list[Run]:
         """All its runs, oldest first."""
         return self._ow.runs.list(job_id=self.id, limit=None)
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What it was likely to take when it was submitted: steps, seconds, memory and price as far
+        as they were known then; None for kinds of jobs that nobody estimates.
+        """
+        return Estimate.of(self.record.params)
 
     # ---- changing it -----------------------------------------------------------------------------
 

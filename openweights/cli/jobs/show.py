@@ -19,6 +19,7 @@ from openweights.cli.output import (
     print_table,
 )
 from openweights.cli.store import complete_jobs, is_remote, open_store
+from openweights.client.estimates import Estimate
 from openweights.client.event_json import as_number
 from openweights.client.job_kinds import default_params
 from openweights.client.jobs import find_job
@@ -75,6 +76,7 @@ def _print_job(job: JobRecord, state: str) -> None:
         {
             "kind": kind(job),
             "model": job.model,
+            "estimate": expected.words() if (expected := Estimate.of(job.params)) else None,
             **(_place(job) if is_remote() else {}),
             "priority": job.priority or None,
             "attempts": job.attempts if job.attempts > 1 else None,

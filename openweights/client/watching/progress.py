@@ -120,14 +120,14 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
 class Display(Protocol):
     """What shows a job that is waited for."""
 
-    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
-        """The job as it stands; `waits_for` says what keeps a pending one."""
+    def show(self, job: JobRecord, progress: Progress, note: str) -> None:
+        """The job as it stands; `note` says what keeps it, or what is expected of it."""
         ...
 
 
-def _status(job: JobRecord, waits_for: str) -> str:
+def _status(job: JobRecord, note: str) -> str:
     words = job.status.replace("_", " ")
-    return f"{words}: {waits_for}" if job.status == "pending" and waits_for else words
+    return f"{words}: {note}" if note else words
 
 
 class _Bar:
@@ -137,8 +137,8 @@ class _Bar:
         self._bar = bar
         self._task = bar.add_task(job_id, total=None, status="pending")
 
-    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
-        words = " · ".join(filter(None, (_status(job, waits_for), progress.words())))
+    def show(self, job: JobRecord, progress: Progress, note: str) -> None:
+        words = " · ".join(filter(None, (_status(job, note), progress.words())))
         # Without a total the bar pulses; there is none for a job that nobody knows the length of.
         self._bar.update(self._task, completed=progress.step, total=progress.total, status=words)
 
@@ -151,8 +151,8 @@ class _NotebookBar:
         self._progress = Progress()
         self._handle = display(self, display_id=True)
 
-    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
-        words = (job.id, _status(job, waits_for), progress.words())
+    def show(self, job: JobRecord, progress: Progress, note: str) -> None:
+        words = (job.id, _status(job, note), progress.words())
         text = " · ".join(filter(None, words))
         if text != self._text:
             self._text, self._progress = text, progress
@@ -177,8 +177,8 @@ class _Lines:
         self._at: str = ""
         self._due_at = 0.0
 
-    def show(self, job: JobRecord, progress: Progress, waits_for: str) -> None:
-        status = _status(job, waits_for)
+    def show(self, job: JobRecord, progress: Progress, note: str) -> None:
+        status = _status(job, note)
         line = " · ".join(filter(None, (job.id, status, progress.words())))
         steps = f"{progress.run_id} {progress.step}"
         if not self._told and job.status in ENDED:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from openweights.client.estimates import Estimate
 from openweights.client.results import read_log_chunks
 from openweights.client.watching.progress import Display, Progress, open_display
 from openweights.client.watching.queue import waits_for
@@ -86,11 +87,19 @@ def _watch(
                 on_event(event)
         if job.status == "pending" and time.monotonic() >= look_at:
             queue, look_at = _waits_for(ow, job), time.monotonic() + _QUEUE_EVERY_S
-        display.show(job, progress, queue)
+        display.show(job, progress, note_on(job, progress, queue))
         if job.status in ENDED:
             return job
         _sleep(poll_s, deadline, job)
         ow.ensure_worker()
+
+
+def note_on(job: JobRecord, progress: Progress, queue: str) -> str:
+    """What a pending job waits for; and how long all of it may take, until its steps tell."""
+    expected = Estimate.of(job.params)
+    time = expected.time_words() if expected and not progress.seconds_per_step else ""
+    notes = [queue if job.status == "pending" else "", "" if job.status in ENDED else time]
+    return " · ".join(filter(None, notes))
 
 
 def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) -> Iterator[str]:

@@ -6,21 +6,19 @@ would wait for a worker that never takes the job, or rent pods without end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from openweights.cluster.planning.catalogue import (
-    CLOUDS,
     GPU_COUNTS,
-    Gpu,
     Offer,
     canonical_hardware,
     parse_hardware,
 )
 from openweights.cluster.planning.market import Market
-from openweights.cluster.planning.observation import ANY_IMAGE, Demand, PodCloud, Worker
+from openweights.cluster.planning.observation import ANY_IMAGE, Demand, Worker
 from openweights.errors import InvalidInputError
+from openweights.gpu_catalogue import fitting_offers, make_offers
 from openweights.images import UNSLOTH_IMAGE
 from openweights.types import CloudType
 
@@ -123,14 +121,12 @@ def find_offers(need: Need, market: Market, now: datetime) -> Fit:
 
 
 def _automatic(need: Need, market: Market) -> list[Offer] | str:
-    """Of the fewest GPUs that have the memory: not every job can spread over several."""
-    gpus = [gpu for gpu in market.gpus.values() if gpu.is_automatic]
-    for count in GPU_COUNTS:
-        offers = _offers(gpus, count, need, market)
-        fitting = [offer for offer in offers if offer.vram_gb >= need.vram_gb]
-        if fitting:
-            return fitting
-    largest = max(_offers(gpus, GPU_COUNTS[-1], need, market), key=_size, default=None)
+    gpus = market.gpus.values()
+    if fitting := fitting_offers(gpus, need.vram_gb, need.cloud_type, market.usable_gb):
+        return fitting
+    automatic = [gpu for gpu in gpus if gpu.is_automatic]
+    most_gpus = make_offers(automatic, GPU_COUNTS[-1], need.cloud_type, market.usable_gb)
+    largest = max(most_gpus, key=_size, default=None)
     most = "none" if largest is None else f"{largest.vram_gb} GiB, {largest.hardware_type}"
     return (
         f"needs {need.vram_gb} GiB of GPU memory, and the most that is chosen on "
@@ -147,7 +143,7 @@ def _named(need: Need, market: Market) -> list[Offer] | str:
         except InvalidInputError as error:
             wrong.append(f"allowed_hardware: {error}")
             continue
-        found = _offers([market.gpus[key]], count, need, market)
+        found = make_offers([market.gpus[key]], count, need.cloud_type, market.usable_gb)
         fitting = [offer for offer in found if offer.vram_gb >= need.vram_gb]
         offers += fitting
         if not found:
@@ -159,21 +155,6 @@ def _named(need: Need, market: Market) -> list[Offer] | str:
     if offers:
         return offers
     return "; ".join(wrong) + ". Change allowed_hardware, requires_vram_gb or cloud_type"
-
-
-def _offers(gpus: Iterable[Gpu], count: int, need: Need, market: Market) -> list[Offer]:
-    return [
-        Offer(
-            gpu.key, gpu.gpu_id, count, cloud, round(count * usd, 4), count * market.usable_gb(gpu)
-        )
-        for gpu in gpus
-        for cloud in _clouds(need.cloud_type)
-        if (usd := gpu.usd(cloud)) is not None
-    ]
-
-
-def _clouds(cloud_type: CloudType) -> tuple[PodCloud, ...]:
-    return CLOUDS if cloud_type == "ALL" else (cloud_type,)
 
 
 # ---- order, money, reasons -----------------------------------------------------------------------

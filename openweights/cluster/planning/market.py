@@ -15,7 +15,6 @@ from typing import Any, Literal
 from openweights.cluster.planning.catalogue import (
     CATALOGUE,
     GPU_COUNTS,
-    MARGIN_GB,
     Gpu,
     Offer,
     canonical_hardware,
@@ -23,6 +22,7 @@ from openweights.cluster.planning.catalogue import (
 )
 from openweights.cluster.planning.cooldown import Cooldowns, Key
 from openweights.cluster.planning.observation import PodCloud
+from openweights.gpu_catalogue import surely_usable_gb
 from openweights.gpu_names import gpu_key
 
 REFRESH_S = 900.0
@@ -88,7 +88,7 @@ class Market:
 
     def usable_gb(self, gpu: Gpu) -> int:
         """Memory of one GPU that a job can surely use."""
-        sure = gpu.vram_gb - MARGIN_GB
+        sure = surely_usable_gb(gpu)
         return min(sure, self.sizes_gb.get(gpu.key, sure))
 
     def is_sold_out(self, offer: Offer, now: datetime) -> bool:

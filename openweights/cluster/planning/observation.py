@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from openweights.gpu_catalogue import PodCloud
 from openweights.types import CLOUD_TYPES, CloudType, JobRecord, WorkerStatus
 
-PodCloud = Literal["SECURE", "COMMUNITY"]
-"""Tier of a pod; a job's ALL is two of them."""
 PodStatus = Literal["PROVISIONING", "STARTING", "RUNNING", "EXITED", "ERROR", "TERMINATED"]
 
 POD_PREFIX = "ow-"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
+from openweights.client.datasets import TOKEN_BYTES
+from openweights.client.estimates import Work
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
 from openweights.jobs.model_source import (
@@ -36,6 +38,7 @@ from openweights.types import JobType
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from openweights import OpenWeights
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
 
@@ -69,6 +72,11 @@ class FineTuning(Jobs):
     params: ClassVar[type[BaseModel]] = TrainingConfig
     job_type: ClassVar[JobType] = "fine-tuning"
     id_covers_mounts: ClassVar[bool] = False
+
+    def __init__(self, ow: OpenWeights) -> None:
+        super().__init__(ow)
+        # Of stored files, whose ids are made of what is in them.
+        self._row_counts: dict[str, int] = {}
 
     @property
     def id_prefix(self) -> str:
@@ -139,11 +147,10 @@ class FineTuning(Jobs):
                 "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove push_to_hub "
                 "(the result is kept in the store in any case)"
             )
-        rows: dict[str, int] = {}
         for ref in config.datasets():
             with self.open_stored(ref.name, ref.file) as content:
-                rows[ref.name] = check_rows(numbered_rows(content), config, ref)
-        for field, note in config_notes(config, run_steps(config, rows["training_file"])):
+                self._row_counts[ref.file] = check_rows(numbered_rows(content), config, ref)
+        for field, note in config_notes(config, self._steps(config)):
             logger.warning("%s: %s", field, note)
         self._check_target_modules(config)
         self._check_rendering(config)
@@ -151,6 +158,22 @@ class FineTuning(Jobs):
             for choice in reward_choices(spec):
                 if choice.is_stored:
                     self.open_stored(field, str(choice.file)).close()
+
+    def work(self, validated: BaseModel) -> Work:
+        """Its steps, and the tokens of each: what is read, by the size of the file, and what is
+        sampled at most.
+        """
+        config = cast(TrainingConfig, validated)
+        size = self.ow.backend.get_file(config.training_file).bytes
+        row = min(
+            size / self._row_counts[config.training_file] / TOKEN_BYTES, config.max_seq_length
+        )
+        sampled = {"sdft": config.sdft_max_new_tokens, "grpo": config.grpo_max_completion_length}
+        tokens = config.step_size * (row + sampled.get(config.loss, 0))
+        return Work(self._steps(config), round(tokens))
+
+    def _steps(self, config: TrainingConfig) -> int:
+        return run_steps(config, self._row_counts[config.training_file])
 
     def _check_target_modules(self, config: TrainingConfig) -> None:
         """See that a model on this machine has what the adapter is to be put on."""
