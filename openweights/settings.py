@@ -106,7 +106,8 @@ class Settings:
             not set, not even to nothing, all three come from what `ow login` has stored.
         secrets_key: `OPENWEIGHTS_SECRETS_KEY`: opens the organization's secrets, on a worker.
         hf_token, openai_api_key: `HF_TOKEN` and `OPENAI_API_KEY`, of those who answer to them.
-        image: `OPENWEIGHTS_IMAGE`: the container image that jobs ask for when they name none.
+        image, vllm_image: `OPENWEIGHTS_IMAGE` and `OPENWEIGHTS_VLLM_IMAGE`: the container images
+            that jobs and deployed models ask for when they name none.
         run_id: `OPENWEIGHTS_RUN_ID`, set by the worker inside a job.
         spool_dir: `OPENWEIGHTS_SPOOL`, set by the worker inside a job: where events wait until they
             are stored.
@@ -134,6 +135,7 @@ class Settings:
     openai_api_key: str | None = field(default=None, repr=False)
     hf_org: str | None = None
     image: str | None = None
+    vllm_image: str | None = None
     run_id: int | None = None
     spool_dir: Path | None = None
     n_gpus: int = 0
@@ -170,6 +172,7 @@ class Settings:
             openai_api_key=env.get("OPENAI_API_KEY") or None,
             hf_org=env.get("HF_ORG") or env.get("HF_USER") or None,
             image=env.get("OPENWEIGHTS_IMAGE") or None,
+            vllm_image=env.get("OPENWEIGHTS_VLLM_IMAGE") or None,
             run_id=None if run_id is None else int(run_id),
             spool_dir=Path(spool).absolute() if spool else None,
             n_gpus=int(_number(env, "N_GPUS") or 0),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from openweights.client import OpenWeights
-    from openweights.client.estimates import Work
+    from openweights.client.watching.estimates import Work
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class Jobs:
     Attributes:
         mount: Local file or folder -> target inside the job's folder.
         params: Model of the parameters that `create` takes.
-        base_image: Image of the workers that may take the job; instead of the one that this package
-            names, what `OPENWEIGHTS_IMAGE` does.
+        base_image: Image of the workers that may take the job. One that this package names gives
+            way to what `OPENWEIGHTS_IMAGE` or `OPENWEIGHTS_VLLM_IMAGE` says.
         requires_vram_gb: GPU memory needed in all, in GiB; None for none.
         job_type: How listings call it.
         id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
@@ -101,8 +101,9 @@ class Jobs:
     @property
     def image(self) -> str:
         """Of the workers that may take its jobs, where nobody names one."""
-        own = self.ow.settings.image if self.base_image == images.UNSLOTH_IMAGE else None
-        return own or self.base_image
+        settings = self.ow.settings
+        named = {images.UNSLOTH_IMAGE: settings.image, images.VLLM_IMAGE: settings.vllm_image}
+        return named.get(self.base_image) or self.base_image
 
     # ---- what a subclass may define --------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Jobs:
         """The job with what it is likely to take, which is said, too."""
         if work is None:
             return spec
-        from openweights.client.estimates import estimate
+        from openweights.client.watching.estimates import estimate
 
         found = estimate(self.ow.backend, spec, work, is_remote=self.ow.settings.is_remote)
         tell(logger, f"{spec.id}: {found.words()}")

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from openweights.client.estimates import Estimate
 from openweights.client.results import read_log_chunks, write_log, write_results, write_rows
+from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
 from openweights.errors import InvalidInputError, NotFoundError, shown

@@ -275,6 +275,19 @@ def test_list_and_retrieve(ow: QuietClient) -> None:
         ow.jobs.retrieve("ftjob-000000000000")
 
 
+def test_the_default_image_is_a_variable(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnImage(Echo):
+        base_image = "me/own:1"
+
+    monkeypatch.setenv("OPENWEIGHTS_IMAGE", "me/train:1")
+    monkeypatch.setenv("OPENWEIGHTS_VLLM_IMAGE", "me/serve:1")
+    ow = QuietClient()
+    assert Echo(ow).create(text="a").docker_image == "me/train:1"
+    assert Echo(ow).create(text="b", docker_image="me/image:1").docker_image == "me/image:1"
+    assert OwnImage(ow).create(text="a").docker_image == "me/own:1"
+    assert ow.api.image == "me/serve:1"
+
+
 def test_register(ow: QuietClient) -> None:
     @register("echo_for_test")
     class Mine(Echo):

@@ -152,7 +152,9 @@ def test_the_manager_is_installed_and_starts(tmp_path: Path) -> None:
     """As its image does it, in a virtual environment."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, f"{ROOT}[{','.join(installed_extras(DOCKERFILES[0]))}]"], check=True)
+    subprocess.run(
+        [*pip, f"{ROOT}[{','.join(installed_extras(FOLDER / 'manager.Dockerfile'))}]"], check=True
+    )
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     command = [tmp_path / "venv/bin/ow", "cluster", "--dry-run"]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
@@ -160,9 +162,10 @@ def test_the_manager_is_installed_and_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_workers_packages_fit_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["unsloth", "vllm"])
+def test_the_workers_packages_fit_together(name: str, tmp_path: Path) -> None:
     """pip finds versions of all of them; they are gigabytes, so they are not installed."""
-    path = FOLDER / "unsloth.Dockerfile"
+    path = FOLDER / f"{name}.Dockerfile"
     arguments = dict(argument.split("=", 1) for argument in of(path, "ARG"))
     asked = [f"torch=={arguments['TORCH_VERSION']}", f"{ROOT}[{','.join(installed_extras(path))}]"]
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)

@@ -19,12 +19,12 @@ from openweights.cli.output import (
     print_table,
 )
 from openweights.cli.store import complete_jobs, is_remote, open_store
-from openweights.client.estimates import Estimate
 from openweights.client.event_json import as_number
 from openweights.client.job_kinds import default_params
 from openweights.client.jobs import find_job
 from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
+from openweights.client.watching.estimates import Estimate
 from openweights.types import ENDED, JobRecord, RunRecord
 
 # So many lines of a section fit a screen beside the others.

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from openweights.client.estimates import Estimate
 from openweights.client.results import read_log_chunks
+from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.progress import Display, Progress, open_display
 from openweights.client.watching.queue import waits_for
 from openweights.errors import (

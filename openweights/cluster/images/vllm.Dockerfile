@@ -7,7 +7,9 @@ FROM python:3.11.14-slim-bookworm
 
 ARG TORCH_VERSION=2.13.0
 
-# gcc: triton compiles its kernels on the machine. openssh-server: development pods.
+# gcc: triton compiles its kernels on the machine. openssh-server: development pods. Debian's mirrors
+# keep one version of each, so none can be named.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
         build-essential git openssh-server rsync tini \
@@ -23,6 +25,7 @@ WORKDIR /opt/openweights
 RUN pip install --no-cache-dir "torch==${TORCH_VERSION}"
 COPY pyproject.toml README.md LICENSE ./
 COPY openweights openweights
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir ".[train,vllm,supabase]" \
     && install --mode=0755 openweights/cluster/images/worker.sh /usr/local/bin/ow-pod
 

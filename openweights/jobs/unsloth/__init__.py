@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from pydantic import BaseModel
 
 from openweights.client.datasets import TOKEN_BYTES
-from openweights.client.estimates import Work
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
+from openweights.client.watching.estimates import Work
 from openweights.errors import ConfigError
 from openweights.jobs.model_source import (
     adapter_base,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from openweights.client import Job
-from openweights.client.estimates import Estimate, Pace, possible_offers, priced
+from openweights.client.watching.estimates import Estimate, Pace, possible_offers, priced
 from openweights.client.watching.progress import Progress
 from openweights.client.watching.waiting import note_on
 from openweights.gpu_catalogue import CATALOGUE
