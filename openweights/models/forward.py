@@ -11,16 +11,6 @@ import torch
 from torch import Tensor, nn
 
 
-def scored_hidden(base: Any, inputs: dict[str, Tensor], prefix: str) -> Tensor:
-    """Last hidden states at the scored positions, packed in row order; shape (N, H)."""
-    hidden = base.get_decoder()(
-        input_ids=inputs[f"{prefix}input_ids"],
-        attention_mask=inputs[f"{prefix}attention_mask"],
-        use_cache=False,
-    ).last_hidden_state  # (B, T, H)
-    return hidden[inputs[f"{prefix}loss_mask"]]
-
-
 def frozen_head(base: Any) -> Head | None:
     """The output head; None when it is trained, so that student and teacher differ in it."""
     module = base.get_output_embeddings()

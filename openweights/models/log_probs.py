@@ -20,14 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openweights.models.forward import Head, base_model, evaluating, frozen_head, output_logits
-from openweights.models.packing import borders_given
+from openweights.models.packing import last_hidden, row_numbers
 from openweights.models.tokens import IGNORED, Collator
 
 CHUNK_TOKENS = 1024  # so many rows of logits are there at a time
-
-# What a decoder is told of rows that are laid end to end (see `packing.py`), beside their ids.
-_ROW_INPUTS = ("attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
-               "max_length_k")  # fmt: skip
 
 
 class TokenScores(NamedTuple):
@@ -57,10 +53,7 @@ def token_scores(base: Any, batch: Mapping[str, Tensor], scored: Tensor) -> Toke
         batch: `input_ids` of shape (B, T), with `attention_mask` or `position_ids`.
         scored: Which tokens, shape (B, T); the first of a row is never one.
     """
-    given = {name: batch[name] for name in _ROW_INPUTS if name in batch}
-    with borders_given(given):
-        output = base.get_decoder()(input_ids=batch["input_ids"], use_cache=False, **given)
-    hidden = output.last_hidden_state  # (B, T, H)
+    hidden = last_hidden(base, batch)  # (B, T, H)
     wanted = scored[:, 1:]
     hidden, targets = hidden[:, :-1][wanted], batch["input_ids"][:, 1:][wanted]
     head = frozen_head(base)
@@ -164,10 +157,7 @@ def answer_log_probs(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Ten
     """
     scored = batch["labels"] != IGNORED
     values = scored_log_probs(base_model(model), batch, scored)
-    rows, columns = scored.nonzero(as_tuple=True)
-    count = len(scored)
-    if (starts := batch.get("cu_seq_lens_q")) is not None:
-        rows, count = torch.bucketize(columns, starts[1:], right=True), len(starts) - 1
+    rows, count = row_numbers(scored, batch.get("cu_seq_lens_q"))
     sums = values.new_zeros(count).index_add(0, rows, values)
     return sums, rows.bincount(minlength=count)
 

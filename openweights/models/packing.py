@@ -33,6 +33,9 @@ NAME = "openweights_packed"
 # Logits of one row may differ by this share of their size between packed and alone: rounding, not
 # leakage.
 LEAK_TOLERANCE = 1e-3
+# What a decoder is told of rows, beside their ids.
+_ROW_INPUTS = ("attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+               "max_length_k")  # fmt: skip
 _COLUMNS = ("input_ids", "labels", "weights", "position_ids")  # of shape (1, T)
 _BORDERS: ContextVar[bool] = ContextVar("borders", default=False)
 _HALF = (torch.bfloat16, torch.float16)
@@ -63,6 +66,32 @@ def borders_given(given: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         _BORDERS.reset(token)
+
+
+def last_hidden(base: Any, batch: Mapping[str, Any], prefix: str = "") -> Tensor:
+    """Last hidden states of the rows of a batch, padded or packed; shape (B, T, H).
+
+    Args:
+        base: The causal language model itself (`forward.base_model`).
+        batch: `input_ids` of shape (B, T), with `attention_mask`, or `position_ids` and borders.
+        prefix: That the names of the batch begin with.
+    """
+    given = {name: batch[prefix + name] for name in _ROW_INPUTS if prefix + name in batch}
+    ids = batch[f"{prefix}input_ids"]
+    with borders_given(given):
+        return base.get_decoder()(input_ids=ids, use_cache=False, **given).last_hidden_state
+
+
+def row_numbers(positions: Tensor, starts: Tensor | None) -> tuple[Tensor, int]:
+    """The rows that true positions of a mask (B, T) belong to, and how many rows there are.
+
+    Args:
+        starts: `cu_seq_lens_q` of packed rows, whose mask is of shape (1, T).
+    """
+    rows, columns = positions.nonzero(as_tuple=True)
+    if starts is None:
+        return rows, len(positions)
+    return torch.bucketize(columns, starts[1:], right=True), len(starts) - 1
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -58,6 +58,8 @@ def measured(layer: Any) -> Iterator[dict[str, float]]:
     forward = layer.forward
 
     def counted(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():  # a teacher's pass, or a rollout's
+            return forward(hidden, *args, **kwargs)
         seen: set[int] = set(own)
         found.update(bytes=0.0, tokens=float(hidden.shape[0] * hidden.shape[1]))
 

@@ -9,6 +9,8 @@ runs with full logits, one generation a prompt and an EMA teacher: the same work
 because unsloth replaces its trainers. Under `torchrun --nproc-per-node 2 -m
 tests.benchmarks.sdft_step --micro 16 --trl-micro 0` two GPUs share the batch. `--monitor 32`
 measures 32 conversations after every step, as `MonitoringCallback` does, and says what that takes.
+Ours packs its rows, and recomputes as few layers as memory asks for: `--memory 24` gives it less,
+and `--padded` leaves the rows apart.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ from transformers import TrainerCallback
 from openweights.generation.choose import generation_engine
 from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.monitoring import MonitoringCallback
+from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.sdft import SDFTTrainer
 from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import load_model, local_rank
+from openweights.models.packing import may_pack
 from tests.benchmarks.models import adapted, byte_tokenizer, qwen_7b
 
 PROMPT, DEMONSTRATION = 180, 250
@@ -100,15 +104,25 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model, tokenizer = load_ours(options, config, folder)
     times = StepTimes()
     events: list[dict[str, Any]] = []
+    examples = sdft_examples(config, tokenizer, rows(512))
+    tokens = options.micro * config.max_seq_length
+    packed = not options.padded and may_pack(
+        model, [{"input_ids": e.teacher_prompt_ids} for e in examples]
+    )
     trainer = SDFTTrainer(
         model,
         trainer_args(config, save_strategy="no"),
         processing_class=tokenizer,
-        train_dataset=on_policy_dataset(sdft_examples(config, tokenizer, rows(512))),
+        train_dataset=on_policy_dataset(examples),
         sampling=SamplingParams(max_new_tokens=options.new, stop_token_ids=()),
         divergence=config.sdft_divergence,
         engine=generation_engine(options.engine, model, tokenizer),
-        callbacks=[times, *monitoring(options.monitor, config, tokenizer, events)],
+        micro_batch_tokens=tokens if packed else None,
+        callbacks=[
+            times,
+            *monitoring(options.monitor, config, tokenizer, events),
+            RecomputationCallback(tokens, options.memory),
+        ],
     )
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
@@ -216,6 +230,8 @@ def main() -> None:
     parser.add_argument("--divergence", default="reverse_kl")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--training-engine", default="transformers")
+    parser.add_argument("--padded", action="store_true", help="rows of ours are not packed")
+    parser.add_argument("--memory", type=float, help="memory_budget_gb of ours, in GiB")
     parser.add_argument("--monitor", type=int, default=0, help="conversations to monitor")
     parser.add_argument("--trl-micro", type=int, default=8, help="0 leaves trl out")
     parser.add_argument("--trl-steps", type=int, default=2)

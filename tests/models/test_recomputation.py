@@ -60,6 +60,8 @@ def test_what_a_layer_keeps_is_proportional_to_its_tokens() -> None:
     for length in (8, 16):
         with measured(last) as found:
             _gradients(model, torch.arange(length)[None])
+            with torch.no_grad():  # as a teacher does
+                model(input_ids=torch.arange(3)[None])
         sizes[length] = found["bytes"]
         assert found["tokens"] == length
     # Attention's own square of the length is 2 of 16 + ... parts here, and is not there with flash.

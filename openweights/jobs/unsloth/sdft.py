@@ -12,6 +12,9 @@ forward KL as in its results, or the Jensen-Shannon divergence (`divergence.py`)
 from algorithm 1: the average starts from the student's own adapters (`teacher.py`), one call
 generates for all micro-batches of an optimizer step, the end-of-sequence token that the student
 sampled is part of the loss, and a teacher prompt that does not fit is left out rather than cut.
+
+The rows of an optimizer step are laid end to end, in as few micro-batches as fit, after this very
+model was seen to keep such rows apart (`models/packing.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +60,13 @@ from openweights.jobs.unsloth.divergence import (
     logits_divergence,
 )
 from openweights.jobs.unsloth.rollout import Rollout, roll_out, sampling_params
+from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.ranks import sum_over_ranks
-from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
+from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer, filled_up
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
     on_policy_dataset,
+    scoring_rows,
     sdft_examples,
     token_weights,
     unpad,
@@ -74,9 +80,8 @@ from openweights.models.forward import (
     evaluating,
     frozen_head,
     output_logits,
-    scored_hidden,
 )
-from openweights.models.tokens import pad_right
+from openweights.models.packing import divided, last_hidden, may_pack
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +89,7 @@ EVENTS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
 PLACE_RANGES = 24  # that double: more than a completion can have
 
+ScoredRow = tuple[list[int], list[int], list[int]]  # prompt, teacher's prompt, completion
 LogEvent = Callable[[dict[str, Any]], None]
 
 
@@ -117,6 +123,9 @@ class SDFTTrainer(ExactMeanTrainer):
         log_event: Receives sampled completions as JSON; None to drop them.
         engine: Draws the completions; None for the one that works wherever the model does.
         showing: Where the teacher reads the demonstrations; kept in checkpoints.
+        micro_batch_tokens: Rows of a step are laid end to end in micro-batches of so many tokens of
+            what the teacher reads, which the model must keep apart (`packing.keeps_rows_apart`).
+            None pads the rows of each batch.
     """
 
     def __init__(
@@ -133,6 +142,7 @@ class SDFTTrainer(ExactMeanTrainer):
         log_event: LogEvent | None = None,
         engine: GenerationEngine | None = None,
         showing: Showing = SHOWINGS[0],
+        micro_batch_tokens: int | None = None,
         callbacks: Iterable[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
@@ -155,6 +165,7 @@ class SDFTTrainer(ExactMeanTrainer):
         self.engine = engine or TransformersEngine(model, processing_class)
         self._showing = showing
         self._pad_token_id = pad_token_id
+        self._micro_batch_tokens = micro_batch_tokens
         self._log_event = log_event
         # Sum of agreements, and of tokens, by the range of places in the completion.
         self._by_place: Tensor | None = None
@@ -168,20 +179,34 @@ class SDFTTrainer(ExactMeanTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or "prompt_ids" not in batches[0]:
             return batches, num_items
-        prompts = [unpad(b["prompt_ids"], b["prompt_mask"]) for b in batches]
-        teacher_prompts = [
-            unpad(b["teacher_prompt_ids"], b["teacher_prompt_mask"]) for b in batches
-        ]
+        prompts, teacher_prompts = (
+            [unpad(b[f"{name}_ids"], b[f"{name}_mask"]) for b in batches]
+            for name in ("prompt", "teacher_prompt")
+        )
         rollout = self._rollout([prompt for batch in prompts for prompt in batch])
-        completions = iter(rollout.completions)
-        scored = []
-        for micro, teacher_micro in zip(prompts, teacher_prompts, strict=True):
-            own = [next(completions).token_ids for _ in micro]
-            scored.append(
-                self._scoring_batch("", micro, own)
-                | self._scoring_batch("teacher_", teacher_micro, own)
-            )
+        rows = zip(
+            chain(*prompts),
+            chain(*teacher_prompts),
+            (completion.token_ids for completion in rollout.completions),
+            strict=True,
+        )
+        scored = self._micro_batches(list(rows), [len(batch) for batch in prompts])
         return scored, sum_over_ranks(len(rollout.completions), self.accelerator)
+
+    def _micro_batches(self, rows: Sequence[ScoredRow], sizes: Sequence[int]) -> list[Any]:
+        """What is scored in one forward pass each.
+
+        Args:
+            sizes: Rows of each micro-batch as the Trainer asked for them.
+        """
+        remaining = iter(range(len(rows)))
+        groups = [list(islice(remaining, size)) for size in sizes]
+        if self._micro_batch_tokens is not None:
+            lengths = [len(teacher) + len(completion) for _, teacher, completion in rows]
+            fuller = divided(lengths, self._micro_batch_tokens)
+            groups = fuller if len(fuller) <= len(groups) else groups
+        batches = [self._scoring_batch([rows[index] for index in group]) for group in groups]
+        return filled_up(batches, len(sizes))
 
     def _rollout(self, prompts: list[list[int]]) -> Rollout:
         step = self.state.global_step
@@ -213,27 +238,20 @@ class SDFTTrainer(ExactMeanTrainer):
         ]
         return Completions(step=step, completions=told).data()
 
-    def _scoring_batch(
-        self, prefix: str, prompts: list[list[int]], completions: list[list[int]]
-    ) -> dict[str, Tensor]:
-        """Prompt and completion as one row, padded on the right.
-
-        Left-padded rows give NaN gradients on CUDA.
-
-        `loss_mask` (B, T) marks the positions whose next-token distribution is scored; row by row
-        it marks the same completion tokens for student and teacher, so the packed positions of both
-        correspond.
-        """
-        rows = [p + c for p, c in zip(prompts, completions, strict=True)]
-        ids, mask = pad_right(rows, self._pad_token_id)
-        loss_mask = torch.zeros_like(mask, dtype=torch.bool)
-        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-            loss_mask[i, len(prompt) - 1 + self.skip_tokens : len(row) - 1] = True
-        return {
-            f"{prefix}input_ids": ids,
-            f"{prefix}attention_mask": mask,
-            f"{prefix}loss_mask": loss_mask,
-        }
+    def _scoring_batch(self, rows: Sequence[ScoredRow]) -> dict[str, Any]:
+        """The rows as the student reads them, and, with a prefix, as the teacher does."""
+        prompts, teacher_prompts, completions = zip(*rows, strict=True)
+        student, teacher = (
+            scoring_rows(
+                own,
+                completions,
+                skip_tokens=self.skip_tokens,
+                pad_token_id=self._pad_token_id,
+                packed=self._micro_batch_tokens is not None,
+            )
+            for own in (prompts, teacher_prompts)
+        )
+        return student | {f"teacher_{name}": value for name, value in teacher.items()}
 
     # ---- scoring: once per micro-batch
 
@@ -248,7 +266,8 @@ class SDFTTrainer(ExactMeanTrainer):
         if "teacher_input_ids" not in inputs:
             self._counted += 1
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        weights = token_weights(inputs["loss_mask"], num_items_in_batch)
+        starts = inputs.get("cu_seq_lens_q")
+        weights = token_weights(inputs["loss_mask"], starts, num_items_in_batch)
         output = self._score(inputs, weights)
         tokens = len(weights)
         self._counted += tokens
@@ -264,12 +283,12 @@ class SDFTTrainer(ExactMeanTrainer):
         head = frozen_head(base)
         started = time.perf_counter()
         with evaluating(self._network), self.teacher.acting(), self.accelerator.autocast():
-            teacher = scored_hidden(base, inputs, "teacher_")
+            teacher = last_hidden(base, inputs, "teacher_")[inputs["teacher_loss_mask"]]
             if head is None:
                 teacher = output_logits(base, teacher)
         teacher_done = time.perf_counter()
         with self.accelerator.autocast():
-            student = scored_hidden(base, inputs, "")
+            student = last_hidden(base, inputs)[inputs["loss_mask"]]
             if head is None:
                 student = output_logits(base, student)
         if head is None:
@@ -383,6 +402,10 @@ def sdft_train(
     else:
         showing = showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
     examples = sdft_examples(config, tokenizer, train_rows, showing)
+    is_packed = may_pack(model, [{"input_ids": e.teacher_prompt_ids} for e in examples])
+    # So much a micro-batch may hold when its rows are as long as rows may be.
+    tokens = config.per_device_train_batch_size * config.max_seq_length
+    memory = RecomputationCallback(tokens, config.memory_budget_gb)
     trainer = SDFTTrainer(
         model,
         args,
@@ -397,7 +420,8 @@ def sdft_train(
         log_event=log_event,
         engine=engine,
         showing=showing,
-        callbacks=callbacks,
+        micro_batch_tokens=tokens if is_packed else None,
+        callbacks=[*callbacks, memory],
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
     if gate is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +16,8 @@ from openweights.jobs.unsloth.config.rendering import sdft_texts
 from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.tokens import Collator, pad_right
+from openweights.models.packing import row_numbers
+from openweights.models.tokens import Collator, borders, pad_right
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,48 @@ def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[:length] for row, length in zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)]
 
 
-def token_weights(loss_mask: Tensor, sequences: int) -> Tensor:
+def scoring_rows(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    skip_tokens: int,
+    pad_token_id: int,
+    packed: bool,
+) -> dict[str, Any]:
+    """Prompt and completion as one row each, padded on the right or laid end to end.
+
+    Left-padded rows give NaN gradients on CUDA.
+
+    Returns:
+        What `packing.last_hidden` reads, and `loss_mask` of the same shape, which marks the
+        positions whose next-token distribution is scored. Row by row it marks the same completion
+        tokens for student and teacher, so the scored positions of both correspond.
+    """
+    rows = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    scored = [
+        [len(prompt) - 1 + skip_tokens <= at < len(row) - 1 for at in range(len(row))]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    if not packed:
+        ids, mask = pad_right(rows, pad_token_id)
+        loss_mask, _ = pad_right(scored, False)
+        return {"input_ids": ids, "attention_mask": mask, "loss_mask": loss_mask}
+    return {
+        "input_ids": torch.tensor([[token for row in rows for token in row]]),
+        "position_ids": torch.tensor([[at for row in rows for at in range(len(row))]]),
+        "loss_mask": torch.tensor([[is_scored for row in scored for is_scored in row]]),
+        **borders([len(row) for row in rows]),
+    }
+
+
+def token_weights(loss_mask: Tensor, starts: Tensor | None, sequences: int) -> Tensor:
     """Weight of each scored token: 1 / (tokens of its sequence * `sequences`).
 
-    Packed in row order, shape (N,).
+    In row order, shape (N,).
+
+    Args:
+        starts: Borders of packed rows.
     """
-    per_row = loss_mask.sum(-1, keepdim=True).clamp(min=1)  # (B, 1)
-    return (1.0 / (per_row * sequences)).expand_as(loss_mask)[loss_mask]
+    rows, count = row_numbers(loss_mask, starts)
+    per_row = rows.bincount(minlength=count)
+    return 1.0 / (per_row[rows] * sequences)

@@ -46,7 +46,8 @@ class EMATeacher(WeightCopy):
         super().__init__(model)
         self.rate = rate
         self.step = 0
-        self._initial = [value.clone() for value in self.values]
+        # A frozen teacher never leaves them.
+        self._initial = [value.clone() for value in self.values] if rate else self.values
 
     @torch.no_grad()
     def update(self) -> None:
@@ -69,7 +70,8 @@ class EMATeacher(WeightCopy):
     def save(self, folder: Path) -> None:
         """Write the teacher into a checkpoint's folder."""
         tensors = {
-            f"{kind}.{name}": tensor.contiguous()
+            # A file holds no tensor twice.
+            f"{kind}.{name}": tensor.clone() if kind == "initial" else tensor.contiguous()
             for kind, values in (("average", self.values), ("initial", self._initial))
             for name, tensor in zip(self.names, values, strict=True)
         }
@@ -97,7 +99,8 @@ class EMATeacher(WeightCopy):
     @property
     def size_bytes(self) -> int:
         """Memory of the averages and of the first weights that the drift is measured from."""
-        return 2 * sum(average.numel() * average.element_size() for average in self.values)
+        kept = 1 if self._initial is self.values else 2
+        return kept * sum(average.numel() * average.element_size() for average in self.values)
 
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name; the tensors are the teacher's own."""

@@ -71,7 +71,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**DPO, "beta": 0}, "beta", "must be greater than 0 for loss='dpo'"),
     ({**GOOD, "max_grad_norm": -1}, "max_grad_norm", "must be at least 0.0, not -1"),
     ({**GOOD, "beta": 0.2}, "beta", "belongs to loss='dpo' or loss='orpo' or loss='grpo'"),
-    ({**SDFT, "packing": True}, "packing", "remove it: sdft trains on the student's own"),
+    ({**SDFT, "packing": True}, "packing", "remove it: sdft's rows are packed wherever"),
     ({**SDFT, "train_on_responses_only": True}, "train_on_responses_only", "completions only"),
     ({**GOOD, "sdft_ema_alpha": 0.1}, "sdft_ema_alpha", "or choose loss='sdft'"),
     ({**GOOD, "grpo_num_generations": 8}, "grpo_num_generations", "belongs to loss='grpo'"),

@@ -21,11 +21,17 @@ from openweights.generation.params import (
 )
 from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logits
 from openweights.jobs.unsloth.sdft import SDFTTrainer, sdft_train
-from openweights.jobs.unsloth.sdft_data import on_policy_dataset, sdft_examples, token_weights
+from openweights.jobs.unsloth.sdft_data import (
+    on_policy_dataset,
+    scoring_rows,
+    sdft_examples,
+    token_weights,
+)
 from openweights.jobs.unsloth.trainer_args import trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.forward import frozen_head, scored_hidden
-from tests.rounding import assert_sums_equal, terms_of
+from openweights.models.forward import base_model, frozen_head
+from openweights.models.packing import last_hidden, use_packed_attention
+from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
 ROWS = [
@@ -98,7 +104,8 @@ class EchoEngine:
 
 def make_trainer(model: Any, folder: Path, tmp_path: Path, **changes: Any) -> SDFTTrainer:
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    keys = ("divergence", "top_k", "ema_alpha", "skip_tokens", "engine", "callbacks")
+    keys = ("divergence", "top_k", "ema_alpha", "skip_tokens", "engine", "callbacks",
+            "micro_batch_tokens")  # fmt: skip
     own = {key: changes.pop(key) for key in keys if key in changes}
     settings = config(tmp_path, **changes)
     examples = sdft_examples(settings, tokenizer, ROWS)
@@ -116,10 +123,8 @@ def scoring_batch(trainer: SDFTTrainer, rows: Sequence[int], extra: int = 0) -> 
     """A micro-batch of these rows with completions of other lengths; `extra` more pad columns."""
     examples = [trainer.train_dataset[i] for i in rows]
     completions = [[9 + i, 30, 31 + i, 40, 41][: 2 + i % 4] + [2] for i in rows]
-    batch = trainer._scoring_batch("", [e["prompt_ids"] for e in examples], completions)
-    batch |= trainer._scoring_batch(
-        "teacher_", [e["teacher_prompt_ids"] for e in examples], completions
-    )
+    pairs = [(e["prompt_ids"], e["teacher_prompt_ids"]) for e in examples]
+    batch = trainer._scoring_batch([(*p, c) for p, c in zip(pairs, completions, strict=True)])
     pad = trainer._pad_token_id
     fill = {"input_ids": pad, "attention_mask": 0, "loss_mask": False}
     return {
@@ -174,12 +179,13 @@ def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> No
     head = frozen_head(base)
     for prefix in ("", "teacher_"):
         with torch.no_grad():
-            packed = head.logits(scored_hidden(base, batch, prefix))
+            hidden = last_hidden(base, batch, prefix)[batch[f"{prefix}loss_mask"]]
+            scored = head.logits(hidden)
             plain = trainer.model(
                 input_ids=batch[f"{prefix}input_ids"],
                 attention_mask=batch[f"{prefix}attention_mask"],
             ).logits[batch[f"{prefix}loss_mask"]]
-        assert_sums_equal(packed, plain, terms_of(base, plain.shape[0]))
+        assert_sums_equal(scored, plain, terms_of(base, plain.shape[0]))
     scored = batch["input_ids"][:, 1:][batch["loss_mask"][:, :-1]]
     teacher_scored = batch["teacher_input_ids"][:, 1:][batch["teacher_loss_mask"][:, :-1]]
     assert torch.equal(scored, teacher_scored), "both score the same completion tokens"
@@ -406,18 +412,84 @@ def test_batches_with_labels_get_the_sft_cross_entropy(folder: Path, tmp_path: P
     assert_sums_equal(loss, torch.cat(losses).mean(), terms_of(trainer.model, 8))
 
 
-def test_skipped_tokens_and_truncated_rows(folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(load(folder), folder, tmp_path, skip_tokens=2)
+@pytest.mark.parametrize("packed", [False, True])
+def test_skipped_tokens_and_truncated_rows(packed: bool) -> None:
     prompts = [[5, 6], [7], [8, 9, 10]]
     completions = [[20, 21, 22, 2], [20], [20, 21, 22, 23, 24, 25]]
-    batch = trainer._scoring_batch("", prompts, completions)
-    targets = [
-        row[1:][mask[:-1]].tolist()
-        for row, mask in zip(batch["input_ids"], batch["loss_mask"], strict=True)
-    ]
-    assert targets == [[22, 2], [], [22, 23, 24, 25]]
-    weights = token_weights(batch["loss_mask"], 3)
+    batch = scoring_rows(prompts, completions, skip_tokens=2, pad_token_id=3, packed=packed)
+    targets = batch["input_ids"].roll(-1, -1)[batch["loss_mask"]].tolist()
+    assert targets == [22, 2, 22, 23, 24, 25], "nothing of the second row"
+    weights = token_weights(batch["loss_mask"], batch.get("cu_seq_lens_q"), 3)
     assert_sums_equal(weights, torch.tensor([1 / 6] * 2 + [1 / 12] * 4), 4)
+
+
+class InFloat64:
+    """Trainers of one model in float64, whose rows are packed or padded."""
+
+    def __init__(self, folder: Path, tmp_path: Path) -> None:
+        self._folder, self._tmp_path = folder, tmp_path
+
+    def trainer(self, name: str, micro_batch_tokens: int | None, **changes: Any) -> SDFTTrainer:
+        model = load(self._folder).double()
+        if micro_batch_tokens is not None:
+            assert use_packed_attention(base_model(model))
+        out = self._tmp_path / name
+        out.mkdir()
+        own: dict[str, Any] = {"engine": EchoEngine(), "micro_batch_tokens": micro_batch_tokens}
+        trainer = make_trainer(model, self._folder, out, **own, **changes)
+        perturb(model, 1, 0.05)
+        return trainer
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(
+    folder: Path, tmp_path: Path, kind: Divergence
+) -> None:
+    found = []
+    for name, tokens in (("padded", None), ("packed", 4_096)):
+        trainer = InFloat64(folder, tmp_path).trainer(name, tokens, divergence=kind, skip_tokens=1)
+        trainer.teacher.update()
+        perturb(trainer.model, 2, 0.05)
+        trainer.current_gradient_accumulation_steps = 1
+        examples = [trainer.train_dataset[i] for i in (0, 3, 6, 5)]
+        completions = [[9 + i, 30, 31 + i, 40, 41][: 2 + i % 4] + [2] for i in range(4)]
+        rows = [
+            (e["prompt_ids"], e["teacher_prompt_ids"], c)
+            for e, c in zip(examples, completions, strict=True)
+        ]
+        batch = trainer._scoring_batch(rows)
+        assert (len(batch["input_ids"]) == 1) == (tokens is not None)
+        loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=4)
+        loss.backward()
+        found.append({"loss": loss, **grads(trainer.model)})
+    assert found[0]["loss"] > 1e-3
+    assert_equal_in_float64(found[1], found[0])
+
+
+def test_thirty_packed_steps_are_thirty_padded_ones(folder: Path, tmp_path: Path) -> None:
+    """However the rows of a step are divided; with fewer micro-batches than were asked for."""
+    logs, passes = [], []
+    for name, tokens in (("padded", None), ("packed", 600)):
+        trainer = InFloat64(folder, tmp_path).trainer(
+            name, tokens, per_device_train_batch_size=1, gradient_accumulation_steps=4,
+            max_steps=30, ema_alpha=0.1, learning_rate=1e-3, save_steps=1_000,
+        )  # fmt: skip
+        counts: list[int] = []
+        decoder = base_model(trainer.model).get_decoder()
+        decoder.register_forward_hook(lambda *_, counts=counts: counts.append(1))
+        trainer.train()
+        passes.append(len(counts))
+        logs.append([entry for entry in trainer.state.log_history if "divergence" in entry])
+    padded, packed = logs
+    assert len(padded) == len(packed) == 30
+    for key in ("divergence", "entropy", "agreement", "grad_norm", "teacher_drift", "loss"):
+        values = [[entry[key] for entry in log] for log in logs]
+        if key == "loss":  # which the Trainer adds up in float32
+            assert_sums_equal(values[1], values[0], 8)
+        else:
+            assert_equal_in_float64(values[1], values[0])
+    assert abs(padded[0]["loss"] - padded[-1]["loss"]) > 1e-3 * padded[0]["loss"], "it learns"
+    assert passes[1] < 0.7 * passes[0], passes
 
 
 def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(

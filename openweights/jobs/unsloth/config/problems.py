@@ -27,7 +27,7 @@ FIELD_LOSSES: dict[str, tuple[str, ...]] = {
 }
 # What to do when a field of another loss was given; sdft_* and the rest have general words.
 FIELD_REMEDIES = {
-    ("packing", "sdft"): "remove it: sdft trains on the student's own completions, one by one",
+    ("packing", "sdft"): "remove it: sdft's rows are packed wherever the model keeps them apart",
     ("train_on_responses_only", "sdft"): "remove it: sdft always trains on completions only",
 }
 # Keys of events, one of which the name of a set of log-probabilities becomes.

@@ -157,7 +157,7 @@ def vram_needed(
         weights=_weight_bytes(config, shape, device),
         trained=_FLOAT * trained * config.is_peft,
         optimizer=_optimizer_bytes(config, device) * trained,
-        teacher=2 * _FLOAT * trained if config.loss == "sdft" else 0,
+        teacher=_teacher_copies(config) * _FLOAT * trained,
         rollout=step.kept_for_rollouts,
         activations=worst,
     )
@@ -361,6 +361,11 @@ def _weight_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> 
         return _FLOAT * shape.parameters
     each = _NF4_BYTES if config.load_in_4bit else device.value_bytes
     return int(each * shape.linear_parameters) + device.value_bytes * shape.other_parameters
+
+
+def _teacher_copies(config: TrainingFields) -> int:
+    """Of what is trained: the teacher, and its first weights where it moves away from them."""
+    return 0 if config.loss != "sdft" else 2 if config.sdft_ema_alpha else 1
 
 
 def _optimizer_bytes(config: TrainingFields, device: Device) -> int:

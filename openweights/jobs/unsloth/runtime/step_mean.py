@@ -8,7 +8,7 @@ so that how a step is split into micro-batches and ranks changes nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,18 @@ class SummedLoss:
 
 
 LossFunction = Callable[[Any, Mapping[str, Tensor]], SummedLoss]
+
+
+# A micro-batch whose rows were laid into others of its step.
+_NO_ROWS: dict[str, Any] = {"input_ids": torch.empty(1, 0, dtype=torch.long)}
+
+
+def filled_up(packs: Sequence[Any], count: int) -> list[Any]:
+    """So many micro-batches: packs, and before them empty ones, which are passed by.
+
+    The Trainer counts on the number that it asked for, and takes its step after the last.
+    """
+    return [_NO_ROWS] * (count - len(packs)) + list(packs)
 
 
 class ExactMeanTrainer(SFTTrainer):
@@ -64,11 +76,13 @@ class ExactMeanTrainer(SFTTrainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """A micro-batch.
+        """A micro-batch; nothing for one whose rows others took over.
 
         The loss does not pass through DDP's forward, so the last one of a step averages the
         gradients over the ranks here.
         """
+        if inputs is _NO_ROWS:
+            return torch.zeros((), device=self.accelerator.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             average_gradients(self._network, self.accelerator)
@@ -99,10 +113,6 @@ class ExactMeanTrainer(SFTTrainer):
                 if weight:
                     logs[name] = total / weight
         super().log(logs, start_time)
-
-
-# A micro-batch whose rows were laid into others of its step.
-_NO_ROWS: dict[str, Any] = {"input_ids": torch.empty(1, 0, dtype=torch.long)}
 
 
 class StepMeanTrainer(ExactMeanTrainer):
@@ -137,19 +147,10 @@ class StepMeanTrainer(ExactMeanTrainer):
         return self._repacked(batches), sum_over_ranks(count, self.accelerator)
 
     def _repacked(self, batches: list[Any]) -> list[Any]:
-        """The same rows in fewer batches, the last ones; the Trainer counts on those before."""
+        """The same rows in fewer batches."""
         if self._micro_batch_tokens is None or not batches:
             return batches
-        packs = repacked(batches, self._micro_batch_tokens)
-        return [_NO_ROWS] * (len(batches) - len(packs)) + packs
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> Tensor:
-        """A micro-batch; nothing for one whose rows others took over."""
-        if inputs is _NO_ROWS:
-            return torch.zeros((), device=self.accelerator.device)
-        return super().training_step(model, inputs, num_items_in_batch)
+        return filled_up(repacked(batches, self._micro_batch_tokens), len(batches))
 
     def compute_loss(
         self,
