@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("jobs.show:show", "Show all about one job."),
     "logs": ("jobs.logs:logs", "Print the log of a job."),
     "events": ("jobs.events:events", "Print what a job has logged."),
+    "top": ("jobs.top:top", "Show what runs, what waits and what ended last, until Ctrl-C."),
     "compare": ("jobs.compare:compare", "Compare jobs: what differs, and where they ended."),
     "plot": ("jobs.compare:plot", "Draw what jobs have measured."),
     "fetch": ("jobs.fetch:fetch", "Fetch a file, or a job's results."),

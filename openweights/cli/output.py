@@ -23,7 +23,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPED_WIDTH = 100_000
 _GAP = 2
 _LEAST_WIDTH = 6
-_STYLES = {
+STATUS_STYLES = {
     "pending": "yellow",
     "in_progress": "cyan",
     "completed": "green",
@@ -145,7 +145,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     room = console.width if console.is_terminal else _PIPED_WIDTH
     console.width = _PIPED_WIDTH  # columns get their widths from us
     # Text, not str: a model called "[bold]" is no markup.
-    cells = [[Text(printable(cell), style=_STYLES.get(cell, "")) for cell in row] for row in rows]
+    cells = [
+        [Text(printable(cell), style=STATUS_STYLES.get(cell, "")) for cell in row] for row in rows
+    ]
     lines = [[Text(name.upper()) for name in columns], *cells]
     natural = [max(line[index].cell_len for line in lines) for index in range(len(columns))]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from openweights.backends.base import Backend
-    from openweights.client.serving.chat import Chat, Deployments
+    from openweights.client.serving.chat import Chat, Completions, Deployments
     from openweights.jobs.api import Api
     from openweights.jobs.evaluate import Evaluate
     from openweights.jobs.exec import Exec
@@ -275,6 +275,13 @@ class OpenWeights:
         from openweights.client.serving.chat import Chat
 
         return Chat(self._deployments, use_async=True)
+
+    @cached_property
+    def completions(self) -> Completions:
+        """Lets models go on with a text: `create(model=…, prompt=…)`, else as `sync_chat`."""
+        from openweights.client.serving.chat import Completions
+
+        return Completions(self._deployments, of_chats=False)
 
     @cached_property
     def _deployments(self) -> Deployments:

@@ -6,7 +6,7 @@ They are passed on from `ow.chat`, which deploys a model when it is first asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from starlette.concurrency import run_in_threadpool
@@ -14,18 +14,32 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from openweights.client import OpenWeights
-from openweights.dashboard.http import json_body, refusal
+from openweights.dashboard.http import json_body, refusal, refuse_local_files
 from openweights.errors import InvalidInputError, OpenWeightsError
 
 
 async def chat_completions(request: Request) -> Response:
     """A chat completion in OpenAI's format, whole or streamed."""
-    client, body = cast("OpenWeights", request.state.client), await json_body(request)
-    for name in ("model", "messages"):
+    client = cast("OpenWeights", request.state.client)
+    return await _answer(request, client.sync_chat.completions.create, "messages")
+
+
+async def text_completions(request: Request) -> Response:
+    """The same of a text that is gone on with."""
+    client = cast("OpenWeights", request.state.client)
+    return await _answer(request, client.completions.create, "prompt")
+
+
+async def _answer(request: Request, ask: Callable[..., Any], field: str) -> Response:
+    body = await json_body(request)
+    for name in ("model", field):
         if not body.get(name):
             raise InvalidInputError(f"{name}: is missing")
+    if body.get("cache"):
+        raise InvalidInputError("cache: is no parameter of OpenAI's API")
+    refuse_local_files(cast("OpenWeights", request.state.client), body["model"], "model")
     try:
-        answer = await run_in_threadpool(_ask, client, body)
+        answer = await run_in_threadpool(lambda: ask(**body))
     except OpenWeightsError:
         raise
     except Exception as error:  # noqa: BLE001 - what the model's server said, with its status
@@ -33,10 +47,6 @@ async def chat_completions(request: Request) -> Response:
     if not body.get("stream"):
         return JSONResponse(answer.model_dump(mode="json"))
     return StreamingResponse(_events(answer), media_type="text/event-stream")
-
-
-def _ask(client: OpenWeights, body: Mapping[str, Any]) -> Any:
-    return client.chat.completions.create(**body)
 
 
 def _events(chunks: Any) -> Iterator[str]:

@@ -83,11 +83,15 @@ def refuse_local_files(client: OpenWeights, params: object, at: str = "") -> Non
 
 
 def _is_here(text: str) -> bool:
-    try:
-        path = Path(text).expanduser()
-        return path.is_file() or (is_path(text) and path.exists())
-    except (OSError, ValueError, RuntimeError):
-        return False
+    # A reward of one's own is `file.py:function`.
+    for name in (text, text.rpartition(":")[0]):
+        try:
+            path = Path(name).expanduser()
+            if name and (path.is_file() or (is_path(name) and path.exists())):
+                return True
+        except (OSError, ValueError, RuntimeError):
+            continue
+    return False
 
 
 def store_upload(client: OpenWeights, file: UploadFile, purpose: str) -> File:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from openweights.client import OpenWeights
 from openweights.client.watching.metrics import metric_rows
-from openweights.dashboard.chat import chat_completions
+from openweights.dashboard.chat import chat_completions, text_completions
 from openweights.dashboard.http import (
     json_body,
     refuse_local_files,
@@ -27,7 +27,7 @@ from openweights.dashboard.http import (
     stream_file,
     whole,
 )
-from openweights.errors import InvalidInputError, NotFoundError
+from openweights.errors import InvalidInputError, NotFoundError, shown
 from openweights.events import Checkpoint
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.types import ENDED, FileRecord, JobRecord, JobStatus
@@ -43,6 +43,7 @@ _LOSS_OF_METHOD = {"supervised": "sft", "dpo": "dpo", "reinforcement": "grpo"}
 _METHOD_OF_LOSS = {loss: method for method, loss in _LOSS_OF_METHOD.items()}
 # Hyperparameters of a method, and the fields that they set.
 _FIELDS = {"n_epochs": "epochs", "batch_size": "per_device_train_batch_size", "beta": "beta"}
+_OUR_GRADER = ("text_similarity", "rouge_l")
 _PAGE = 20
 
 _Item = TypeVar("_Item")
@@ -64,6 +65,7 @@ def openai_routes() -> list[Route]:
         Route(f"{job}/events", _events),
         Route(f"{job}/checkpoints", _checkpoints),
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/completions", text_completions, methods=["POST"]),
         Route("/v1/models", _models),
         Route("/v1/models/{model_id:path}", _model),
     ]
@@ -158,12 +160,8 @@ def training_params(body: Mapping[str, Any]) -> dict[str, Any]:
     method = _mapping(params.pop("method", None) or {}, "method")
     hyper = dict(_mapping(params.pop("hyperparameters", None) or {}, "hyperparameters"))
     if method:
-        kind = method.get("type")
-        if kind not in _LOSS_OF_METHOD:
-            raise InvalidInputError(f"method.type: must be one of {', '.join(_LOSS_OF_METHOD)}")
-        params.setdefault("loss", _LOSS_OF_METHOD[kind])
-        own = _mapping(method.get(kind) or {}, f"method.{kind}")
-        hyper |= _mapping(own.get("hyperparameters") or {}, "hyperparameters")
+        of_method, more = _of_method(method)
+        params, hyper = of_method | params, hyper | more
     params.setdefault("loss", "sft")
     params |= _hyperparameters(hyper)
     for theirs, ours in (("validation_file", "test_file"), ("suffix", "job_id_suffix")):
@@ -175,6 +173,27 @@ def training_params(body: Mapping[str, Any]) -> dict[str, Any]:
         if name not in params:
             raise InvalidInputError(f"{name}: is missing")
     return {name: value for name, value in params.items() if value is not None}
+
+
+def _of_method(method: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The fields that a method sets, and its hyperparameters."""
+    kind = method.get("type")
+    if kind not in _LOSS_OF_METHOD:
+        raise InvalidInputError(f"method.type: must be one of {', '.join(_LOSS_OF_METHOD)}")
+    params: dict[str, Any] = {"loss": _LOSS_OF_METHOD[kind]}
+    own = dict(_mapping(method.get(kind) or {}, f"method.{kind}"))
+    hyper = _mapping(own.pop("hyperparameters", None) or {}, "hyperparameters")
+    if kind == "reinforcement" and (grader := own.pop("grader", None)) is not None:
+        given = _mapping(grader, "grader")
+        if (given.get("type"), given.get("evaluation_metric")) != _OUR_GRADER:
+            raise InvalidInputError(
+                "grader: only text_similarity by rouge_l is a reward here; leave it out, and give "
+                "grpo_reward_function in extra_body"
+            )
+        params["grpo_reward_function"] = "rouge_l"
+    if unknown := [name for name, value in own.items() if value is not None]:
+        raise InvalidInputError(f"method.{kind}.{unknown[0]}: is nothing that we can do")
+    return params, hyper
 
 
 def _hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,10 +345,16 @@ def _page(request: Request, objects: list[dict[str, Any]]) -> Response:
 
 
 def _sliced(request: Request, items: list[_Item], ids: list[str]) -> tuple[list[_Item], bool]:
-    """`limit` of the items behind the one whose id is `after`, and whether more follow."""
+    """`limit` of the items behind the one whose id is `after`, and whether more follow.
+
+    Raises:
+        NotFoundError: There is none of that id: from the start, the list would never end.
+    """
     after = request.query_params.get("after")
     limit = min(max(whole(request.query_params, "limit", _PAGE), 1), 1000)
-    start = ids.index(after) + 1 if after in ids else 0
+    if after is not None and after not in ids:
+        raise NotFoundError(f"after: there is no {shown(after)} here")
+    start = 0 if after is None else ids.index(after) + 1
     return items[start : start + limit], len(items) > start + limit
 
 

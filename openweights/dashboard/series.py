@@ -12,7 +12,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -51,15 +51,17 @@ class Series:
         if self.steps and step <= self.steps[-1]:
             place = bisect_left(self.steps, step)
             stop = len(self.steps) if run_id != self.run_id else place + (self.steps[place] == step)
-            del self.steps[place:stop], self.values[place:stop], self.times[place:stop]
+            for column, item in self._columns(step, value, moment):
+                column[place:stop] = array("d", [item])
         else:
-            place = len(self.steps)
+            for column, item in self._columns(step, value, moment):
+                column.append(item)
         self.run_id = run_id
-        self.steps.insert(place, step)
-        self.values.insert(place, value)
-        self.times.insert(place, moment)
         if len(self.steps) > _MOST_POINTS:
             self._keep(thinned(self.steps, self.values, _KEPT_BUCKETS))
+
+    def _columns(self, *point: float) -> Iterator[tuple[array[float], float]]:
+        return zip((self.steps, self.values, self.times), point, strict=True)
 
     def _keep(self, chosen: Sequence[int]) -> None:
         for column in (self.steps, self.values, self.times):
@@ -112,8 +114,10 @@ class JobSeries:
         if step is None:
             return
         for name, value in numbers.items():
-            series = self.by_name.setdefault(series_name(name, tag), Series())
-            series.add(step, value, moment, event.run_id)
+            key = series_name(name, tag)
+            if key not in self.by_name:
+                self.by_name[key] = Series()
+            self.by_name[key].add(step, value, moment, event.run_id)
 
     def shown(self, names: Collection[str] | None, buckets: int) -> dict[str, Any]:
         """`{complete, version, started, measures: {name: [first, last]}, series: {name: points}}`.

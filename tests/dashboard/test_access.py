@@ -206,6 +206,15 @@ def test_a_server_of_a_project_reads_no_files_of_its_machine(team: Team, tmp_pat
     bodies = [
         {"kind": "fine_tuning", "params": {"model": "org/m", "training_file": str(secret)}},
         {"kind": "fine_tuning", "params": {"model": str(tmp_path), "training_file": "x"}},
+        {
+            "kind": "fine_tuning",
+            "params": {
+                "model": "org/m",
+                "training_file": "x",
+                "loss": "grpo",
+                "grpo_reward_function": {f"{secret}:f": 1.0},
+            },
+        },
         {"kind": "logprob", "params": {"model": "org/m", "dataset": str(secret)}},
         {"kind": "inference", "params": {"model": "org/m", "input_file_id": str(secret)}},
     ]

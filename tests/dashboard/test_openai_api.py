@@ -85,6 +85,13 @@ def test_unknown_fields_are_said_as_in_python(client: openai.OpenAI) -> None:
         )
 
 
+def test_what_a_completion_needs_is_said(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="prompt: is missing"):
+        client.completions.create(model="org/model", prompt="")
+    with pytest.raises(openai.BadRequestError, match="messages: is missing"):
+        client.chat.completions.create(model="org/model", messages=[])
+
+
 def test_lists_come_in_pages(client: openai.OpenAI, run_job: Any) -> None:
     names = [f"ftjob-{number:02}" for number in range(25)]
     for name in names:
@@ -92,6 +99,15 @@ def test_lists_come_in_pages(client: openai.OpenAI, run_job: Any) -> None:
     first = client.fine_tuning.jobs.list(limit=10)
     assert len(first.data) == 10 and first.has_more
     assert [job.id for job in client.fine_tuning.jobs.list(limit=10)] == names[::-1]
+    files = [_upload(client, *[ROW] * (number + 1)).id for number in range(5)]
+    assert sorted(file.id for file in client.files.list(limit=2)) == sorted(files)
+    with pytest.raises(openai.NotFoundError, match="after"):
+        client.files.list(after="conversations:file-none")
+    events = [{"step": step, "loss": 1.0 / step} for step in range(1, 46)]
+    run_job("ftjob-long", events)
+    listed = client.fine_tuning.jobs.list_events("ftjob-long", limit=20)
+    steps = [event.data["step"] for event in listed if isinstance(event.data, dict)]
+    assert steps == list(range(45, 0, -1))
 
 
 def test_events_checkpoints_and_models(client: openai.OpenAI, run_job: Any) -> None:
@@ -144,6 +160,11 @@ def test_upload_train_and_chat(
     assert said == (whole.choices[0].message.content or "")
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(**{**ask, "messages": [{"role": "nobody"}]})
+    text: Any = {"model": job.id, "prompt": "q", "max_tokens": 5, "temperature": 0}
+    went_on = client.completions.create(**text, n=2)
+    assert len(went_on.choices) == 2 and went_on.usage and went_on.usage.completion_tokens <= 10
+    parts = client.completions.create(**text, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == went_on.choices[0].text
     served.ow.chat.kill(job.id)
 
 
@@ -161,6 +182,18 @@ def test_upload_train_and_chat(
             {"loss": "dpo", "beta": 0.2},
         ),
         ({"method": {"type": "reinforcement"}, "loss": "grpo"}, {"loss": "grpo"}),
+        (
+            {
+                "method": {
+                    "type": "reinforcement",
+                    "reinforcement": {
+                        "grader": {"type": "text_similarity", "evaluation_metric": "rouge_l"},
+                        "hyperparameters": {"n_epochs": 3},
+                    },
+                }
+            },
+            {"loss": "grpo", "grpo_reward_function": "rouge_l", "epochs": 3},
+        ),
         ({"validation_file": "v", "suffix": None}, {"test_file": "v"}),
     ],
 )
@@ -170,7 +203,15 @@ def test_openais_words_for_our_fields(body: dict[str, Any], expected: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"method": {"type": "magic"}}, {"method": 1}, {"hyperparameters": []} | {"x": 1}]
+    "body",
+    [
+        {},
+        {"method": {"type": "magic"}},
+        {"method": 1},
+        {"hyperparameters": []} | {"x": 1},
+        {"method": {"type": "dpo", "dpo": {"grader": {}}}},
+        {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "python"}}}},
+    ],
 )
 def test_what_cannot_be_read_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from openweights.backends.values import (
+    FIRST_MOMENT,
+    LAST_MOMENT,
     base_name,
     check_moment,
     check_params_size,
@@ -32,6 +34,9 @@ from openweights.types import (
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LAST = 1 << 53  # after the year 2200
+_FIRST_MICROS, _LAST_MICROS = (
+    (moment - _EPOCH) // _MICROSECOND for moment in (FIRST_MOMENT, LAST_MOMENT)
+)
 
 
 def to_micros(moment: datetime) -> int:
@@ -41,6 +46,8 @@ def to_micros(moment: datetime) -> int:
 
 def from_micros(value: int) -> datetime:
     """Of what no clock of ours has written, the nearest moment that one could have."""
+    if _FIRST_MICROS <= value <= _LAST_MICROS:
+        return _EPOCH + timedelta(microseconds=value)
     return moment_within(_EPOCH + timedelta(microseconds=min(max(value, 0), _LAST)))
 
 

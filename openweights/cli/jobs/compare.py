@@ -45,8 +45,7 @@ def _cell(value: Any) -> str:
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="The figure; its ending decides the format.",
+    help="A file for the figure; its ending decides the format.",
 )
 @click.option("-x", default="step", show_default=True, help="The step, or a measure.")
 @click.option("-y", multiple=True, help="A measure; may be given several times.")
@@ -54,7 +53,7 @@ def _cell(value: Any) -> str:
 @click.option("--band", help="A parameter, such as seed, to average over.")
 def plot(
     jobs: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     x: str,
     y: tuple[str, ...],
     group_by: tuple[str, ...],
@@ -63,12 +62,21 @@ def plot(
     """Draw what jobs have measured.
 
     All of one job; of several the loss and what was measured on other sets, a line for each job.
+    Without -o in the terminal, if it shows pictures (kitty's, iTerm2's or sixels), else into a PNG
+    here.
     """
+    from openweights.cli.jobs.pictures import picture_protocol, show_figure
     from openweights.client import OpenWeights
 
+    protocol = picture_protocol() if output is None else None
+    if output is None and protocol is None:
+        output = Path(f"{jobs[0]}.png" if len(jobs) == 1 else "jobs.png")
     ow = OpenWeights()
     if len(jobs) == 1 and x == "step" and not y:
-        ow.jobs.retrieve(jobs[0]).plot(output)
+        figure = ow.jobs.retrieve(jobs[0]).plot(output)
     else:
-        ow.plot(jobs, output, x=x, y=y or None, group_by=group_by or None, band=band)
-    click.echo(str(output))
+        figure = ow.plot(jobs, output, x=x, y=y or None, group_by=group_by or None, band=band)
+    if protocol is not None:
+        show_figure(figure, protocol)
+    else:
+        click.echo(str(output))

@@ -59,10 +59,15 @@ class Chat:
 
 
 class Completions:
-    """Asks, and waits for the answer."""
+    """Asks, and waits for the answer.
 
-    def __init__(self, deployments: Deployments) -> None:
+    Args:
+        of_chats: Whether requests are conversations with `messages`, else texts with a `prompt`.
+    """
+
+    def __init__(self, deployments: Deployments, *, of_chats: bool = True) -> None:
         self._deployments = deployments
+        self._of_chats = of_chats
 
     def create(self, *, model: str, cache: bool | str | Path = False, **params: Any) -> Any:
         """Ask a model.
@@ -72,7 +77,8 @@ class Completions:
                 deployed first when it is not up, which takes as long as loading it does.
             cache: Keep answers on disk, and give an equal request the answer that it got before;
                 True for a folder in the store's home, or a folder.
-            **params: `messages`, `stream`, `max_tokens`, `n`, … as of OpenAI's client.
+            **params: `messages` (or `prompt`), `stream`, `max_tokens`, `n`, … as of OpenAI's
+                client.
 
         Raises:
             PlatformError: The deployment does not answer; why, as far as it is known.
@@ -83,8 +89,9 @@ class Completions:
             return known
         ask = self._deployments.target(model).result()
         try:
-            completions: Any = ask.clients.sync.chat.completions
-            answer = completions.create(model=ask.name, **_with_timeout(params))
+            client: Any = ask.clients.sync
+            endpoint = client.chat.completions if self._of_chats else client.completions
+            answer = endpoint.create(model=ask.name, **_with_timeout(params))
         except Exception as error:
             raise ask.explained(error) from error
         return answer if cached is None else cached.write(answer)
@@ -261,9 +268,11 @@ class CachedAnswer:
             text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        from openai.types import Completion
         from openai.types.chat import ChatCompletion
 
-        return ChatCompletion.model_validate_json(text)
+        kind = Completion if json.loads(text).get("object") == "text_completion" else ChatCompletion
+        return kind.model_validate_json(text)
 
     def write(self, answer: Any) -> Any:
         """Keep it, completely or not at all; returns it."""

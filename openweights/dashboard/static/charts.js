@@ -1,6 +1,6 @@
 // Charts with plotly, in the page's colours.
 
-import { save } from "./dom.js";
+import { fill, save, svg } from "./dom.js";
 
 // Distinguishable with colour-blind eyes, on light and dark grounds (after Okabe and Ito).
 const COLOURS = ["#2f6fde", "#d55e00", "#009e73", "#b0459a", "#8a6d00", "#0e8fb3", "#e0568b", "#6b6f7a", "#4c9a2a", "#9b59d0"];
@@ -39,10 +39,26 @@ function layout(given) {
   };
 }
 
-/** Draws or redraws `traces` in `place`; what the user zoomed to stays. */
+/** Draws or redraws `traces` in `place`; what the user zoomed to stays. While the library loads, for
+ * which a busy machine takes seconds, there are plain lines. */
 export async function draw(place, traces, given = {}) {
+  if (!window.Plotly) fill(place, preview(place, traces));
   const library_ = await library();
+  place.querySelector(".preview")?.remove();
   await library_.react(place, traces, layout({ uirevision: "kept", ...given }), { responsive: true, displaylogo: false, displayModeBar: false });
+}
+
+function preview(place, traces) {
+  const lines = traces.filter(({ type, mode }) => !type && mode?.startsWith("lines")).map((trace) => ({ ...trace, points: trace.x.map((x, at) => [Number(x), trace.y[at]]).filter(([x, y]) => y !== null && Number.isFinite(x)) }));
+  const [xs, ys] = [0, 1].map((axis) => lines.flatMap(({ points }) => points.map((point) => point[axis])));
+  const [width, height, edge] = [place.clientWidth || 600, place.clientHeight || 260, 40];
+  const scale = (values, from, to) => {
+    const [low, high] = values.reduce(([least, most], value) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
+    return (value) => (from + (to - from) * (value - low) / (high - low || 1)).toFixed(1);
+  };
+  const [x, y] = [scale(xs, edge, width - edge), scale(ys, height - edge, edge)];
+  const path = ({ points, line }) => svg("path", { d: `M${points.map(([a, b]) => `${x(a)},${y(b)}`).join("L")}`, fill: "none", stroke: line?.color || colour(0), "stroke-width": line?.width ?? 2 });
+  return svg("svg", { class: "preview", width: "100%", height: "100%", "aria-hidden": "true" }, ...lines.filter(({ points }) => points.length > 1).map(path));
 }
 
 /** The picture as a file; `format` is png or svg. */
