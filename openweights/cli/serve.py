@@ -92,6 +92,7 @@ def _run(
     try:
         server.run(sockets=[listener])
     finally:
+        sessions.close()
         client.close()
 
 

@@ -122,6 +122,22 @@ class Sessions:
                 self._programs.pop(next(iter(self._programs)))
             return self._programs.setdefault(digest, client)
 
+    def forget(self, client: OpenWeights) -> None:
+        """Whoever acts through it has to log in again. It stays open for requests under way."""
+        with self._lock:
+            for known in (self._browsers, self._programs):
+                for name in [name for name, other in known.items() if other is client]:
+                    del known[name]
+
+    def close(self) -> None:
+        """Nobody is let in any more; the clients that were made here end."""
+        with self._lock:
+            programs, self._programs = self._programs, {}
+            self._browsers.clear()
+        for client in programs.values():
+            client.close()
+        self._empty.cleanup()
+
 
 class Gate:
     """ASGI middleware: the host must be one of ours, changes must come from our own page, `/api`

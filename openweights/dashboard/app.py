@@ -73,6 +73,7 @@ from openweights.dashboard.samples import (
 )
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import (
+    ConfigurationError,
     InvalidInputError,
     InvalidStateError,
     NotFoundError,
@@ -134,6 +135,7 @@ def _api_routes() -> list[Route]:
         Route("/api/jobs/{job_id}/tokens/{event_id:int}", _token_rows),
         Route("/api/jobs/{job_id}/cancel", _cancel, methods=["POST"]),
         Route("/api/jobs/{job_id}/restart", _restart, methods=["POST"]),
+        Route("/api/jobs/{job_id}/delete", _delete, methods=["POST"]),
         Route("/api/compare", _compare),
         Route("/api/series", _series),
         Route("/api/runs/{run_id:int}/log", _log),
@@ -178,9 +180,24 @@ def _refused(request: Request, error: Exception) -> Response:
     """What went wrong, as the person at the page is to read it."""
     if isinstance(error, StoreUnavailableError):
         status = 503
+    elif isinstance(error, ConfigurationError) and _is_locked_out(request):
+        status = 401
     else:
         status = next((_STATUS_OF[kind] for kind in _STATUS_OF if isinstance(error, kind)), 400)
     return refusal(request, status, str(error))
+
+
+def _is_locked_out(request: Request) -> bool:
+    """Whether the project knows the key no more with which this request came: it was revoked."""
+    client, sessions = _client(request), cast("Sessions", request.app.state.sessions)
+    if not client.settings.is_remote:
+        return False
+    try:
+        client.backend.list_jobs(limit=1)
+    except ConfigurationError:
+        sessions.forget(client)
+        return True
+    return False
 
 
 # ---- the page itself, and who may see it ---------------------------------------------------------
@@ -321,6 +338,13 @@ def _cancel(request: Request) -> Response:
 def _restart(request: Request) -> Response:
     job = _client(request).jobs.restart(request.path_params["job_id"])
     return JSONResponse({"status": job.status})
+
+
+def _delete(request: Request) -> Response:
+    job_id = request.path_params["job_id"]
+    _client(request).jobs.delete(job_id)
+    _views(request)[0].forget(job_id)
+    return JSONResponse({})
 
 
 async def _create_job(request: Request) -> Response:

@@ -10,7 +10,12 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any, cast
 
 from openweights.backends.base import Backend, TeamStore
-from openweights.client.watching.queue import in_order, waits_in_project, waits_on_this_machine
+from openweights.client.watching.queue import (
+    in_order,
+    waits_for_jobs,
+    waits_in_project,
+    waits_on_this_machine,
+)
 from openweights.cluster.planning.actions import ReportJobs
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Market
@@ -27,28 +32,35 @@ DAYS = 30
 
 def cluster_state(backend: Backend) -> dict[str, Any]:
     """`{workers, usd_per_hour, queue: [{id, model, since, owner, reason}], waiting}`; the first
-    workers and waiting jobs of many.
+    workers and waiting jobs of many. Who submitted a job is told to a project's admins.
     """
     running = backend.list_jobs(statuses=["in_progress"], limit=None)
+    pending = in_order(backend.list_jobs(statuses=["pending"], limit=None))
     if backend.team is None:
         workers: Sequence[WorkerRecord] = backend.list_workers()
-        waiting = in_order(backend.list_jobs(statuses=["pending"], limit=None))
-        pending = [PendingRow(job) for job in waiting]
-        reasons = {
-            job.id: waits_on_this_machine(running, waiting[:place])
-            for place, job in enumerate(waiting[:_MOST_ROWS])
-        }
+        told, rows = dict[str, str](), dict[str, PendingRow]()
     else:
         workers = _store(backend).worker_rows()
-        pending = _pending(backend.team)
-        reasons = waiting_reasons(backend.team, workers, pending, running)
+        is_admin = backend.team.identity.get("role") == "admin"
+        rows = {row.job.id: row for row in _store(backend).pending_jobs()} if is_admin else {}
+        told = planners_reasons(backend.team, workers, pending, rows, running)
+    reasons = _reasons(pending, running, is_remote=backend.team is not None) | told
     held = {job.worker_id: job.id for job in running if job.worker_id is not None}
     prices = [w.price_usd_per_hour or 0.0 for w in workers if isinstance(w, WorkerRow)]
     return {
         "workers": [_worker(worker, held.get(worker.id)) for worker in workers[:_MOST_ROWS]],
         "usd_per_hour": sum(prices) if prices else None,
         "waiting": len(pending),
-        "queue": [_waiting(row, reasons) for row in pending[:_MOST_ROWS]],
+        "queue": [
+            {
+                "id": job.id,
+                "model": job.model,
+                "since": job.updated_at.isoformat(),
+                "owner": rows[job.id].owner if job.id in rows else "",
+                "reason": reasons.get(job.id, ""),
+            }
+            for job in pending[:_MOST_ROWS]
+        ],
     }
 
 
@@ -56,42 +68,49 @@ def _store(backend: Backend) -> ClusterStore:
     return cast("ClusterStore", backend.team)
 
 
-def _is_admin(team: TeamStore) -> bool:
-    return team.identity.get("role") == "admin"
+def _reasons(
+    pending: Sequence[JobRecord], running: Sequence[JobRecord], *, is_remote: bool
+) -> dict[str, str]:
+    """What the first jobs of the queue wait for: others, those before them, a worker that fits."""
+    unfinished = {job.id: job for job in (*pending, *running)}
+    reasons: dict[str, str] = {}
+    before: list[JobRecord] = []
+    for job in pending[:_MOST_ROWS]:
+        if needed := [unfinished[id] for id in job.after if id in unfinished]:
+            reasons[job.id] = waits_for_jobs(needed)
+            continue
+        waits = (
+            waits_in_project(job, before) if is_remote else waits_on_this_machine(running, before)
+        )
+        reasons[job.id] = waits
+        before.append(job)
+    return reasons
 
 
-def _pending(team: TeamStore) -> list[PendingRow]:
-    """What waits, the next one first; who submitted it is told to admins."""
-    if _is_admin(team):
-        rows = {row.job.id: row for row in _store(team).pending_jobs()}
-        return [rows[job.id] for job in in_order([row.job for row in rows.values()])]
-    jobs = team.list_jobs(statuses=["pending"], limit=None)
-    return [PendingRow(job) for job in in_order(jobs)]
-
-
-def waiting_reasons(
+def planners_reasons(
     team: TeamStore,
     workers: Sequence[WorkerRow],
-    pending: Sequence[PendingRow],
+    pending: Sequence[JobRecord],
+    known: Mapping[str, PendingRow],
     running: Sequence[JobRecord],
 ) -> dict[str, str]:
-    """What each job waits for: where no pod can be started for it, what the cluster's planner says
-    of that, with what the manager has told the store about its failures.
+    """What the cluster's planner says of jobs for which no pod can be started.
+
+    Args:
+        known: Of each job, for an admin, what may be spent on it; the manager's memory of what
+            keeps failing counts then, too.
     """
     now, market = team.now(), Market()
-    if _is_admin(team):
+    if known:
         market = market.recalled(_store(team).manager_state(), now)
     provider = next((row.provider for row in workers if row.provider), "runpod")
-    seen = Watch(lambda _: None, provider).see(now, None, workers, pending, running)
-    actions = plan(seen.jobs, seen.workers, None, Limits(), market, now)
-    reasons = {
-        row.job.id: waits_in_project(row.job, [before.job for before in pending[:place]])
-        for place, row in enumerate(pending[:_MOST_ROWS])
-    }
-    for report in actions:
+    rows = [known.get(job.id) or PendingRow(job) for job in pending]
+    seen = Watch(lambda _: None, provider).see(now, None, workers, rows, running)
+    found: dict[str, str] = {}
+    for report in plan(seen.jobs, seen.workers, None, Limits(), market, now):
         if isinstance(report, ReportJobs):
-            reasons |= dict.fromkeys(report.job_ids, report.reason)
-    return reasons
+            found |= dict.fromkeys(report.job_ids, report.reason)
+    return found
 
 
 def _worker(worker: WorkerRecord, job_id: str | None) -> dict[str, Any]:
@@ -107,16 +126,6 @@ def _worker(worker: WorkerRecord, job_id: str | None) -> dict[str, Any]:
         "usd_per_hour": row.price_usd_per_hour if row else None,
         "created": worker.created_at.isoformat(),
         "pinged": worker.pinged_at.isoformat(),
-    }
-
-
-def _waiting(row: PendingRow, reasons: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "id": row.job.id,
-        "model": row.job.model,
-        "since": row.job.updated_at.isoformat(),
-        "owner": row.owner,
-        "reason": reasons.get(row.job.id, ""),
     }
 
 
@@ -172,7 +181,7 @@ def team_state(team: TeamStore) -> dict[str, Any]:
     """`{role, keys, members}`; keys and members are told to admins alone."""
     identity = team.identity
     state: dict[str, Any] = {"role": identity.get("role"), "organization": identity["organization"]}
-    if not _is_admin(team):
+    if identity.get("role") != "admin":
         return state
     return state | {
         "keys": [

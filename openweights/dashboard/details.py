@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from openweights.cluster.store import ClusterStore
 
 _SHOWN_BYTES = 500
-_CONTROLS = ("allowed_hardware", "priority", "max_attempts", "max_cost_usd")
+_CONTROLS = ("allowed_hardware", "priority", "max_attempts", "max_cost_usd", "after")
 
 
 def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "worker": job.worker_id,
         "usd": _usd(runs, prices, ow.backend.now()),
         "attempts": job.attempts,
+        "after": list(job.after),
         "mounted": job.params.get("mounted_files") or {},
         "params": described_params(ow, job, kind),
         "runs": [_run(run) for run in runs],
@@ -137,8 +138,9 @@ def _changed_controls(job: JobRecord, kind: Jobs) -> dict[str, Any]:
     record = asdict(job)
     usual = JobRecord(id="", type="custom", script="", params={})
     changed = {name: record[name] for name in _CONTROLS if record[name] != getattr(usual, name)}
-    if changed.get("allowed_hardware"):
-        changed["allowed_hardware"] = list(changed["allowed_hardware"])
+    for name in ("allowed_hardware", "after"):
+        if name in changed:
+            changed[name] = list(changed[name])
     if job.requires_vram_gb != _usual_vram_gb(job, kind):
         changed["requires_vram_gb"] = job.requires_vram_gb
     if secrets := job.params.get("secrets"):

@@ -87,6 +87,11 @@ class JobIndex:
         rows = [row for row in self._fresh() if str(row["updated"]) > moment]
         return self._shown(sorted(rows, key=lambda row: str(row["updated"])))
 
+    def forget(self, job_id: str) -> None:
+        """The job is no more."""
+        with self._lock:
+            self._rows.pop(job_id, None)
+
     def _shown(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows without what only the search needs, and with `last`, which says how each stands.
         Only rows that somebody looks at are asked for that.

@@ -161,7 +161,7 @@ def training_params(body: Mapping[str, Any]) -> dict[str, Any]:
     hyper = dict(_mapping(params.pop("hyperparameters", None) or {}, "hyperparameters"))
     if method:
         of_method, more = _of_method(method)
-        params, hyper = of_method | params, hyper | more
+        params, hyper = {**of_method, **params}, {**hyper, **more}
     params.setdefault("loss", "sft")
     params |= _hyperparameters(hyper)
     for theirs, ours in (("validation_file", "test_file"), ("suffix", "job_id_suffix")):

@@ -24,7 +24,7 @@ from openweights import OpenWeights
 from openweights.settings import Settings
 from openweights.types import EventDraft, JobSpec, WorkerSpec
 from tests.dashboard.conftest import serving
-from tests.dashboard.test_page import FLAGS
+from tests.dashboard.visitor import FLAGS
 
 RUNS = 20
 STEPS = 2000
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        ow = OpenWeights(settings=Settings(home=Path(home)))
+        ow = OpenWeights(settings=Settings(home=Path(home), log_limit_mb=200))
         runs = fill(ow, options.jobs, options.events)
         with serving(ow) as served, sync_playwright() as driver:
             chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")

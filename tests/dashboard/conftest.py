@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +67,7 @@ def serving(ow: OpenWeights) -> Iterator[Served]:
         server.should_exit = True
         thread.join(timeout=20)
         assert not thread.is_alive()
+        sessions.close()
 
 
 @pytest.fixture
@@ -120,3 +123,18 @@ def run_job(ow: OpenWeights) -> Callable[..., Claim]:
         return claim
 
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """The browser; tests that use it are marked `browser`."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    from tests.dashboard.visitor import FLAGS
+
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium; install one, or name it with CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()

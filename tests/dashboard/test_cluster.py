@@ -14,6 +14,7 @@ from openweights import OpenWeights
 from openweights.dashboard.cluster import cluster_state, costs_by_day
 from openweights.types import JobSpec, WorkerSpec
 from tests.dashboard.conftest import PAGE, Served, serving
+from tests.dashboard.visitor import Visitor
 from tests.supabase_double.team import Team
 
 
@@ -81,6 +82,7 @@ def test_keys_and_members_are_an_admins(team: Team, project: Served) -> None:
     asked = {"name": "laptop", "role": "member", "budget_usd": 5}
     assert member.post("/api/team/create-key", json=asked).status_code == 400
     made = admin.post("/api/team/create-key", json=asked).json()
+    owner = _login(project, made["key"])
     bearer = {"authorization": f"Bearer {made['key']}"}
     assert httpx.get(f"{project.url}/v1/files", headers=bearer).status_code == 200
     keys = {key["id"]: key for key in admin.get("/api/team").json()["keys"]}
@@ -89,7 +91,9 @@ def test_keys_and_members_are_an_admins(team: Team, project: Served) -> None:
     admin.post("/api/team/revoke-key", json={"id": made["id"]})
     keys = {key["id"]: key for key in admin.get("/api/team").json()["keys"]}
     assert keys[made["id"]]["budget_usd"] is None and keys[made["id"]]["revoked"]
-    assert httpx.get(f"{project.url}/v1/files", headers=bearer).status_code != 200
+    for _ in range(2):
+        assert httpx.get(f"{project.url}/v1/files", headers=bearer).status_code == 401
+    assert owner.get("/api/jobs/x").status_code == owner.get("/api/state").status_code == 401
     admin.post("/api/team/add-member", json={"email": "b@lab.example", "role": "member"})
     found = {m["email"]: m["id"] for m in admin.get("/api/team").json()["members"]}
     admin.post("/api/team/remove-member", json={"id": found["b@lab.example"]})
@@ -138,3 +142,54 @@ def test_a_pod_costs_on_the_days_on_which_it_ran() -> None:
         ("2026-03-02", 48.0),
         ("2026-03-03", 8.0),
     ]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_the_page_of_a_cluster(
+    team: Team, project: Served, chromium: Any, width: int, scheme: str
+) -> None:
+    """Logged in with an admin's key: read, and a key made, used up and revoked."""
+    backend: Any = project.ow.backend
+    worker = WorkerSpec(id="worker-1", hardware_type="1x H100S", vram_gb=80, cloud_type="SECURE")
+    backend.create_worker(worker, provider="runpod", price_usd_per_hour=3.0)
+    backend.set_worker_pod("worker-1", "pod-1", 3.0)
+    backend.register_worker(worker)
+    backend.submit_job(_spec("ftjob-runs"))
+    backend.claim_job("worker-1")
+    backend.submit_job(_spec("ftjob-big", requires_vram_gb=9000))
+    team.execute("update workers set started_at = started_at - interval '40 hours'")
+    visitor = Visitor(chromium, project, width, scheme)
+    page = visitor.page
+    page.get_by_role("button", name="Switch").wait_for()
+    page.context.clear_cookies()
+    page.goto(f"{project.url}/#/login")
+    page.reload()
+    page.get_by_label("Key").fill("ow_wrong")
+    page.get_by_role("button", name="Enter").click()
+    page.locator("#notice", has_text="does not know this key").wait_for()
+    page.get_by_label("Key").fill(team.admin_key)
+    page.get_by_role("button", name="Enter").click()
+    page.locator("tr[data-row=ftjob-runs]").wait_for()
+    visitor.open("/cluster", ".js-plotly-plot")
+    for text in ("$3.00 an hour", "needs 9000 GiB", "pod-1", "admin@lab.example", "ftjob-runs"):
+        page.locator(f"text={text}").first.wait_for()
+    assert visitor.faults() == []
+    form = page.get_by_role("form", name="New key")
+    form.get_by_label("name").fill("<b>laptop</b>")
+    form.get_by_label("budget in USD").fill("2.5")
+    form.get_by_role("button", name="New key").click()
+    key = page.locator("code.newkey").inner_text()
+    bearer = {"authorization": f"Bearer {key}"}
+    assert httpx.get(f"{project.url}/v1/files", headers=bearer).status_code == 200
+    page.get_by_role("button", name="Revoke <b>laptop</b>").click()
+    page.get_by_role("button", name="Revoke the key").click()
+    page.locator("tr", has_text="laptop").locator("text=revoked").wait_for()
+    assert httpx.get(f"{project.url}/v1/files", headers=bearer).status_code == 401
+    form = page.get_by_role("form", name="New member")
+    form.get_by_label("e-mail").fill("b@lab.example")
+    form.get_by_role("button", name="New member").click()
+    page.get_by_role("button", name="Remove b@lab.example").wait_for()
+    visitor.photograph("/cluster-team")
+    assert [one for one in visitor.errors if "401" not in one] == []
+    visitor.close()

@@ -5,27 +5,21 @@ colour schemes, without an error in the console; labels, contrast, and markup th
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.dashboard.conftest import Served
+from openweights import NotFoundError, OpenWeights
+from openweights.settings import Settings
+from openweights.types import JobSpec, WorkerSpec
+from tests.dashboard.conftest import Served, serving
+from tests.dashboard.visitor import Visitor
+from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api")
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 MARKUP = [
     "<script>window.hit=1</script>",
     "<img src=x onerror='window.hit=1'>",
@@ -70,51 +64,32 @@ MARKUP = [
 ]
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("there is no Chromium; install one, or name it with CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+@pytest.fixture
+def serve_log(home: Path) -> Callable[..., Any]:
+    """A server over a store in which a job that runs has a long log, and what appends to it."""
 
+    @contextmanager
+    def serve(lines: list[bytes]) -> Iterator[tuple[Served, int, Callable[[bytes], None]]]:
+        ow = OpenWeights(settings=Settings(home=home, log_limit_mb=200))
+        backend = ow.backend
+        backend.register_worker(WorkerSpec(id="worker"))
+        backend.submit_job(JobSpec(id="ftjob-log", type="fine-tuning", script="true", params={}))
+        claim = backend.claim_job("worker")
+        assert claim is not None
+        offset = 0
 
-class Visitor:
-    """A browser's window that keeps what its console said.
+        def append(data: bytes) -> None:
+            nonlocal offset
+            backend.append_log(claim.run.id, offset, data)
+            offset += len(data)
 
-    Pictures of what it saw go into the folder that `OW_TEST_SCREENSHOTS` names.
-    """
+        for start in range(0, len(lines), 100_000):
+            append(b"".join(lines[start : start + 100_000]))
+        with serving(ow) as served:
+            yield served, claim.run.id, append
+        ow.close()
 
-    def __init__(self, chromium: Any, served: Served, width: int, scheme: str) -> None:
-        size = {"width": width, "height": 900}
-        self._name = f"{width}-{scheme}"
-        self._context = chromium.new_context(viewport=size, color_scheme=scheme)
-        self.page = self._context.new_page()
-        self.errors: list[str] = []
-        self._url = served.url
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"{served.url}/?token={served.tokens[-1]}")
-
-    def _console(self, message: Any) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def open(self, view: str, until: str) -> None:
-        """Go to a view and wait for an element or text of it."""
-        self.page.goto(f"{self._url}/#{view}")
-        self.page.locator(until).first.wait_for(timeout=20_000)
-        folder = os.environ.get("OW_TEST_SCREENSHOTS")
-        if folder:
-            self.page.wait_for_timeout(700)
-            name = re.sub(r"\W+", "-", view.partition("?")[0]).strip("-")
-            path = Path(folder) / f"{name}-{self._name}.png"
-            self.page.screenshot(path=path, full_page=True)
-
-    def close(self) -> None:
-        self._context.close()
+    return serve
 
 
 @pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=["wide", "narrow"])
@@ -125,16 +100,11 @@ def visitor(request: Any, chromium: Any, served: Served) -> Iterator[Visitor]:
 
 
 @pytest.fixture
-def jobs(served: Served, run_job: Any) -> list[str]:
+def jobs(run_job: Any) -> list[str]:
     names = [f"ftjob-{number}" for number in range(4)]
     for number, name in enumerate(names):
         events = [{"step": step, "loss": 2.0 / (step + number + 1)} for step in range(1, 31)]
         events += [{"step": step, "tag": "eval", "loss": 2.2 / step} for step in (10, 20, 30)]
-        said = [{"prompt": "hello", "completion": f"answer {step}"} for step in (1, 2)]
-        events += [
-            {"type": "completions", "step": step, "completions": [row]}
-            for step, row in zip((1, 30), said, strict=True)
-        ]
         failed = number == 3
         run_job(
             name,
@@ -148,67 +118,91 @@ def jobs(served: Served, run_job: Any) -> list[str]:
     return names
 
 
-def test_every_view(served: Served, visitor: Visitor, jobs: list[str]) -> None:
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
-    content = "".join(json.dumps(row) + "\n" for row in rows * 30).encode()
+@pytest.fixture
+def watched(served: Served, run_job: Any) -> str:
+    """A job of which everything was logged that the page can show of one."""
+
+    def file(*rows: Any) -> str:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return served.ow.files.create(content, "result")["id"]
+
+    tokens = ["The", " capital", " is", " Paris", "."]
+    plain = {"tokens": tokens, "is_answer": [False, True, True, True, True]}
+    block = {"type": "text", "tokens": tokens[1:3]}
+    blocks = [
+        {**block, "text": " capital is", "tag": "fact", "logprobs": [-0.1, -3.0]},
+        {**block, "text": " Paris.", "weight": 0.5, "tokens": tokens[3:], "logprobs": [-6.0, -0.5]},
+    ]
+    said = {"role": "assistant", "content": blocks}
+    asked = {"role": "user", "content": "What is the capital of France?"}
+    events: list[dict[str, Any]] = [
+        {"step": step, "loss": 2 / step, "reward": step / 40, "kl": 0.01 * step, "rollout_s": 1.0}
+        for step in range(1, 41)
+    ]
+    for step in (1, 20, 40):
+        rewards = {"rouge_l": step / 40, "caps_spanish": 0.5}
+        answer = f"The capital of France is {'Paris' if step > 1 else 'Lyon'}, at step {step}."
+        row = {
+            "prompt": asked["content"],
+            "completion": answer,
+            "rewards": rewards,
+            "ended": step > 1,
+        }
+        example = {"prompt": asked["content"], "demonstration": "Paris", "student": answer}
+        scores = [None, *(-7 / (step + at) for at in range(4))]
+        events += [
+            {"type": "completions", "step": step, "completions": [row]},
+            {
+                **{"type": "teacher_gate", "step": step, "rows": 16, "student": step / 50},
+                **{"teacher": 0.9, "passed": True, "examples": [{**example, "template": "Paris."}]},
+            },
+            {
+                **{"type": "logprobs", "step": step, "tag": "facts", "facts": 1.0, "path": "x"},
+                "file": file({**plain, "logprobs": scores}),
+            },
+            {
+                **{"type": "logprobs_blockwise", "step": step, "tag": "blocks", "path": "y"},
+                "file": file({"messages": [asked, said], "step": step}),
+            },
+        ]
+    run_job("ftjob-watched", events, log="line\n" * 30, loss="grpo")
+    return "ftjob-watched"
+
+
+def test_every_view(
+    served: Served, visitor: Visitor, jobs: list[str], watched: str, tmp_path: Path
+) -> None:
+    tiny = make_tiny_model(tmp_path / "tiny")
+    question, answer = (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "an answer"},
+    )
+    weighted = {"role": "assistant", "content": [{"type": "text", "text": "half", "weight": 0.5}]}
+    refused = {"messages": [{"role": "user", "content": "<|im_end|>"}, answer]}
+    rows = [{"messages": [question, answer]}, {"messages": [question, weighted]}, refused]
+    content = "".join(json.dumps(row) + "\n" for row in rows * 10).encode()
     file = served.ow.files.create(content, "conversations")["id"]
     both = ",".join(jobs)
     for view, until in (
         ("/jobs", "svg.spark"),
-        (f"/job/{jobs[0]}", ".js-plotly-plot .legend"),
+        (f"/job/{watched}", ".js-plotly-plot >> nth=2"),
         (f"/job/{jobs[3]}", "text=CUDA out of memory"),
         (f"/compare?jobs={both}&group=learning_rate&sx=loss&sy=eval_loss", ".js-plotly-plot"),
-        (f"/samples?jobs={jobs[0]}", "ins"),
+        (f"/samples?jobs={watched}", ".blockmark >> text=fact"),
         ("/data", f"text={file}"),
         (f"/data/{file}", ".part.learned"),
+        (f"/data/{file}?model={tiny}&loss=sft", ".weighted >> text=half"),
         (f"/new?from={jobs[0]}", "text=Submit"),
         ("/cluster", "td >> text=worker"),
         (f"/chat?a={jobs[0]}", "text=Send"),
     ):
         visitor.open(view, until)
-        assert _faults(visitor.page) == [], view
+        assert visitor.faults() == [], view
     assert visitor.errors == []
 
 
-def _faults(page: Any) -> list[str]:
-    """Controls without a name, text without contrast, and content wider than the window."""
-    return page.evaluate(
-        """() => {
-          const faults = [];
-          for (const one of document.querySelectorAll("input, select, textarea, button, a")) {
-            const name = one.getAttribute("aria-label") || one.textContent.trim() || one.placeholder
-              || [...(one.labels || [])].map((label) => label.textContent.trim()).join("");
-            if (!name) faults.push("no name: " + one.outerHTML.slice(0, 80));
-          }
-          const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-          const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
-            .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-            .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-          const ground = (one) => {
-            for (let at = one; at; at = at.parentElement) {
-              const [r, g, b, a = 1] = parts(getComputedStyle(at).backgroundColor);
-              if (a === 1) return [r, g, b];
-            }
-            return [255, 255, 255];
-          };
-          for (const one of document.querySelectorAll("#view *, header *")) {
-            const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-            const exempt = one.closest("svg, :disabled, .token, option");
-            if (!own || exempt || !one.offsetParent) continue;
-            const [a, b] = [light(parts(getComputedStyle(one).color)), light(ground(one))].sort();
-            const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-            const place = one.outerHTML.slice(0, 80);
-            if (ratio < 4.5) faults.push("contrast " + ratio.toFixed(2) + ": " + place);
-          }
-          const wide = document.documentElement.scrollWidth;
-          if (wide > innerWidth + 1) faults.push("wider than the window");
-          return faults;
-        }"""
-    )
-
-
 def test_the_check_of_faults_finds_them(visitor: Visitor, jobs: list[str]) -> None:
-    """The control of `_faults`."""
+    """The control of `Visitor.faults`."""
     visitor.open("/jobs", "svg.spark")
     visitor.page.evaluate(
         """() => {
@@ -219,7 +213,7 @@ def test_the_check_of_faults_finds_them(visitor: Visitor, jobs: list[str]) -> No
           view.append(pale, document.createElement("input"));
         }"""
     )
-    found = " ".join(_faults(visitor.page))
+    found = " ".join(visitor.faults())
     assert "no name" in found and "contrast" in found and "wider" in found
 
 
@@ -280,6 +274,86 @@ def test_a_job_is_made_watched_and_canceled(
     page.locator(".status.canceled").wait_for()
     assert job.refresh().status == "canceled"
     visitor.close()
+
+
+def test_a_job_is_restarted_and_deleted_with_a_question(
+    served: Served, chromium: Any, jobs: list[str]
+) -> None:
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/jobs", "svg.spark")
+    row = page.locator(f"tr[data-row={jobs[2]}]")
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="No", exact=True).click()
+    assert row.count() == 1 and served.ow.jobs.retrieve(jobs[2]).status == "completed"
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete the job").click()
+    row.wait_for(state="detached")
+    with pytest.raises(NotFoundError):
+        served.ow.jobs.retrieve(jobs[2])
+    page.locator(f"tr[data-row={jobs[3]}]").get_by_role("button", name="Restart").click()
+    page.get_by_role("button", name="Restart the job").click()
+    page.locator(f"tr[data-row={jobs[3]}] >> text=/pending|in progress/").wait_for()
+    served.ow.jobs.cancel(jobs[3])
+    visitor.open(f"/job/{jobs[0]}", ".js-plotly-plot")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete the job").click()
+    page.locator("h1 >> text=Jobs").wait_for()
+    assert {job.id for job in served.ow.jobs.list()} == {jobs[1], jobs[3]}
+    visitor.close()
+
+
+def test_columns_are_chosen_and_stay(served: Served, chromium: Any, jobs: list[str]) -> None:
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/jobs", "svg.spark")
+    assert page.locator("td[data-column=attempts]").count() == 0
+    page.locator("summary", has_text="Columns").click()
+    page.get_by_label("Attempts").check()
+    page.locator("td[data-column=attempts]").first.wait_for()
+    page.reload()
+    page.locator("td[data-column=attempts]").first.wait_for()
+    visitor.close()
+
+
+def test_a_long_log_follows_and_is_searched_without_freezing(
+    home: Path, chromium: Any, serve_log: Callable[..., Any]
+) -> None:
+    """100 MB: the page answers within a few frames all the while, and keeps a window of it."""
+    line = b"%08d a line of the log, as a trainer writes it, with some numbers 0.123\n"
+    with serve_log([line % number for number in range(1_400_000)]) as (served, run_id, append):
+        visitor = Visitor(chromium, served, 1280, "light")
+        page = visitor.page
+        visitor.open("/job/ftjob-log", "text=01399999 a line")
+        page.evaluate(
+            """() => {
+              window.longest = 0;
+              let last = performance.now();
+              const frame = () => {
+                const now = performance.now();
+                window.longest = Math.max(window.longest, now - last);
+                last = now;
+                requestAnimationFrame(frame);
+              };
+              frame();
+            }"""
+        )
+        append(b"and one more\n")
+        page.locator("text=and one more").wait_for()
+        for _ in range(40):  # faster than anybody reads
+            append(b"x" * 99 + b"\n" * 2_000)
+            page.wait_for_timeout(50)
+        append(b"the very last line\n")
+        page.locator("text=the very last line").wait_for()
+        page.fill("[aria-label='Find in the log']", "00700000 A LINE")
+        page.keyboard.press("Enter")
+        page.locator("ul.found button", has_text="00700000 a line").click()
+        page.locator(".log >> text=00700000 a line").wait_for()
+        assert page.evaluate("document.querySelector('.log').textContent.length") < 1_100_000
+        # A blocked page would miss frames for as long as it reads or searches 100 MB.
+        assert page.evaluate("window.longest") < 2_000
+        assert visitor.errors == []
+        visitor.close()
 
 
 def test_the_table_is_live_and_has_keys(

@@ -4,6 +4,9 @@ Protocols: https://sw.kovidgoyal.net/kitty/graphics-protocol, https://iterm2.com
 and, of the VT340, sixels: six pixels of a column in one character, a colour after the other.
 """
 
+# matplotlib's own annotations are partial.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import base64

@@ -80,10 +80,9 @@ def _table(lines: Sequence[Sequence[str]]) -> Any:
 
 def rows(backend: Backend, cache: SeriesCache, most: int) -> list[list[str]]:
     """Jobs that run, then those that wait, then the last that ended, a row for each."""
-    jobs: list[JobRecord] = []
-    for statuses, limit in ((("in_progress",), _MOST), (("pending",), _MOST)):
-        jobs += backend.list_jobs(statuses=statuses, limit=limit)
-    jobs += backend.list_jobs(statuses=("completed", "failed", "canceled"), limit=_ENDED)
+    jobs = backend.list_jobs(statuses=["in_progress"], limit=_MOST)
+    jobs += backend.list_jobs(statuses=["pending"], limit=_MOST)
+    jobs += backend.list_jobs(statuses=["completed", "failed", "canceled"], limit=_ENDED)
     return [_row(backend, cache, without_keys(job)) for job in jobs[: max(most, 1)]]
 
 

@@ -1,8 +1,8 @@
 // Who works for this store, what waits and why; in a project what it costs, and its keys and members.
 
-import { ask, copy, fill, h, notice, number, status, when } from "./dom.js";
+import { ask, copy, fill, h, notice, when } from "./dom.js";
 import { get, post } from "./api.js";
-import { draw } from "./charts.js";
+import { colour, draw } from "./charts.js";
 import { to } from "./route.js";
 
 const usd = (value) => (value === null || value === undefined ? "–" : `$${Number(value).toFixed(2)}`);
@@ -39,9 +39,9 @@ async function costs(place, signal) {
   fill(place, h("h2", {}, "Costs"), h("p", {}, `${usd(found.total_usd)} in all: ${usd(found.direct_usd)} for jobs, ${usd(found.overhead_usd)} for starting and waiting`, found.unpriced_workers > 0 && `; the prices of ${found.unpriced_workers} workers are not known`),
     chart, h("div", { class: "two" },
       section("By key", ["Key", "Member", "USD", "Budget"], found.keys.map((key) => [key.name, key.email, usd(key.spent_usd), usd(key.budget_usd)])),
-      section("By member", ["Member", "Jobs", "USD"], found.members.map((member) => [member.email, number(Number(member.jobs)), usd(member.usd)])),
-      section("By job", ["Job", "Runs", "USD"], found.jobs.map((job) => [h("a", { class: "mono", href: to("job", job.job_id) }, job.job_id), number(Number(job.runs)), usd(job.usd)]))));
-  await draw(chart, [{ type: "bar", x: found.days.map(({ day }) => day), y: found.days.map((one) => one.usd), name: "USD" }], { showlegend: false, bargap: 0.2, yaxis: { title: { text: "USD" }, rangemode: "tozero" } });
+      section("By member", ["Member", "Jobs", "USD"], found.members.map((member) => [member.email, String(member.jobs), usd(member.usd)])),
+      section("By job", ["Job", "Runs", "USD"], found.jobs.map((job) => [h("a", { class: "mono", href: to("job", job.job_id) }, job.job_id), String(job.runs), usd(job.usd)]))));
+  await draw(chart, [{ type: "bar", x: found.days.map(({ day }) => day), y: found.days.map((one) => one.usd), name: "USD", marker: { color: colour(0) } }], { showlegend: false, bargap: 0.2, yaxis: { title: { text: "USD" }, rangemode: "tozero" } });
 }
 
 const section = (title, heads, rows) => h("section", {}, h("h3", {}, title), rows.length ? table(heads, rows) : h("p", { class: "faint" }, "nothing"));
@@ -87,7 +87,7 @@ function form(title, fields, submit) {
 }
 
 function keyState(key) {
-  if (key.revoked) return status("revoked");
+  if (key.revoked) return "revoked";
   if (!key.expires) return "good";
   return new Date(key.expires) < new Date() ? "expired" : `good until ${new Date(key.expires).toLocaleDateString("en-CA")}`;
 }

@@ -40,7 +40,7 @@ export async function show(view, { query, signal }) {
     if (key === "y") found = await series();
     await paint();
   };
-  const choice = (label, key, values, titles = {}) => h("label", {}, label, h("select", { onchange: (event) => change(key, event.target.value) }, values.map((value) => h("option", { value, selected: value === state[key] }, titles[value] ?? value))));
+  const choice = (label, key, values, titles = {}, name = label.trim()) => h("label", {}, label, h("select", { "aria-label": name, onchange: (event) => change(key, event.target.value) }, values.map((value) => h("option", { value, selected: value === state[key] }, titles[value] ?? value))));
   view.append(
     h("div", { class: "bar" }, choice("y ", "y", names), choice("x ", "x", axes, AXES), choice("group by ", "group", groups, { "": "nothing" }),
       h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => change("smooth", event.target.value) })),
@@ -48,7 +48,7 @@ export async function show(view, { query, signal }) {
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
     chart, h("h2", {}, "Where they ended"), last,
     h("h2", {}, "One last value against another"),
-    h("div", { class: "bar" }, choice("x ", "sx", ["", ...names], { "": "choose" }), choice("y ", "sy", ["", ...names], { "": "choose" }),
+    h("div", { class: "bar" }, choice("x ", "sx", ["", ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...names], { "": "choose" }, "y of last values"),
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
   await paint();
   while (!signal.aborted && jobs.some(({ status: name }) => name === "in_progress" || name === "pending")) {

@@ -2,7 +2,7 @@
 
 import { fill, h, notice, number, size, when } from "./dom.js";
 import { file as filePath, get, post } from "./api.js";
-import { draw } from "./charts.js";
+import { colour, draw } from "./charts.js";
 import { remember, to } from "./route.js";
 
 const DATASETS = new Set(["conversations", "preference", "preferences", "multiple_choice", "result"]);
@@ -65,7 +65,7 @@ async function one(view, id, query, signal) {
     fill(facts, h("p", {}, `${found.rows.toLocaleString("en")} rows. `, h("span", { class: "key learned" }, "learned"), " ", reader.value && [h("span", { class: "key weighted" }, "weighted"), " ", h("span", { class: "key unlearned" }, "unlearned"), " "], "The rest is read."),
       found.problems.length ? h("details", { open: true }, h("summary", { class: "problem" }, "Rows that would be refused"), h("pre", { class: "problem" }, found.problems.join("\n"))) : null);
     const { edges, counts } = found.lengths;
-    await draw(chart, [{ type: "bar", x: counts.map((_, at) => (edges[at] + edges[at + 1]) / 2), y: counts, name: "rows" }], { showlegend: false, bargap: 0.05, xaxis: { title: { text: `${found.unit} of a row` } }, yaxis: { title: { text: "rows" } } });
+    await draw(chart, [{ type: "bar", x: counts.map((_, at) => (edges[at] + edges[at + 1]) / 2), y: counts, name: "rows", marker: { color: colour(0) } }], { showlegend: false, bargap: 0.05, xaxis: { title: { text: `${found.unit} of a row` } }, yaxis: { title: { text: "rows" } } });
   }
 
   async function page() {

@@ -3,6 +3,7 @@
 import { ask, copy, duration, fill, h, notice, number, size, status, valueText, when } from "./dom.js";
 import { file as filePath, get, job as jobPath, post } from "./api.js";
 import { colour, draw, library } from "./charts.js";
+import { DELETION } from "./jobs.js";
 import { logView } from "./log.js";
 import { answersView } from "./samples.js";
 import { to } from "./route.js";
@@ -28,7 +29,7 @@ export async function show(view, { id, query, signal }) {
     const last = job.runs.at(-1);
     const shown = {
       Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
-      Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
+      After: job.after.length ? job.after.map((other) => [h("a", { class: "mono", href: to("job", other) }, other), " "]) : null, Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
       Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
       Worker: job.worker, "Cloud type": job.cloud, Cost: job.usd === null ? null : `$${job.usd.toFixed(2)}`, Command: h("code", {}, job.script),
       Error: job.status === "failed" && last?.error ? h("span", { class: "problem" }, last.error) : null,
@@ -56,8 +57,11 @@ export async function show(view, { id, query, signal }) {
       try { await post(`${jobPath(id)}/${verb}`); await refresh(); } catch (error) { notice(error.message, true); }
     };
     if (running) return h("button", { type: "button", class: "danger", onclick: () => act("cancel", `Cancel ${id}?`, "Cancel the job") }, "Cancel");
-    if (job.status === "completed") return null;
-    return h("button", { type: "button", onclick: () => act("restart", `Queue ${id} again? It goes on from its last checkpoint.`, "Restart the job") }, "Restart");
+    const remove = h("button", { type: "button", class: "danger", onclick: async () => {
+      if (!await ask(DELETION(id), "Delete the job")) return;
+      try { await post(`${jobPath(id)}/delete`); location.hash = "#/jobs"; } catch (error) { notice(error.message, true); }
+    } }, "Delete");
+    return [job.status !== "completed" && h("button", { type: "button", onclick: () => act("restart", `Queue ${id} again? It goes on from its last checkpoint.`, "Restart the job") }, "Restart"), remove];
   }
 
   function runTable() {

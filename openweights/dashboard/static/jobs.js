@@ -10,7 +10,7 @@ const COLUMNS = {
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono" }, row.id) },
   loss: { title: "Loss", sort: "loss", cell: (row) => row.loss || row.kind },
   model: { title: "Model", sort: "model", cell: (row) => row.model },
-  rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : number(row.learning_rate)) },
+  rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, number(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
   last: { title: "Last", cell: (row) => h("span", { class: row.status === "failed" ? "problem" : "" }, row.last) },
   meta: { title: "Tags", cell: (row) => Object.entries(row.meta).map(([key, value]) => `${key}=${value}`).join(" ") },
@@ -23,7 +23,9 @@ const COLUMNS = {
 const USUAL = ["status", "id", "loss", "model", "rate", "curve", "last", "meta", "updated"];
 const NARROW = new Set(["status", "id", "curve"]);
 const STATUSES = ["pending", "in_progress", "completed", "failed", "canceled"];
-const VERBS = { cancel: "Cancel the job", restart: "Restart the job" };
+const VERBS = { cancel: "Cancel the job", restart: "Restart the job", delete: "Delete the job" };
+
+export const DELETION = (id) => `Delete ${id}, with its runs, events and logs? Nothing brings them back.`;
 const PAGE = 100;
 
 export async function show(view, { query, signal }) {
@@ -83,7 +85,7 @@ export async function show(view, { query, signal }) {
       if (box.checked) chosen.add(row.id); else chosen.delete(row.id);
       compare.disabled = chosen.size === 0;
     } });
-    return [h("td", {}, box), columns.map((name) => h("td", { class: (NARROW.has(name) ? "wrap" : "wrap optional"), "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional" }, actions(row))];
+    return [h("td", {}, box), columns.map((name) => h("td", { class: (NARROW.has(name) ? "wrap" : "wrap optional"), "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional actions" }, actions(row))];
   }
 
   function actions(row) {
@@ -91,7 +93,8 @@ export async function show(view, { query, signal }) {
       return h("button", { type: "button", class: "danger", onclick: () => act(row, "cancel", `Cancel ${row.id}?`) }, "Cancel");
     }
     const restart = row.status !== "completed" && h("button", { type: "button", onclick: () => act(row, "restart", `Queue ${row.id} again? It goes on from its last checkpoint.`) }, "Restart");
-    return restart || h("a", { href: to("new", "", { from: row.id }) }, "Again");
+    return [restart || h("a", { href: to("new", "", { from: row.id }) }, "Again"), " ",
+      h("button", { type: "button", class: "danger", onclick: () => act(row, "delete", DELETION(row.id)) }, "Delete")];
   }
 
   async function act(row, verb, question) {

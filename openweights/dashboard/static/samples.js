@@ -133,7 +133,7 @@ async function tokenView(place, id, signal) {
 function piece(one) {
   if (!one.block) return token(one);
   const { tag, weight } = one.block;
-  const said = [tag, weight === undefined ? null : `weight ${number(weight)}`].filter(Boolean).join(", ");
+  const said = [tag, weight === undefined ? null : `weight ${weight}`].filter(Boolean).join(", ");
   return said ? h("span", { class: "blockmark" }, said) : null;
 }
 

@@ -1,0 +1,97 @@
+"""A browser's window on the page."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from tests.dashboard.conftest import Served
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+FAULTS = """() => {
+          const faults = [];
+          for (const one of document.querySelectorAll("input, select, textarea, button, a")) {
+            const name = one.getAttribute("aria-label") || one.textContent.trim() || one.placeholder
+              || [...(one.labels || [])].map((label) => label.textContent.trim()).join("");
+            if (!name) faults.push("no name: " + one.outerHTML.slice(0, 80));
+          }
+          const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+          const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+            .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+          const ground = (one) => {
+            for (let at = one; at; at = at.parentElement) {
+              const [r, g, b, a = 1] = parts(getComputedStyle(at).backgroundColor);
+              if (a === 1) return [r, g, b];
+            }
+            return [255, 255, 255];
+          };
+          for (const one of document.querySelectorAll("#view *, header *")) {
+            const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+            const exempt = one.closest("svg, :disabled, .token, option");
+            if (!own || exempt || !one.offsetParent) continue;
+            const [a, b] = [light(parts(getComputedStyle(one).color)), light(ground(one))].sort();
+            const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            const place = one.outerHTML.slice(0, 80);
+            if (ratio < 4.5) faults.push("contrast " + ratio.toFixed(2) + ": " + place);
+          }
+          const wide = document.documentElement.scrollWidth;
+          if (wide > innerWidth + 1) faults.push("wider than the window");
+          return faults;
+        }
+"""
+
+
+class Visitor:
+    """A browser's window that keeps what its console said.
+
+    Pictures of what it saw go into the folder that `OW_TEST_SCREENSHOTS` names.
+    """
+
+    def __init__(self, chromium: Any, served: Served, width: int, scheme: str) -> None:
+        size = {"width": width, "height": 900}
+        self._name = f"{width}-{scheme}"
+        self._context = chromium.new_context(viewport=size, color_scheme=scheme)
+        self.page = self._context.new_page()
+        self.errors: list[str] = []
+        self._url = served.url
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"{served.url}/?token={served.tokens[-1]}")
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def open(self, view: str, until: str) -> None:
+        """Go to a view and wait for an element or text of it."""
+        self.page.goto(f"{self._url}/#{view}")
+        self.page.locator(until).first.wait_for(timeout=20_000)
+        self.photograph(view)
+
+    def photograph(self, view: str) -> None:
+        """Keep a picture of the page as it is now, where pictures are wanted."""
+        folder = os.environ.get("OW_TEST_SCREENSHOTS")
+        if folder:
+            self.page.wait_for_timeout(700)
+            test = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].partition("[")[0]
+            name = re.sub(r"\W+", "-", f"{test} {view.partition('?')[0]}").strip("-")
+            path = Path(folder) / f"{name}-{self._name}.png"
+            self.page.screenshot(path=path, full_page=True)
+
+    def faults(self) -> list[str]:
+        """Controls without a name, text without contrast, and content wider than the window."""
+        return self.page.evaluate(FAULTS)
+
+    def close(self) -> None:
+        self._context.close()
