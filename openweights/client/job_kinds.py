@@ -192,6 +192,15 @@ class Jobs:
                 `after` names no job.
             InvalidStateError: A job of `after` has failed or was canceled.
         """
+        spec = self.prepare(**params)
+        record = self.ow.backend.submit_job(spec)
+        _check_secrets(record, spec.params.get("secrets", []))
+        return self._started(record)
+
+    def prepare(self, **params: Any) -> JobSpec:
+        """What `create` would submit for these arguments: checked, with its files uploaded and what
+        it is likely to take. It raises what `create` does.
+        """
         from openweights.client.job_options import JobOptions
 
         options = JobOptions.of(params)
@@ -214,7 +223,7 @@ class Jobs:
         named = [*options.secrets, *self.needed_secrets(validated)]
         if wanted := wanted_secrets(self.ow, named):
             spec = replace(spec, params={**spec.params, "secrets": wanted})
-        return self._submit(self._estimated(spec, self.work(validated)), wanted)
+        return self._estimated(spec, self.work(validated))
 
     def _estimated(self, spec: JobSpec, work: Work | None) -> JobSpec:
         """The job with what it is likely to take, which is said, too."""
@@ -226,9 +235,7 @@ class Jobs:
         tell(logger, f"{spec.id}: {found.words()}")
         return replace(spec, params={**spec.params, "estimate": found.to_keep()})
 
-    def _submit(self, spec: JobSpec, wanted: Sequence[str]) -> Job:
-        record = self.ow.backend.submit_job(spec)
-        _check_secrets(record, wanted)
+    def _started(self, record: JobRecord) -> Job:
         if record.status == "pending":
             self.ow.ensure_worker()
         return Job(self.ow, record)
@@ -321,7 +328,7 @@ class Jobs:
         row["params"] = {"cloud_type": "SECURE", **data.get("params", {})}
         usual: dict[str, Any] = {"id": self.compute_id(data), "type": self.job_type, "script": ""}
         usual |= {"docker_image": self.image, "bundle_file": self.ow.bundle_file()}
-        return self._submit(JobSpec(**usual | row), [])
+        return self._started(self.ow.backend.submit_job(JobSpec(**usual | row)))
 
     def _upload(self, paths: Mapping[str, Path]) -> dict[str, str]:
         files: dict[str, str] = {}

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,14 @@ SHOWN_OFFERS = 5
 )
 @env_file_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done now, and do nothing.")
+@click.option(
+    "--jobs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="With --dry-run: for these jobs, a line of JSON for each, as `create` takes them.",
+)
 @click.option("--all", "is_for_all", is_flag=True, help="Run all that `ow manage start` has named.")
-def cluster(provider: ProviderName, dry_run: bool, is_for_all: bool) -> None:
+def cluster(provider: ProviderName, dry_run: bool, jobs: Path | None, is_for_all: bool) -> None:
     """Run the manager that starts pods.
 
     It starts them for waiting jobs and ends those with nothing to do, for the organization of
@@ -41,7 +48,13 @@ def cluster(provider: ProviderName, dry_run: bool, is_for_all: bool) -> None:
     Pods go on then, and the next manager takes them over.
     OPENWEIGHTS_POD_ENV names variables, with commas between, that every pod gets, such as HF_TOKEN.
     OPENWEIGHTS_SECRETS_KEY, with which pods open what `ow env` keeps, is passed on where it is set.
+    --dry-run --jobs FILE needs no keys: it says what pods these jobs would get, and at what price.
     """
+    if jobs is not None:
+        if not dry_run or is_for_all:
+            raise click.UsageError("--jobs goes with --dry-run alone")
+        _preview(jobs)
+        return
     if is_for_all:
         if dry_run:
             raise click.UsageError("--dry-run is for one organization; leave out --all")
@@ -65,6 +78,14 @@ def cluster(provider: ProviderName, dry_run: bool, is_for_all: bool) -> None:
                 f"{cluster_settings.max_workers} workers at most; Ctrl-C ends it"
             )
             manager.run(_stop_on_signals())
+
+
+def _preview(jobs: Path) -> None:
+    from openweights.cli.pods.preview import preview
+
+    lines, actions = preview(jobs, ClusterSettings.from_env())
+    for line in (*lines, *map(describe, actions)):
+        click.echo(line)
 
 
 def describe(action: Action) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from tests.cli.conftest import Ow, process_env
 from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team
 
+TRAIN = Path(__file__).parents[3] / "cookbook" / "sdft" / "data" / "train.jsonl"
 # Notes its arguments, and runs the remote command here; the login fails on demand.
 SSH = """#!/bin/sh
 printf '%s\\n' "$*" >> "$SSH_LOG"
@@ -60,6 +63,42 @@ def test_dry_run(ow: Ow, organization: Team, cloud: RunPodDouble) -> None:
     assert organization.execute(rows, organization.organization_id) == []
     impossible = ReportJobs(("a", "b"), "no GPU is that large", can_wait=False)
     assert describe(impossible) == "nothing for a, b: no GPU is that large"
+
+
+def test_dry_run_for_a_file_of_jobs_needs_no_keys(ow: Ow, home: Path, tmp_path: Path) -> None:
+    rows = [
+        {"model": "org/tiny-4B", "training_file": str(TRAIN), "loss": "sft", "max_steps": 100}
+        | {"requires_vram_gb": 40, "cloud_type": "ALL"},
+        {"kind": "exec", "command": "true", "requires_vram_gb": 10**4},
+    ]
+    file = tmp_path / "jobs.jsonl"
+    file.write_text("\n\n".join(json.dumps(row) for row in rows))
+    result = ow("cluster", "--dry-run", "--jobs", str(file))
+    assert result.exit_code == 0, result.output
+    first, second, start, report = result.stdout.splitlines()
+    assert re.fullmatch(
+        r"line 1  org/tiny-4B  100 steps · 40 GB of GPU memory · \$0\.\d\d an hour on 1x \w+ \w+",
+        first,
+    )
+    assert second == "line 3  custom  10000 GB"
+    assert start.startswith(
+        "start a worker of openweights/ow-unsloth:1.0 for line 1: the first of 1x "
+    )
+    assert report.startswith("nothing for line 3: needs 10000 GiB of GPU memory")
+    assert not home.exists() or not list(home.glob("openweights.db")), "no store was touched"
+    file.write_text(json.dumps({**rows[0], "learning_rat": 1}))
+    wrong = ow("cluster", "--dry-run", "--jobs", str(file))
+    assert wrong.exit_code == 1 and wrong.stderr.startswith(f"ow: {file}:1: learning_rat: is not a")
+    file.write_text("[1]\n")
+    assert (
+        "no object; write what create takes"
+        in ow("cluster", "--dry-run", "--jobs", str(file)).stderr
+    )
+    file.write_text('{"kind": "nothing"}')
+    assert (
+        "kind: 'nothing' is none of api," in ow("cluster", "--dry-run", "--jobs", str(file)).stderr
+    )
+    assert ow("cluster", "--jobs", str(file)).exit_code == 2
 
 
 def test_cluster_runs_until_it_is_told_to_end(
