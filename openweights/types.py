@@ -23,7 +23,7 @@ JobType = Literal["fine-tuning", "inference", "script", "api", "custom"]
 Lane = Literal["jobs", "servers"]
 
 # What a worker must do about the run that it holds, as answered to its heartbeat.
-Instruction = Literal["continue", "cancel", "timeout", "shutdown", "fenced"]
+Instruction = Literal["continue", "cancel", "timeout", "stalled", "shutdown", "fenced"]
 
 JOB_STATUSES: tuple[JobStatus, ...] = ("pending", "in_progress", "completed", "failed", "canceled")
 SERVED: JobType = "api"
@@ -31,6 +31,22 @@ SERVED_PORT = 8000  # on a pod, behind its provider's proxy
 SERVING_PREFIX = "server-"  # ids of workers of the lane "servers" begin so
 ENDED: frozenset[str] = frozenset({"completed", "failed", "canceled"})
 CLOUD_TYPES: tuple[CloudType, ...] = ("SECURE", "COMMUNITY", "ALL")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Which of its own failures a job is tried again after.
+
+    Attributes:
+        max: Retries in all.
+        backoff_s: Pause before the first; it doubles with each, up to a day.
+        on: `oom` (no memory left), `hub` (Hugging Face could not be reached), `exit:N` (the command
+            ended with that code), or `any` of them.
+    """
+
+    max: int
+    backoff_s: float = 60.0
+    on: tuple[str, ...] = ("oom", "hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,14 @@ class JobSpec:
             prices, and is not kept by the store on this machine.
         after: Ids of jobs that must complete first: no worker takes the job before, and when one of
             them fails or is canceled, it fails, too.
+        not_before: No worker takes the job earlier. After a failure that is retried, when it is.
+        label: What jobs have in common that `max_running` counts.
+        max_running: It begins only while fewer jobs with its label run.
+        max_duration_s: A run that takes longer is stopped, and the job fails; None for what the
+            organization says (`set_max_duration`).
+        stall_timeout_s: A run without a log line, an event or a `touch_run` for so long counts as
+            lost; None for never.
+        retry: None to fail at the first failure.
     """
 
     id: str
@@ -71,6 +95,12 @@ class JobSpec:
     timeout_at: datetime | None = None
     max_cost_usd: float | None = None
     after: tuple[str, ...] = ()
+    not_before: datetime | None = None
+    label: str | None = None
+    max_running: int | None = None
+    max_duration_s: float | None = None
+    stall_timeout_s: float | None = None
+    retry: Retry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +112,7 @@ class JobRecord(JobSpec):
         attempts: Runs started so far; the current run's attempt number.
         outputs: Last value of each key over the events of the last run, once that run has ended.
         worker_id: Worker that holds the job, while it is in progress.
+        retries: Failures that were retried so far.
         failed_by: The job of `after` whose end has failed it; it is queued again with that one.
     """
 
@@ -91,6 +122,7 @@ class JobRecord(JobSpec):
     outputs: Mapping[str, Any] | None = None
     worker_id: str | None = None
     failed_by: str | None = None
+    retries: int = 0
     created_at: datetime = field(default=datetime.min)
     updated_at: datetime = field(default=datetime.min)
 
@@ -104,6 +136,7 @@ class RunRecord:
         log_bytes: Length of the log stored so far.
         error: Why it failed, in one line.
         exit_code: Of the job's command; negative for a signal, None when it did not end by itself.
+        cause: Of a failure, where it is known: `oom` or `hub`.
     """
 
     id: int
@@ -116,6 +149,7 @@ class RunRecord:
     error: str | None = None
     exit_code: int | None = None
     log_bytes: int = 0
+    cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +220,19 @@ class WorkerRecord(WorkerSpec):
     status: WorkerStatus = "active"
     created_at: datetime = field(default=datetime.min)
     pinged_at: datetime = field(default=datetime.min)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What holds for all jobs of an organization.
+
+    Attributes:
+        paused_at: No worker gets a new job since then; None when the queue goes on.
+        max_duration_s: Of runs whose job says none; None for no limit.
+    """
+
+    paused_at: datetime | None = None
+    max_duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from openweights.types import (
     KeyRecord,
     MemberRecord,
     NewKey,
+    QueueState,
     RunRecord,
     RunStatus,
     SecretRecord,
@@ -183,6 +184,18 @@ class Backend(Protocol):
         """
         ...
 
+    def queue_state(self) -> QueueState:
+        """What holds for all jobs."""
+        ...
+
+    def set_paused(self, is_paused: bool) -> QueueState:
+        """While the queue is paused `claim_job` gives out no new job; what runs goes on."""
+        ...
+
+    def set_max_duration(self, seconds: float | None) -> QueueState:
+        """How long a run may take whose job does not say it; None for no limit."""
+        ...
+
     # ---- runs
 
     def get_run(self, run_id: int) -> RunRecord: ...
@@ -216,11 +229,16 @@ class Backend(Protocol):
         *,
         error: str | None = None,
         exit_code: int | None = None,
+        cause: str | None = None,
     ) -> JobRecord:
         """End a run and its job, and store the job's outputs from the run's events. Atomic.
 
-        A job that was canceled meanwhile stays canceled whatever `status` says. Finishing again
-        with the same status is no error and changes nothing.
+        A job that was canceled meanwhile stays canceled whatever `status` says. A failure that the
+        job's `retry` allows ends the run alone: the job is pending again, for later. Finishing
+        again with the same status is no error and changes nothing.
+
+        Args:
+            cause: `oom` or `hub`, where it is known why the job failed.
 
         Raises:
             FencedError: The attempt is not the job's current one, or was ended otherwise; nothing
@@ -228,16 +246,22 @@ class Backend(Protocol):
         """
         ...
 
-    def release_run(self, run_id: int, attempt: int, *, reason: str) -> JobRecord:
+    def release_run(
+        self, run_id: int, attempt: int, *, reason: str, is_lost: bool = False
+    ) -> JobRecord:
         """Give a job back: the run fails with `reason`, the job is pending again. Atomic.
 
         A released run uses up none of `max_attempts`, because its worker ended in good order; only
-        runs whose worker was lost do. A job that was canceled meanwhile stays canceled. Releasing
-        again is no error and changes nothing.
+        runs whose worker was lost do, and with `is_lost` one that hung. A job that was canceled
+        meanwhile stays canceled. Releasing again is no error and changes nothing.
 
         Raises:
             FencedError: As `finish_run`.
         """
+        ...
+
+    def touch_run(self, run_id: int) -> None:
+        """The run's own sign of life, for as long as it neither logs nor prints anything."""
         ...
 
     # ---- events and logs
@@ -346,11 +370,12 @@ class Backend(Protocol):
     def claim_job(self, worker_id: str) -> Claim | None:
         """Give the worker the best pending job that fits it, or the job that it already holds.
 
-        Order: priority, then oldest; jobs whose `after` have not all completed are passed over.
-        First, runs whose lease has expired or whose worker is known to be gone are ended as failed
-        and their jobs return to pending, or fail once `max_attempts` runs were lost. Creates the
-        run with the next attempt number and takes the lease. A worker that is not `active` gets no
-        new job. Atomic.
+        Order: priority, then oldest; jobs whose `after` have not all completed, whose `not_before`
+        has not come, or of whose label `max_running` run, are passed over. First, runs whose lease
+        has expired or whose worker is known to be gone are ended as failed and their jobs return to
+        pending, or fail once `max_attempts` runs were lost. Creates the run with the next attempt
+        number and takes the lease. A worker that is not `active`, and every worker while the queue
+        is paused, gets no new job. Atomic.
         """
         ...
 
@@ -361,7 +386,9 @@ class Backend(Protocol):
         the first that applies is given:
 
         `fenced`: the run has ended, or is no longer the current attempt. `cancel`: the job was
-        canceled. `timeout`: its moment has passed. `shutdown`: the worker should end. `continue`.
+        canceled. `timeout`: its moment has passed, the run has taken too long, or its money is
+        spent. `stalled`: the run has been quiet for too long. `shutdown`: the worker should end.
+        `continue`.
         """
         ...
 

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from openweights.types import Retry
+
+LONGEST_BACKOFF_S = 86_400.0
+CAUSES = ("any", "oom", "hub", "exit:N")
+
 
 def cycle_through(
     job_id: str, after: Iterable[str], needs: Callable[[str], Iterable[str]]
@@ -46,3 +51,27 @@ def reason_of_dependent(job_id: str, status: str) -> str:
     """Why a job has failed that was to come after `job_id`, which ended with `status`."""
     what = "was canceled" if status == "canceled" else "has failed"
     return f"it was to come after job {job_id}, which {what}; it is restarted with that one"
+
+
+def pause_before_retry(
+    retry: Retry | None, retries: int, cause: str | None, exit_code: int | None
+) -> float | None:
+    """Seconds until a job may be tried again after a failure; None when it has failed for good.
+
+    Args:
+        retries: Failures that were retried before this one.
+        exit_code: Negative for a signal, which counts as a shell says it: 128 and its number.
+    """
+    if retry is None or retries >= retry.max:
+        return None
+    if not (_causes(cause, exit_code) & set(retry.on)):
+        return None
+    return min(retry.backoff_s * 2.0 ** min(retries, 1000), LONGEST_BACKOFF_S)
+
+
+def _causes(cause: str | None, exit_code: int | None) -> set[str]:
+    """What `Retry.on` may call a failure; one that the job did not end by itself has no name."""
+    found = set[str]() if cause is None else {cause}
+    if exit_code is not None:
+        found |= {"any", f"exit:{128 - exit_code if exit_code < 0 else exit_code}"}
+    return found

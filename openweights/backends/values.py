@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
+from openweights.backends.scheduling import CAUSES, LONGEST_BACKOFF_S
 from openweights.errors import InvalidInputError, shown
 from openweights.json_values import storable
-from openweights.types import CLOUD_TYPES, JobSpec
+from openweights.types import CLOUD_TYPES, JobSpec, Retry
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,6 +31,7 @@ LEAST_LOG_BYTES = 1024  # a shorter log is left as it is
 MOST_SCRIPT_BYTES = 120_000  # Linux takes no argument that is longer than 128 KiB
 _MOST_PARAMS_BYTES = 4 << 20
 _MOST_NAME_BYTES = 255
+_MOST_RETRIES = 1000
 _VALID_PURPOSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _JOB_ID = re.compile(r"[^\s/.-][^\s/]*( [^\s/]+)*")
 # Control characters, and those that turn the direction of writing or take no place.
@@ -39,7 +41,12 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     "priority": (-1_000_000, 1_000_000),
     "max_attempts": (1, 1000),
     "max_cost_usd": (0, 1e9),
+    "max_running": (1, 100_000),
+    "max_duration_s": (1, 1e9),
+    "stall_timeout_s": (1, 1e9),
 }
+_NAMES = {"model": 1000, "docker_image": 1000, "bundle_file": 200, "label": 200}
+_CAUSE = re.compile(r"any|oom|hub|exit:[1-9][0-9]{0,2}")
 
 
 # ---- what comes in -------------------------------------------------------------------------------
@@ -72,22 +79,49 @@ def check_spec(spec: JobSpec) -> None:
     hardware = spec.allowed_hardware or ()
     _check_name("id", spec.id, 250)
     _check_name("allowed_hardware", ", ".join(map(str, hardware)), 2000)
-    for field, most in (("model", 1000), ("docker_image", 1000), ("bundle_file", 200)):
+    for field, most in _NAMES.items():
         if getattr(spec, field) is not None:
             _check_name(field, getattr(spec, field), most)
     for needed in spec.after:
         if not _JOB_ID.fullmatch(needed):
             raise InvalidInputError(f"after: {shown(needed)} cannot be the id of a job")
     _check_name("after", ", ".join(spec.after), 20_000)
-    for field, (least, most) in _NUMBERS.items():
-        value = getattr(spec, field)
-        if value is not None and not least <= value <= most:
-            raise InvalidInputError(
-                f"{field}: {shown(value)} is not between {least:g} and {most:g}"
-            )
-    if spec.timeout_at is not None:
-        check_moment(spec.timeout_at)
+    for field in _NUMBERS:
+        check_number(field, getattr(spec, field))
+    for moment in (spec.timeout_at, spec.not_before):
+        if moment is not None:
+            check_moment(moment)
+    if spec.max_running is not None and not spec.label:
+        raise InvalidInputError("max_running counts the jobs with a label: give one")
+    _check_retry(spec.retry)
     _check_params(spec.params)
+
+
+def check_number(field: str, value: float | None) -> None:
+    """Raise InvalidInputError for a number that a field of a job cannot be; None is fine."""
+    least, most = _NUMBERS[field]
+    if value is not None and not least <= value <= most:
+        raise InvalidInputError(f"{field}: {shown(value)} is not between {least:g} and {most:g}")
+
+
+def _check_retry(retry: Retry | None) -> None:
+    if retry is None:
+        return
+    if not 0 <= retry.max <= _MOST_RETRIES:
+        raise InvalidInputError(f"retry.max: {shown(retry.max)} is not between 0 and 1000")
+    if not 0 <= retry.backoff_s <= LONGEST_BACKOFF_S:
+        raise InvalidInputError(
+            f"retry.backoff_s: {shown(retry.backoff_s)} is not between 0 and 86400"
+        )
+    for cause in retry.on:
+        if not _CAUSE.fullmatch(cause):
+            raise InvalidInputError(
+                f"retry.on: {shown(cause)} is no cause; choose among {', '.join(CAUSES)}"
+            )
+
+
+def retry_from_json(value: Mapping[str, Any]) -> Retry:
+    return Retry(int(value["max"]), float(value["backoff_s"]), tuple(map(str, value["on"])))
 
 
 def _check_params(params: Mapping[str, Any]) -> None:

@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fields": ("jobs.fields:fields", "List the fields of fine-tuning jobs, or explain one."),
     "rm": ("jobs.remove:rm", "Delete jobs that have ended, with their runs, events and logs."),
     "gc": ("jobs.remove:gc", "Remove old logs, and old files that nobody needs."),
+    "pause": ("jobs.change:pause", "Give out no new jobs until `ow resume`; what runs goes on."),
+    "resume": ("jobs.change:resume", "Give out jobs again."),
     "infer": ("models.infer:infer", "Answer a file of prompts with a model."),
     "sample": ("models.infer:sample", "Show a fine-tuned model's answers, before and after."),
     "eval": ("models.evaluate:evaluate", "Score models on problems, side by side."),

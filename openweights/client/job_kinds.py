@@ -70,6 +70,7 @@ class Jobs:
             way to what `OPENWEIGHTS_IMAGE` or `OPENWEIGHTS_VLLM_IMAGE` says.
         requires_vram_gb: GPU memory needed in all, in GiB; None for none.
         job_type: How listings call it.
+        stall_timeout_s: How long its jobs may be quiet where nobody says it; None for ever.
         id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
             say False: their command comes from the parameters, so that a new version of this
             package does not run everything again. It holds for the class that says so, not for its
@@ -81,6 +82,7 @@ class Jobs:
     base_image: ClassVar[str] = images.UNSLOTH_IMAGE
     requires_vram_gb: ClassVar[int | None] = 24
     job_type: ClassVar[JobType] = "custom"
+    stall_timeout_s: ClassVar[float | None] = None
     id_covers_mounts: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
@@ -217,6 +219,12 @@ class Jobs:
             timeout_at=moment_after(self.ow.backend, options.timeout),
             max_cost_usd=options.max_cost_usd,
             after=options.job_ids_before(self.awaited_jobs(validated)),
+            not_before=options.first_moment(self.ow.backend),
+            label=options.label,
+            max_running=options.max_running,
+            max_duration_s=options.max_duration,
+            stall_timeout_s=options.quiet_s(type(self).stall_timeout_s),
+            retry=options.retry_policy,
         )
         if options.docker_image:
             spec = replace(spec, docker_image=options.docker_image)

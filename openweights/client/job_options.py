@@ -7,15 +7,20 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from openweights.client.jobs import Job
+from openweights.backends.values import check_moment
+from openweights.client.jobs import Job, moment_after
 from openweights.client.param_errors import describe_validation_error
 from openweights.errors import ConfigError
 from openweights.gpu_names import gpu_key
-from openweights.types import CloudType
+from openweights.types import CloudType, Retry
+
+if TYPE_CHECKING:
+    from openweights.backends.base import Backend
 
 _HARDWARE = re.compile(r"\s*(?:(\d+)\s*x\s*)?([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE)
 _MOST_GPUS = 64  # more than any host has
@@ -35,6 +40,19 @@ def _job_ids(value: object) -> object:
     return [item.id if isinstance(item, Job) else item for item in items]
 
 
+class RetryOptions(BaseModel):
+    """See `openweights.types.Retry`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    max: int = Field(ge=0, le=1000)
+    backoff_s: float = Field(default=60.0, ge=0, le=86_400)
+    on: list[Annotated[str, Field(pattern=r"^(any|oom|hub|exit:[1-9][0-9]{0,2})$")]] = [
+        "oom",
+        "hub",
+    ]
+
+
 class JobOptions(BaseModel):
     """How and where a job runs. None of it is part of what makes two jobs the same.
 
@@ -52,6 +70,16 @@ class JobOptions(BaseModel):
             variables.
         after: Jobs, or their ids, that must complete first. When one of them fails or is canceled,
             this one fails, and it is restarted with that one.
+        not_before: When it may begin: a moment, or seconds from now.
+        label: A name that jobs share, for `max_running`.
+        max_running: It begins only while fewer jobs with its label run.
+        max_duration: Seconds after which a run of it is stopped, and the job fails; default: what
+            the organization says.
+        stall_timeout_s: A run that gives no sign of life for so long (a printed line, an event,
+            `ow.run.heartbeat()`) is ended like one whose worker was lost; 0 for never. Default:
+            1800 for training, else never.
+        retry: How often, after which failures of its own, it is tried again: a number, or
+            `{"max": 2, "backoff_s": 60, "on": ["oom", "hub", "exit:75"]}`.
     """
 
     model_config = ConfigDict(
@@ -68,6 +96,12 @@ class JobOptions(BaseModel):
     max_cost_usd: float | None = Field(default=None, gt=0)
     secrets: Annotated[Sequence[str] | str, BeforeValidator(_names)] = ()
     after: Annotated[Sequence[Job | str] | Job | str, BeforeValidator(_job_ids)] = ()
+    not_before: datetime | float | None = None
+    label: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    max_running: int | None = Field(default=None, ge=1)
+    max_duration: float | None = Field(default=None, ge=1)
+    stall_timeout_s: float | None = Field(default=None, ge=0)
+    retry: RetryOptions | int | None = None
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Self:
@@ -82,7 +116,25 @@ class JobOptions(BaseModel):
             options = cls.model_validate(given)
         except ValidationError as error:
             raise ConfigError("\n".join(describe_validation_error(error, cls))) from None
+        if options.max_running is not None and options.label is None:
+            raise ConfigError("max_running: counts the jobs that share a label; give label, too")
         return options.model_copy(update={"allowed_hardware": hardware and list(hardware)})
+
+    @property
+    def retry_policy(self) -> Retry | None:
+        """As the store takes it."""
+        retry = RetryOptions(max=self.retry) if isinstance(self.retry, int) else self.retry
+        return None if retry is None else Retry(retry.max, retry.backoff_s, tuple(retry.on))
+
+    def first_moment(self, backend: Backend) -> datetime | None:
+        """`not_before` as a moment, by the store's clock."""
+        if isinstance(self.not_before, datetime):
+            return check_moment(self.not_before)
+        return moment_after(backend, self.not_before)
+
+    def quiet_s(self, default: float | None) -> float | None:
+        """How long it may be quiet; None for ever."""
+        return default if self.stall_timeout_s is None else self.stall_timeout_s or None
 
     def job_ids_before(self, awaited: Sequence[str]) -> tuple[str, ...]:
         """The jobs of `after`, and those that the job cannot do without."""

@@ -19,6 +19,8 @@ from openweights.types import (
     JobRecord,
     JobStatus,
     JobType,
+    QueueState,
+    Retry,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,13 @@ class Job:
     max_cost_usd: float | None
     after: tuple[str, ...]
     failed_by: str | None
+    not_before: datetime | None
+    label: str | None
+    max_running: int | None
+    max_duration_s: float | None
+    stall_timeout_s: float | None
+    retry: Retry | None
+    retries: int
     created_at: datetime
     updated_at: datetime
 
@@ -327,6 +336,24 @@ class JobCollection:
     def delete(self, job_id: str) -> None:
         """See `Job.delete`."""
         self.retrieve(job_id).delete()
+
+    def pause(self) -> QueueState:
+        """From now on no worker gets a new job, and no pod is started; what runs goes on."""
+        return self._ow.backend.set_paused(True)
+
+    def resume(self) -> QueueState:
+        """The queue goes on."""
+        state = self._ow.backend.set_paused(False)
+        self._ow.ensure_worker()
+        return state
+
+    def queue(self) -> QueueState:
+        """Whether the queue is paused, and how long runs may take that do not say it."""
+        return self._ow.backend.queue_state()
+
+    def set_max_duration(self, seconds: float | None) -> QueueState:
+        """How long a run may take whose job does not say it; None for no limit."""
+        return self._ow.backend.set_max_duration(seconds)
 
     def find(self, **params: Any) -> list[Job]:
         """Jobs whose parameters have these values; of a dict such as `meta` it is enough to name

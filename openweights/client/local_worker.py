@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openweights.client.bundle import package_folder
+from openweights.client.watching.queue import due_jobs
 from openweights.errors import PlatformError
 from openweights.settings import Settings
-from openweights.types import SERVED, SERVING_PREFIX, Lane
+from openweights.types import SERVED, SERVING_PREFIX, JobRecord, Lane
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -35,6 +36,7 @@ class LocalWorkers:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self._backend = backend
+        self._has_left_standby = False
         self._lanes: dict[Lane, LocalWorker] = {
             "jobs": LocalWorker(settings, "jobs"),
             "servers": LocalWorker(settings, "servers"),
@@ -46,12 +48,23 @@ class LocalWorkers:
         Raises:
             PlatformError: A worker cannot be started, or ends at once again and again.
         """
-        jobs = self._backend.list_jobs(statuses=["pending", "in_progress"], limit=None)
+        jobs = self._backend.list_jobs(statuses=["in_progress"], limit=None)
+        jobs += due_jobs(self._backend) or self._later_jobs()
         served = sum(job.type == SERVED for job in jobs)
         alive = self._backend.list_workers(statuses=["starting", "active"])
         servers = sum(worker.id.startswith(SERVING_PREFIX) for worker in alive)
         self._lanes["jobs"].ensure(len(alive) - servers, int(served < len(jobs)))
         self._lanes["servers"].ensure(servers, served)
+
+    def _later_jobs(self) -> list[JobRecord]:
+        """Those that nobody may take now, once: a worker that comes for them leaves a standby
+        behind, which starts the next one in time.
+        """
+        if self._has_left_standby:
+            return []
+        later = self._backend.list_jobs(statuses=["pending"], limit=None)
+        self._has_left_standby = bool(later)
+        return later
 
 
 class LocalWorker:

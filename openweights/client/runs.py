@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shlex
 import sys
 import threading
+import time
 import uuid
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
 from openweights.client.event_sender import EventSender
 from openweights.client.results import LOG_PREFIX, write_log, write_results
-from openweights.errors import FencedError, PlatformError
+from openweights.errors import FencedError, PlatformError, StoreUnavailableError
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from openweights.client import OpenWeights
 
 EVENT_FILE_PURPOSE = "event"
+HEARTBEAT_S = 30.0
 
 # Held while an event is written down or a sender is exchanged, so that no event meets a sender that
 # is closed; and during a fork, so that the child does not find it held for ever.
@@ -53,6 +56,7 @@ class Run:
         self.id = run_id
         self._record = record
         self._sender: EventSender | None = None
+        self._said_at = -HEARTBEAT_S
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is no ordinary attribute: the fields of the record, which is read on first
@@ -112,6 +116,17 @@ class Run:
         backend = self._ow.backend
         with _sending:
             self._open_sender(backend).log(data)
+
+    def heartbeat(self) -> None:
+        """Say that the job lives, where `stall_timeout_s` would take its silence for a hang.
+
+        Printed lines and events say it, too. It may be called at every step: the store hears it
+        twice a minute, and one that is away is no matter.
+        """
+        if time.monotonic() - self._said_at >= HEARTBEAT_S:
+            self._said_at = time.monotonic()
+            with contextlib.suppress(StoreUnavailableError):
+                self._ow.backend.touch_run(self.id)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that this process has logged is stored; says whether it is."""

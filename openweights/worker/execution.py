@@ -11,16 +11,17 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from openweights.backends.base import Backend
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
 from openweights.settings import Settings
 from openweights.types import Claim, EventDraft, Instruction, JobRecord
+from openweights.worker.causes import Cause, advice, cause_of, oom_kills
 from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
 from openweights.worker.hardware import Hardware
 from openweights.worker.heartbeat import Heartbeat
@@ -38,7 +39,9 @@ NOTICE_S = 0.5
 # Exit codes of a job that SIGTERM or SIGINT ended, as the guard and as a shell say it.
 TERMINATED = frozenset({-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT})
 # Of two instructions about one run the later in this list counts.
-_WEIGHT: tuple[Instruction, ...] = ("continue", "shutdown", "timeout", "cancel", "fenced")
+_WEIGHT: tuple[Instruction, ...] = (
+    *("continue", "shutdown", "stalled", "timeout", "cancel", "fenced"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +64,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a run came to: a status, or `released` (back to the queue), or `fenced` (not ours any
-    more).
+    """What a run came to: a status, or `released` (back to the queue), or `lost` (the same, but it
+    hung), or `fenced` (not ours any more).
     """
 
-    outcome: Literal["completed", "failed", "canceled", "released", "fenced"]
+    outcome: Literal["completed", "failed", "canceled", "released", "lost", "fenced"]
     reason: str | None = None
     exit_code: int | None = None
+    cause: Cause | None = None
 
 
 def execute(claim: Claim, host: Host) -> None:
@@ -171,10 +175,13 @@ class _Execution:
         try:
             self._folder = folder = RunFolder(self._host.runs, self._run.id)
             self._fill(folder)
+            killed_before = oom_kills()
             end = self._run_job(folder)
             verdict = judge(self._instruction_at(end), end, self._log.last_line())
+            verdict = self._with_cause(verdict, oom_kills() - killed_before)
             if verdict.outcome != "fenced":
-                self._deliver(folder, with_files=verdict.outcome != "released")
+                goes_on = verdict.outcome in ("released", "lost")
+                self._deliver(folder, with_files=not goes_on)
         except (FencedError, StoreUnavailableError):
             raise
         except OpenWeightsError as error:
@@ -184,6 +191,21 @@ class _Execution:
             logger.exception("job %s failed in the worker's hands", self._job.id)
             return Verdict("failed", one_line(error))
         return verdict
+
+    def _with_cause(self, verdict: Verdict, killed: int) -> Verdict:
+        """Why it failed, where that is known; for lack of memory with what to lower."""
+        if verdict.outcome == "lost":
+            quiet_s = self._job.stall_timeout_s or 0
+            reason = f"stopped: no log line, event or sign of life for {quiet_s:g} s"
+            return replace(verdict, reason=reason)
+        if verdict.outcome != "failed" or verdict.exit_code is None:
+            return verdict
+        cause = cause_of(verdict.exit_code, self._log.last_lines(), oom_kills=killed)
+        if cause != "oom":
+            return replace(verdict, cause=cause)
+        params: Mapping[str, Any] = self._job.params.get("validated_params") or {}
+        reason = f"out of memory: {advice(params)} ({verdict.reason})"
+        return replace(verdict, cause=cause, reason=shorten(reason))
 
     def _fill(self, folder: RunFolder) -> None:
         """Fetch the job's files; each from its beginning again if the store goes away in it.
@@ -263,9 +285,10 @@ class _Execution:
             self._log.note(f"{verdict.outcome}: {verdict.reason}")
         self._log.finish()
         backend, run, reason = self._host.backend, self._run, verdict.reason
-        if verdict.outcome == "released":
+        if verdict.outcome in ("released", "lost"):
+            why, is_lost = reason or "released", verdict.outcome == "lost"
             self._persist(
-                lambda: backend.release_run(run.id, run.attempt, reason=reason or "released")
+                lambda: backend.release_run(run.id, run.attempt, reason=why, is_lost=is_lost)
             )
             return
         status = verdict.outcome
@@ -274,7 +297,12 @@ class _Execution:
             self._persist(lambda: backend.append_events(run.id, [draft]))
         self._persist(
             lambda: backend.finish_run(
-                run.id, run.attempt, status, error=reason, exit_code=verdict.exit_code
+                run.id,
+                run.attempt,
+                status,
+                error=reason,
+                exit_code=verdict.exit_code,
+                cause=verdict.cause,
             )
         )
         if status == "completed":
@@ -292,6 +320,8 @@ def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
         return Verdict("canceled", "on request")
     if end.was_stopped and instruction == "timeout":
         return Verdict("failed", "stopped: its timeout has passed")
+    if end.was_stopped and instruction == "stalled":
+        return Verdict("lost", "stopped: it hung")
     if instruction == "shutdown" and (end.was_stopped or end.exit_code in TERMINATED):
         return Verdict("released", "its worker was shut down")
     if instruction == "continue" and end.was_stopped:

@@ -100,6 +100,11 @@ class LogPump:
         lines = re.split(rb"[\r\n]+", self._tail.rstrip())
         return lines[-1].decode(errors="replace").strip() if lines else ""
 
+    def last_lines(self, count: int = 12) -> str:
+        """The end of the output, redacted."""
+        lines = re.split(rb"[\r\n]+", self._tail.rstrip())[-count:]
+        return b"\n".join(lines).decode(errors="replace")
+
     def _read(self, fd: int) -> None:
         deadline = float("inf")
         while time.monotonic() < deadline:

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
+from openweights.client.watching.queue import due_jobs
 from openweights.errors import (
     ConfigurationError,
     NotFoundError,
@@ -83,8 +84,7 @@ def run_worker(
                 return exit_code
             # A client that saw this worker alive a moment ago has started none. Now that the next
             # client would start one, look once more.
-            pending = backend.list_jobs(statuses=["pending"], limit=None)
-            if all(job.type == SERVED for job in pending):
+            if all(job.type == SERVED for job in due_jobs(backend)):
                 return 0
 
 

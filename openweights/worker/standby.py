@@ -15,11 +15,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import is_locked
 from openweights.client.local_worker import log_path, start_worker
+from openweights.client.watching.queue import due_jobs
 from openweights.errors import OpenWeightsError
 from openweights.retry import delays
 from openweights.settings import Settings
@@ -32,6 +34,7 @@ WORKER_LOCK = "embedded-worker.lock"
 STANDBY_LOCK = "standby.lock"
 ASKED_TO_END = "asked to end"
 LOOK_S = 1.0
+LATER_LOOK_S = 5.0
 START_S = 30.0
 MOST_STARTS = 20  # without one that stays: what is broken here is not mended by trying
 
@@ -64,8 +67,14 @@ def watch(settings: Settings, backend: Backend) -> None:
         if is_locked(lock):
             starts, pauses = 0, delays(longest_s=60.0)
             continue
-        if not lock.exists() or lock.read_text() == ASKED_TO_END or not _is_waiting(backend):
+        if not lock.exists() or lock.read_text() == ASKED_TO_END:
             return
+        waiting = _waiting(backend)
+        if waiting == "none":
+            return
+        if waiting == "later":
+            time.sleep(LATER_LOOK_S)
+            continue
         logger.info("a job waits and no worker is there: starting one")
         process = start_worker(settings)
         starts += 1
@@ -73,15 +82,18 @@ def watch(settings: Settings, backend: Backend) -> None:
         time.sleep(next(pauses))
 
 
-def _is_waiting(backend: Backend) -> bool:
+def _waiting(backend: Backend) -> Literal["now", "later", "none"]:
+    """Whether jobs wait that a worker could take, or could take later."""
     try:
         backend.list_workers()  # what the dead ones held waits from then on
         # Deployed models have workers of their own, which clients start.
+        if any(job.type != SERVED for job in due_jobs(backend)):
+            return "now"
         pending = backend.list_jobs(statuses=["pending"], limit=None)
-        return any(job.type != SERVED for job in pending)
+        return "later" if any(job.type != SERVED for job in pending) else "none"
     except OpenWeightsError as error:
         logger.warning("the store cannot be read: %s", error)
-        return True
+        return "now"
 
 
 def _wait_for_lock(lock: Path, process: subprocess.Popen[bytes]) -> None:

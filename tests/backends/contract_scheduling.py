@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from openweights.backends.base import Backend
 from openweights.errors import InvalidInputError, InvalidStateError
-from openweights.types import WorkerSpec
-from tests.backends.steps import Contract, claim, spec
+from openweights.types import QueueState, Retry, WorkerSpec
+from tests.backends.steps import Contract, claim, draft, spec, start
 
 
 class SchedulingContract(Contract):
@@ -128,6 +129,166 @@ class SchedulingContract(Contract):
         self.run_next(backend)
         backend.submit_job(spec("e", after=("a",), priority=1000))
         assert self.run_next(backend) == "e"
+
+    # ---- when
+
+    def test_a_job_is_not_taken_before_its_moment(self, backend: Backend) -> None:
+        backend.register_worker(WorkerSpec("w1"))
+        later = backend.now() + timedelta(seconds=100)
+        job = backend.submit_job(spec("a", not_before=later, priority=5))
+        assert job.not_before == later
+        backend.submit_job(spec("b"))
+        assert self.run_next(backend) == "b"
+        assert backend.claim_job("w1") is None
+        self.pass_time(backend, 101)
+        assert self.run_next(backend) == "a"
+
+    def test_a_paused_queue_gives_nothing_out(self, backend: Backend) -> None:
+        held = start(backend)
+        backend.submit_job(spec("a"))
+        assert backend.queue_state() == QueueState()
+        paused = backend.set_paused(True)
+        assert paused.paused_at is not None
+        assert backend.set_paused(True) == paused == backend.queue_state()
+        assert backend.claim_job("w1") == held, "what runs goes on"
+        assert backend.heartbeat("w1", held.run.id) == "continue"
+        backend.finish_run(held.run.id, 1, "completed")
+        assert backend.claim_job("w1") is None
+        assert backend.set_paused(False) == QueueState()
+        assert self.run_next(backend) == "a"
+
+    def test_of_a_label_only_so_many_run(self, backend: Backend) -> None:
+        for number in range(4):
+            backend.register_worker(WorkerSpec(f"w{number}"))
+            backend.submit_job(spec(f"sweep-{number}", label="sweep", max_running=2))
+        backend.submit_job(spec("other", label="other", max_running=1))
+        backend.submit_job(spec("free"))
+        taken = [backend.claim_job(f"w{number}") for number in range(4)]
+        names = [claimed.job.id for claimed in taken if claimed is not None]
+        assert names == ["sweep-0", "sweep-1", "other", "free"]
+        backend.finish_run(taken[3].run.id, 1, "completed")  # pyright: ignore[reportOptionalMemberAccess]
+        assert backend.claim_job("w3") is None
+        backend.finish_run(taken[0].run.id, 1, "completed")  # pyright: ignore[reportOptionalMemberAccess]
+        assert claim(backend, "w0").job.id == "sweep-2"
+        assert backend.claim_job("w3") is None
+
+    def test_a_run_may_not_take_too_long(self, backend: Backend) -> None:
+        held = start(backend, max_duration_s=5.0)
+        assert held.job.max_duration_s == 5
+        assert backend.heartbeat("w1", held.run.id) == "continue"
+        self.pass_time(backend, 6)
+        assert backend.heartbeat("w1", held.run.id) == "timeout"
+        backend.finish_run(held.run.id, 1, "failed")
+        assert backend.set_max_duration(3).max_duration_s == 3
+        usual = start(backend, job_id="usual")
+        own = start(backend, worker_id="w2", job_id="own", max_duration_s=100.0)
+        self.pass_time(backend, 4)
+        assert backend.heartbeat("w1", usual.run.id) == "timeout"
+        assert backend.heartbeat("w2", own.run.id) == "continue"
+        backend.set_max_duration(None)
+        assert backend.heartbeat("w1", usual.run.id) == "continue"
+        with pytest.raises(InvalidInputError, match="max_duration"):
+            backend.set_max_duration(-1)
+
+    # ---- again
+
+    def test_a_run_without_a_sign_of_life_is_stalled(self, backend: Backend) -> None:
+        held = start(backend, stall_timeout_s=20.0, max_attempts=2)
+        run = held.run.id
+
+        def after_quiet(seconds: float = 15) -> str:
+            self.pass_time(backend, seconds)
+            return backend.heartbeat("w1", run)
+
+        for sign in (
+            lambda: backend.append_log(run, 0, b"a line"),
+            lambda: backend.append_events(run, [draft(loss=1)]),
+            lambda: backend.touch_run(run),
+        ):
+            assert after_quiet() == "continue"
+            sign()
+            assert after_quiet() == "continue"
+            assert after_quiet(1) == "continue"
+        assert after_quiet(10) == "stalled"
+        reason = "no sign of life for 20 s"
+        job = backend.release_run(run, 1, reason=reason, is_lost=True)
+        assert backend.release_run(run, 1, reason=reason, is_lost=True) == job
+        assert (job.status, backend.get_run(run).error) == ("pending", reason)
+        again = claim(backend)
+        job = backend.release_run(again.run.id, 2, reason=reason, is_lost=True)
+        assert (job.status, job.retries) == ("failed", 0)
+        assert (
+            backend.get_run(again.run.id).error == f"{reason}; the job has lost 2 of at most 2 runs"
+        )
+
+    def test_without_a_limit_nothing_is_stalled(self, backend: Backend) -> None:
+        held = start(backend)
+        self.pass_time(backend, 1e6)
+        assert backend.heartbeat("w1", held.run.id) == "continue"
+
+    def test_a_failure_is_retried_as_often_as_was_said(self, backend: Backend) -> None:
+        retry = Retry(max=2, backoff_s=60, on=("oom", "exit:75"))
+        held = start(backend, retry=retry)
+        backend.submit_job(spec("after", after=("job-1",)))
+        assert held.job.retry == retry
+        failure: dict[str, Any] = {"error": "no memory", "exit_code": 1, "cause": "oom"}
+        job = backend.finish_run(held.run.id, 1, "failed", **failure)
+        assert (job.status, job.retries, job.outputs, job.attempts) == ("pending", 1, None, 1)
+        assert backend.finish_run(held.run.id, 1, "failed", **failure) == job
+        assert job.not_before is not None
+        assert 55 < (job.not_before - backend.now()).total_seconds() <= 60
+        assert backend.claim_job("w1") is None
+        self.pass_time(backend, 61)
+        second = claim(backend)
+        job = backend.finish_run(second.run.id, 2, "failed", exit_code=75)
+        assert job.not_before is not None
+        assert 115 < (job.not_before - backend.now()).total_seconds() <= 120
+        self.pass_time(backend, 121)
+        third = claim(backend)
+        assert backend.get_job("after").status == "pending"
+        job = backend.finish_run(third.run.id, 3, "failed", **failure)
+        assert (job.status, job.retries, backend.get_job("after").status) == ("failed", 2, "failed")
+        history = [
+            (run.status, run.cause, run.exit_code) for run in backend.list_runs(job_id=job.id)
+        ]
+        assert history == [("failed", "oom", 1), ("failed", None, 75), ("failed", "oom", 1)]
+        again = backend.restart_job("job-1")
+        assert (again.status, again.retries, again.not_before) == ("pending", 0, None)
+        assert claim(backend).run.attempt == 4
+
+    @pytest.mark.parametrize(
+        "end",
+        [
+            ("failed", None, 1),
+            ("failed", "hub", 1),
+            ("failed", None, None),
+            ("canceled", "oom", 1),
+            ("completed", None, 0),
+        ],
+    )
+    def test_what_is_not_retried_ends(self, backend: Backend, end: Any) -> None:
+        status, cause, exit_code = end
+        held = start(backend, retry=Retry(max=2, on=("oom",)))
+        job = backend.finish_run(held.run.id, 1, status, cause=cause, exit_code=exit_code)
+        assert (job.status, job.retries) == (status, 0)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"max_running": 2},
+            {"max_running": 0, "label": "x"},
+            {"label": "a\nb"},
+            {"max_duration_s": 0.0},
+            {"stall_timeout_s": -1.0},
+            {"retry": Retry(max=-1)},
+            {"retry": Retry(max=1, backoff_s=-1)},
+            {"retry": Retry(max=1, on=("rain",))},
+        ],
+    )
+    def test_what_cannot_be_said_of_a_job_is_refused(self, backend: Backend, wrong: Any) -> None:
+        with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+            backend.submit_job(spec(**wrong))
+        assert backend.list_jobs() == []
 
     def test_no_order_of_changes_leaves_a_job_stuck(self, backend: Backend) -> None:
         @settings(max_examples=self.max_examples // 2, deadline=None, database=None)

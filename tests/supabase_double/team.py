@@ -25,7 +25,10 @@ from tests.supabase_double.server import ANON_KEY, Faults
 
 ROOT = Path(__file__).parents[2]
 # The moments that decide whether somebody is alive; a test lets time pass by moving them back.
-_MOMENTS = (("runs", "lease_expires_at"), ("workers", "pinged_at"))
+_MOMENTS = (
+    *(("runs", "lease_expires_at"), ("runs", "created_at"), ("runs", "quiet_since")),
+    *(("workers", "pinged_at"), ("jobs", "not_before")),
+)
 # Those that decide what is old.
 _PAST = (
     *(("runs", "ended_at"), ("files", "used_at"), ("files", "created_at"), ("jobs", "updated_at")),

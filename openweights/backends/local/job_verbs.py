@@ -9,12 +9,16 @@ from typing import Any
 
 from openweights.backends.local import dependencies, lifecycle, records
 from openweights.backends.local.store import Store, find
-from openweights.backends.values import readable
+from openweights.backends.values import check_number, readable
 from openweights.errors import InvalidStateError
 from openweights.json_values import cleaned, contains
-from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus
+from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus, QueueState
 
-_SYNCED = ("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params", "after")
+_SYNCED = (
+    *("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params"),
+    *("after", "not_before", "label", "max_running"),
+    *("max_duration_s", "stall_timeout_s", "retry"),
+)
 
 
 class JobVerbs(Store):
@@ -104,7 +108,9 @@ class JobVerbs(Store):
                     f"job {job_id} ran outside any worker: run its script again instead"
                 )
             dependencies.check_after(db, job_id, job.after)
-            _queue_again(db, job_id, self._now())
+            now = self._now()
+            _update_job(db, job_id, {"not_before": None}, now)  # who restarts it wants it now
+            _queue_again(db, job_id, now)
             return self._job(db, job_id)
 
     def set_timeout(self, job_id: str, timeout_at: datetime | None) -> JobRecord:
@@ -114,10 +120,31 @@ class JobVerbs(Store):
             _update_job(db, job_id, {"timeout_at": value}, self._now())
             return self._job(db, job_id)
 
+    def queue_state(self) -> QueueState:
+        with self._read() as db:
+            return records.queue_state(lifecycle.queue(db))
+
+    def set_paused(self, is_paused: bool) -> QueueState:
+        with self._write() as db:
+            now = self._now() if is_paused else None
+            db.execute(
+                "UPDATE queue SET paused_at = CASE WHEN :now IS NULL THEN NULL "
+                "ELSE coalesce(paused_at, :now) END",
+                {"now": now},
+            )
+            return records.queue_state(lifecycle.queue(db))
+
+    def set_max_duration(self, seconds: float | None) -> QueueState:
+        check_number("max_duration_s", seconds)
+        with self._write() as db:
+            db.execute("UPDATE queue SET max_duration_s = ?", (seconds,))
+            return records.queue_state(lifecycle.queue(db))
+
 
 def _queue_again(db: sqlite3.Connection, job_id: str, now: int) -> None:
     """Put a failed or canceled job back to pending, with those that failed because it had."""
     lifecycle.end_run_of_canceled_job(db, job_id, now)
+    _update_job(db, job_id, {"retries": 0}, now)
     lifecycle.requeue_job(db, job_id, 0, now)
     dependencies.revive_dependents(db, job_id, now)
 

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from openweights.backends.local.dependencies import fail_dependents
+from openweights.backends.local.records import retry_of
+from openweights.backends.scheduling import pause_before_retry
 from openweights.backends.values import MOST_TEXT
 from openweights.errors import FencedError, NotFoundError
 from openweights.json_values import storable
@@ -27,7 +29,9 @@ from openweights.types import SERVED, Instruction, Lane
 
 _RUN_WITH_JOB = """
     SELECT runs.*, jobs.status AS job_status, jobs.attempts AS job_attempts,
-           jobs.lost_runs, jobs.max_attempts, jobs.timeout_at
+           jobs.lost_runs, jobs.max_attempts, jobs.timeout_at, jobs.retry, jobs.retries,
+           jobs.stall_timeout_s,
+           coalesce(jobs.max_duration_s, (SELECT max_duration_s FROM queue)) AS max_duration_s
     FROM runs JOIN jobs ON jobs.id = runs.job_id
 """
 # Named, because the planner cannot know how few jobs wait and would sort them all.
@@ -36,6 +40,9 @@ _NEXT_JOB = (
     "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
     "AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(jobs.after) "
     "JOIN jobs AS needed ON needed.id = value WHERE needed.status != 'completed')) "
+    "AND (not_before IS NULL OR not_before <= :now) "
+    "AND (max_running IS NULL OR max_running > (SELECT count(*) FROM jobs AS others "
+    "WHERE others.label = jobs.label AND others.status = 'in_progress')) "
     "ORDER BY priority DESC, created_at, seq LIMIT 1"
 )
 
@@ -54,9 +61,16 @@ def held_run(db: sqlite3.Connection, worker_id: str) -> sqlite3.Row | None:
     return db.execute(query, (worker_id,)).fetchone()
 
 
-def next_job(db: sqlite3.Connection, lane: Lane | None) -> sqlite3.Row | None:
-    """The pending job of a lane to take, of those that wait for no other: priority, then oldest."""
-    return db.execute(_NEXT_JOB, {"lane": lane, "served": SERVED}).fetchone()
+def next_job(db: sqlite3.Connection, lane: Lane | None, now: int) -> sqlite3.Row | None:
+    """The job of a lane to take, of those that wait for nothing else: priority, then oldest."""
+    if queue(db)["paused_at"] is not None:
+        return None
+    return db.execute(_NEXT_JOB, {"lane": lane, "served": SERVED, "now": now}).fetchone()
+
+
+def queue(db: sqlite3.Connection) -> sqlite3.Row:
+    """What holds for all jobs."""
+    return db.execute("SELECT * FROM queue").fetchone()
 
 
 def start_run(
@@ -82,7 +96,7 @@ def start_run(
         ":worker_id, :attempt, :status, :lease_expires_at, :created_at FROM last_run",
         {**new_run, "lease_expires_at": lease_expires_at},
     )
-    unknown = dict.fromkeys(("ended_at", "error", "exit_code"))
+    unknown = dict.fromkeys(("ended_at", "error", "exit_code", "cause"))
     return new_job, {**new_run, **unknown, "id": cursor.lastrowid}
 
 
@@ -94,13 +108,14 @@ def end_run(
     error: str | None,
     now: int,
     exit_code: int | None = None,
+    cause: str | None = None,
 ) -> None:
     """End a run, whatever becomes of its job."""
     text = None if error is None else storable(error)[:MOST_TEXT]
     db.execute(
-        "UPDATE runs SET status = ?, ended_by = ?, error = ?, exit_code = ?, ended_at = ?, "
-        "lease_expires_at = NULL WHERE id = ?",
-        (status, ended_by, text, exit_code, now, run_id),
+        "UPDATE runs SET status = ?, ended_by = ?, error = ?, exit_code = ?, cause = ?, "
+        "ended_at = ?, lease_expires_at = NULL WHERE id = ?",
+        (status, ended_by, text, exit_code, cause, now, run_id),
     )
 
 
@@ -125,6 +140,21 @@ def requeue_job(db: sqlite3.Connection, job_id: str, lost_runs: int, now: int) -
     )
 
 
+def retry_job(
+    db: sqlite3.Connection, run: sqlite3.Row, cause: str | None, exit_code: int | None, now: int
+) -> bool:
+    """Queue a job whose run has failed for later, if its `retry` allows that; whether it does."""
+    pause_s = pause_before_retry(retry_of(run), run["retries"], cause, exit_code)
+    if pause_s is None:
+        return False
+    requeue_job(db, run["job_id"], run["lost_runs"], now)
+    db.execute(
+        "UPDATE jobs SET retries = retries + 1, not_before = ? WHERE id = ?",
+        (now + int(pause_s * 1_000_000), run["job_id"]),
+    )
+    return True
+
+
 def release_run(db: sqlite3.Connection, run: sqlite3.Row, reason: str, now: int) -> None:
     """End a run that its worker gives back in good order: nothing of the allowance is used up."""
     if run["job_status"] == "canceled":
@@ -135,15 +165,18 @@ def release_run(db: sqlite3.Connection, run: sqlite3.Row, reason: str, now: int)
         requeue_job(db, run["job_id"], run["lost_runs"], now)
 
 
-def lose_run(db: sqlite3.Connection, run: sqlite3.Row, ended_by: str, now: int) -> None:
-    """End a run whose worker is gone: its job waits again, unless its allowance is used up.
+def lose_run(
+    db: sqlite3.Connection, run: sqlite3.Row, ended_by: str, now: int, reason: str | None = None
+) -> None:
+    """End a run whose worker is gone, or that hangs: its job waits again, unless its allowance is
+    used up.
 
     Args:
         run: From `run_with_job` or `held_run`.
         ended_by: `lease` when the worker was silent, `worker` when it is known to be gone.
     """
     worker = run["worker_id"]
-    error = f"worker {worker} is gone"
+    error = reason or f"worker {worker} is gone"
     if ended_by == "lease":
         error = f"worker {worker} was silent for longer than its lease"
     if run["job_status"] == "canceled":
@@ -244,9 +277,38 @@ def instruction(worker: sqlite3.Row, run: sqlite3.Row | None, now: int) -> Instr
     """What a worker has to do about a run that is its own."""
     if run is not None and run["job_status"] == "canceled":
         return "cancel"
-    if run is not None and run["timeout_at"] is not None and run["timeout_at"] <= now:
+    if run is not None and _is_overdue(run, now):
         return "timeout"
+    if run is not None and _has_lasted(
+        run["quiet_since"] or run["created_at"], run["stall_timeout_s"], now
+    ):
+        return "stalled"
     return "shutdown" if worker["status"] in ("shutdown", "terminated") else "continue"
+
+
+def _is_overdue(run: sqlite3.Row, now: int) -> bool:
+    has_passed = run["timeout_at"] is not None and run["timeout_at"] <= now
+    return has_passed or _has_lasted(run["created_at"], run["max_duration_s"], now)
+
+
+def _has_lasted(since: int, seconds: float | None, now: int) -> bool:
+    return seconds is not None and now - since >= seconds * 1_000_000
+
+
+def listen(db: sqlite3.Connection, run: sqlite3.Row, log_bytes: int, now: int) -> sqlite3.Row:
+    """Note whether a run has logged anything since this was last asked; returns it anew."""
+    query = "SELECT max(id) FROM events WHERE run_id = ?"
+    heard = log_bytes + (db.execute(query, (run["id"],)).fetchone()[0] or 0)
+    if heard == run["heard"]:
+        return run
+    db.execute("UPDATE runs SET heard = ? WHERE id = ?", (heard, run["id"]))
+    note_sign_of_life(db, run["id"], now)
+    return run_with_job(db, run["id"])
+
+
+def note_sign_of_life(db: sqlite3.Connection, run_id: int, now: int) -> None:
+    """From now on the run counts as quiet anew."""
+    db.execute("UPDATE runs SET quiet_since = ? WHERE id = ?", (now, run_id))
 
 
 def latest_of_run(

@@ -170,9 +170,27 @@ _RETENTION: Migration = (
     "INSERT INTO last_run VALUES (0)",
 )
 
+_SCHEDULING: Migration = (
+    "ALTER TABLE jobs ADD COLUMN not_before INTEGER",
+    "ALTER TABLE jobs ADD COLUMN label TEXT",
+    "ALTER TABLE jobs ADD COLUMN max_running INTEGER",
+    "ALTER TABLE jobs ADD COLUMN max_duration_s REAL",
+    "ALTER TABLE jobs ADD COLUMN stall_timeout_s REAL",
+    "ALTER TABLE jobs ADD COLUMN retry TEXT",
+    "ALTER TABLE jobs ADD COLUMN retries INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX jobs_labeled ON jobs (label) WHERE status = 'in_progress'",
+    "ALTER TABLE runs ADD COLUMN cause TEXT",
+    # How much a run had reported when that was last looked at, and since when it is not more.
+    "ALTER TABLE runs ADD COLUMN heard INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE runs ADD COLUMN quiet_since INTEGER",
+    "CREATE TABLE queue (id INTEGER PRIMARY KEY CHECK (id = 1), paused_at INTEGER, "
+    "max_duration_s REAL)",
+    "INSERT INTO queue (id) VALUES (1)",
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     *(_FIRST, _EVENTS_OF_TYPE, _RELIABILITY),
-    *(_DEPENDENCIES, _RETENTION),
+    *(_DEPENDENCIES, _RETENTION, _SCHEDULING),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from openweights.backends.values import (
     check_params_size,
     check_spec,
     moment_within,
+    retry_from_json,
 )
 from openweights.json_values import dump, storable, to_json
 from openweights.types import (
@@ -26,6 +28,8 @@ from openweights.types import (
     FileRecord,
     JobRecord,
     JobSpec,
+    QueueState,
+    Retry,
     RunRecord,
     WorkerRecord,
     WorkerSpec,
@@ -49,6 +53,10 @@ def from_micros(value: int) -> datetime:
     if _FIRST_MICROS <= value <= _LAST_MICROS:
         return _EPOCH + timedelta(microseconds=value)
     return moment_within(_EPOCH + timedelta(microseconds=min(max(value, 0), _LAST)))
+
+
+def moment_or_none(value: int | None) -> datetime | None:
+    return None if value is None else from_micros(value)
 
 
 def with_cloud_type(params: str, other: str) -> str:
@@ -77,13 +85,18 @@ def job_columns(spec: JobSpec) -> dict[str, Any]:
         "max_attempts": spec.max_attempts,
         "timeout_at": None if spec.timeout_at is None else to_micros(spec.timeout_at),
         "after": json.dumps(spec.after) if spec.after else None,
+        "not_before": None if spec.not_before is None else to_micros(spec.not_before),
+        "label": spec.label,
+        "max_running": spec.max_running,
+        "max_duration_s": spec.max_duration_s,
+        "stall_timeout_s": spec.stall_timeout_s,
+        "retry": None if spec.retry is None else json.dumps(asdict(spec.retry)),
     }
 
 
 def job_record(row: sqlite3.Row | Mapping[str, Any], organization_id: str) -> JobRecord:
     hardware = row["allowed_hardware"]
     outputs = row["outputs"]
-    timeout_at = row["timeout_at"]
     after = row["after"]
     return JobRecord(
         id=row["id"],
@@ -97,21 +110,36 @@ def job_record(row: sqlite3.Row | Mapping[str, Any], organization_id: str) -> Jo
         bundle_file=row["bundle_file"],
         priority=row["priority"],
         max_attempts=row["max_attempts"],
-        timeout_at=None if timeout_at is None else from_micros(timeout_at),
+        timeout_at=moment_or_none(row["timeout_at"]),
         after=() if after is None else tuple(json.loads(after)),
+        not_before=moment_or_none(row["not_before"]),
+        label=row["label"],
+        max_running=row["max_running"],
+        max_duration_s=row["max_duration_s"],
+        stall_timeout_s=row["stall_timeout_s"],
+        retry=retry_of(row),
         status=row["status"],
         organization_id=organization_id,
         attempts=row["attempts"],
         outputs=None if outputs is None else json.loads(outputs),
         worker_id=row["worker_id"],
         failed_by=row["failed_by"],
+        retries=row["retries"],
         created_at=from_micros(row["created_at"]),
         updated_at=from_micros(row["updated_at"]),
     )
 
 
+def retry_of(row: sqlite3.Row | Mapping[str, Any]) -> Retry | None:
+    text = row["retry"]
+    return None if text is None else retry_from_json(json.loads(text))
+
+
+def queue_state(row: sqlite3.Row) -> QueueState:
+    return QueueState(moment_or_none(row["paused_at"]), row["max_duration_s"])
+
+
 def run_record(row: sqlite3.Row | Mapping[str, Any], log_bytes: int) -> RunRecord:
-    ended_at = row["ended_at"]
     return RunRecord(
         id=row["id"],
         job_id=row["job_id"],
@@ -119,10 +147,11 @@ def run_record(row: sqlite3.Row | Mapping[str, Any], log_bytes: int) -> RunRecor
         attempt=row["attempt"],
         status=row["status"],
         created_at=from_micros(row["created_at"]),
-        ended_at=None if ended_at is None else from_micros(ended_at),
+        ended_at=moment_or_none(row["ended_at"]),
         error=row["error"],
         exit_code=row["exit_code"],
         log_bytes=log_bytes,
+        cause=row["cause"],
     )
 
 

@@ -77,25 +77,40 @@ class RunVerbs(Store):
         *,
         error: str | None = None,
         exit_code: int | None = None,
+        cause: str | None = None,
     ) -> JobRecord:
         with self._write() as db:
             run = lifecycle.run_with_job(db, run_id)
             final = "canceled" if run["job_status"] == "canceled" else status
-            is_repeated = run["status"] == run["job_status"] == final
+            was_retried = (
+                final == "failed" and run["job_status"] == "pending" and run["retries"] > 0
+            )
+            is_repeated = run["status"] == final and (run["job_status"] == final or was_retried)
             if lifecycle.check_current(run, attempt, is_repeated=is_repeated):
                 now = self._now()
-                lifecycle.end_run(db, run_id, final, "finish", error, now, exit_code)
-                outputs = lifecycle.latest_of_run(db, run_id)
-                lifecycle.end_job(db, run["job_id"], final, outputs, now)
+                lifecycle.end_run(db, run_id, final, "finish", error, now, exit_code, cause)
+                if final != "failed" or not lifecycle.retry_job(db, run, cause, exit_code, now):
+                    outputs = lifecycle.latest_of_run(db, run_id)
+                    lifecycle.end_job(db, run["job_id"], final, outputs, now)
             return self._job(db, run["job_id"])
 
-    def release_run(self, run_id: int, attempt: int, *, reason: str) -> JobRecord:
+    def release_run(
+        self, run_id: int, attempt: int, *, reason: str, is_lost: bool = False
+    ) -> JobRecord:
         with self._write() as db:
             run = lifecycle.run_with_job(db, run_id)
             is_repeated = run["ended_by"] == "release"
             if lifecycle.check_current(run, attempt, is_repeated=is_repeated):
-                lifecycle.release_run(db, run, reason, self._now())
+                if is_lost:
+                    lifecycle.lose_run(db, run, "release", self._now(), reason)
+                else:
+                    lifecycle.release_run(db, run, reason, self._now())
             return self._job(db, run["job_id"])
+
+    def touch_run(self, run_id: int) -> None:
+        with self._write() as db:
+            lifecycle.run_with_job(db, run_id)
+            lifecycle.note_sign_of_life(db, run_id, self._now())
 
     def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
         rows = [

@@ -93,7 +93,7 @@ class WorkerVerbs(Store):
                 lifecycle.lose_run(db, held, "worker", now)
             if worker["status"] != "active":
                 return None
-            job = lifecycle.next_job(db, self._lane)
+            job = lifecycle.next_job(db, self._lane, now)
             return None if job is None else self._start(db, job, worker_id, expires_at, now)
 
     def heartbeat(self, worker_id: str, run_id: int | None = None) -> Instruction:
@@ -106,6 +106,8 @@ class WorkerVerbs(Store):
                 db, worker, run, self._lease_from(now), now
             ):
                 return "fenced"
+            if run is not None and run["stall_timeout_s"] is not None:
+                run = lifecycle.listen(db, run, self._logs.size(run["id"]), now)
             return lifecycle.instruction(worker, run, now)
 
     def _end_dead_workers(self, limit: int = -1) -> None:

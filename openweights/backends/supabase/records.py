@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from openweights.backends.values import (
     check_spec,
     moment_within,
     readable,
+    retry_from_json,
 )
 from openweights.json_values import storable, to_json
 from openweights.types import Claim, EventDraft, JobRecord, JobSpec, RunRecord, WorkerSpec
@@ -54,7 +55,9 @@ def _value(name: str, value: Any) -> Any:
         return tuple(str(item) for item in value or ())
     if value is None:
         return None
-    if name.endswith("_at"):
+    if name == "retry":
+        return retry_from_json(value)
+    if name.endswith("_at") or name == "not_before":
         return moment(str(value))
     if name == "allowed_hardware":
         return tuple(str(item) for item in value)
@@ -79,7 +82,9 @@ def spec_json(spec: JobSpec) -> dict[str, Any]:
     check_spec(spec)
     values = {field.name: getattr(spec, field.name) for field in fields(JobSpec)}
     values["params"] = dict(spec.params)
-    values["timeout_at"] = None if spec.timeout_at is None else moment_text(spec.timeout_at)
+    for name in ("timeout_at", "not_before"):
+        values[name] = None if values[name] is None else moment_text(values[name])
+    values["retry"] = None if spec.retry is None else asdict(spec.retry)
     return plain(values, "params")
 
 

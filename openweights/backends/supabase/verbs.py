@@ -50,6 +50,7 @@ from openweights.types import (
     JobRecord,
     JobSpec,
     JobStatus,
+    QueueState,
     RunRecord,
     RunStatus,
     WorkerRecord,
@@ -210,6 +211,15 @@ class JobVerbs(Project):
         moment = None if timeout_at is None else moment_text(timeout_at)
         return from_row(JobRecord, self.rpc("set_timeout", job_id=job_id, timeout_at=moment))
 
+    def queue_state(self) -> QueueState:
+        return from_row(QueueState, self.rpc("queue_state"))
+
+    def set_paused(self, is_paused: bool) -> QueueState:
+        return from_row(QueueState, self.rpc("set_paused", is_paused=is_paused))
+
+    def set_max_duration(self, seconds: float | None) -> QueueState:
+        return from_row(QueueState, self.rpc("set_max_duration", seconds=seconds))
+
     def _check_job(self, job_id: str) -> None:
         _one(self._rows("jobs", "id", lambda query: query.eq("id", job_id)), f"job {job_id!r}")
 
@@ -267,15 +277,20 @@ class RunVerbs(JobVerbs):
         *,
         error: str | None = None,
         exit_code: int | None = None,
+        cause: str | None = None,
     ) -> JobRecord:
         text = None if error is None else storable(error)
-        end = {"status": status, "error": text, "exit_code": exit_code}
+        end = {"status": status, "error": text, "exit_code": exit_code, "cause": cause}
         return from_row(JobRecord, self.rpc("finish_run", run_id=run_id, attempt=attempt, **end))
 
-    def release_run(self, run_id: int, attempt: int, *, reason: str) -> JobRecord:
-        text = storable(reason)
-        row = self.rpc("release_run", run_id=run_id, attempt=attempt, reason=text)
-        return from_row(JobRecord, row)
+    def release_run(
+        self, run_id: int, attempt: int, *, reason: str, is_lost: bool = False
+    ) -> JobRecord:
+        end = {"attempt": attempt, "reason": storable(reason), "is_lost": is_lost}
+        return from_row(JobRecord, self.rpc("release_run", run_id=run_id, **end))
+
+    def touch_run(self, run_id: int) -> None:
+        self.rpc("touch_run", run_id=run_id)
 
     def append_events(self, run_id: int, events: Sequence[EventDraft]) -> None:
         self.rpc("append_events", run_id=run_id, events=[event_json(event) for event in events])

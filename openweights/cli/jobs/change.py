@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from openweights.cli.output import json_option, note, one_line, print_json
+from openweights.cli.output import json_option, local_time, note, one_line, print_json
 from openweights.cli.store import complete_jobs, open_store
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
-from openweights.types import JobRecord
+from openweights.types import JobRecord, QueueState
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -42,6 +42,32 @@ def restart(jobs: tuple[str, ...], as_json: bool) -> None:
 
     ow = OpenWeights()
     change_jobs(ow.backend, jobs, lambda job: ow.jobs.restart(job.id).status, as_json=as_json)
+
+
+@click.command()
+@json_option
+def pause(as_json: bool) -> None:
+    """Give out no new jobs until `ow resume`; what runs goes on."""
+    with open_store() as backend:
+        _print_queue(backend.set_paused(True), as_json=as_json)
+
+
+@click.command()
+@json_option
+def resume(as_json: bool) -> None:
+    """Give out jobs again."""
+    from openweights.client import OpenWeights
+
+    _print_queue(OpenWeights().jobs.resume(), as_json=as_json)
+
+
+def _print_queue(state: QueueState, *, as_json: bool) -> None:
+    if as_json:
+        print_json(state)
+    elif state.paused_at is None:
+        click.echo("the queue goes on")
+    else:
+        click.echo(f"the queue is paused since {local_time(state.paused_at)}")
 
 
 def change_jobs(

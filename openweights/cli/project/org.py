@@ -54,6 +54,17 @@ def rename(name: str) -> None:
     click.echo(f"the organization is now called {one_line(name)}")
 
 
+@org.command("max-duration")
+@click.argument("hours", type=click.FloatRange(min=0.001))
+@click.option("--none", "is_unlimited", is_flag=True, help="No limit any more; HOURS is ignored.")
+def max_duration(hours: float, is_unlimited: bool) -> None:
+    """Stop runs after HOURS whose job does not say how long they may take."""
+    with open_team() as project:
+        state = project.set_max_duration(None if is_unlimited else hours * 3600)
+    limit = state.max_duration_s
+    click.echo("runs have no limit" if limit is None else f"runs may take {limit / 3600:g} hours")
+
+
 @org.group()
 def members() -> None:
     """List, add and remove members."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from openweights.types import JobRecord
+from openweights.types import JobRecord, QueueState
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -20,10 +21,15 @@ def waits_for(backend: Backend, job: JobRecord, *, is_remote: bool) -> str:
     unfinished = {other.id: other for other in (*pending, *running)}
     if needed := [unfinished[id] for id in job.after if id in unfinished]:
         return waits_for_jobs(needed)
+    state, now = backend.queue_state(), backend.now()
+    if reason := held_back(job, running, state, now):
+        return reason
     before = [
         other
         for other in pending
-        if _rank(other) < _rank(job) and unfinished.keys().isdisjoint(other.after)
+        if _rank(other) < _rank(job)
+        and unfinished.keys().isdisjoint(other.after)
+        and not held_back(other, running, state, now)
     ]
     if is_remote:
         return waits_in_project(job, before)
@@ -38,6 +44,36 @@ def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
 def _rank(job: JobRecord) -> tuple[int, object, str]:
     """Workers take the least one first."""
     return -job.priority, job.created_at, job.id
+
+
+def held_back(
+    job: JobRecord, running: Sequence[JobRecord], state: QueueState, now: datetime
+) -> str:
+    """Why no worker may take a job now that waits for no other; empty when one may."""
+    if state.paused_at is not None:
+        return "for the queue, which is paused: `ow resume`"
+    if job.not_before is not None and job.not_before > now:
+        why = f"after failure {job.retries}, " if job.retries else ""
+        return f"{why}until {job.not_before.astimezone():%Y-%m-%d %H:%M:%S}"
+    like_it = [other.id for other in running if other.label == job.label]
+    if job.max_running is not None and len(like_it) >= job.max_running:
+        return f"for one of {len(like_it)} jobs with the label {job.label} to end"
+    return ""
+
+
+def due_jobs(backend: Backend) -> list[JobRecord]:
+    """The pending jobs that some worker could take now."""
+    pending = backend.list_jobs(statuses=("pending",), limit=None)
+    if not pending:
+        return []
+    running = backend.list_jobs(statuses=("in_progress",), limit=None)
+    state, now = backend.queue_state(), backend.now()
+    unfinished = {job.id for job in (*pending, *running)}
+    return [
+        job
+        for job in pending
+        if unfinished.isdisjoint(job.after) and not held_back(job, running, state, now)
+    ]
 
 
 def waits_for_jobs(needed: Sequence[JobRecord]) -> str:

@@ -71,6 +71,7 @@ class FineTuning(Jobs):
 
     params: ClassVar[type[BaseModel]] = TrainingConfig
     job_type: ClassVar[JobType] = "fine-tuning"
+    stall_timeout_s: ClassVar[float | None] = 1800.0
     id_covers_mounts: ClassVar[bool] = False
 
     def __init__(self, ow: OpenWeights) -> None:

@@ -54,6 +54,14 @@ class MetricsCallback(TrainerCallback):
             # Here, too, and not in the result alone: a run that fails was one nevertheless.
             self._reporter.log(Reproducibility(record=self._record).data())
 
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """However rarely it logs, a run that computes does not hang."""
+        self._reporter.heartbeat()
+
+    on_step_end = on_prediction_step = on_substep_end
+
     def on_log(
         self,
         args: TrainingArguments,

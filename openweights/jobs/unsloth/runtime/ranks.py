@@ -98,6 +98,9 @@ class FollowerReporter:
     def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
         """Nothing: the first rank says it."""
 
+    def heartbeat(self) -> None:
+        """Nothing: the first rank does."""
+
     def fetch(self, file: str, target: Path) -> Path:
         """A copy of its own, since ranks share a folder."""
         return self._leader.fetch(file, target.parent / self._folder / target.name)

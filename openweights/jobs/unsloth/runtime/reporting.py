@@ -43,6 +43,10 @@ class Reporter(Protocol):
         """Record an event, with a file to keep when there is one."""
         ...
 
+    def heartbeat(self) -> None:
+        """Say that the run lives, though there is nothing to record."""
+        ...
+
     def fetch(self, file: str, target: Path) -> Path:
         """Make a dataset readable: the path of a local one, a download of a stored one."""
         ...
@@ -95,6 +99,9 @@ class StoreReporter:
     def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
         self._run.log(data, file)
 
+    def heartbeat(self) -> None:
+        self._run.heartbeat()
+
     def fetch(self, file: str, target: Path) -> Path:
         if Path(file).is_file():
             return Path(file)
@@ -145,6 +152,9 @@ class FolderReporter:
         text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
         self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.job_id = config.job_id_suffix or "local"
+
+    def heartbeat(self) -> None:
+        """Nobody listens."""
 
     def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
         from openweights.client.event_json import event_data

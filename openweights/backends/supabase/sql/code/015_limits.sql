@@ -70,6 +70,25 @@ begin
     return openweights.check_text(p_params::text, 4194304, 'params');
 end $$;
 
+-- `{"max": …, "backoff_s": …, "on": [causes]}`
+create or replace function openweights.check_retry(p_retry jsonb) returns boolean
+language plpgsql immutable as $$
+begin
+    if p_retry is null then
+        return true;
+    elsif jsonb_typeof(p_retry) <> 'object' or jsonb_typeof(p_retry -> 'max') is distinct from 'number'
+        or jsonb_typeof(p_retry -> 'backoff_s') is distinct from 'number'
+        or jsonb_typeof(p_retry -> 'on') is distinct from 'array'
+        or jsonb_path_exists(p_retry, '$.on[*] ? (@.type() != "string"
+            || !(@ like_regex "^(any|oom|hub|exit:[1-9][0-9]{0,2})$"))')
+    then
+        perform openweights.refuse('invalid_input',
+            'retry must be {max, backoff_s, on: a list of any, oom, hub, exit:N}');
+    end if;
+    return openweights.check_number((p_retry -> 'max')::numeric, 0, 1000, 'retry.max')
+        and openweights.check_number((p_retry -> 'backoff_s')::numeric, 0, 86400, 'retry.backoff_s');
+end $$;
+
 create or replace function openweights.check_spec(s public.jobs) returns boolean
 language plpgsql immutable as $$
 begin
@@ -79,6 +98,8 @@ begin
         perform openweights.refuse('invalid_input', 'allowed_hardware must be a list of texts');
     elsif array_ndims(s.after) > 1 or array_position(s.after, null) is not null then
         perform openweights.refuse('invalid_input', 'after must be a list of ids of jobs');
+    elsif s.max_running is not null and coalesce(s.label, '') = '' then
+        perform openweights.refuse('invalid_input', 'max_running counts the jobs with a label: give one');
     end if;
     return openweights.check_name(s.id, 250, 'id')
         and openweights.check_name(s.model, 1000, 'model')
@@ -93,6 +114,12 @@ begin
         and openweights.check_number(s.priority, -1000000, 1000000, 'priority')
         and openweights.check_number(s.max_attempts, 1, 1000, 'max_attempts')
         and openweights.check_number(s.max_cost_usd, 0, 1000000000, 'max_cost_usd')
+        and openweights.check_name(s.label, 200, 'label')
+        and openweights.check_number(s.max_running, 1, 100000, 'max_running')
+        and openweights.check_number(s.max_duration_s::numeric, 1, 1000000000, 'max_duration_s')
+        and openweights.check_number(s.stall_timeout_s::numeric, 1, 1000000000, 'stall_timeout_s')
+        and openweights.check_retry(s.retry)
+        and openweights.check_moment(s.not_before, 'not_before')
         and openweights.check_moment(s.timeout_at, 'timeout_at');
 end $$;
 

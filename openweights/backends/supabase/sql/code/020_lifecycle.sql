@@ -22,7 +22,9 @@ language sql stable as $$
         'bundle_file', j.bundle_file, 'priority', j.priority, 'max_attempts', j.max_attempts,
         'timeout_at', j.timeout_at, 'max_cost_usd', j.max_cost_usd, 'status', j.status,
         'attempts', j.attempts, 'outputs', j.outputs, 'worker_id', j.worker_id,
-        'after', j.after, 'failed_by', j.failed_by,
+        'after', j.after, 'failed_by', j.failed_by, 'not_before', j.not_before, 'label', j.label,
+        'max_running', j.max_running, 'max_duration_s', j.max_duration_s,
+        'stall_timeout_s', j.stall_timeout_s, 'retry', j.retry, 'retries', j.retries,
         'created_at', j.created_at, 'updated_at', j.updated_at)
 $$;
 
@@ -31,7 +33,7 @@ language sql stable as $$
     select json_build_object(
         'id', r.id, 'job_id', r.job_id, 'worker_id', r.worker_id, 'attempt', r.attempt,
         'status', r.status, 'created_at', r.created_at, 'ended_at', r.ended_at,
-        'error', r.error, 'exit_code', r.exit_code, 'log_bytes', r.log_bytes)
+        'error', r.error, 'exit_code', r.exit_code, 'cause', r.cause, 'log_bytes', r.log_bytes)
 $$;
 
 create or replace function openweights.lock_job(p_organization uuid, p_job_id text)
@@ -154,12 +156,13 @@ begin
 end $$;
 
 create or replace function openweights.end_run(
-    r public.runs, p_status text, p_ended_by text, p_error text, p_exit_code integer default null
+    r public.runs, p_status text, p_ended_by text, p_error text, p_exit_code integer default null,
+    p_cause text default null
 ) returns public.runs language plpgsql as $$
 begin
     update public.runs
     set status = p_status, ended_by = p_ended_by, error = left(p_error, 4000), exit_code = p_exit_code,
-        ended_at = now(), lease_expires_at = null
+        cause = p_cause, ended_at = now(), lease_expires_at = null
     where id = r.id;
     r.status := p_status;
     r.ended_at := now();
@@ -209,14 +212,15 @@ begin
     end if;
 end $$;
 
--- End a run whose worker is gone: its job waits again, unless its allowance is used up.
-create or replace function openweights.lose_run(j public.jobs, r public.runs, p_ended_by text)
-returns void language plpgsql as $$
+-- End a run whose worker is gone, or that hangs: its job waits again, unless its allowance is used up.
+create or replace function openweights.lose_run(
+    j public.jobs, r public.runs, p_ended_by text, p_reason text default null
+) returns public.jobs language plpgsql as $$
 declare
     lost integer := j.lost_attempts + 1;
-    reason text := format(case p_ended_by
+    reason text := coalesce(p_reason, format(case p_ended_by
         when 'lease' then 'worker %s was silent for longer than its lease'
-        else 'worker %s is gone' end, r.worker_id);
+        else 'worker %s is gone' end, r.worker_id));
 begin
     if j.status = 'canceled' then
         r := openweights.end_run(r, 'canceled', p_ended_by, reason);
@@ -231,6 +235,7 @@ begin
         r := openweights.end_run(r, 'failed', p_ended_by, reason);
         j := openweights.requeue_job(j, lost);
     end if;
+    return j;
 end $$;
 
 -- The run that a worker holds, with the lock on its job; null when there is none.

@@ -55,10 +55,12 @@ declare
 begin
     insert into public.jobs (organization_id, id, type, script, params, model, docker_image,
         requires_vram_gb, allowed_hardware, bundle_file, priority, max_attempts, timeout_at,
-        max_cost_usd, after, status, submitted_by_key)
+        max_cost_usd, after, not_before, label, max_running, max_duration_s, stall_timeout_s, retry,
+        status, submitted_by_key)
     values (s.organization_id, s.id, s.type, s.script, s.params, s.model, s.docker_image,
         s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.priority, s.max_attempts,
-        s.timeout_at, s.max_cost_usd, s.after, 'pending', s.submitted_by_key)
+        s.timeout_at, s.max_cost_usd, s.after, s.not_before, s.label, s.max_running,
+        s.max_duration_s, s.stall_timeout_s, s.retry, 'pending', s.submitted_by_key)
     on conflict do nothing
     returning * into j;
     if found then
@@ -67,7 +69,7 @@ begin
     return j;
 end $$;
 
--- A pending job takes over where it may run, not what it does; and that only from the key that pays
+-- A pending job takes over where and when it may run, not what it does; and that only from the key that pays
 -- for it, or from an admin, who pays from then on. To others it is the job that is there already.
 create or replace function openweights.sync_job(
     j public.jobs, s public.jobs, me public.api_keys
@@ -82,9 +84,11 @@ begin
     else
         s.params := j.params;
     end if;
-    if (j.docker_image, j.requires_vram_gb, j.allowed_hardware, j.bundle_file, j.params, j.after)
+    if (j.docker_image, j.requires_vram_gb, j.allowed_hardware, j.bundle_file, j.params, j.after,
+        j.not_before, j.label, j.max_running, j.max_duration_s, j.stall_timeout_s, j.retry)
         is distinct from
-        (s.docker_image, s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.params, s.after)
+        (s.docker_image, s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.params, s.after,
+        s.not_before, s.label, s.max_running, s.max_duration_s, s.stall_timeout_s, s.retry)
     then
         if j.after is distinct from s.after then
             perform openweights.check_after(j.organization_id, j.id, s.after);
@@ -92,7 +96,9 @@ begin
         update public.jobs
         set docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
             allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, params = s.params,
-            after = s.after, submitted_by_key = me.id, updated_at = now()
+            after = s.after, not_before = s.not_before, label = s.label,
+            max_running = s.max_running, max_duration_s = s.max_duration_s,
+            stall_timeout_s = s.stall_timeout_s, retry = s.retry, submitted_by_key = me.id, updated_at = now()
         where organization_id = j.organization_id and id = j.id
         returning * into j;
         perform openweights.note_job_files(j);
@@ -111,8 +117,9 @@ begin
         docker_image = s.docker_image, requires_vram_gb = s.requires_vram_gb,
         allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, priority = s.priority,
         max_attempts = s.max_attempts, timeout_at = s.timeout_at, max_cost_usd = s.max_cost_usd,
-        after = s.after,
-        submitted_by_key = s.submitted_by_key
+        after = s.after, not_before = s.not_before, label = s.label, max_running = s.max_running,
+        max_duration_s = s.max_duration_s, stall_timeout_s = s.stall_timeout_s, retry = s.retry,
+        retries = 0, submitted_by_key = s.submitted_by_key
     where organization_id = j.organization_id and id = j.id;
     j := openweights.requeue_job(j, 0);
     perform openweights.revive_dependents(j.organization_id, j.id);
@@ -187,8 +194,8 @@ begin
     perform check_budget(me);
     perform check_after(j.organization_id, j.id, j.after);
     perform end_open_run(j);
-    -- Who restarts it pays for it.
-    update jobs set submitted_by_key = me.id
+    -- Who restarts it pays for it, and wants it now.
+    update jobs set submitted_by_key = me.id, not_before = null, retries = 0
     where organization_id = j.organization_id and id = j.id;
     j := requeue_job(j, 0);
     perform revive_dependents(j.organization_id, j.id);

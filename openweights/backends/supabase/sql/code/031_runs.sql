@@ -18,7 +18,7 @@ end $$;
 
 create or replace function public.finish_run(
     p_run_id bigint, p_attempt integer, p_status text, p_error text default null,
-    p_exit_code integer default null
+    p_exit_code integer default null, p_cause text default null
 ) returns json
 language plpgsql security definer set search_path = openweights, public, pg_temp
 set enable_seqscan = off as $$
@@ -29,19 +29,32 @@ declare
     j jobs := locked.j;
     is_allowed boolean := check_reporter(me, r);
     final text := case j.status when 'canceled' then 'canceled' else p_status end;
+    pause_s double precision;
 begin
     if p_status is null or p_status not in ('completed', 'failed', 'canceled') then
         perform refuse('invalid_input', format('%L is no status that a run can end with', p_status));
     end if;
-    if check_current(j, r, p_attempt, r.status = final and j.status = final) then
-        r := end_run(r, final, 'finish', p_error, p_exit_code);
-        j := end_job(j, final, r.id);
+    if check_current(j, r, p_attempt, r.status = final and (
+        j.status = final or (final = 'failed' and j.status = 'pending' and j.retries > 0)))
+    then
+        perform check_name(p_cause, 100, 'cause');
+        r := end_run(r, final, 'finish', p_error, p_exit_code, p_cause);
+        pause_s := case final when 'failed' then pause_before_retry(j, p_cause, p_exit_code) end;
+        if pause_s is null then
+            j := end_job(j, final, r.id);
+        else
+            update jobs
+            set retries = retries + 1, not_before = now() + make_interval(secs => pause_s)
+            where organization_id = j.organization_id and id = j.id;
+            j := requeue_job(j, j.lost_attempts);
+        end if;
     end if;
     return job_json(j);
 end $$;
 
-create or replace function public.release_run(p_run_id bigint, p_attempt integer, p_reason text)
-returns json
+create or replace function public.release_run(
+    p_run_id bigint, p_attempt integer, p_reason text, p_is_lost boolean default false
+) returns json
 language plpgsql security definer set search_path = openweights, public, pg_temp
 set enable_seqscan = off as $$
 declare
@@ -55,6 +68,8 @@ begin
         if j.status = 'canceled' then
             r := end_run(r, 'canceled', 'release', p_reason);
             j := end_job(j, 'canceled', r.id);
+        elsif p_is_lost then
+            j := lose_run(j, r, 'release', p_reason);
         else
             r := end_run(r, 'failed', 'release', p_reason);
             j := requeue_job(j, j.lost_attempts);

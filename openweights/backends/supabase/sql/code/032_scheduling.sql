@@ -162,3 +162,108 @@ begin
         revived := revived[2:];
     end loop;
 end $$;
+
+-- ---- jobs with the same label
+
+-- Whether fewer jobs of this label run than the job says.
+create or replace function openweights.has_room(p_organization uuid, p_label text, p_most integer)
+returns boolean language plpgsql volatile as $$
+begin
+    return (
+        select count(*) from public.jobs
+        where organization_id = p_organization and label = p_label and status = 'in_progress'
+    ) < p_most;
+end $$;
+
+-- Of claims for the same label one goes on after the other, so that each sees what those before have
+-- taken: a statement of a volatile function sees all that is committed by then.
+create or replace function openweights.wait_for_label(p_organization uuid, p_label text) returns void
+language plpgsql as $$
+begin
+    perform pg_advisory_xact_lock(hashtextextended(p_organization || ' ' || p_label, 0));
+end $$;
+
+-- ---- retries of a job's own failures
+
+-- Seconds until the job may be tried again after a failure; null when it has failed for good. The
+-- pause doubles with each retry, up to a day.
+create or replace function openweights.pause_before_retry(
+    j public.jobs, p_cause text, p_exit_code integer
+) returns double precision language sql immutable as $$
+    select least((j.retry ->> 'backoff_s')::double precision * power(2::double precision, j.retries), 86400)
+    where j.retries < (j.retry ->> 'max')::integer
+        and (j.retry -> 'on' ? p_cause
+            or (j.retry -> 'on' ? 'any' and p_exit_code is not null)
+            or j.retry -> 'on' ? ('exit:' || case when p_exit_code < 0 then 128 - p_exit_code
+                else p_exit_code end))
+$$;
+
+-- ---- jobs that hang
+
+-- Whether a run has given no sign of life for as long as its job allows; notes what it has given.
+create or replace function openweights.is_stalled(j public.jobs, r public.runs) returns boolean
+language plpgsql as $$
+declare
+    heard bigint;
+begin
+    if j.stall_timeout_s is null then
+        return false;
+    end if;
+    -- As it is now: what a statement took before it waited for the lock may be old.
+    select log_bytes + event_bytes into heard from public.runs where id = r.id;
+    if heard <> r.heard_bytes then
+        update public.runs set heard_bytes = heard, quiet_since = now() where id = r.id;
+        return false;
+    end if;
+    return now() - coalesce(r.quiet_since, r.created_at) >= make_interval(secs => j.stall_timeout_s);
+end $$;
+
+create or replace function public.touch_run(p_run_id bigint) returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp
+set enable_seqscan = off as $$
+declare
+    me api_keys := openweights.caller('admin', 'member', 'worker');
+    r runs := find_run(me.organization_id, p_run_id);
+    is_allowed boolean := check_reporter(me, r);
+begin
+    update runs set quiet_since = now() where id = r.id and status = 'in_progress';
+    return to_jsonb(found);
+end $$;
+
+-- ---- the queue of an organization
+
+create or replace function openweights.queue_json(p_organization uuid) returns jsonb
+language sql stable as $$
+    select jsonb_build_object('paused_at', paused_at, 'max_duration_s', max_duration_s)
+    from public.organizations where id = p_organization
+$$;
+
+create or replace function public.queue_state() returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+begin
+    return queue_json(me.organization_id);
+end $$;
+
+-- While it is paused no worker gets a new job, and no pod is started.
+create or replace function public.set_paused(p_is_paused boolean) returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin');
+begin
+    update organizations set paused_at = case when p_is_paused then coalesce(paused_at, now()) end
+    where id = me.organization_id;
+    return queue_json(me.organization_id);
+end $$;
+
+-- For jobs that do not say how long a run of theirs may take; null for no limit.
+create or replace function public.set_max_duration(p_seconds double precision) returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin');
+    is_number boolean := check_number(p_seconds::numeric, 1, 1000000000, 'max_duration');
+begin
+    update organizations set max_duration_s = p_seconds where id = me.organization_id;
+    return queue_json(me.organization_id);
+end $$;

@@ -165,27 +165,40 @@ language sql stable as $$
             or coalesce(j.params ->> 'cloud_type', 'SECURE') in ('ALL', w.cloud_type))
 $$;
 
--- The id of the best pending job that fits the worker, and that its limit and its key's budget let
--- run; it is locked. Null when there is none. The settings hold the planner to the index of what
--- waits (it cannot know how few jobs that are, and would sort them), and to one plan for all workers
--- (else it plans anew each time, which takes longer than the claim). Few columns, because a statement
--- is set up anew each time, column by column.
-create or replace function openweights.next_job(w public.workers, p_spent_keys uuid[]) returns text
+-- The id of the best pending job that fits the worker, whose turn has come, and that its limit and its
+-- key's budget let run; it is locked. Null when there is none. The settings hold the planner to the
+-- index of what waits (it cannot know how few jobs that are, and would sort them), and to one plan for
+-- all workers (else it plans anew each time, which takes longer than the claim). Few columns, because
+-- a statement is set up anew each time, column by column.
+create or replace function openweights.next_job(
+    w public.workers, p_spent_keys uuid[], p_full_labels text[] default '{}'
+) returns text
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
 set enable_sort = off as $$
 declare
     best text;
+    best_label text;
+    most integer;
 begin
-    select j.id into best
+    select j.id, j.label, j.max_running into best, best_label, most
     from public.jobs j
     where j.organization_id = w.organization_id and j.status = 'pending' and openweights.fits(j, w)
+        and (j.not_before is null or j.not_before <= now())
         and (j.after is null or openweights.are_completed(j.organization_id, j.after))
+        and (j.max_running is null or (j.label <> all (p_full_labels)
+            and openweights.has_room(j.organization_id, j.label, j.max_running)))
         and j.submitted_by_key <> all (p_spent_keys)
         and (j.max_cost_usd is null
             or openweights.job_cost(j.organization_id, j.id) < j.max_cost_usd)
     order by j.priority desc, j.created_at, j.seq
     limit 1 for no key update skip locked;
+    if most is not null then
+        perform openweights.wait_for_label(w.organization_id, best_label);
+        if not openweights.has_room(w.organization_id, best_label, most) then
+            return openweights.next_job(w, p_spent_keys, p_full_labels || best_label);
+        end if;
+    end if;
     return best;
 end $$;
 
@@ -203,7 +216,7 @@ begin
     j := openweights.lock_job(w.organization_id, r.job_id);
     if j.status <> 'in_progress' then
         -- It was canceled, and the worker runs nothing: it would not be asking.
-        perform openweights.lose_run(j, r, 'worker');
+        j := openweights.lose_run(j, r, 'worker');
         return null;
     end if;
     update public.runs set lease_expires_at = p_expires_at where id = r.id;
@@ -235,7 +248,8 @@ begin
         exists (
             select from api_keys k
             where k.organization_id = w.organization_id and k.budget_usd is not null
-        ) as budgets
+        ) as budgets,
+        o.paused_at is not null as is_paused
     into now_there from organizations o where o.id = w.organization_id;
     if now_there.expired_runs then
         perform lose_expired_runs(w.organization_id, w.id);
@@ -243,7 +257,7 @@ begin
     if now_there.held_run then
         answer := resume_run(w, now_there.lease_expires_at);
     end if;
-    if answer is not null or w.status <> 'active' then
+    if answer is not null or w.status <> 'active' or now_there.is_paused then
         return answer;
     end if;
     job_id := next_job(w, case when now_there.budgets then spent_keys(w.organization_id) else '{}' end);
@@ -297,18 +311,21 @@ declare
     w workers := lock_worker(me.organization_id, p_worker_id);
     locked record;
     j jobs;
+    r runs;
+    o organizations;
 begin
     update workers set pinged_at = now() where organization_id = w.organization_id and id = w.id;
     if p_run_id is not null then
         locked := lock_run(me.organization_id, p_run_id);
         j := locked.j;
-        if not renew_lease(w, j, locked.r, now() + make_interval(secs => (
-            select lease_s from organizations where id = me.organization_id)))
-        then
+        r := locked.r;
+        select * into o from organizations where id = me.organization_id;
+        if not renew_lease(w, j, r, now() + make_interval(secs => o.lease_s)) then
             return '"fenced"';
         elsif j.status = 'canceled' then
             return '"cancel"';
         elsif j.timeout_at <= now()
+            or r.created_at + make_interval(secs => coalesce(j.max_duration_s, o.max_duration_s)) <= now()
             or (j.max_cost_usd is not null and job_cost(j.organization_id, j.id) >= j.max_cost_usd)
             or exists (
                 select from api_keys k where k.id = j.submitted_by_key
@@ -316,6 +333,8 @@ begin
             )
         then
             return '"timeout"';
+        elsif is_stalled(j, r) then
+            return '"stalled"';
         end if;
     end if;
     return case when w.status in ('shutdown', 'terminated') then '"shutdown"' else '"continue"' end;
@@ -399,7 +418,11 @@ begin
             order by j.id)
         from (
             select * from jobs where organization_id = me.organization_id and status = 'pending'
+                and (not_before is null or not_before <= now())
                 and (after is null or are_completed(organization_id, after))
+                and (max_running is null or has_room(organization_id, label, max_running))
+                and not exists (
+                    select from organizations where id = me.organization_id and paused_at is not null)
             order by id limit p_limit offset p_offset
         ) j join api_keys k on k.id = j.submitted_by_key
     ), '[]');

@@ -41,11 +41,15 @@ grant execute on function public.submit_job to anon, authenticated;
 grant execute on function public.cancel_job to anon, authenticated;
 grant execute on function public.restart_job to anon, authenticated;
 grant execute on function public.set_timeout to anon, authenticated;
+grant execute on function public.queue_state to anon, authenticated;
+grant execute on function public.set_paused to anon, authenticated;
+grant execute on function public.set_max_duration to anon, authenticated;
 
 -- runs
 grant execute on function public.start_script_run to anon, authenticated;
 grant execute on function public.finish_run to anon, authenticated;
 grant execute on function public.release_run to anon, authenticated;
+grant execute on function public.touch_run to anon, authenticated;
 grant execute on function public.append_events to anon, authenticated;
 grant execute on function public.latest_values to anon, authenticated;
 grant execute on function public.append_log to anon, authenticated;
