@@ -319,6 +319,27 @@ class MemberRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """A change that somebody asked for.
+
+    Attributes:
+        who: The e-mail address of the member; on this machine the name of the user.
+        key_name: Of the key that was used; empty on this machine.
+        action: Such as `job.submit`, `job.cancel`, `key.create`, `queue.pause`.
+        target: The job, key, member or secret that was changed.
+        details: What else is to be known; no secrets.
+    """
+
+    id: int
+    created_at: datetime
+    who: str
+    key_name: str
+    action: str
+    target: str | None
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class SecretRecord:
     """A secret of an organization, without its value."""
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, BinaryIO, Literal, Protocol
 
 from openweights.types import (
+    AuditRecord,
     Claim,
     EventDraft,
     EventRecord,
@@ -194,6 +195,10 @@ class Backend(Protocol):
 
     def set_max_duration(self, seconds: float | None) -> QueueState:
         """How long a run may take whose job does not say it; None for no limit."""
+        ...
+
+    def list_audit(self, *, target: str | None = None, limit: int = 100) -> list[AuditRecord]:
+        """Who did what, newest first: changes of jobs, the queue, keys, members and secrets."""
         ...
 
     # ---- runs

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gc": ("jobs.remove:gc", "Remove old logs, and old files that nobody needs."),
     "pause": ("jobs.change:pause", "Give out no new jobs until `ow resume`; what runs goes on."),
     "resume": ("jobs.change:resume", "Give out jobs again."),
+    "audit": ("jobs.change:audit", "Show who did what, the last first."),
     "infer": ("models.infer:infer", "Answer a file of prompts with a model."),
     "sample": ("models.infer:sample", "Show a fine-tuned model's answers, before and after."),
     "eval": ("models.evaluate:evaluate", "Score models on problems, side by side."),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from openweights.jobs.multiple_choice import MultipleChoice
     from openweights.jobs.unsloth import FineTuning
     from openweights.jobs.weighted_sft import WeightedSFT
+    from openweights.types import AuditRecord
 
 __all__ = ["Job", "JobCollection", "Jobs", "OpenWeights", "Run", "register"]
 
@@ -188,6 +189,14 @@ class OpenWeights:
                 run_id = self.settings.run_id
                 self._run = ScriptRun(self) if run_id is None else Run(self, run_id)
             return self._run
+
+    def audit(self, target: str | None = None, limit: int = 100) -> list[AuditRecord]:
+        """Who did what, newest first: jobs submitted, changed, canceled; keys made and revoked; …
+
+        Args:
+            target: Only of this job, key, member or secret.
+        """
+        return self.backend.list_audit(target=target, limit=limit)
 
     def compare(self, jobs: Sequence[Job | str], as_dataframe: bool | None = None) -> Any:
         """A table with a row for each job: the parameters that differ, and the last value of each

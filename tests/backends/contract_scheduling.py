@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openweights.backends.base import Backend
 from openweights.errors import InvalidInputError, InvalidStateError
 from openweights.types import QueueState, Retry, WorkerSpec
-from tests.backends.steps import Contract, claim, draft, spec, start
+from tests.backends.steps import NOW, Contract, claim, draft, spec, start
 
 
 class SchedulingContract(Contract):
@@ -289,6 +289,38 @@ class SchedulingContract(Contract):
         with pytest.raises(InvalidInputError, match=next(iter(wrong))):
             backend.submit_job(spec(**wrong))
         assert backend.list_jobs() == []
+
+    # ---- who
+
+    def test_every_change_is_written_down(self, backend: Backend) -> None:
+        held = start(backend)
+        backend.submit_job(spec())
+        backend.submit_job(spec("b", priority=1))
+        backend.submit_job(spec("b", requires_vram_gb=3))
+        backend.submit_job(spec("b", requires_vram_gb=3))
+        backend.set_timeout("b", NOW)
+        backend.cancel_job("b")
+        backend.cancel_job("b")
+        backend.restart_job("b")
+        backend.finish_run(held.run.id, 1, "failed")
+        backend.submit_job(spec())
+        with pytest.raises(InvalidStateError):
+            backend.restart_job("b")
+        backend.set_paused(True)
+        backend.set_paused(False)
+        backend.set_max_duration(60)
+        found = [(change.action, change.target) for change in backend.list_audit()]
+        of_jobs = [
+            *(("job.resubmit", "job-1"), ("job.restart", "b"), ("job.cancel", "b")),
+            *(("job.timeout", "b"), ("job.change", "b"), ("job.submit", "b")),
+            ("job.submit", "job-1"),
+        ]
+        of_queue = ["queue.max_duration", "queue.resume", "queue.pause"]
+        assert found == [*((action, None) for action in of_queue), *of_jobs]
+        newest, canceled = backend.list_audit(limit=1)[0], backend.list_audit(target="b")[1]
+        assert newest.details == {"seconds": 60}
+        assert canceled.details == {"status": "pending"}
+        assert newest.who and abs(newest.created_at - backend.now()) < timedelta(minutes=1)
 
     def test_no_order_of_changes_leaves_a_job_stuck(self, backend: Backend) -> None:
         @settings(max_examples=self.max_examples // 2, deadline=None, database=None)

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from openweights.backends.local import dependencies, lifecycle, records
-from openweights.backends.local.store import Store, find
+from openweights.backends.local.store import Store, find, matching, note
 from openweights.backends.values import check_number, readable
 from openweights.errors import InvalidStateError
 from openweights.json_values import cleaned, contains
-from openweights.types import JOB_STATUSES, JobRecord, JobSpec, JobStatus, QueueState
+from openweights.types import JOB_STATUSES, AuditRecord, JobRecord, JobSpec, JobStatus, QueueState
 
 _SYNCED = (
     *("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params"),
@@ -32,16 +32,19 @@ class JobVerbs(Store):
             if row is None:
                 dependencies.check_after(db, spec.id, spec.after)
                 self._insert_job(db, columns, now)
+                note(db, "job.submit", spec.id, now)
             elif row["status"] in ("failed", "canceled"):
                 dependencies.check_after(db, spec.id, spec.after)
                 _update_job(db, spec.id, columns, now)
                 _queue_again(db, spec.id, now)
+                note(db, "job.resubmit", spec.id, now)
             elif row["status"] == "pending":
                 synced = _synced(row, columns)
                 if "after" in synced:
                     dependencies.check_after(db, spec.id, spec.after)
                 if synced:
                     _update_job(db, spec.id, synced, now)
+                    note(db, "job.change", spec.id, now)
             return self._job(db, spec.id)
 
     def get_job(self, job_id: str) -> JobRecord:
@@ -84,6 +87,7 @@ class JobVerbs(Store):
 
     def _cancel(self, db: sqlite3.Connection, job: JobRecord) -> None:
         now = self._now()
+        note(db, "job.cancel", job.id, now, status=job.status)
         db.execute(
             "UPDATE jobs SET status = 'canceled', worker_id = NULL, updated_at = ? WHERE id = ?",
             (now, job.id),
@@ -111,13 +115,17 @@ class JobVerbs(Store):
             now = self._now()
             _update_job(db, job_id, {"not_before": None}, now)  # who restarts it wants it now
             _queue_again(db, job_id, now)
+            note(db, "job.restart", job_id, now)
             return self._job(db, job_id)
 
     def set_timeout(self, job_id: str, timeout_at: datetime | None) -> JobRecord:
         value = None if timeout_at is None else records.to_micros(timeout_at)
         with self._write() as db:
             self._job(db, job_id)
-            _update_job(db, job_id, {"timeout_at": value}, self._now())
+            now = self._now()
+            _update_job(db, job_id, {"timeout_at": value}, now)
+            until = None if timeout_at is None else timeout_at.isoformat()
+            note(db, "job.timeout", job_id, now, timeout_at=until)
             return self._job(db, job_id)
 
     def queue_state(self) -> QueueState:
@@ -126,19 +134,26 @@ class JobVerbs(Store):
 
     def set_paused(self, is_paused: bool) -> QueueState:
         with self._write() as db:
-            now = self._now() if is_paused else None
+            now = self._now()
             db.execute(
-                "UPDATE queue SET paused_at = CASE WHEN :now IS NULL THEN NULL "
-                "ELSE coalesce(paused_at, :now) END",
-                {"now": now},
+                "UPDATE queue SET paused_at = CASE WHEN :pause THEN coalesce(paused_at, :now) END",
+                {"pause": is_paused, "now": now},
             )
+            note(db, "queue.pause" if is_paused else "queue.resume", None, now)
             return records.queue_state(lifecycle.queue(db))
 
     def set_max_duration(self, seconds: float | None) -> QueueState:
         check_number("max_duration_s", seconds)
         with self._write() as db:
             db.execute("UPDATE queue SET max_duration_s = ?", (seconds,))
+            note(db, "queue.max_duration", None, self._now(), seconds=seconds)
             return records.queue_state(lifecycle.queue(db))
+
+    def list_audit(self, *, target: str | None = None, limit: int = 100) -> list[AuditRecord]:
+        query, values = matching("SELECT * FROM audit", {"target": target})
+        with self._read() as db:
+            rows = db.execute(f"{query} ORDER BY id DESC LIMIT ?", (*values, limit)).fetchall()
+        return list(readable(records.audit_record, rows, "a change"))
 
 
 def _queue_again(db: sqlite3.Connection, job_id: str, now: int) -> None:

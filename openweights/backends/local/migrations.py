@@ -188,9 +188,15 @@ _SCHEDULING: Migration = (
     "INSERT INTO queue (id) VALUES (1)",
 )
 
+_AUDIT: Migration = (
+    "CREATE TABLE audit (id INTEGER PRIMARY KEY, created_at INTEGER NOT NULL, who TEXT NOT NULL, "
+    "action TEXT NOT NULL, target TEXT, details TEXT NOT NULL)",
+    "CREATE INDEX audit_of_target ON audit (target, id)",
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     *(_FIRST, _EVENTS_OF_TYPE, _RELIABILITY),
-    *(_DEPENDENCIES, _RETENTION, _SCHEDULING),
+    *(_DEPENDENCIES, _RETENTION, _SCHEDULING, _AUDIT),
 )
 
 

@@ -24,6 +24,7 @@ from openweights.backends.values import (
 )
 from openweights.json_values import dump, storable, to_json
 from openweights.types import (
+    AuditRecord,
     EventRecord,
     FileRecord,
     JobRecord,
@@ -137,6 +138,18 @@ def retry_of(row: sqlite3.Row | Mapping[str, Any]) -> Retry | None:
 
 def queue_state(row: sqlite3.Row) -> QueueState:
     return QueueState(moment_or_none(row["paused_at"]), row["max_duration_s"])
+
+
+def audit_record(row: sqlite3.Row) -> AuditRecord:
+    return AuditRecord(
+        id=row["id"],
+        created_at=from_micros(row["created_at"]),
+        who=row["who"],
+        key_name="",
+        action=row["action"],
+        target=row["target"],
+        details=json.loads(row["details"]),
+    )
 
 
 def run_record(row: sqlite3.Row | Mapping[str, Any], log_bytes: int) -> RunRecord:

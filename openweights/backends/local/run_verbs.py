@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from openweights.backends.local import lifecycle, records
 from openweights.backends.local.failures import clear_errors
-from openweights.backends.local.store import Store, find, matching
+from openweights.backends.local.store import Store, find, matching, note
 from openweights.backends.values import (
     check_event_bytes,
     check_log_end,
@@ -65,6 +65,7 @@ class RunVerbs(Store):
                 )
             now = self._now()
             self._insert_job(db, columns, now)
+            note(db, "job.script", spec.id, now)
             row = find(db, "jobs", spec.id)
             assert row is not None
             return self._start(db, row, None, None, now)

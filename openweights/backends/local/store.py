@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import functools
+import json
 import os
+import pwd
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -185,6 +188,33 @@ def find(db: sqlite3.Connection, table: str, row_id: str) -> sqlite3.Row | None:
 def insert(db: sqlite3.Connection, table: str, columns: Mapping[str, Any]) -> None:
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
     db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))
+
+
+def note(
+    db: sqlite3.Connection, action: str, target: str | None, now: int, **details: object
+) -> None:
+    """Write down who did what."""
+    given = {name: value for name, value in details.items() if value is not None}
+    insert(
+        db,
+        "audit",
+        {
+            "created_at": now,
+            "who": _user(),
+            "action": action,
+            "target": target,
+            "details": json.dumps(given),
+        },
+    )
+
+
+@functools.cache
+def _user() -> str:
+    """Who runs this process: the user's name, or the number of one without a name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def matching(query: str, conditions: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:

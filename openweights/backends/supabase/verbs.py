@@ -42,6 +42,7 @@ from openweights.errors import (
 )
 from openweights.json_values import contains, storable
 from openweights.types import (
+    AuditRecord,
     Claim,
     EventDraft,
     EventRecord,
@@ -219,6 +220,13 @@ class JobVerbs(Project):
 
     def set_max_duration(self, seconds: float | None) -> QueueState:
         return from_row(QueueState, self.rpc("set_max_duration", seconds=seconds))
+
+    def list_audit(self, *, target: str | None = None, limit: int = 100) -> list[AuditRecord]:
+        def newest(query: Query) -> Query:
+            query = query if target is None else query.eq("target", target)
+            return query.order("id", desc=True).limit(limit)
+
+        return from_rows(AuditRecord, self._rows("audit", columns(AuditRecord), newest))
 
     def _check_job(self, job_id: str) -> None:
         _one(self._rows("jobs", "id", lambda query: query.eq("id", job_id)), f"job {job_id!r}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from openweights.cli.output import json_option, local_time, note, one_line, print_json
+from openweights.cli.output import json_option, local_time, note, one_line, print_json, print_table
 from openweights.cli.store import complete_jobs, open_store
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
-from openweights.types import JobRecord, QueueState
+from openweights.types import AuditRecord, JobRecord, QueueState
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -68,6 +68,41 @@ def _print_queue(state: QueueState, *, as_json: bool) -> None:
         click.echo("the queue goes on")
     else:
         click.echo(f"the queue is paused since {local_time(state.paused_at)}")
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="At most so many changes.",
+)
+@json_option
+def audit(target: str | None, limit: int, as_json: bool) -> None:
+    """Show who did what, the last first.
+
+    Of everything, or of TARGET: a job, the name of a key or secret, a member's e-mail address.
+    """
+    with open_store() as backend:
+        changes = backend.list_audit(target=target, limit=limit)
+    if as_json:
+        print_json(changes)
+    elif changes:
+        rows = [_change_row(change) for change in changes]
+        print_table(("when", "who", "key", "what", "of", "details"), rows)
+    else:
+        note("nothing has been changed" + (f" of {one_line(target, 80)}" if target else " yet"))
+
+
+def _change_row(change: AuditRecord) -> tuple[str, ...]:
+    details = " ".join(f"{name}={value}" for name, value in change.details.items())
+    return (
+        local_time(change.created_at),
+        *(one_line(text or "-") for text in (change.who, change.key_name)),
+        *(one_line(text or "-") for text in (change.action, change.target, details)),
+    )
 
 
 def change_jobs(

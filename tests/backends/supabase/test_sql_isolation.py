@@ -45,6 +45,11 @@ _OF_HOLDER = {"of-held", "put-by-holder", "cp", "shared"}
 _OF_IDLER = {"of-idlers", "shared"}
 _ALL_RUNS = {"before", "held", "idlers", "script"}
 
+_ACTIONS = {
+    *("job.submit", "job.cancel", "job.script", "key.create", "key.revoke", "member.add"),
+    *("member.remove", "secret.set"),
+}
+
 # table -> (what names a row, rows of the first organization that people, holder and idler see);
 # None: nobody may read it. The stranger sees nothing, dead keys are told so, and nobody may write.
 TABLES: dict[str, tuple[str, set[str], set[str], set[str]] | None] = {
@@ -53,6 +58,7 @@ TABLES: dict[str, tuple[str, set[str], set[str], set[str]] | None] = {
     "workers": ("id", {"w-holder", "w-idler", "w-pod"}, {"w-holder"}, {"w-idler"}),
     "jobs": ("id", _JOBS, {"held", "before"}, {"idlers"}),
     "runs": ("job_id", _ALL_RUNS, {"held", "before"}, {"idlers"}),
+    "audit": ("action", _ACTIONS, set(), set()),
     "events": ("job_id", {"before", "held", "idlers"}, {"held", "before"}, {"idlers"}),
     "members": None,
     "api_keys": None,

@@ -227,3 +227,34 @@ def test_secrets_are_written_and_never_read(admin: Caller) -> None:
     assert admin.rpc("delete_secret", name="HF_TOKEN") is True
     assert admin.rpc("delete_secret", name="HF_TOKEN") is False
     admin.rpc("set_secrets_key", public_key="two")
+
+
+def test_what_admins_do_is_written_down(admin: Caller) -> None:
+    """Under the member and the key that did it, without any secret."""
+    made = admin.rpc("create_key", name="second", role="worker", worker_id="w-1")
+    admin.rpc("set_budget", key_id=made["id"], usd=5)
+    admin.rpc("revoke_key", key_id=made["id"])
+    member = admin.rpc("add_member", email="new@example.org", role="member")
+    admin.rpc("remove_member", member_id=member["id"])
+    admin.rpc("rename_organization", name="Other")
+    admin.rpc("set_secrets_key", public_key="public")
+    admin.rpc("set_secret", name="TOKEN", sealed="sealed-token")
+    admin.rpc("delete_secret", name="TOKEN")
+    admin.rpc("delete_secret", name="TOKEN")
+    query = "select action, target, who, key_name, details::text from public.audit order by id"
+    rows = admin.query(query)
+    assert [row[:2] for row in rows] == [
+        ("job.submit", "j"),
+        ("key.create", "second"),
+        ("key.budget", "second"),
+        ("key.revoke", "second"),
+        ("member.add", "new@example.org"),
+        ("member.remove", "new@example.org"),
+        ("organization.rename", "Other"),
+        ("secrets.key", None),
+        ("secret.set", "TOKEN"),
+        ("secret.delete", "TOKEN"),
+    ]
+    assert {row[2:4] for row in rows} == {("admin@example.org", "first")}
+    text = " ".join(row[4] for row in rows)
+    assert made["key"] not in text and "sealed-token" not in text and "w-1" in text

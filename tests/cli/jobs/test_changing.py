@@ -62,3 +62,27 @@ def test_no_ids_at_all(ow: Ow, command: str) -> None:
     answer = ow(command)
     assert answer.exit_code == 2
     assert "no job ids" in answer.stderr
+
+
+def test_the_queue_is_paused_and_resumed(ow: Ow, jobs: Backend) -> None:
+    answer = ow("pause")
+    assert answer.stdout.startswith("the queue is paused since 2")
+    waiting = ow("ls", "--status", "pending").stdout.splitlines()[1:]
+    assert [line.endswith("for the queue, which is paused: `ow resume`") for line in waiting] == [
+        True,
+        True,
+    ]
+    assert json.loads(ow("pause", "--json").stdout)["paused_at"] is not None
+    jobs.cancel_job("ftjob-one")
+    jobs.cancel_job("ftjob-two")  # else the command would start a worker for them
+    assert ow("resume").stdout == "the queue goes on\n"
+
+
+def test_who_did_what(ow: Ow, jobs: Backend) -> None:
+    ow("cancel", "ftjob-one")
+    heading, last, *_ = ow("audit").stdout.splitlines()
+    assert heading.split() == ["WHEN", "WHO", "KEY", "WHAT", "OF", "DETAILS"]
+    assert last.split()[-3:] == ["job.cancel", "ftjob-one", "status=pending"]
+    of_one = json.loads(ow("audit", "ftjob-one", "--json").stdout)
+    assert [change["action"] for change in of_one] == ["job.cancel", "job.submit"]
+    assert ow("audit", "nix").stderr == "ow: nothing has been changed of nix\n"

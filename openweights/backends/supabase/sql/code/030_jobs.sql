@@ -102,6 +102,7 @@ begin
         where organization_id = j.organization_id and id = j.id
         returning * into j;
         perform openweights.note_job_files(j);
+        perform openweights.note(me, 'job.change', j.id);
     end if;
     return j;
 end $$;
@@ -139,8 +140,12 @@ begin
     j := insert_job(s);
     if j.id is not null then
         perform check_after(me.organization_id, s.id, s.after);
+        perform note(me, 'job.submit', s.id);
     else
         j := lock_job(me.organization_id, s.id);
+        if j.status in ('failed', 'canceled') then
+            perform note(me, 'job.resubmit', s.id);
+        end if;
         j := case j.status
             when 'pending' then sync_job(j, s, me)
             when 'failed' then replace_job(j, s)
@@ -160,7 +165,10 @@ declare
 begin
     if j.status in ('completed', 'failed') then
         perform refuse('invalid_state', format('job %s has %s: nothing is left to cancel', j.id, j.status));
-    elsif j.status = 'in_progress' and j.worker_id is null then
+    elsif j.status <> 'canceled' then
+        perform note(me, 'job.cancel', j.id, jsonb_build_object('status', j.status));
+    end if;
+    if j.status = 'in_progress' and j.worker_id is null then
         -- No worker will ever report that it has stopped a script's run.
         select id into last_run from runs
         where organization_id = j.organization_id and job_id = j.id and attempt = j.attempts;
@@ -194,6 +202,7 @@ begin
     perform check_budget(me);
     perform check_after(j.organization_id, j.id, j.after);
     perform end_open_run(j);
+    perform note(me, 'job.restart', j.id);
     -- Who restarts it pays for it, and wants it now.
     update jobs set submitted_by_key = me.id, not_before = null, retries = 0
     where organization_id = j.organization_id and id = j.id;
@@ -212,5 +221,6 @@ begin
     update jobs set timeout_at = p_timeout_at, updated_at = now()
     where organization_id = j.organization_id and id = j.id
     returning * into j;
+    perform note(me, 'job.timeout', j.id, jsonb_build_object('timeout_at', p_timeout_at));
     return job_json(j);
 end $$;

@@ -13,6 +13,7 @@ begin
         perform refuse('invalid_state', format(
             'job %s exists: a script run needs an id of its own', p_spec ->> 'id'));
     end if;
+    perform note(me, 'job.script', j.id);
     return start_run(j.organization_id, j.id, null, null, null);
 end $$;
 

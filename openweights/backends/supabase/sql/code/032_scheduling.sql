@@ -254,6 +254,7 @@ declare
 begin
     update organizations set paused_at = case when p_is_paused then coalesce(paused_at, now()) end
     where id = me.organization_id;
+    perform note(me, case when p_is_paused then 'queue.pause' else 'queue.resume' end, null);
     return queue_json(me.organization_id);
 end $$;
 
@@ -265,5 +266,6 @@ declare
     is_number boolean := check_number(p_seconds::numeric, 1, 1000000000, 'max_duration');
 begin
     update organizations set max_duration_s = p_seconds where id = me.organization_id;
+    perform note(me, 'queue.max_duration', null, jsonb_build_object('seconds', p_seconds));
     return queue_json(me.organization_id);
 end $$;

@@ -30,6 +30,7 @@ begin
     end if;
     perform check_name(p_name, 200, 'name');
     update organizations set name = trim(p_name) where id = me.organization_id;
+    perform note(me, 'organization.rename', trim(p_name));
     return jsonb_build_object('id', me.organization_id, 'name', trim(p_name));
 end $$;
 
@@ -74,6 +75,7 @@ begin
         -- A key may do no more than its member.
         update api_keys set role = 'member' where member_id = m.id and role = 'admin';
     end if;
+    perform note(me, 'member.add', m.email, jsonb_build_object('role', m.role));
     return member_json(m);
 end $$;
 
@@ -106,6 +108,7 @@ begin
         perform refuse('not_found', format('no member %s in this organization', p_member_id));
     end if;
     perform check_admin_is_left(me.organization_id);
+    perform note(me, 'member.remove', m.email);
     return member_json(m);
 end $$;
 
@@ -148,6 +151,7 @@ language plpgsql security definer set search_path = openweights, public, pg_temp
 declare
     me api_keys := openweights.caller('admin');
     m members;
+    made jsonb;
 begin
     select * into m from members
     where id = coalesce(p_member_id, me.member_id) and organization_id = me.organization_id
@@ -167,7 +171,10 @@ begin
     end if;
     perform check_name(p_name, 200, 'name') and check_moment(p_expires_at, 'expires_at')
         and check_number(p_budget_usd, 0, 1000000000, 'budget_usd');
-    return insert_key(m, p_name, p_role, p_expires_at, p_worker_id, p_budget_usd);
+    made := insert_key(m, p_name, p_role, p_expires_at, p_worker_id, p_budget_usd);
+    perform note(me, 'key.create', made ->> 'name', jsonb_build_object('key_id', made -> 'id',
+        'role', p_role, 'of', m.email, 'worker_id', p_worker_id, 'expires_at', p_expires_at));
+    return made;
 end $$;
 
 create or replace function public.list_keys() returns jsonb
@@ -194,6 +201,7 @@ begin
     if not found then
         perform refuse('not_found', format('no key %s in this organization', p_key_id));
     end if;
+    perform note(me, 'key.revoke', k.name, jsonb_build_object('key_id', k.id));
     return key_json(k);
 end $$;
 

@@ -16,6 +16,7 @@ begin
     if not found then
         perform refuse('invalid_state', 'there are secrets that only the present key opens: delete them first');
     end if;
+    perform note(me, 'secrets.key', null);
     return to_jsonb(p_public_key);
 end $$;
 
@@ -42,6 +43,7 @@ begin
     values (me.organization_id, p_name, p_sealed, me.id)
     on conflict (organization_id, name) do update
         set sealed = excluded.sealed, updated_at = now(), updated_by = excluded.updated_by;
+    perform note(me, 'secret.set', p_name);
     return to_jsonb(p_name);
 end $$;
 
@@ -49,9 +51,14 @@ create or replace function public.delete_secret(p_name text) returns jsonb
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$
 declare
     me api_keys := openweights.caller('admin', 'member');
+    was_there boolean;
 begin
     delete from secrets where organization_id = me.organization_id and name = p_name;
-    return to_jsonb(found);
+    was_there := found;
+    if was_there then
+        perform note(me, 'secret.delete', p_name);
+    end if;
+    return to_jsonb(was_there);
 end $$;
 
 -- Names and moments, never values.

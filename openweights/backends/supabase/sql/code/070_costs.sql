@@ -104,5 +104,6 @@ begin
     if not found then
         perform refuse('not_found', format('no key %s in this organization', p_key_id));
     end if;
+    perform note(me, 'key.budget', k.name, jsonb_build_object('key_id', k.id, 'usd', p_usd));
     return key_json(k);
 end $$;

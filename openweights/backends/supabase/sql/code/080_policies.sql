@@ -8,7 +8,7 @@ declare
     t text;
 begin
     foreach t in array array['organizations', 'members', 'api_keys', 'secrets', 'files', 'file_keys',
-        'workers', 'jobs', 'job_files', 'runs', 'events', 'run_values', 'log_chunks']
+        'workers', 'jobs', 'job_files', 'runs', 'events', 'run_values', 'log_chunks', 'audit']
     loop
         execute format('alter table public.%I enable row level security', t);
     end loop;
@@ -22,6 +22,11 @@ drop policy if exists people_or_itself on public.workers;
 create policy people_or_itself on public.workers for select to anon, authenticated
     using (organization_id = (select openweights.organization())
         and ((select openweights.is_person()) or id = (select openweights.worker())));
+
+drop policy if exists people on public.audit;
+create policy people on public.audit for select to anon, authenticated
+    using (organization_id = (select openweights.organization())
+        and (select openweights.is_person()));
 
 drop policy if exists people_or_its_worker on public.jobs;
 create policy people_or_its_worker on public.jobs for select to anon, authenticated

@@ -3,12 +3,12 @@
 
 revoke all on public.organizations, public.members, public.api_keys, public.secrets, public.files,
     public.file_keys, public.workers, public.jobs, public.job_files, public.runs, public.events,
-    public.run_values, public.log_chunks
+    public.run_values, public.log_chunks, public.audit
     from public, anon, authenticated;
 revoke all on all tables in schema openweights from public, anon, authenticated;
 
 grant select on public.organizations, public.files, public.workers, public.jobs, public.runs,
-    public.events
+    public.events, public.audit
     to anon, authenticated;
 
 do $$
