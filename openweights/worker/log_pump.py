@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ import time
 from collections import deque
 
 from openweights.backends.base import Backend
-from openweights.errors import ConfigurationError, StoreUnavailableError
+from openweights.errors import ConfigurationError, OpenWeightsError, StoreUnavailableError
 from openweights.retry import retry
 from openweights.worker.redaction import Redactor
 from openweights.worker.shutdown import warn_of_outage
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 READ_BYTES = 1 << 16
 SEND_BYTES = 1 << 20
 SEND_EVERY_S = 0.25
+ALIVE_EVERY_S = 30.0
 # What waits for a store that is away. When it is full the job blocks in its next print, rather than
 # the worker growing without bound.
 MOST_WAITING_BYTES = 64 << 20
@@ -51,6 +53,8 @@ class LogPump:
         self._tail = b""
         self._is_complete = False
         self._is_discarded = False
+        self._was_held_back = False
+        self._said_at = float("-inf")
         self._job_ended = threading.Event()
         self._reader: threading.Thread | None = None
         self._sender = threading.Thread(target=self._send, name="log sender", daemon=True)
@@ -128,7 +132,9 @@ class LogPump:
             while len(self._waiting) >= MOST_WAITING_BYTES and not self._is_hopeless():
                 self._changed.wait(1.0)
             if not self._is_hopeless():
-                self._waiting += self._window.feed(data)
+                kept = self._window.feed(data)
+                self._waiting += kept
+                self._was_held_back |= not kept
                 self._changed.notify_all()
 
     def _is_hopeless(self) -> bool:
@@ -162,9 +168,23 @@ class LogPump:
         return self._is_complete or self._is_discarded or len(self._waiting) >= SEND_BYTES
 
     def _next(self) -> bytes:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_complete or self._is_discarded)
-            return bytes(self._waiting[:SEND_BYTES])
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_due() or self._was_held_back)
+                if self._is_due():
+                    return bytes(self._waiting[:SEND_BYTES])
+                self._was_held_back = False
+            self._say_alive()
+
+    def _is_due(self) -> bool:
+        return bool(self._waiting) or self._is_complete or self._is_discarded
+
+    def _say_alive(self) -> None:
+        """The job prints, although the store sees nothing of the middle of a long log."""
+        if time.monotonic() - self._said_at >= ALIVE_EVERY_S:
+            self._said_at = time.monotonic()
+            with contextlib.suppress(OpenWeightsError):
+                self._backend.touch_run(self._run_id)
 
     def _deliver(self, offset: int, data: bytes) -> bool:
         """False when it was given up, because the store is away."""

@@ -34,6 +34,15 @@ def check_after(db: sqlite3.Connection, job_id: str, after: Sequence[str]) -> No
     path = cycle_through(job_id, after, lambda other: needs(db, other))
     if path is not None:
         raise InvalidInputError(cycle_refused(path))
+    check_none_failed(db, after)
+
+
+def check_none_failed(db: sqlite3.Connection, after: Sequence[str]) -> None:
+    """See that nothing keeps a job from waiting for these, as it did before.
+
+    Raises:
+        InvalidStateError: One has failed or was canceled.
+    """
     ended = _ended_badly(db, after)
     if ended is not None:
         raise InvalidStateError(

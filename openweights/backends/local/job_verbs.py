@@ -111,7 +111,7 @@ class JobVerbs(Store):
                 raise InvalidStateError(
                     f"job {job_id} ran outside any worker: run its script again instead"
                 )
-            dependencies.check_after(db, job_id, job.after)
+            dependencies.check_none_failed(db, job.after)
             now = self._now()
             _update_job(db, job_id, {"not_before": None}, now)  # who restarts it wants it now
             _queue_again(db, job_id, now)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openweights.backends.local.failures import clear_errors
-from openweights.backends.local.store import Store, find
+from openweights.backends.local.store import Store, find, note
 from openweights.backends.values import LEAST_KEEP_S, LEAST_LOG_BYTES, removed_log
 from openweights.errors import InvalidStateError
 from openweights.types import Garbage, Sizes
@@ -71,6 +71,7 @@ class RetentionVerbs(Store):
             db.execute(f"DELETE FROM events WHERE {of_job}", (job_id,))
             db.execute("DELETE FROM runs WHERE job_id = ?", (job_id,))
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            note(db, "job.delete", job_id, self._now())
         with clear_errors(self.home):
             for run_id in runs:
                 self._logs.remove(run_id)
@@ -82,6 +83,8 @@ class RetentionVerbs(Store):
             if not dry_run:
                 db.executemany("DELETE FROM files WHERE id = ?", [(id,) for id, _ in files])
             logs = self._old_logs(db, before)
+            if not dry_run and (files or logs):
+                note(db, "store.gc", None, self._now(), files=len(files), logs=len(logs))
         if not dry_run:
             self._remove_contents(id for id, _ in files)
             with clear_errors(self.home):

@@ -200,7 +200,7 @@ begin
             'job %s ran outside any worker: run its script again instead', j.id));
     end if;
     perform check_budget(me);
-    perform check_after(j.organization_id, j.id, j.after);
+    perform check_none_failed(j.organization_id, j.after);
     perform end_open_run(j);
     perform note(me, 'job.restart', j.id);
     -- Who restarts it pays for it, and wants it now.

@@ -60,7 +60,6 @@ create or replace function openweights.check_after(p_organization uuid, p_id tex
 returns boolean language plpgsql as $$
 declare
     unknown text;
-    ended public.jobs;
     path text[];
 begin
     select needed into unknown
@@ -77,7 +76,16 @@ begin
         perform openweights.refuse('invalid_input', format(
             'after: these jobs would wait for one another: %s', array_to_string(path, ' waits for ')));
     end if;
-    ended := openweights.ended_badly(p_organization, p_after);
+    return openweights.check_none_failed(p_organization, p_after);
+end $$;
+
+-- Raises when one of the jobs that a job waits for has failed or was canceled. (One that is gone had
+-- completed: who waits for a job keeps it.)
+create or replace function openweights.check_none_failed(p_organization uuid, p_after text[])
+returns boolean language plpgsql as $$
+declare
+    ended public.jobs := openweights.ended_badly(p_organization, p_after);
+begin
     if ended.id is not null then
         perform openweights.refuse('invalid_state', format(
             'after: job %s is %s: restart it first, with `ow restart %s`',

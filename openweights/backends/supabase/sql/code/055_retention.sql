@@ -62,6 +62,7 @@ begin
     delete from runs where organization_id = j.organization_id and job_id = j.id;
     delete from job_files where organization_id = j.organization_id and job_id = j.id;
     delete from jobs where organization_id = j.organization_id and id = j.id;
+    perform note(me, 'job.delete', j.id);
     return 'true';
 end $$;
 
@@ -130,6 +131,9 @@ begin
     delete from files where organization_id = me.organization_id and id = any (doomed)
         and used_at < before;
     perform drop_log(id) from unnest(old_runs) id;
+    if cardinality(doomed) + cardinality(old_runs) > 0 then
+        perform note(me, 'store.gc', null, answer);
+    end if;
     return answer || jsonb_build_object('objects', stray_objects(me.organization_id, before));
 end $$;
 
