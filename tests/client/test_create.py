@@ -298,7 +298,7 @@ def test_register(ow: QuietClient) -> None:
     assert ow.echo_for_test is ow.echo_for_test
     assert "echo_for_test" in dir(ow)
     assert ow.echo_for_test.create(text="a").id.startswith("mine-")
-    with pytest.raises(AttributeError, match="job kinds are api, echo_for_test, exec, fine_tuning"):
+    with pytest.raises(AttributeError, match="job kinds are api, echo_for_test, evaluate, exec"):
         _ = ow.nonsense
     for name in ("files", "run", "create job", "_x", "close"):
         with pytest.raises(InvalidInputError):
