@@ -1,0 +1,182 @@
+"""The study of skills: its rows, its grades, what it concludes from runs, and the whole of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cookbook.sdft.skills import run as study
+from cookbook.sdft.skills.data import SKILLS, skill_rows
+from cookbook.sdft.skills.grading import is_right, score
+from cookbook.sdft.skills.results import (
+    Run,
+    chosen_rates,
+    draw_frontier,
+    draw_sequence,
+    estimate,
+    frontier_points,
+    table,
+)
+from openweights import OpenWeights
+from openweights.jobs.unsloth.config.rows import check_rows
+from tests.tiny_model import make_tiny_model
+
+SHIPPED = ("arithmetic", "orders")
+CALL = {
+    "function": {
+        "name": "geo.area",
+        "parameters": {
+            "type": "dict",
+            "properties": {"width": {"type": "integer"}, "unit": {"type": "string"}},
+            "required": ["width"],
+        },
+    },
+    "values": {"geo.area": {"width": [3], "unit": ["cm", ""]}},
+}
+
+
+@pytest.mark.parametrize("skill", [*SHIPPED, pytest.param("tool_use", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("easy", [False, True])
+def test_rows_are_right_and_held_out(skill: str, easy: bool, home: Path) -> None:
+    split = skill_rows(skill, easy=easy)
+    assert len(split.train) >= 192 and len(split.test) >= 64
+    rows = [*split.train, *split.test]
+    for row in rows:
+        gold = row["messages"][-1]["content"]
+        assert is_right(gold, gold, row["skill"], row["right"]), row
+        assert not is_right(f"Sure! {gold}", gold, row["skill"], row["right"]), "another format"
+    asked = [json.dumps(row["messages"][:-1]) for row in rows]
+    assert len(set(asked)) == len(asked), "no prompt stands twice, nor on both sides"
+    assert len({row["id"] for row in split.test}) == len(split.test)
+    assert skill_rows(skill, easy=easy) == split
+
+
+def test_rows_pass_the_checks_of_every_method(tmp_path: Path, home: Path) -> None:
+    door = OpenWeights().fine_tuning
+    for name, fields in study.METHODS.items():
+        for skill in SHIPPED:
+            file = tmp_path / f"{skill}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in skill_rows(skill).train))
+            made = study.Study(OpenWeights(), study.small("org/model"), tmp_path / "out")
+            config = door.validate(
+                {"model": "org/model", "training_file": str(file)}
+                | fields
+                | made._own_fields(name, skill)
+            )
+            rows = list(enumerate(skill_rows(skill).train, 1))
+            check_rows(rows, config, config.datasets()[0])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("[geo.area(width=3)]", True),
+        (" [geo.area(unit='CM', width=3)]\n", True),
+        ("geo.area(width=3)", False),
+        ("[geo.area(width=3)] is the call.", False),
+        ("[geo.area(width=4)]", False),
+        ("[geo.area(3)]", False),
+        ("[geo.area(width='3')]", False),
+        ("[area(width=3)]", False),
+        ("[geo.area(width=3), geo.area(width=3)]", False),
+        ("[geo.area(width=__import__('os').getpid())]", False),
+        ("[" * 500, False),
+        ("", False),
+    ],
+)
+def test_a_call_is_right_in_its_format_alone(answer: str, right: bool) -> None:
+    assert is_right(answer, "", "tool_use", json.dumps(CALL)) is right
+
+
+@given(st.text(), st.integers(-999, 999))
+def test_arithmetic_takes_the_number_alone(text: str, number: int) -> None:
+    values = score(
+        [str(number), text, f" {number}\n"], [str(number)] * 3, ["arithmetic"] * 3, ["null"] * 3
+    )
+    assert values[0] == values[2] == 1
+    assert values[1] == float(text.strip().isascii() and text.strip() == str(number)) or (
+        text.strip().lstrip("-").isdigit()
+    )
+
+
+def made(method: str, rate: float, seed: int, right: int, kl: float, stage: int = 1) -> Run:
+    scores = {"orders": [1.0] * right + [0.0] * (20 - right), "arithmetic": [0.0] * 20}
+    return Run(method, rate, seed, stage, "ftjob-1").measured(scores, {"humaneval": 0.5 - kl}, kl)
+
+
+RUNS = [
+    made("base", 0.0, 0, 0, 0.0, stage=0),
+    *(made("sft", 1e-5, seed, 10, 0.1) for seed in (1, 2)),
+    *(made("sft", 3e-5, seed, 19, 0.2) for seed in (1, 2)),
+    *(made("sft", 1e-4, seed, 20, 0.4) for seed in (1, 2)),
+    *(made("sdft_forward", 3e-5, seed, 4 * seed, 0.05) for seed in (1, 2)),
+    *(made("sft", 3e-5, seed, 15, 0.3, stage=2) for seed in (1, 2)),
+]
+
+
+def test_the_rate_is_the_gentlest_of_the_nearly_best() -> None:
+    points = frontier_points(RUNS, "orders")
+    assert [len(point.skill) for point in points] == [1, 2, 2, 2, 2], (
+        "the second stage is not there"
+    )
+    assert chosen_rates(points) == {"sft": 3e-5, "sdft_forward": 3e-5}
+
+
+def test_the_interval_knows_of_rows_and_of_seeds() -> None:
+    alike = [made("sft", 1e-5, seed, 10, 0.1) for seed in (1, 2, 3)]
+    apart = [made("sft", 1e-5, seed, right, 0.1) for seed, right in ((1, 2), (2, 10), (3, 18))]
+    one = estimate(alike[:1], "orders")
+    narrow, wide = estimate(alike, "orders"), estimate(apart, "orders")
+    assert one.value == narrow.value == wide.value == 0.5
+    assert one.low < narrow.low < 0.5 < narrow.high < one.high, "more rows tell more"
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low), (
+        "and seeds that differ tell less"
+    )
+    assert estimate(alike, "arithmetic") == (0, 0, 0)
+
+
+def test_figures_and_table(tmp_path: Path) -> None:
+    frontier = draw_frontier(frontier_points(RUNS, "orders"), "orders", tmp_path / "frontier.png")
+    assert [axes.get_xlabel()[:5] for axes in frontier.axes] == ["share", "KL to"]
+    figure = draw_sequence(RUNS, ("orders", "arithmetic"), tmp_path / "sequence.png")
+    assert [axes.get_title() for axes in figure.axes] == ["orders", "arithmetic"]
+    assert all(
+        (tmp_path / name).stat().st_size > 10_000 for name in ("frontier.png", "sequence.png")
+    )
+    lines = table(RUNS, ("orders", "arithmetic")).splitlines()
+    assert len(lines) == 2 + 6 and lines[2].startswith("| base |  |  | 0.00 [0.00, 0.16]")
+    assert "| SFT, 3e-05 | orders, arithmetic | 2 | 0.75" in lines[-1]
+
+
+@pytest.mark.slow
+def test_the_study_runs_and_is_taken_up(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny random model, which learns nothing: the gate stops SDFT, and the study says so."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tiny, out = make_tiny_model(tmp_path / "tiny"), tmp_path / "out"
+    command = ["run.py", "--small", "--model", str(tiny), "--steps", "2", "--test-rows", "2"]
+    monkeypatch.setattr("sys.argv", [*command, "--rates", "1e-2", "--out", str(out)])
+    study.main()
+    told = capsys.readouterr().out
+    assert "SDFT, forward KL 0.01, seed 1, stage 1: " in told and "teacher gate" in told
+    results: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    assert [(r["method"], r["stage"]) for r in results] == [("base", 0), ("sft", 1), ("sft", 2)]
+    assert all(set(r["scores"]) == {"orders", "arithmetic"} for r in results)
+    assert results[0]["kl"] == 0 < results[1]["kl"]
+    ow = OpenWeights()
+    runs = len(ow.runs.list())
+    study.main()
+    assert len(ow.runs.list()) == runs, "what is done is not done again"
+    assert all((out / name).is_file() for name in ("frontier.png", "sequence.png", "results.md"))
+
+
+def test_every_skill_of_the_study_has_rows_and_a_length() -> None:
+    scale = study.Scale("org/model")
+    assert set(scale.new_tokens) == set(SKILLS) == set(scale.skills)
+    assert set(scale.methods) <= set(study.METHODS)
