@@ -74,6 +74,8 @@ def test_a_model_that_is_still_trained_is_waited_for(
     ask: dict[str, Any] = {"input_file_id": str(questions), "requires_vram_gb": 0}
     asked = ow.inference.create(model=early.id, after=first, **ask)
     assert asked.after == (first.id, early.id)
+    compared = ow.evaluate.create(models=["org/tiny", early.id], suite="gsm8k")
+    assert compared.after == (early.id,)
     # A checkpoint that is there needs no waiting.
     held = claim()
     file = ow.files.create(b"x", "checkpoint")["id"]

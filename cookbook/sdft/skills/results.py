@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+
 from openweights.jobs.evaluate.intervals import RESAMPLES, Estimate, mean_score
 
 LABELS = {

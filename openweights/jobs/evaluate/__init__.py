@@ -11,7 +11,7 @@ from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, closest, shown, spelled
 from openweights.jobs.inference import CACHE_GB, OPENAI_KEY, PURPOSE
-from openweights.jobs.model_source import adapter_base, pinned_model
+from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
     GOLD_REWARDS,
@@ -154,6 +154,11 @@ class Evaluate(Jobs):
         needed = [guessed_vram_gb(base, config.quantization) + CACHE_GB for base in bases]
         return max(needed, default=0)
 
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """The fine-tuning jobs among the models that have not completed."""
+        models = cast("EvaluateConfig", validated).models
+        return [job_id for model in models for job_id in awaited_job(self.ow, model)]
+
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI, or a judge, on a project's worker."""
         config = cast("EvaluateConfig", validated)
@@ -183,7 +188,7 @@ class Evaluate(Jobs):
             raise ConfigError(
                 "samples: at temperature 0 all would be the same; give a temperature, or samples=1"
             )
-        models = [pinned_model(self.ow, model) for model in config.models]
+        models = [pinned_model(self.ow, model, may_wait=True) for model in config.models]
         if twice := [model for model in models if models.count(model) > 1]:
             raise ConfigError(f"models: {twice[0]} is named twice; give each once")
         prompts = None if config.prompts is None else self.stored(config.prompts, PURPOSE)
