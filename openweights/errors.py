@@ -1,9 +1,3 @@
-import difflib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 """Every error that this package raises on purpose.
 
     OpenWeightsError
@@ -22,6 +16,11 @@ if TYPE_CHECKING:
 
 Each class also inherits the built-in that code unaware of this package would catch.
 """
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class OpenWeightsError(Exception):

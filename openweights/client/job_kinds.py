@@ -71,10 +71,10 @@ class Jobs:
         requires_vram_gb: GPU memory needed in all, in GiB; None for none.
         job_type: How listings call it.
         stall_timeout_s: How long its jobs may be quiet where nobody says it; None for ever.
-        id_covers_mounts: Whether command and mounted files are part of the job id. Built-in kinds
-            say False: their command comes from the parameters, so that a new version of this
-            package does not run everything again. It holds for the class that says so, not for its
-            subclasses, which may run something else.
+        id_covers_mounts: Whether command and mounted files are part of the job id. False is for a
+            command that comes from the parameters, so that a new version of this package does not
+            run everything again; of the built-in kinds only exec covers them. It holds for the
+            class that says so, not for its subclasses, which may run something else.
     """
 
     mount: ClassVar[dict[str, str]] = {}

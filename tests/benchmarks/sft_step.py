@@ -31,7 +31,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from openweights.jobs.unsloth.preference import preference_train
+from openweights.jobs.unsloth.preference.trainer import preference_train
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import load_model

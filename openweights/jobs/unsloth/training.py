@@ -273,7 +273,7 @@ def _train_by_loss(
             common |= {"fetch": reporter.fetch, "log_event": reporter.log, "engine": engine}
             return grpo_train(config, model, tokenizer, *rows, **common)
         case "dpo" | "orpo":
-            from openweights.jobs.unsloth.preference import preference_train
+            from openweights.jobs.unsloth.preference.trainer import preference_train
 
             return preference_train(config, model, tokenizer, *rows, **common)
 

@@ -21,8 +21,8 @@ from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.rows import check_rows
 from openweights.jobs.unsloth.dpo_ft import dpo_loss, summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import log_odds, orpo_loss, summed_orpo_loss
-from openweights.jobs.unsloth.preference import preference_train
-from openweights.jobs.unsloth.preference_data import PreferenceCollator, preference_examples
+from openweights.jobs.unsloth.preference.data import PreferenceCollator, preference_examples
+from openweights.jobs.unsloth.preference.trainer import preference_train
 from openweights.jobs.unsloth.training import train
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models.load import load_model

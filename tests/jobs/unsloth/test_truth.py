@@ -13,7 +13,7 @@ from tokenizers import processors
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
-from openweights.jobs.unsloth.preference_data import preference_examples
+from openweights.jobs.unsloth.preference.data import preference_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.template import prompt_token_ids, set_template

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openweights.errors import shown
-from openweights.jobs.unsloth.config.fields import TrainingFields
+from openweights.jobs.unsloth.config.fields import FILE_PURPOSES, TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import DEFAULT_JUDGE, JUDGES, reward_choices
 
 Problems = Iterator[tuple[str, str]]
 
-# Fields that only some losses read; all others count for every loss. `sdft_*` belongs to sdft, and
-# `grpo_*` to grpo.
+# Fields that only some losses read; all others count for every loss. What begins with the name of a
+# loss belongs to it.
 FIELD_LOSSES: dict[str, tuple[str, ...]] = {
     "beta": ("dpo", "orpo", "grpo"),
     "holdout_fraction": ("sft", "dpo", "orpo"),
@@ -77,11 +77,8 @@ def config_notes(config: TrainingFields, steps: int) -> Problems:
 
 def field_losses(field: str, loss: str) -> tuple[str, ...]:
     """Losses that read `field`; with `loss` itself when every loss does."""
-    if field.startswith("sdft_"):
-        return ("sdft",)
-    if field.startswith("grpo_"):
-        return ("grpo",)
-    return FIELD_LOSSES.get(field, (loss,))
+    owner = field.partition("_")[0]
+    return (owner,) if owner in FILE_PURPOSES else FIELD_LOSSES.get(field, (loss,))
 
 
 def foreign_field_problems(config: TrainingFields) -> Problems:

@@ -65,7 +65,7 @@ class ForkedRanks:
 
 def _serve() -> None:
     # What the functions need, before the first fork.
-    import openweights.jobs.unsloth.preference
+    import openweights.jobs.unsloth.preference.trainer
     import openweights.jobs.unsloth.sdft
     import openweights.jobs.unsloth.sft  # noqa: F401
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from openweights.jobs.unsloth.preference import preference_train
+from openweights.jobs.unsloth.preference.trainer import preference_train
 from openweights.jobs.unsloth.runtime.ranks import leave
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import training_config

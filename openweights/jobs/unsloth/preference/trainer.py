@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
-from openweights.jobs.unsloth.preference_data import (
+from openweights.jobs.unsloth.preference.data import (
     SIDES,
     PreferenceCollator,
     preference_examples,

@@ -1,0 +1,1 @@
+"""DPO and ORPO: pairs of answers, one of which is preferred."""
