@@ -26,7 +26,8 @@ results (no type)    the worker, for files in `uploads/`  `job.download`, `ow sh
 `BlockwiseLogProbs`  the same, for messages with blocks   people, `job.download`
 `BlockLogProbs`      the same, for each tagged block      people
 `MultipleChoice`     multiple-choice tracking and jobs    people, `job.download`
-`Evaluation`         evaluations, one a model and suite   `ow eval`, people
+`Evaluation`         evaluations, one a model and task    `ow eval`, people
+`Inspected`          evaluations of inspect-ai            people, `job.outputs`
 ===================  ===================================  ==========================================
 
 Metrics are `{step, tag?, <name>: number, …}`, results `{path, file}`.
@@ -360,3 +361,22 @@ class Evaluation(TypedEvent):
     problems: int
     unscored: int | None = None
     difference: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected(TypedEvent):
+    """What inspect-ai has scored.
+
+    Attributes:
+        task: Its name of the evaluation.
+        scorer: What has scored; of several one event each.
+        samples: How many were completed.
+        values: Its metrics by name: `accuracy`, `stderr`, …
+    """
+
+    type: ClassVar[str] = "inspect"
+
+    task: str
+    scorer: str
+    samples: int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])

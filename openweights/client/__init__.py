@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from openweights.jobs.evaluate import Evaluate
     from openweights.jobs.exec import Exec
     from openweights.jobs.inference import Inference
+    from openweights.jobs.inspect_ai import InspectAI
     from openweights.jobs.logprob import LogProb
+    from openweights.jobs.mmlu_pro import MMLUPro
     from openweights.jobs.multiple_choice import MultipleChoice
     from openweights.jobs.unsloth import FineTuning
     from openweights.jobs.weighted_sft import WeightedSFT
@@ -85,6 +87,8 @@ class OpenWeights:
         inference: Inference
         api: Api
         evaluate: Evaluate
+        inspect_ai: InspectAI
+        mmlu_pro: MMLUPro
         exec: Exec
 
     def __init__(

@@ -48,6 +48,8 @@ _BUILT_IN = {
     "inference": "openweights.jobs.inference:Inference",
     "api": "openweights.jobs.api:Api",
     "evaluate": "openweights.jobs.evaluate:Evaluate",
+    "inspect_ai": "openweights.jobs.inspect_ai:InspectAI",
+    "mmlu_pro": "openweights.jobs.mmlu_pro:MMLUPro",
     "exec": "openweights.jobs.exec:Exec",
 }
 _REGISTERED: dict[str, type[Jobs]] = {}

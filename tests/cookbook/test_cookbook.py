@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,6 +46,41 @@ def trains(kind: str = "fine_tuning", **variations: list[Any]) -> Check:
                 assert door.compute_id(config)
 
     return check
+
+
+def asks(kind: str) -> Check:
+    """The script's `params` are those of another kind of job, whose model may be any."""
+
+    def check(ow: OpenWeights, tiny: Path, name: str) -> None:
+        door = getattr(ow, kind)
+        for chosen in (Choice(str(tiny)), Choice(str(tiny), False, 2), Choice(LARGE, True)):
+            given = load(name).params(chosen)
+            config = door.validate({k: v for k, v in given.items() if k != "requires_vram_gb"})
+            assert config.model == chosen.model
+            door.check(config)
+
+    return check
+
+
+def chats(ow: OpenWeights, tiny: Path, name: str) -> None:
+    """The page's answers grow as they come, and know what was said before."""
+    asked: list[dict[str, Any]] = []
+
+    def create(**given: Any) -> Iterator[Any]:
+        asked.append(given)
+        for piece in ("Hel", "lo", None):
+            delta = SimpleNamespace(content=piece)
+            yield SimpleNamespace(choices=[SimpleNamespace(delta=delta)])
+
+    completions = SimpleNamespace(create=create)
+    client = SimpleNamespace(chat=SimpleNamespace(completions=completions))
+    before = [{"role": "user", "content": "Hi", "metadata": None}]
+    reply = load(name).replies(client, "model")
+    assert list(reply("And?", before)) == ["Hel", "Hello", "Hello"]
+    assert asked[0]["messages"] == [
+        {"role": "user", "content": "Hi"},
+        {"role": "user", "content": "And?"},
+    ]
 
 
 def runs(ow: OpenWeights, tiny: Path, name: str) -> None:
@@ -82,6 +118,13 @@ CHECKS: dict[str, Check] = {
     "grpo/brevity.py": used_by("cookbook/grpo/own_reward.py"),
     "custom_job/client_side.py": runs,
     "custom_job/worker_side.py": used_by("cookbook/custom_job/client_side.py"),
+    "inference/run_inference.py": asks("inference"),
+    "api/context_manager.py": asks("api"),
+    "api/gradio_ui.py": chats,
+    "evaluation/inspect_eval.py": asks("inspect_ai"),
+    "evaluation/tasks.py": used_by("cookbook/evaluation/inspect_eval.py"),
+    "evaluation/before_and_after.py": trains(),
+    "evaluation/exact.py": used_by("cookbook/evaluation/before_and_after.py"),
     "tracking/log_probabilities.py": trains(),
     "tracking/sampling.py": trains(),
     "tracking/multiple_choice.py": trains(),

@@ -34,6 +34,7 @@ class Progress:
         from_step: Where it began: above 0 when it went on from a checkpoint.
         began_at: When the first of its steps began.
         reached_at: When `step` was reached.
+        tokens_per_s: Of a model that answers.
     """
 
     run_id: int = 0
@@ -43,6 +44,7 @@ class Progress:
     began_at: datetime | None = None
     reached_at: datetime | None = None
     loss: float | None = None
+    tokens_per_s: float | None = None
 
     def after(self, event: EventRecord) -> Progress:
         """With what one more event says."""
@@ -58,6 +60,8 @@ class Progress:
             changes |= {"step": step, "reached_at": event.created_at}
         if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
             changes["loss"] = float(loss)
+        if (rate := as_number(data.get("tokens_per_s"))) is not None:
+            changes["tokens_per_s"] = float(rate)
         return replace(now, **changes)
 
     @property
@@ -85,6 +89,8 @@ class Progress:
         left_s = self.left_s(now)
         if left_s is not None and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:.0f} tokens/s")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         return " · ".join(parts)
@@ -112,7 +118,7 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
     progress = Progress(run.id)
     for event in backend.list_events(run_id=run.id, type=Started.type):
         progress = progress.after(event)
-    last = backend.latest_values(["step", "loss", *TOTALS], run_id=run.id)
+    last = backend.latest_values(["step", "loss", "tokens_per_s", *TOTALS], run_id=run.id)
     moment = run.ended_at or datetime.now(UTC)
     return progress.after(EventRecord(0, run.id, last, moment))
 

@@ -59,7 +59,7 @@ class ApiConfig(BaseModel):
     kv_cache_dtype: str | None = None
     chat_template: ChatTemplate = "default"
     api_key: Annotated[str, Field(min_length=8)] | None = None
-    idle_timeout: float = Field(900.0, gt=0)
+    idle_timeout: Annotated[float, Field(gt=0)] = 900.0
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
     job_id_suffix: str | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_S = 2.0
+
+# What is done with a server once it is up, in a thread of its own; the server ends when it returns.
+Use = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

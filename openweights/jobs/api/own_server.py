@@ -18,6 +18,7 @@ from openweights.generation.server import ModelServer, ServedModel
 from openweights.jobs.api.deployment import (
     LOOK_S,
     Place,
+    Use,
     end_unused,
     fixed_adapters,
     is_followed,
@@ -36,8 +37,17 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 2  # for answers that are being given when it ends
 
 
-async def serve_own(ow: OpenWeights, config: ApiConfig, base: ModelSource, place: Place) -> None:
+async def serve_own(
+    ow: OpenWeights,
+    config: ApiConfig,
+    base: ModelSource,
+    place: Place,
+    use: Use | None = None,
+) -> None:
     """Serve until nobody uses it, or until it is told to stop.
+
+    Args:
+        use: What alone uses it, and is told its address.
 
     Raises:
         ConfigError: A model cannot be loaded; one line that says why.
@@ -56,12 +66,30 @@ async def serve_own(ow: OpenWeights, config: ApiConfig, base: ModelSource, place
     await follower.look()
     options: Any = {"log_level": "warning", "timeout_graceful_shutdown": _GRACE_S}
     http = uvicorn.Server(uvicorn.Config(server.app(), **options))
-    watching = asyncio.create_task(_watch(ow, config, server, follower, http, place))
+    if use is None:
+        watching = asyncio.create_task(_watch(ow, config, server, follower, http, place))
+    else:
+        watching = asyncio.create_task(_use(http, place, use))
     try:
         await http.serve(sockets=[place.listening])
+        if use is not None:
+            await watching  # what it raises is the job's
     finally:
         watching.cancel()
         thread.close()
+
+
+async def _use(http: uvicorn.Server, place: Place, use: Use) -> None:
+    try:
+        await _started(http)
+        await asyncio.to_thread(use, place.base_url)
+    finally:
+        http.should_exit = True
+
+
+async def _started(http: uvicorn.Server) -> None:
+    while not http.started:
+        await asyncio.sleep(0.02)
 
 
 async def _watch(
@@ -72,8 +100,7 @@ async def _watch(
     http: uvicorn.Server,
     place: Place,
 ) -> None:
-    while not http.started:
-        await asyncio.sleep(0.02)
+    await _started(http)
     await asyncio.to_thread(tell_served, ow, place, list(server.models))
     while server.idle_s() < config.idle_timeout:
         await asyncio.sleep(min(LOOK_S, config.idle_timeout / 4))

@@ -8,12 +8,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openweights.jobs.api import ApiConfig
-from openweights.jobs.api.deployment import Place
+from openweights.jobs.api.deployment import Place, Use
 from openweights.jobs.model_source import fetch_model
 from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
 from openweights.settings import Settings
+
+if TYPE_CHECKING:
+    from openweights import OpenWeights
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +28,26 @@ def serve_job(job_id: str) -> int:
 
     ow = OpenWeights()
     config = ApiConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
-    place = Place.find(Settings.from_env().pod.pod_id)
+    serve(ow, config, Place.find(Settings.from_env().pod.pod_id))
+    return 0
+
+
+def serve(ow: OpenWeights, config: ApiConfig, place: Place, use: Use | None = None) -> None:
+    """Serve models: to everybody with the key, or to `use` alone, which is told the address.
+
+    Raises:
+        ConfigError: A model cannot be loaded; one line that says why.
+        JobFailedError: vLLM ended by itself; its own log is above.
+    """
     base = fetch_model(ow, config.model, Path("model"))
     if _takes_vllm(config):
         from openweights.jobs.api.vllm_server import serve_vllm
 
-        serve_vllm(ow, config, base, place)
+        serve_vllm(ow, config, base, place, use)
     else:
         from openweights.jobs.api.own_server import serve_own
 
-        asyncio.run(serve_own(ow, config, base, place))
-    return 0
+        asyncio.run(serve_own(ow, config, base, place, use))
 
 
 def _takes_vllm(config: ApiConfig) -> bool:

@@ -17,7 +17,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from openweights.errors import ConfigError, JobFailedError
-from openweights.jobs.api.deployment import LOOK_S, Place, end_unused, fixed_adapters, tell_served
+from openweights.jobs.api.deployment import (
+    LOOK_S,
+    Place,
+    Use,
+    end_unused,
+    fixed_adapters,
+    tell_served,
+)
 from openweights.jobs.model_source import ModelSource, fetch_model, pinned_model
 from openweights.settings import Settings
 
@@ -34,8 +41,17 @@ _REQUESTS = re.compile(r"^http_requests_total\{(?P<labels>[^}]*)\} (?P<count>\S+
 _UNCOUNTED = ('handler="/metrics"', 'handler="/health"')
 
 
-def serve_vllm(ow: OpenWeights, config: ApiConfig, base: ModelSource, place: Place) -> None:
+def serve_vllm(
+    ow: OpenWeights,
+    config: ApiConfig,
+    base: ModelSource,
+    place: Place,
+    use: Use | None = None,
+) -> None:
     """Serve until nobody uses it, or until it is told to stop.
+
+    Args:
+        use: What alone uses it, and is told its address.
 
     Raises:
         JobFailedError: vLLM ended by itself; its own log is above.
@@ -60,6 +76,9 @@ def serve_vllm(ow: OpenWeights, config: ApiConfig, base: ModelSource, place: Pla
             if child.poll() is not None or stopped:
                 raise JobFailedError(f"vllm serve ended with {child.wait()} before it was up")
             time.sleep(LOOK_S)
+        if use is not None:
+            use(place.base_url)
+            return
         tell_served(ow, place, [config.model, *(source.name for source in adapters)])
         if _wait_unused(url, config.idle_timeout, child):
             end_unused(ow, config.idle_timeout)

@@ -67,24 +67,15 @@ def _suite(names: list[str]) -> list[str]:
     return names
 
 
-class EvaluateConfig(BaseModel):
-    """Which models are asked what.
+class AskedModels(BaseModel):
+    """Models, and how they answer.
 
     Attributes:
         models: As `InferenceConfig.model` names them: repositories, adapters, folders, fine-tuning
             jobs and their checkpoints, `openai/<name>`. Differences are to the first.
-        suite: `humaneval`, `gsm8k` and `tool_use` have problems of their own. The others score
-            answers to `prompts`: `rouge_l`, `ngram_recall`, `caps_spanish`, `llm_judge`,
-            `similarity_judge`, and `file.py:function`, which is called as a reward function of
-            grpo is, and returns a number from 0 to 1 for each completion.
-        prompts: Rows with `messages`: a file id, or a local path. A last answer, or
-            `gold_response`, is what answers are compared with.
-        judge: The model of OpenAI that `llm_judge` and `similarity_judge` ask.
-        limit: So many problems of each, drawn by `seed`; None for all.
         samples: Answers to each problem; its score is their mean.
         temperature: 0 takes the likeliest token.
         top_p: Of the likeliest tokens those that hold so much; 1 for all.
-        max_tokens: Answers are cut here; None for what suits each evaluation.
         max_model_len: Prompt and answer together, in tokens, at most.
         chat_template, template_options, quantization, engine: As of `InferenceConfig`.
         seed: Draws problems and answers.
@@ -94,16 +85,9 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     models: Annotated[list[AnyModel], BeforeValidator(_as_list), Field(min_length=1)]
-    suite: Annotated[
-        list[str], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_suite)
-    ]
-    prompts: str | None = None
-    judge: str = DEFAULT_JUDGE
-    limit: Count | None = None
     samples: Count = 1
-    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_model_len: Count = 8196
     chat_template: ChatTemplate = "default"
     template_options: dict[str, Any] = {}
@@ -111,6 +95,30 @@ class EvaluateConfig(BaseModel):
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     job_id_suffix: str | None = None
+
+
+class EvaluateConfig(AskedModels):
+    """Which models are asked what.
+
+    Attributes:
+        suite: `humaneval`, `gsm8k` and `tool_use` have problems of their own. The others score
+            answers to `prompts`: `rouge_l`, `ngram_recall`, `caps_spanish`, `llm_judge`,
+            `similarity_judge`, and `file.py:function`, which is called as a reward function of
+            grpo is, and returns a number from 0 to 1 for each completion.
+        prompts: Rows with `messages`: a file id, or a local path. A last answer, or
+            `gold_response`, is what answers are compared with.
+        judge: The model of OpenAI that `llm_judge` and `similarity_judge` ask.
+        limit: So many problems of each, drawn by `seed`; None for all.
+        max_tokens: Answers are cut here; None for what suits each evaluation.
+    """
+
+    suite: Annotated[
+        list[str], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_suite)
+    ]
+    prompts: str | None = None
+    judge: str = DEFAULT_JUDGE
+    limit: Count | None = None
+    max_tokens: Count | None = None
 
     @property
     def measures(self) -> list[RewardChoice]:

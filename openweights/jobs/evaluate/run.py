@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
 from openweights.events import Evaluation, Started
-from openweights.jobs.evaluate import EvaluateConfig
+from openweights.jobs.evaluate import AskedModels, EvaluateConfig
 from openweights.jobs.evaluate.intervals import Estimate, bootstrap, mean_score
 from openweights.jobs.evaluate.tasks import Grade, Row, Task, open_tasks
 from openweights.jobs.inference.config import InferenceConfig
@@ -43,6 +43,15 @@ def evaluate_job(job_id: str) -> int:
     ow = OpenWeights()
     config = EvaluateConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
     tasks = open_tasks(ow, config)
+    scores = evaluate(ow, config, tasks)
+    if scores is None:
+        return EXIT_TERMINATED
+    report(ow, config, tasks, scores)
+    return 0
+
+
+def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Scores | None:
+    """The scores of all models, with the answers as files; None when the job was told to stop."""
     rows = [row for task in tasks for row in task.rows]
     total = len(rows) * len(config.models)
     parts = Parts(ow, ow.run)
@@ -50,21 +59,20 @@ def evaluate_job(job_id: str) -> int:
     ow.run.log(Started(max_steps=total, from_step=total - len(left)).data())
     logger.info("%d answers, %d of them given already", total, total - len(left))
     if left and not keep_answers(_answers(ow, config, rows, left), parts, ow, total):
-        return EXIT_TERMINATED
+        return None
     parts.save()
     scores: Scores = {}
     for place, model in enumerate(config.models):
         results = [parts.results[place * len(rows) + index] for index in range(len(rows))]
         scores |= _score(model, place, tasks, results)
-    report(ow, config, tasks, scores)
-    return 0
+    return scores
 
 
 # ---- answers -------------------------------------------------------------------------------------
 
 
 def _answers(
-    ow: OpenWeights, config: EvaluateConfig, rows: Sequence[Row], left: Sequence[int]
+    ow: OpenWeights, config: AskedModels, rows: Sequence[Row], left: Sequence[int]
 ) -> Answers:
     """What the models answer; the index counts the rows of all of them, model after model."""
     count = len(rows)
@@ -97,7 +105,7 @@ def _by_base(ow: OpenWeights, models: Sequence[str]) -> list[Group]:
 
 def _of_group(
     ow: OpenWeights,
-    config: EvaluateConfig,
+    config: AskedModels,
     group: Group,
     rows: Sequence[Row],
     wanted: Mapping[int, Sequence[int]],
@@ -135,7 +143,7 @@ def _of_group(
     gc.collect()
 
 
-def _asked(config: EvaluateConfig, model: str) -> InferenceConfig:
+def _asked(config: AskedModels, model: str) -> InferenceConfig:
     """What is asked of one model; the rows say how long their answers may be."""
     return InferenceConfig(
         model=model,
@@ -205,7 +213,7 @@ def _write_answers(
                 file.write(json.dumps(told, ensure_ascii=False) + "\n")
 
 
-def report(ow: OpenWeights, config: EvaluateConfig, tasks: Sequence[Task], scores: Scores) -> None:
+def report(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task], scores: Scores) -> None:
     """Log every score, and write the table and its figure.
 
     Raises:
@@ -235,7 +243,7 @@ def _write_table(events: Sequence[Evaluation], path: Path) -> None:
             table.writerow([*(data.get(column, "") for column in columns), *change])
 
 
-def _event(config: EvaluateConfig, task: Task, model: str, scores: Scores) -> Evaluation:
+def _event(config: AskedModels, task: Task, model: str, scores: Scores) -> Evaluation:
     own, first = scores[model, task.name], scores[config.models[0], task.name]
     known = [score for score in own if not math.isnan(score)]
     if not known:

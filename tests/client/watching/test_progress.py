@@ -37,6 +37,10 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             [STARTED, (41.0, {"step": 10, "loss": 0.51})],
             "step 10/40 · 4.1 s/step · 2m03s left · loss 0.51",
         ),
+        (
+            [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 512.4, "tag": "inference"})],
+            "step 20/40 · 2 steps/s · 10s left · 512 tokens/s",
+        ),
         # What is measured besides is no step of the training's, and its loss is another.
         (
             [STARTED, (10, {"step": 20, "loss": 2.0}), (11, {"step": 20, "type": "x", "loss": 9})],

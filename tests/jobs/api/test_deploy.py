@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from openweights import OpenWeights
@@ -29,6 +23,7 @@ from openweights.errors import (
 )
 from openweights.models.memory import wait_for_memory
 from tests.client.conftest import QuietClient
+from tests.jobs.api.processes import is_free, running, wait_until
 from tests.tiny_model import make_tiny_model
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -45,40 +40,6 @@ def ow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenWeights]:
     client = OpenWeights()
     yield client
     client.close()
-
-
-def ours() -> list[psutil.Process]:
-    """Processes that belong to this test's store."""
-    home = f"OPENWEIGHTS_HOME={os.environ['OPENWEIGHTS_HOME']}".encode()
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
-            if process.pid != os.getpid() and home in environment.split(b"\0"):
-                found.append(process)
-    return found
-
-
-def running(module: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in ours():
-        with contextlib.suppress(psutil.Error):
-            if any(module in part for part in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def is_free(url: str) -> bool:
-    place = urlsplit(url)
-    with socket.socket() as probe:
-        return probe.connect_ex((str(place.hostname), int(place.port or 0))) != 0
 
 
 def test_a_deployment_beside_a_job_and_its_end(ow: OpenWeights, tiny: str) -> None:
