@@ -8,11 +8,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, InvalidInputError, closest, shown
-from openweights.jobs.model_source import pinned_model
+from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.models.names import AnyModel, ChatTemplate, model_reference
 from openweights.paths import relative
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
 
@@ -121,7 +123,12 @@ class MMLUPro(Jobs):
                 f"model: {config.model} is OpenAI's; ask it with ow.inspect_ai.create(model=…, "
                 "eval_name='inspect_evals/mmlu_pro')"
             )
-        return config.model_copy(update={"model": pinned_model(self.ow, config.model)})
+        model = pinned_model(self.ow, config.model, may_wait=True)
+        return config.model_copy(update={"model": model})
+
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """The job that trains the model."""
+        return awaited_job(self.ow, cast("MMLUProConfig", validated).model)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

@@ -13,7 +13,7 @@ from openweights import images
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
 from openweights.jobs.inference import CACHE_GB, OPENAI_KEY
-from openweights.jobs.model_source import adapter_base, pinned_model
+from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
 from openweights.jobs.unsloth.config.grpo_fields import check_source
 from openweights.models.names import AnyModel, ChatTemplate, guessed_vram_gb, model_reference
 
@@ -120,7 +120,7 @@ class InspectAI(Jobs):
             ConfigError: A line for each field that is wrong, and what would work.
         """
         config = cast("InspectConfig", super().validate(params))
-        changed = {"model": pinned_model(self.ow, config.model)}
+        changed = {"model": pinned_model(self.ow, config.model, may_wait=True)}
         if config.task_file is not None and ":" not in config.task_file[0]:
             name, task = config.task_file
             path = Path(name).expanduser()
@@ -131,6 +131,10 @@ class InspectAI(Jobs):
             stored = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
             changed["eval_name"] = stored if task is None else f"{stored}@{task}"
         return config.model_copy(update=changed)
+
+    def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
+        """The job that trains the model."""
+        return awaited_job(self.ow, cast("InspectConfig", validated).model)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

@@ -54,6 +54,13 @@ def files(tmp_path: Path) -> tuple[str, str]:
     return str(tmp_path / "rows.jsonl"), f"{tmp_path / 'my_eval.py'}:score"
 
 
+def answered(folder: Path) -> str:
+    """Rows that can be trained on."""
+    path = folder / "answered.jsonl"
+    path.write_text(json.dumps(ROWS[0] | {"want": "x"}) + "\n")
+    return str(path)
+
+
 def test_models_side_by_side(
     home: Path, tiny: Path, adapter: Path, files: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -153,5 +160,11 @@ def test_what_it_refuses(home: Path, tiny: Path, files: tuple[str, str], tmp_pat
     larger = client.evaluate.create(
         models=["openai/gpt-4.1-mini", "org/Llama-3-70B"], suite=["gsm8k", "tool_use"]
     )
+    training = client.fine_tuning.create(
+        model=str(tiny), training_file=answered(tmp_path), loss="sft", max_steps=1
+    ).id
+    waits = client.evaluate.create(models=[str(tiny), training], suite=["gsm8k"])
+    assert waits.params["validated_params"]["models"][1] == training
+    assert list(waits["after"]) == [training], "it begins when the model is there"
     assert (job.requires_vram_gb, larger.requires_vram_gb) == (32, 156)
     client.close()
