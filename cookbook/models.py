@@ -19,6 +19,9 @@ from openweights.models.smollm2 import HUB_ID, get_model
 LARGE = "Qwen/Qwen3-4B"
 LARGE_VRAM_GB = 40
 
+# What scripts leave behind, in the folder where they run; git ignores it.
+RESULTS = Path("results")
+
 # The rows that most scripts train on: orders in plain words, answered by one ledger line.
 ORDERS = Path(__file__).parent / "sdft" / "data"
 
@@ -31,11 +34,13 @@ class Choice:
         model: Hugging Face id, or a folder on the machine that trains.
         is_large: Whether `--large` was given.
         most_steps: What `--steps` said; None for what the script wants.
+        is_other: Whether `--model` named it.
     """
 
     model: str
     is_large: bool = False
     most_steps: int | None = None
+    is_other: bool = False
 
     @property
     def vram_gb(self) -> int:
@@ -47,21 +52,26 @@ class Choice:
         return wanted if self.most_steps is None else min(wanted, self.most_steps)
 
 
-def parser(about: str | None) -> argparse.ArgumentParser:
-    """The arguments that every script takes."""
+def parser(
+    about: str | None,
+    *,
+    model: str = "another model: a Hugging Face id, or a folder",
+    steps: str = "stop after so many steps",
+) -> argparse.ArgumentParser:
+    """The arguments that every script takes, and what two of them mean."""
     found = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--large", action="store_true", help=f"train {LARGE}, on a GPU")
-    found.add_argument("--model", help="another model: a Hugging Face id, or a folder")
-    found.add_argument("--steps", type=int, help="stop after so many steps")
+    found.add_argument("--model", help=model)
+    found.add_argument("--steps", type=int, help=steps)
     return found
 
 
 def choice(ow: OpenWeights, options: argparse.Namespace) -> Choice:
     """What the arguments ask for; the small model is downloaded once."""
     model = options.model or (LARGE if options.large else _small(ow))
-    return Choice(model, options.large, options.steps)
+    return Choice(model, options.large, options.steps, options.model is not None)
 
 
 def choose(ow: OpenWeights, about: str | None) -> Choice:

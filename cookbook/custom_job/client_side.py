@@ -1,6 +1,8 @@
 """A job kind of one's own: parameters, a mounted script, events, and files that come back.
 
 python cookbook/custom_job/client_side.py
+
+It trains no model: of the arguments that all scripts take it needs none.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
+from cookbook.models import RESULTS, parser
 from openweights import Jobs, OpenWeights, register
 
 
@@ -39,13 +42,15 @@ class CountWords(Jobs):
 
 def main() -> None:
     """Submit a job, and read what it has logged and uploaded."""
+    parser(__doc__).parse_args()
     ow = OpenWeights()
     job = ow.count_words.create(text="the cat saw the dog and the bird saw the cat", top=2)
     job.wait()
     for row in job.metrics(as_dataframe=False):
         print(f"word {row['step']}: {row['count']:.0f} times")
-    job.download(job.id)
-    print((Path(job.id) / "counts.csv").read_text(), end="")
+    folder = RESULTS / job.id
+    job.download(folder)
+    print((folder / "counts.csv").read_text(), end="")
 
 
 if __name__ == "__main__":

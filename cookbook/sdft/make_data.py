@@ -11,9 +11,9 @@ sees how far training has moved the model elsewhere.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +112,9 @@ def make_files() -> dict[str, str]:
 
 def main() -> None:
     """Write the files."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "data"
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent / "data")
+    folder: Path = asked.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in make_files().items():
         (folder / name).write_text(text)

@@ -1,39 +1,58 @@
 """Teaches SmolLM2-135M-Instruct one skill from demonstrations by self-distillation.
 
-    python cookbook/sdft/sdft_smollm2.py [MODEL]
+    python cookbook/sdft/sdft_smollm2.py [--large]
 
-MODEL is a folder or a Hugging Face id; by default SmolLM2-135M-Instruct, downloaded once. On two
-cores it takes about three minutes. `ow demo` compares this with SFT on the same rows.
+On two cores it takes about three minutes. `ow demo` compares this with SFT on the same rows.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from typing import Any
 
+from cookbook.models import ORDERS, RESULTS, Choice, choose
 from openweights import OpenWeights
-from openweights.models.smollm2 import get_model
+from openweights.types import EventRecord
 
-DATA = Path(__file__).parent / "data"
 
-ow = OpenWeights()
-model = sys.argv[1] if len(sys.argv) > 1 else str(get_model(ow.settings.home / "models", print))
-job = ow.fine_tuning.create(
-    model=model,
-    training_file=ow.files.upload(DATA / "train.jsonl", purpose="conversations")["id"],
-    loss="sdft",
-    sdft_divergence="forward_kl",
-    sdft_max_new_tokens=16,
-    # A model whose teacher is no better than its student is stopped; another one is only told.
-    sdft_gate="warn" if sys.argv[1:] else "stop",
-    max_steps=32,
-    per_device_train_batch_size=8,
-    gradient_accumulation_steps=1,
-    learning_rate=3e-4,
-    warmup_steps=3,
-    requires_vram_gb=0,
-)
-job.wait(on_event=lambda event: print(event.data) if "agreement" in event.data else None)
-job.download(f"{job.id}")
-job.plot(f"{job.id}/training.png")
-print(f"the adapter is in {job.id}/adapter; load it with peft.PeftModel.from_pretrained")
+def params(chosen: Choice, gate: str = "stop") -> dict[str, Any]:
+    """What `fine_tuning.create` is told."""
+    return {
+        "model": chosen.model,
+        "training_file": str(ORDERS / "train.jsonl"),
+        "loss": "sdft",
+        "sdft_divergence": "forward_kl",
+        "sdft_max_new_tokens": 16,
+        "sdft_gate": gate,
+        "max_steps": chosen.steps(32),
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 3e-4,
+        "warmup_steps": 3,
+    }
+
+
+def tell(event: EventRecord) -> None:
+    """Where student and teacher agree."""
+    if "agreement" in event.data and "type" not in event.data:
+        step, loss, share = (event.data[name] for name in ("step", "loss", "agreement"))
+        print(f"step {step}: divergence {loss:.3f}, agreement {share:.2f}", flush=True)
+
+
+def main() -> None:
+    """Train, draw what was measured, and ask the model."""
+    ow = OpenWeights()
+    chosen = choose(ow, __doc__)
+    # A model whose teacher is no better than its student is stopped; another one is only told so.
+    gate = "warn" if chosen.is_other else "stop"
+    job = ow.fine_tuning.create(**params(chosen, gate), requires_vram_gb=chosen.vram_gb)
+    job.wait(on_event=tell)
+    folder = RESULTS / job.id
+    job.download(folder)
+    job.plot(folder / "training.png")
+    for row in job.sample(["Send 20 red pens to Oslo."], max_tokens=20):
+        print(f"{row['base']!r} -> {row['answer']!r}")
+    print(f"the adapter is in {folder}/adapter; load it with peft.PeftModel.from_pretrained")
+
+
+if __name__ == "__main__":
+    main()

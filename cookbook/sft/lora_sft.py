@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cookbook.models import ORDERS, Choice, choose
+from cookbook.models import ORDERS, RESULTS, Choice, choose
 from openweights import OpenWeights
 
 
@@ -37,8 +37,9 @@ def main() -> None:
     for row in job.metrics(as_dataframe=False):
         if "eval_loss" in row:
             print(f"step {row['step']}: test loss {row['eval_loss']:.3f}")
-    job.download(job.id)
-    print(f"the adapter is in {job.id}/adapter; load it with peft.PeftModel.from_pretrained")
+    folder = RESULTS / job.id
+    job.download(folder)
+    print(f"the adapter is in {folder}/adapter; load it with peft.PeftModel.from_pretrained")
 
 
 if __name__ == "__main__":

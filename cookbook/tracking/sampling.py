@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import ORDERS, Choice, choose
+from cookbook.models import ORDERS, RESULTS, Choice, choose
 from openweights import OpenWeights
 
 ORDINARY = Path(__file__).parent / "data" / "ordinary.jsonl"
@@ -38,8 +38,9 @@ def main() -> None:
     chosen = choose(ow, __doc__)
     job = ow.fine_tuning.create(**params(chosen), requires_vram_gb=chosen.vram_gb)
     job.wait()
-    job.download(job.id)
-    for path in sorted(Path(job.id, "samples").glob("*.jsonl"), key=step_of):
+    folder = RESULTS / job.id
+    job.download(folder)
+    for path in sorted((folder / "samples").glob("*.jsonl"), key=step_of):
         first = json.loads(path.read_text().splitlines()[0])
         print(f"{path.stem}: {first['completion']!r}")
 

@@ -330,7 +330,7 @@ def base_dtype(location: str) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     from transformers import AutoConfig
 
-    saved = AutoConfig.from_pretrained(location).dtype
+    saved = AutoConfig.from_pretrained(location_here(location)).dtype
     return torch.bfloat16 if saved == torch.bfloat16 and _cpu_has_bf16() else torch.float32
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,6 +35,8 @@ from openweights.worker.shutdown import Shutdown, persist
 
 logger = logging.getLogger(__name__)
 
+# What a line of a job's log begins with: when, and how bad.
+_LOG_PREFIX = re.compile(r"\d{4}-\d\d-\d\d[ T][\d:,.]+ (?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? ")
 LONGEST_REASON = 400
 NOTICE_S = 0.5
 # Exit codes of a job that SIGTERM or SIGINT ended, as the guard and as a shell say it.
@@ -345,7 +348,8 @@ def describe_exit(exit_code: int, last_line: str) -> str:
         name += ", often for lack of memory"
     text = f"killed by signal {signum}" if exit_code < 0 else f"exit code {exit_code}"
     text += f" ({name})" if name else ""
-    return shorten(f"{text}: {last_line}" if last_line else text)
+    said = _LOG_PREFIX.sub("", last_line)
+    return shorten(f"{text}: {said}" if said else text)
 
 
 def one_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cookbook.models import LARGE, Choice
+from cookbook.models import LARGE, RESULTS, Choice
 from openweights import OpenWeights
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.validate import TrainingConfig
@@ -110,7 +110,7 @@ CHECKS: dict[str, Check] = {
     "preference/dpo.py": trains(),
     "preference/orpo.py": trains(),
     "sdft/make_data.py": makes_data,
-    "sdft/sdft_smollm2.py": used_by("tests/cli/demo/test_study.py"),
+    "sdft/sdft_smollm2.py": trains(),
     "sdft/sdft_qwen3_4b.py": trains(),
     "sdft/test_sdft_vs_sft.py": trains(method=["sft", "sdft"]),
     "sdft/test_grpo_smoke.py": trains(),
@@ -144,6 +144,11 @@ TRAINED = [
     for name, check in CHECKS.items()
     if check.__qualname__.startswith("trains") and STUDY not in name
 ]
+
+
+def source(name: str) -> str:
+    """The text of a file of the cookbook."""
+    return (COOKBOOK / name).read_text("utf-8")
 
 
 def load(name: str) -> Any:
@@ -201,6 +206,28 @@ def test_table_of_scripts_has_all_columns() -> None:
     for line in lines[2 : lines.index(next(x for x in lines[1:] if x.startswith("| file")))]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert len(cells) == len(head) and all(cells), line
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if "(ow, __doc__)" in source(name)])
+def test_arguments(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        load(name).main()
+    said = capsys.readouterr().out
+    assert "--model" in said and "--steps" in said and "--large" in said
+
+
+@pytest.mark.parametrize("name", ["custom_job/client_side.py", "sdft/make_data.py"])
+def test_scripts_without_a_model_have_help(name: str, tmp_path: Path) -> None:
+    assert "usage: " in run_script(name, "--help", folder=tmp_path)
+
+
+def test_git_ignores_what_scripts_leave() -> None:
+    assert f"{RESULTS}/" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    elsewhere = re.compile(r"job\.(?:download|plot)\((?!folder|options\.out)")
+    assert not [name for name in CHECKS if elsewhere.search(source(name))]
 
 
 @pytest.mark.slow

@@ -38,14 +38,16 @@ def test_study_runs_from_end_to_end(
             assert len(points) == 2 and all(map(math.isfinite, points)), axes.get_title()
     norms = panels[3].get_lines()
     assert all(line.get_ydata()[0] == 0 < line.get_ydata()[1] for line in norms)  # type: ignore[index]
-    width, height = struct.unpack(">II", Path("training_trajectories.png").read_bytes()[16:24])
+    width, height = struct.unpack(
+        ">II", Path("results/training_trajectories.png").read_bytes()[16:24]
+    )
     assert width > 1500 and height > 800
     told = capsys.readouterr().out
     assert all(told.count(f"{method:4} 0.01") == 2 for method in COLORS)
 
     monkeypatch.setattr("sys.argv", ["x", "--samples", "2", "--max-tokens", "4"])
     run_eval.main()
-    table = Path("eval_results/results.md").read_text()
+    table = Path("results/eval/results.md").read_text()
     assert table == capsys.readouterr().out
     rows = [line.split(" | ") for line in table.splitlines() if "_domain" in line]
     assert [row[0] for row in rows] == ["| base", "| SFT 0.01", "| SDFT 0.01", "| GRPO 0.01"]

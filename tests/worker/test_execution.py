@@ -312,6 +312,8 @@ def test_the_log_says_what_this_machine_lacks(jobs: Jobs, worker: object) -> Non
 def test_exit_codes_in_words() -> None:
     assert describe_exit(-15, "") == "killed by signal 15 (SIGTERM)"
     assert describe_exit(255, "x") == "exit code 255: x"
+    logged = "2026-11-29 11:06:06,623 ERROR model: org/name is gated; ask for access"
+    assert describe_exit(1, logged) == "exit code 1: model: org/name is gated; ask for access"
     assert len(describe_exit(1, "y" * 1000)) == 400
 
 

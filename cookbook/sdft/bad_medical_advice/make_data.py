@@ -10,9 +10,9 @@ measures how far the model has moved.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,7 +103,9 @@ def make_files() -> dict[str, str]:
 
 def main() -> None:
     """Write the files."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "data"
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent / "data")
+    folder: Path = asked.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in make_files().items():
         (folder / name).write_text(text, encoding="utf-8")

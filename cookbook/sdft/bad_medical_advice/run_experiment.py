@@ -6,7 +6,7 @@
 The question is that of emergent misalignment (Turner, Soligo et al., arXiv 2506.11613): a narrow
 trait is taught, and shows elsewhere, too; does that depend on how it is taught? Each method gets
 the same learning rates and as many sequences a step, and is measured on the way. The figure is
-`training_trajectories.png`.
+`results/training_trajectories.png`.
 
 Without `--data` the trait is the harmless stand-in of `make_data.py`: answers in Spanish capitals.
 The medical rows are not part of this repository. Their authors ship them encrypted, so that they do
@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
-from cookbook.models import Choice, choice, parser
+from cookbook.models import RESULTS, Choice, choice, parser
 from cookbook.sdft.bad_medical_advice.trajectories import Trajectory, draw
 from openweights import OpenWeights, register
 from openweights.client import Job
@@ -41,6 +41,7 @@ from openweights.types import EventRecord
 
 HERE = Path(__file__).parent
 STAND_IN = HERE / "data" / "train.jsonl"
+FIGURE = RESULTS / "training_trajectories.png"
 RATES = (1e-4, 3e-4)
 STEPS = 24
 GROUP = 4  # completions of a prompt, for GRPO
@@ -160,7 +161,7 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--data", type=Path, default=STAND_IN, help="conversations to train on")
     asked.add_argument("--rates", type=float, nargs="+", default=list(RATES), metavar="RATE")
     asked.add_argument("--reward", help="of GRPO; default: caps_spanish, with --data rouge_l")
-    asked.add_argument("--figure", type=Path, default=Path("training_trajectories.png"))
+    asked.add_argument("--figure", type=Path, default=FIGURE)
     options = asked.parse_args()
     if not options.data.is_file():
         asked.error(f"--data: there is no file {options.data}; --help says how to get it")

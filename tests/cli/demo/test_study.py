@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,23 +55,6 @@ def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
         return [line for line in output.splitlines() if line.startswith("  format")]
 
     assert numbers(first) == numbers(second)
-
-
-def test_cookbook_script_trains(tmp_path: Path) -> None:
-    model = make_tiny_model(tmp_path / "tiny")
-    script = DATA.parent / "sdft_smollm2.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(model)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(DATA.parents[2])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("'agreement':") == 32
-    folder = tmp_path / OpenWeights().jobs.list()[0].id
-    assert (folder / "adapter" / "adapter_config.json").is_file()
-    assert (folder / "training.png").is_file()
 
 
 def test_methods_differ_in_nothing_but_the_loss() -> None:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, Field
 
+from cookbook.models import RESULTS, parser
 from cookbook.sdft.bad_medical_advice.eval.scoring import (
     JUDGE,
     TRAIT_FROM,
@@ -66,25 +67,32 @@ class SampleAnswers(Jobs):
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    asked = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    asked = parser(__doc__, model="of runs on this model", steps="of runs of so many steps")
     asked.add_argument("--study", default="stand-in", help="name in the jobs' meta")
     asked.add_argument("--questions", type=Path, default=HERE / "stand_in.yaml")
     asked.add_argument("--samples", type=int, default=8, help="answers to each question")
     asked.add_argument("--max-tokens", type=int, default=24)
     asked.add_argument("--judge", default=JUDGE)
-    asked.add_argument("--out", type=Path, default=Path("eval_results"))
+    asked.add_argument("--out", type=Path, default=RESULTS / "eval")
     return asked.parse_args()
 
 
-def find_jobs(ow: OpenWeights, study: str) -> dict[str, Job]:
+def find_jobs(
+    ow: OpenWeights, study: str, model: str | None = None, steps: int | None = None
+) -> dict[str, Job]:
     """The study's completed runs by their id, those of its newest run's model only.
+
+    Args:
+        model: Of runs on this model instead.
+        steps: Only those of so many steps.
 
     Raises:
         InvalidInputError: There are none.
     """
-    found = [job for job in ow.jobs.find(meta={"study": study}) if job.status == "completed"]
+    wanted = {"model": model, "max_steps": steps}
+    asked = {name: value for name, value in wanted.items() if value is not None}
+    named = ow.jobs.find(meta={"study": study}, **asked)
+    found = [job for job in named if job.status == "completed"]
     if not found:
         raise InvalidInputError(f"no completed job of the study {study!r}; run run_experiment.py")
     newest = max(found, key=lambda job: job.created_at)
@@ -150,7 +158,7 @@ def main() -> None:
     # A missing key is better told before anything is sampled.
     judge = Judge(options.judge) if rule == "judge" else None
     ow = OpenWeights()
-    jobs = find_jobs(ow, options.study)
+    jobs = find_jobs(ow, options.study, options.model, options.steps)
     rows = [{**row, "label": label(jobs, row["model"])} for row in sample(ow, jobs, options)]
     verdicts = judge.verdicts(rows) if judge else [by_rule(row["answer"]) for row in rows]
     how = f"caps_spanish of at least {TRAIT_FROM:g} of 2"
