@@ -497,8 +497,12 @@ def _log_search(request: Request) -> Response:
 
 
 def _files(request: Request) -> Response:
-    purpose = request.query_params.get("purpose") or None
-    return JSONResponse(_client(request).files.list(purpose, limit=500))
+    """The newest files, of a `purpose` or all, from `offset` on."""
+    given = request.query_params
+    offset = max(whole(given, "offset", 0), 0)
+    limit = min(max(whole(given, "limit", 100), 1), 500)
+    files = _client(request).files.list(given.get("purpose") or None, limit=offset + limit)
+    return JSONResponse(files[offset:])
 
 
 async def _upload(request: Request) -> Response:

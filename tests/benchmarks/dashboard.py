@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from playwright.sync_api import Page, sync_playwright
 
 from openweights import OpenWeights
@@ -44,7 +45,7 @@ def main() -> None:
             browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(f"{served.url}/?token={served.tokens[-1]}")
-            figures = measure(page, served.url, ow, runs)
+            figures = measure(page, served.url, ow, runs, options.events)
             browser.close()
         ow.close()
     print(json.dumps({"jobs": options.jobs, "events": options.events, **figures}, indent=1))
@@ -85,7 +86,7 @@ def draft(step: int) -> EventDraft:
     return EventDraft(str(step), {"step": step, "loss": 1 / (step + 1)}, datetime.now(UTC))
 
 
-def measure(page: Page, url: str, ow: OpenWeights, runs: list[str]) -> dict[str, Any]:
+def measure(page: Page, url: str, ow: OpenWeights, runs: list[str], events: int) -> dict[str, Any]:
     def timed(view: str, until: str) -> float:
         page.goto("about:blank")
         start = time.perf_counter()
@@ -112,7 +113,7 @@ def measure(page: Page, url: str, ow: OpenWeights, runs: list[str]) -> dict[str,
     start = time.perf_counter()
     page.locator("text=Reading a long history").wait_for(state="detached", timeout=300_000)
     figures["long_history_complete_s"] = time.perf_counter() - start
-    figures |= followed(page, url, ow)
+    figures |= followed(page, url, ow, events)
     ratios = {f"{k}_of_empty": v / empty for k, v in figures.items() if k.endswith("_s")}
     figures["load"] = os.getloadavg()[0]
     return {k: round(v, 3) for k, v in (figures | ratios).items()}
@@ -142,17 +143,23 @@ def median(call: Callable[[], float], count: int = 5) -> float:
     return sorted(call() for _ in range(count))[count // 2]
 
 
-def followed(page: Page, url: str, ow: OpenWeights) -> dict[str, float]:
-    """Bytes of the page's heap before and after a minute of a log at 1 MB a second."""
+def followed(page: Page, url: str, ow: OpenWeights, last: int) -> dict[str, float]:
+    """What the page and the server hold before and after a minute of a log at 1 MB a second and ten
+    measurements a second.
+
+    Args:
+        last: The last step that was logged.
+    """
     job = ow.jobs.retrieve("ftjob-long")
     run = job.runs[-1]
     stop = threading.Event()
 
     def write() -> None:
-        offset, piece = 0, b"a line of the log, as a trainer writes it\n" * 5000
+        offset, step, piece = 0, last, b"a line of the log, as a trainer writes it\n" * 5000
         while not stop.wait(0.2):
             ow.backend.append_log(run.id, offset, piece)
-            offset += len(piece)
+            ow.backend.append_events(run.id, [draft(step + 1), draft(step + 2)])
+            offset, step = offset + len(piece), step + 2
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -161,19 +168,30 @@ def followed(page: Page, url: str, ow: OpenWeights) -> dict[str, float]:
         page.goto(f"{url}/#/job/ftjob-long")
         page.locator(".log").wait_for()
         page.wait_for_timeout(10_000)
-        before = heap(page)
+        before = held(page)
         page.wait_for_timeout(FOLLOW_S * 1000)
-        after = heap(page)
+        after = held(page)
     finally:
         stop.set()
         writer.join()
-    return {"heap_before_mb": before / 1e6, "heap_after_mb": after / 1e6}
+    return {f"{name}_before": before[name] for name in before} | {
+        f"{name}_after": after[name] for name in after
+    }
+
+
+def held(page: Page) -> dict[str, float]:
+    """The page's heap and elements, and the memory of this process, which serves it."""
+    return {
+        "heap_mb": heap(page),
+        "elements": page.evaluate("document.querySelectorAll('*').length"),
+        "server_mb": psutil.Process().memory_info().rss / 1e6,
+    }
 
 
 def heap(page: Page) -> float:
     session = page.context.new_cdp_session(page)
     session.send("HeapProfiler.collectGarbage")
-    return float(session.send("Runtime.getHeapUsage")["usedSize"])
+    return float(session.send("Runtime.getHeapUsage")["usedSize"]) / 1e6
 
 
 if __name__ == "__main__":

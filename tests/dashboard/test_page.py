@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 from openweights import NotFoundError, OpenWeights
 from openweights.settings import Settings
-from openweights.types import JobSpec, WorkerSpec
+from openweights.types import EventDraft, JobSpec, WorkerSpec
 from tests.dashboard.conftest import Served, serving
 from tests.dashboard.visitor import Visitor
 from tests.tiny_model import make_tiny_model
@@ -92,7 +94,17 @@ def serve_log(home: Path) -> Callable[..., Any]:
     return serve
 
 
-@pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=["wide", "narrow"])
+_LOOKS = [(1280, "light"), (400, "dark"), (1280, "dark"), (400, "light")]
+
+
+@pytest.fixture(params=_LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
+def each_visitor(request: Any, chromium: Any, served: Served) -> Iterator[Visitor]:
+    window = Visitor(chromium, served, *request.param)
+    yield window
+    window.close()
+
+
+@pytest.fixture(params=_LOOKS[:2], ids=["wide", "narrow"])
 def visitor(request: Any, chromium: Any, served: Served) -> Iterator[Visitor]:
     window = Visitor(chromium, served, *request.param)
     yield window
@@ -170,8 +182,9 @@ def watched(served: Served, run_job: Any) -> str:
 
 
 def test_every_view(
-    served: Served, visitor: Visitor, jobs: list[str], watched: str, tmp_path: Path
+    served: Served, each_visitor: Visitor, jobs: list[str], watched: str, tmp_path: Path
 ) -> None:
+    visitor = each_visitor
     tiny = make_tiny_model(tmp_path / "tiny")
     question, answer = (
         {"role": "user", "content": "q"},
@@ -210,11 +223,18 @@ def test_the_check_of_faults_finds_them(visitor: Visitor, jobs: list[str]) -> No
           const pale = document.createElement("p");
           pale.textContent = "pale";
           pale.style.cssText = "color:#888;background:#999;width:3000px";
-          view.append(pale, document.createElement("input"));
+          const small = document.createElement("button");
+          small.textContent = "x";
+          small.style.cssText = "font-size:5px;padding:0;line-height:1";
+          const heading = document.createElement("h4");
+          heading.id = "view";
+          heading.textContent = "too deep";
+          view.append(pale, document.createElement("input"), small, heading);
         }"""
     )
     found = " ".join(visitor.faults())
-    assert "no name" in found and "contrast" in found and "wider" in found
+    for fault in ("no name", "contrast", "wider", "small", "heading", "id view"):
+        assert fault in found
 
 
 def test_markup_stays_text(served: Served, visitor: Visitor, run_job: Any) -> None:
@@ -234,18 +254,32 @@ def test_markup_stays_text(served: Served, visitor: Visitor, run_job: Any) -> No
     )
     row = {"messages": [{"role": text, "content": text} for text in MARKUP], "other": MARKUP}
     file = served.ow.files.create(json.dumps(row).encode(), "result")["id"]
+    backend = served.ow.backend
+    named = [backend.put_file(BytesIO(text.encode()), "result", text).id for text in MARKUP]
+    results = [{"path": text, "file": one} for text, one in zip(MARKUP, named, strict=True)]
+    run = claim.run.id
+    backend.append_events(run, [EventDraft(r["path"], r, datetime.now(UTC)) for r in results])
+    backend.register_worker(WorkerSpec(id="worker-x", hardware_type=MARKUP[2], pod_id=MARKUP[3]))
+    for number, text in enumerate(text.replace("\0", "") for text in MARKUP):
+        params = {"validated_params": {"model": text, "loss": text, "meta": {text: text}}}
+        spec = JobSpec(
+            id=f"ftjob-{number}", type="fine-tuning", script=text, params=params, model=text
+        )
+        backend.submit_job(spec)
     for view, until in (
         ("/jobs", "text=ftjob-x"),
         (f"/job/{claim.job.id}", ".js-plotly-plot"),
         (f"/compare?jobs={claim.job.id}", ".js-plotly-plot"),
         (f"/samples?jobs={claim.job.id}", ".answer"),
+        ("/data?show=result", "td >> text=script"),
         (f"/data/{file}", ".part"),
+        ("/cluster", "td >> text=ftjob-7"),
         ("/new?from=ftjob-x", "text=Submit"),
     ):
         visitor.open(view, until)
         visitor.page.wait_for_timeout(300)
         assert visitor.page.evaluate("window.hit") is None, view
-        foreign = "iframe, object, embed, base, #view script, #view img[src=x], marquee"
+        foreign = "iframe, object, embed, base, #view script, #view img, marquee, #view style"
         assert visitor.page.locator(foreign).count() == 0
     assert not [error for error in visitor.errors if "Content Security Policy" not in error]
 
@@ -354,6 +388,31 @@ def test_a_long_log_follows_and_is_searched_without_freezing(
         assert page.evaluate("window.longest") < 2_000
         assert visitor.errors == []
         visitor.close()
+
+
+def test_two_models_answer_side_by_side(
+    served: Served, chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deployed by the page when they are first asked."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tiny = str(make_tiny_model(tmp_path / "tiny"))
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open(f"/chat?a={tiny}&b={tmp_path / 'none'}", "text=Send")
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Your message").fill("Say something.")
+    page.keyboard.press("Control+Enter")
+    answers = page.locator(".sides .answer")
+    # One answers as it does without the page, the other says what is wrong with it.
+    answers.nth(1).locator(".problem").wait_for(timeout=120_000)
+    messages = [{"role": "user", "content": "Say something."}]
+    whole = served.ow.chat.completions.create(model=tiny, messages=messages, temperature=0)
+    expected = whole.choices[0].message.content or "(nothing)"
+    while answers.nth(0).locator("span").text_content() != expected:
+        page.wait_for_timeout(100)
+    visitor.photograph("/chat-answered")
+    served.ow.chat.kill(tiny)
+    visitor.close()
 
 
 def test_the_table_is_live_and_has_keys(

@@ -280,6 +280,15 @@ def test_a_dataset_as_a_job_reads_it(
     assert unknown.status_code == 400 and "tokenizer" in unknown.json()["error"]
 
 
+def test_files_come_in_pages_by_their_purpose(served: Served, browser: Any) -> None:
+    ids = [served.ow.files.create(f"{n}".encode(), "result")["id"] for n in range(5)]
+    served.ow.files.create(_lines(ROWS), "conversations")
+    given = {"purpose": "result", "limit": 2}
+    pages = [browser.get("/api/files", params={**given, "offset": at}).json() for at in (0, 2, 4)]
+    assert [file["id"] for page in pages for file in page] == ids[::-1]
+    assert len(browser.get("/api/files").json()) == 6
+
+
 def test_files_come_as_downloads(served: Served, browser: Any) -> None:
     stored = served.ow.files.create(b"<script>alert(1)</script>", "result")["id"]
     response = browser.get(f"/api/files/{stored}/content")

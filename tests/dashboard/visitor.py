@@ -45,7 +45,20 @@ FAULTS = """() => {
             const place = one.outerHTML.slice(0, 80);
             if (ratio < 4.5) faults.push("contrast " + ratio.toFixed(2) + ": " + place);
           }
-          const wide = document.documentElement.scrollWidth;
+          // Of WCAG 2.2, AA: targets of 24 pixels (2.5.8), headings in order (1.3.1); ids once.
+  for (const one of document.querySelectorAll("button, select, input:not([type=checkbox])")) {
+    const { width, height } = one.getBoundingClientRect();
+    const place = one.outerHTML.slice(0, 80);
+    if (height && Math.min(width, height) < 23.5) faults.push("small: " + place);
+  }
+  const levels = [...document.querySelectorAll("h1, h2, h3, h4")].map((h) => +h.tagName[1]);
+  const isJump = levels.some((level, at) => level > (levels[at - 1] || 0) + 1);
+  const first = levels.filter((level) => level === 1).length;
+  if (isJump || first !== 1) faults.push("headings " + levels);
+  const ids = [...document.querySelectorAll("[id]")].map(({ id }) => id);
+  faults.push(...ids.filter((id, at) => ids.indexOf(id) < at).map((id) => "id " + id));
+  if (!document.documentElement.lang || !document.title) faults.push("no language");
+  const wide = document.documentElement.scrollWidth;
           if (wide > innerWidth + 1) faults.push("wider than the window");
           return faults;
         }

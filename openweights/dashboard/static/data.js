@@ -5,15 +5,18 @@ import { file as filePath, get, post } from "./api.js";
 import { colour, draw } from "./charts.js";
 import { remember, to } from "./route.js";
 
-const DATASETS = new Set(["conversations", "preference", "preferences", "multiple_choice", "result"]);
+const PURPOSES = ["conversations", "preference", "multiple_choice", "result"];
+const FILES = 100;
 const LOSSES = ["sft", "sdft", "grpo", "dpo", "orpo"];
 const PAGE = 20;
 
 export async function show(view, { id, query, signal }) {
   if (id) return one(view, id, query, signal);
-  const purpose = h("select", { "aria-label": "Purpose" }, ["conversations", "preference", "multiple_choice"].map((name) => h("option", {}, name)));
-  const table = h("tbody");
-  view.append(h("h1", {}, "Data"), drop(), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["File", "Name", "Purpose", "Size", "Stored"].map((title) => h("th", { scope: "col" }, title)))), table)));
+  const purpose = h("select", { "aria-label": "Purpose" }, PURPOSES.slice(0, 3).map((name) => h("option", {}, name)));
+  const table = h("tbody"), below = h("div", { class: "bar" });
+  let shown = PURPOSES.includes(query.show) ? query.show : PURPOSES[0], offset = 0;
+  const chips = h("div", { class: "chips", role: "group", "aria-label": "Purpose of the files" });
+  view.append(h("h1", {}, "Data"), drop(), chips, h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["File", "Name", "Purpose", "Size", "Stored"].map((title) => h("th", { scope: "col" }, title)))), table)), below);
   await list();
 
   function drop() {
@@ -31,13 +34,19 @@ export async function show(view, { id, query, signal }) {
     try {
       const stored = await post("/api/files", form);
       notice(`${stored.filename} is ${stored.id}`);
-      await list();
+      await list(purpose.value);
     } catch (error) { notice(error.message, true); }
   }
 
-  async function list() {
-    const files = (await get("/api/files", {}, signal)).filter(({ purpose: kind }) => DATASETS.has(kind));
-    fill(table, files.length ? files.map((file) => h("tr", { "data-row": file.id }, h("td", { class: "mono" }, h("a", { href: to("data", file.id) }, file.id)), h("td", { class: "wrap" }, file.filename), h("td", {}, file.purpose), h("td", { class: "number" }, size(file.bytes)), h("td", {}, when(file.created_at)))) : h("tr", {}, h("td", { colspan: 5, class: "empty" }, "No datasets yet: drop one above.")));
+  async function list(purposeOf = shown, from = 0) {
+    [shown, offset] = [purposeOf, from];
+    remember({ show: shown === PURPOSES[0] ? "" : shown });
+    const found = await get("/api/files", { purpose: shown, offset, limit: FILES + 1 }, signal);
+    const again = (...where) => () => list(...where).catch((error) => notice(error.message, true));
+    fill(chips, PURPOSES.map((name) => h("button", { type: "button", class: "chip", "aria-pressed": String(name === shown), onclick: again(name) }, name.replace("_", " "))));
+    const row = (file) => h("tr", { "data-row": file.id }, h("td", { class: "mono" }, h("a", { href: to("data", file.id) }, file.id)), h("td", { class: "wrap" }, file.filename), h("td", {}, file.purpose), h("td", { class: "number" }, size(file.bytes)), h("td", {}, when(file.created_at)));
+    fill(table, found.length ? found.slice(0, FILES).map(row) : h("tr", {}, h("td", { colspan: 5, class: "empty" }, "None of these yet: drop one above.")));
+    fill(below, offset > 0 && h("button", { type: "button", onclick: again(shown, Math.max(offset - FILES, 0)) }, "Newer"), found.length > FILES && h("button", { type: "button", onclick: again(shown, offset + FILES) }, "Older"));
   }
 }
 
@@ -72,7 +81,7 @@ async function one(view, id, query, signal) {
     const found = await get(`${filePath(id)}/rows`, { offset, limit: PAGE, ...reading() }, signal);
     const move = (by) => { offset = Math.max(offset + by, 0); page().catch((error) => notice(error.message, true)); };
     fill(rows, h("div", { class: "bar" }, h("button", { type: "button", disabled: offset === 0, onclick: () => move(-PAGE) }, "Earlier"), h("button", { type: "button", disabled: !found.more, onclick: () => move(PAGE) }, "Later"), h("span", { class: "faint" }, `from row ${offset + 1}`)),
-      found.rows.map((row) => h("section", { class: "panel" }, h("h3", {}, `line ${row.line}`), row.problem && h("p", { class: "problem" }, row.problem), (row.texts || []).map(rendered),
+      found.rows.map((row) => h("section", { class: "panel" }, h("h2", {}, `line ${row.line}`), row.problem && h("p", { class: "problem" }, row.problem), (row.texts || []).map(rendered),
         (row.parts || []).map((part) => h("div", { class: part.learned ? "part learned" : "part" }, h("span", { class: "role" }, part.role), part.text)),
         Object.keys(row.other || {}).length > 0 && h("pre", {}, JSON.stringify(row.other, null, 1)))));
   }
