@@ -56,6 +56,8 @@ _REGISTERED: dict[str, type[Jobs]] = {}
 _TAKEN: set[str] = set()  # attributes of a client, which no kind may be called
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# A line of a docstring's attributes that begins a field, or several with the same meaning.
+_ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 # `{job_id}`, but not the shell's `${job_id}`.
 _JOB_ID = re.compile(r"(?<!\$)\{job_id\}")
 
@@ -427,6 +429,24 @@ def field_defaults(model: type[BaseModel]) -> dict[str, Any]:
         for name, field in model.model_fields.items()
         if not field.is_required()
     }
+
+
+def field_meanings(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstrings of a model, and of what it inherits, say of its fields."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        _, _, attributes = inspect.cleandoc(vars(kind).get("__doc__") or "").partition(
+            "Attributes:\n"
+        )
+        names: list[str] = []
+        for line in attributes.splitlines():
+            entry = _ENTRY.fullmatch(line.removeprefix("    "))
+            if entry is not None and not line.startswith("     "):
+                names = entry["names"].split(", ")
+                found.update(dict.fromkeys(names, entry["text"]))
+            elif line.startswith("     "):
+                found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    return found
 
 
 def kind_names() -> list[str]:

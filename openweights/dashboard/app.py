@@ -34,7 +34,7 @@ from starlette.staticfiles import StaticFiles
 
 from openweights import __version__
 from openweights.client import Job, OpenWeights
-from openweights.client.job_kinds import kind_names
+from openweights.client.job_kinds import field_meanings, kind_names
 from openweights.client.results import result_files
 from openweights.dashboard.access import Gate, Sessions, session_of
 from openweights.dashboard.chat import chat_completions
@@ -385,12 +385,16 @@ def _kind_and_params(body: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _kinds(request: Request) -> Response:
-    """The fields of each kind of job: `{kind: {schema, defaults}}`."""
+    """The fields of each kind of job: `{kind: {schema, defaults, meanings}}`."""
     client = _client(request)
     models = {name: kind_named(client, name).params for name in kind_names()}
     return JSONResponse(
         {
-            name: {"schema": model.model_json_schema(), "defaults": default_params(model)}
+            name: {
+                "schema": model.model_json_schema(),
+                "defaults": default_params(model),
+                "meanings": field_meanings(model),
+            }
             for name, model in models.items()
         }
     )

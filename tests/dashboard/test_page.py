@@ -408,7 +408,7 @@ def test_two_models_answer_side_by_side(
     messages = [{"role": "user", "content": "Say something."}]
     whole = served.ow.chat.completions.create(model=tiny, messages=messages, temperature=0)
     expected = whole.choices[0].message.content or "(nothing)"
-    while answers.nth(0).locator("span").text_content() != expected:
+    while answers.nth(0).locator("span").first.text_content() != expected:
         page.wait_for_timeout(100)
     visitor.photograph("/chat-answered")
     served.ow.chat.kill(tiny)

@@ -110,6 +110,7 @@ def test_every_kind_has_a_schema(browser: Any) -> None:
     kinds = browser.get("/api/kinds").json()
     assert {"fine_tuning", "exec", "weighted_sft"} <= set(kinds)
     assert kinds["fine_tuning"]["defaults"]["epochs"] == 1
+    assert kinds["fine_tuning"]["meanings"]["test_file"].startswith("Rows to evaluate on")
     assert "training_file" in kinds["fine_tuning"]["schema"]["properties"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -11,13 +9,11 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from openweights.cli.output import fail, json_option, print_json, print_table
+from openweights.client.job_kinds import field_meanings
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
-
-# A line of a docstring's attributes that begins a field, or several with the same meaning.
-_ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 
 HEAD = """\
 # Every field
@@ -155,19 +151,7 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
     Raises:
         KeyError: They say nothing of one.
     """
-    found: dict[str, str] = {}
-    for kind in reversed(model.__mro__):
-        _, _, attributes = inspect.cleandoc(vars(kind).get("__doc__") or "").partition(
-            "Attributes:\n"
-        )
-        names: list[str] = []
-        for line in attributes.splitlines():
-            entry = _ENTRY.fullmatch(line.removeprefix("    "))
-            if entry is not None and not line.startswith("     "):
-                names = entry["names"].split(", ")
-                found.update(dict.fromkeys(names, entry["text"]))
-            elif line.startswith("     "):
-                found.update({name: f"{found[name]} {line.strip()}" for name in names})
+    found = field_meanings(model)
     missing = model.model_fields.keys() - found.keys()
     if missing:
         raise KeyError(f"{model.__name__} says nothing of {', '.join(sorted(missing))}")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,11 +227,18 @@ class Deployments:
     def _deploy_wanted(self) -> None:
         with self._lock:
             wanted, self._wanted = self._wanted, []
+        self._deploy(wanted)
+
+    def _deploy(self, wanted: Sequence[str]) -> None:
         try:
             apis = self._ow.api.multi_deploy(wanted, **self._deploy_kwargs)
         except Exception as error:  # noqa: BLE001 - those who wait for it are told
+            if len(wanted) == 1:
+                self._targets[wanted[0]].set_exception(error)
+                return
+            # One that cannot be deployed keeps nobody from asking the others.
             for model in wanted:
-                self._targets[model].set_exception(error)
+                self._deploy([model])
             return
         for model in wanted:
             api = apis[model]

@@ -22,10 +22,10 @@ export async function show(view, { query, signal }) {
   render();
 
   function render() {
-    const { schema, defaults } = kinds[kind];
+    const { schema, defaults, meanings } = kinds[kind];
     const names = Object.keys(schema.properties || {});
     const shown = names.filter((name) => FIRST.includes(name) || name in given || !(name in defaults)).sort((a, b) => order(a) - order(b));
-    const field = (name) => input(name, schema.properties[name], defaults[name], schema.$defs || {}, given[name]);
+    const field = (name) => input(name, schema.properties[name], defaults[name], schema.$defs || {}, given[name], meanings[name]);
     fill(form, h("div", { class: "fields" }, shown.map(field)),
       h("details", {}, h("summary", {}, `All other parameters (${names.length - shown.length})`), h("div", { class: "fields" }, names.filter((name) => !shown.includes(name)).map(field))),
       h("details", {}, h("summary", {}, "Where it runs"), h("div", { class: "fields" }, Object.entries(CONTROLS).map(([name, value]) => h("label", {}, name, h("input", { name: `control:${name}`, placeholder: value || "as usual" }))))),
@@ -72,7 +72,7 @@ export async function show(view, { query, signal }) {
 
 const order = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : 100);
 
-function input(name, schema, usual, definitions, value) {
+function input(name, schema, usual, definitions, value, meaning) {
   const kinds = [schema, ...(schema.anyOf || []), ...(schema.allOf || [])].map((one) => (one.$ref ? definitions[one.$ref.split("/").pop()] || {} : one));
   const choices = kinds.flatMap((one) => one.enum || (one.const !== undefined ? [one.const] : []));
   const current = value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
@@ -81,7 +81,7 @@ function input(name, schema, usual, definitions, value) {
   if (choices.length && kinds.every((one) => one.enum || one.const !== undefined || one.anyOf || one.type === "null" || one.$ref)) element = h("select", { name }, h("option", { value: "" }, placeholder), choices.map((item) => h("option", { value: item, selected: String(item) === current }, String(item))));
   else if (kinds.some((one) => one.type === "boolean") && kinds.every((one) => [undefined, "boolean", "null"].includes(one.type))) element = h("select", { name }, h("option", { value: "" }, placeholder), ["true", "false"].map((item) => h("option", { value: item, selected: item === current }, item)));
   else element = h("input", { name, value: current, placeholder, autocomplete: "off" });
-  return h("label", {}, name, element, schema.description && h("span", { class: "hint" }, schema.description));
+  return h("label", {}, name, element, meaning && h("span", { class: "hint" }, meaning));
 }
 
 /** What was typed, as JSON where it is JSON and the field is more than a text. */
