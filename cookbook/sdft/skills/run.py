@@ -228,7 +228,7 @@ def frontier(study: Study, scale: Scale) -> list[Run]:
 def sequence(study: Study, scale: Scale, first: Sequence[Run], ow: OpenWeights) -> list[Run]:
     """The skills one after another, at the rate that each method was best at."""
     submitted: list[tuple[Job | None, Job, Run]] = []
-    rates = chosen_rates(frontier_points(first, scale.skills[0]), first)
+    rates = chosen_rates(frontier_points(first, scale.skills[0]))
     for run in first:
         if run.stage != 1 or run.rate != rates.get(run.method):
             continue
