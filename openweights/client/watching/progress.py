@@ -206,12 +206,13 @@ def open_display(job_id: str) -> Generator[Display]:
     elif not sys.stderr.isatty():
         yield _Lines()
     else:
-        with _terminal_bar() as bar:
+        from rich.console import Console
+
+        with _terminal_bar(Console(stderr=True)) as bar:
             yield _Bar(bar, job_id)
 
 
-def _terminal_bar() -> Any:
-    from rich.console import Console
+def _terminal_bar(console: Any) -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
@@ -219,5 +220,5 @@ def _terminal_bar() -> Any:
         BarColumn(bar_width=20),
         TimeElapsedColumn(),
         TextColumn("{task.fields[status]}", markup=False),
-        console=Console(stderr=True),
+        console=console,
     )

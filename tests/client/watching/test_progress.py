@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from openweights.client.watching.progress import Progress, duration
+from openweights.client.watching.progress import (
+    Progress,
+    _Bar,
+    _NotebookBar,
+    _terminal_bar,
+    duration,
+    open_display,
+)
 from openweights.client.watching.queue import waits_in_project, waits_on_this_machine
 from openweights.types import EventRecord, JobRecord
 
@@ -73,6 +82,70 @@ def test_a_new_run_begins_anew() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def scenes() -> list[tuple[JobRecord, Progress, str]]:
+    """A job that waits, begins, trains and completes."""
+    job = JobRecord(id="ftjob-1", type="fine-tuning", script="", params={})
+    now = datetime.now(UTC)
+    half = Progress(1, 10, 20, began_at=now - timedelta(seconds=20), reached_at=now, loss=0.5)
+    end = replace(half, step=20, reached_at=now + timedelta(seconds=20), loss=0.25)
+    expected = "about 1m00s, as ftjob-0 was"
+    running = replace(job, status="in_progress")
+    return [
+        (job, Progress(), f"behind ftjob-0 · {expected}"),
+        (running, Progress(1), expected),
+        (running, half, ""),
+        (replace(job, status="completed"), end, ""),
+    ]
+
+
+TOLD = """\
+ftjob-1 · pending: behind ftjob-0 · about 1m00s, as ftjob-0 was
+ftjob-1 · in progress: about 1m00s, as ftjob-0 was
+ftjob-1 · in progress · step 10/20 · 2 s/step · 20s left · loss 0.5
+ftjob-1 · completed · step 20/20 · 2 s/step · loss 0.25
+"""
+
+
+def test_where_nothing_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_display("ftjob-1") as display:
+        for scene in scenes():
+            display.show(*scene)
+            display.show(*scene)  # what is known is not said again
+    assert capsys.readouterr().err == TOLD
+
+
+def test_in_a_notebook() -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, bar: Any) -> None:
+            shown.append(bar._repr_html_())
+
+    bar = _NotebookBar(lambda bar, display_id: Handle())
+    for scene in scenes():
+        bar.show(*scene)
+        bar.show(*scene)
+    progress = ["<progress>", "<progress>", '<progress value="10" max="20">']
+    progress.append('<progress value="20" max="20">')
+    lines = zip(progress, TOLD.splitlines(), strict=True)
+    assert shown == [f"{begin}</progress> {line}" for begin, line in lines]
+
+
+def test_on_a_terminal() -> None:
+    console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
+    progress = _terminal_bar(console)
+    bar = _Bar(progress, "ftjob-1")
+    shown: list[str] = []
+    for scene in scenes():
+        bar.show(*scene)
+        with console.capture() as printed:
+            console.print(progress.get_renderable())
+        shown.append(" ".join(printed.get().split()))
+    told = [line.partition(" · ")[2] for line in TOLD.splitlines()]
+    assert [line.partition("0:00:00 ")[2] for line in shown] == told
+    assert shown[2].startswith("ftjob-1 ━━━━━━━━━━") and shown[3].count("━") == 20
 
 
 def test_what_a_job_waits_for() -> None:
