@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "adapter/"  # where a fine-tuning job leaves it
+# Where a fine-tuning job leaves an adapter, or a whole model that it has trained.
+RESULTS = ("adapter/", "model/")
 _CHECKPOINT = "checkpoint-"
 _ADAPTER_CONFIG = "adapter_config.json"
 _HUB_TIMEOUT_S = 5.0
@@ -293,8 +294,9 @@ def _fetch_job(ow: OpenWeights, reference: ModelReference, target: Path) -> Path
     runs = ow.jobs.retrieve(reference.name).runs
     for event in runs[-1].events if runs else ():
         path = str(event.data.get("path", ""))
-        if path.startswith(ADAPTER) and "/" not in path.removeprefix(ADAPTER):
-            ow.files.download(event.data["file"], folder / path.removeprefix(ADAPTER))
-    if not (folder / _ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"model: the job {reference.name} has left no adapter; choose another")
+        result, _, name = path.partition("/")
+        if f"{result}/" in RESULTS and "/" not in name:
+            ow.files.download(event.data["file"], folder / name)
+    if not any((folder / name).is_file() for name in (_ADAPTER_CONFIG, "config.json")):
+        raise ConfigError(f"model: the job {reference.name} has left no model; choose another")
     return folder

@@ -32,6 +32,7 @@ class PushRequest(Protocol):
     model: str
     finetuned_model_id: str
     model_naming_extra_parameters: dict[str, str] | None
+    is_peft: bool
     merge_before_push: bool
     push_to_private: bool
 
@@ -57,14 +58,15 @@ def download(repository: str, folder: str | None = None) -> Path:
 
 def push_result(
     config: PushRequest,
-    adapter: Path,
+    result: Path,
     *,
     job_id: str,
     token: str,
     org: str | None,
     merged_card: str = "",
 ) -> str:
-    """Push the adapter in `adapter`, or the model merged with it, and return the repository's id.
+    """Push the adapter in `result`, the model merged with it, or the model there; returns the id of
+    the repository.
 
     Args:
         org: Fills {org_id}; None for the account of the token.
@@ -86,8 +88,9 @@ def push_result(
     )
     with tempfile.TemporaryDirectory() as temporary:
         # First, so that a merge that fails leaves no empty repository behind.
-        folder = merge(config, adapter, Path(temporary)) if config.merge_before_push else adapter
-        if config.merge_before_push and merged_card:
+        merges = config.is_peft and config.merge_before_push
+        folder = merge(config, result, Path(temporary)) if merges else result
+        if merges and merged_card:
             (folder / "README.md").write_text(merged_card, encoding="utf-8")
         retried(
             lambda: api.create_repo(repo, private=config.push_to_private, exist_ok=True),

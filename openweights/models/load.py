@@ -43,6 +43,7 @@ class ModelRequest(Protocol):
     chat_template: str
     template_options: dict[str, Any]
     load_in_4bit: bool
+    is_peft: bool
     r: int
     lora_alpha: int
     lora_dropout: float
@@ -73,8 +74,13 @@ def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEn
         )
     engine: TrainingEngine = "unsloth" if cuda and installed else "transformers"
     # vLLM is driven by trl; unsloth would want to load it by itself.
-    if config.engine == "transformers" or config.grpo_use_vllm:
+    if config.engine == "transformers" or config.grpo_use_vllm or not config.is_peft:
         engine = "transformers"
+    if goes_on and not config.is_peft:
+        raise ConfigError(
+            "is_peft: False trains all weights of a whole model, and this one is an adapter; push "
+            "it with merge_before_push=True and train that model, or remove is_peft"
+        )
     if goes_on:
         if config.engine == "unsloth":
             raise ConfigError(
@@ -114,8 +120,9 @@ def device_name() -> str:
 
 def load_model(
     config: ModelRequest, engine: TrainingEngine | None = None, adapter: Path | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Base model with the LoRA to train, and its tokenizer.
+) -> tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase]:
+    """Base model with the LoRA to train, or the whole model where `is_peft` is False, and its
+    tokenizer.
 
     A fresh adapter is created from `config.seed`. Trained weights are in float32. The tokenizer has
     a pad token, pads on the right, and has the chat template that the config asks for; the
@@ -138,8 +145,10 @@ def load_model(
             model, tokenizer = _load_unsloth(config)
         else:
             model, tokenizer = _load_transformers(config, adapter)
-    if adapter is None:
-        # Not the folder in which a model with a name of its own happens to lie here.
+    # Not the folder in which a model with a name of its own happens to lie here.
+    if not config.is_peft:
+        model.config.name_or_path = config.model
+    elif adapter is None:
         model.peft_config["default"].base_model_name_or_path = config.model
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -270,11 +279,14 @@ def _load_transformers(config: ModelRequest, adapter: Path | None) -> tuple[Any,
     tokenizer = tokenizer_of(str(adapter or location), location)
     model = AutoModelForCausalLM.from_pretrained(
         location,
-        dtype=base_dtype(location),
+        # What is trained is kept in float32: small updates would be rounded away.
+        dtype=base_dtype(location) if config.is_peft else torch.float32,
         quantization_config=_four_bit() if config.load_in_4bit else None,
         device_map={"": local_rank()} if torch.cuda.is_available() else None,
     )
     model.config.use_cache = False
+    if not config.is_peft:
+        return model, tokenizer
     if adapter is None:
         lora = LoraConfig(**_lora_options(model, config), task_type="CAUSAL_LM")
         adapted: Any = get_peft_model(model, lora)
@@ -332,6 +344,14 @@ def base_dtype(location: str) -> torch.dtype:
 
     saved = AutoConfig.from_pretrained(location_here(location)).dtype
     return torch.bfloat16 if saved == torch.bfloat16 and _cpu_has_bf16() else torch.float32
+
+
+def saved_dtype(location: str) -> torch.dtype:
+    """The type in which a model's weights are saved."""
+    from transformers import AutoConfig
+
+    saved: Any = AutoConfig.from_pretrained(location_here(location)).dtype
+    return saved or torch.float32
 
 
 def _cpu_has_bf16() -> bool:

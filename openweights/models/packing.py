@@ -17,8 +17,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -125,6 +124,9 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # as attention of torch's own does
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     longest = query.shape[2] if max_length_q is None else max_length_q
     if query.is_cuda and query.dtype in _HALF and query.shape[-1] <= _FLASH_HEAD_DIM:
         window = sliding_window if sliding_window is not None and longest > sliding_window else None
@@ -174,7 +176,7 @@ def _row(
     )  # fmt: skip
 
 
-def may_pack(model: PeftModel, examples: Sequence[Mapping[str, list[int]]]) -> bool:
+def may_pack(model: nn.Module, examples: Sequence[Mapping[str, list[int]]]) -> bool:
     """`keeps_rows_apart`, and a line in the log that says what follows from it."""
     packed = keeps_rows_apart(model, examples)
     logger.info(
@@ -185,7 +187,7 @@ def may_pack(model: PeftModel, examples: Sequence[Mapping[str, list[int]]]) -> b
     return packed
 
 
-def keeps_rows_apart(model: PeftModel, examples: Sequence[Mapping[str, list[int]]]) -> bool:
+def keeps_rows_apart(model: nn.Module, examples: Sequence[Mapping[str, list[int]]]) -> bool:
     """Whether the model keeps packed rows apart, as it does after this where it can.
 
     Changes the first of two packed rows and looks at the logits of the second, which must not move,
@@ -207,7 +209,7 @@ def keeps_rows_apart(model: PeftModel, examples: Sequence[Mapping[str, list[int]
     return not leaked and not differs
 
 
-def _last_row_logits(model: PeftModel, rows: Sequence[list[int]]) -> Tensor:
+def _last_row_logits(model: nn.Module, rows: Sequence[list[int]]) -> Tensor:
     batch = Collator(0, packed=True)([{"input_ids": row, "labels": row} for row in rows])
     unknown = ("labels", "item_counts")  # to a model
     if len(rows) == 1:
@@ -223,7 +225,7 @@ def _last_row_logits(model: PeftModel, rows: Sequence[list[int]]) -> Tensor:
     return logits[0, -len(rows[-1]) :].float()
 
 
-def _is_half(model: PeftModel) -> bool:
+def _is_half(model: nn.Module) -> bool:
     return any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
 
 

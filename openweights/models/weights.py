@@ -1,6 +1,7 @@
 """Copies of the weights that are trained: to measure against, and to compute with in their place.
 
-Exchanging is done by storage, which copies nothing; a backward pass must not run in between.
+Exchanging is done by storage, which copies nothing, or, where the copy is on another device, tensor
+by tensor, so that the model's device never holds both. A backward pass must not run in between.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ class WeightCopy:
     @contextmanager
     def acting(self) -> Iterator[None]:
         """The model holds the copy inside, and bit for bit its own weights afterwards."""
+        exchange = self._by_copy if self.is_elsewhere else self._by_storage
+        with exchange():
+            yield
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the copy is on another device than the model."""
+        return self.values[0].device != self.parameters[0].device
+
+    @contextmanager
+    def _by_storage(self) -> Iterator[None]:
         own = [p.data for p in self.parameters]
         for parameter, value in zip(self.parameters, self.values, strict=True):
             parameter.data = value.to(parameter.dtype)
@@ -44,6 +56,21 @@ class WeightCopy:
         finally:
             for parameter, data in zip(self.parameters, own, strict=True):
                 parameter.data = data
+
+    @contextmanager
+    def _by_copy(self) -> Iterator[None]:
+        pairs = zip(self.parameters, self.values, strict=True)
+        own = [p.detach().to(v.device, copy=True) for p, v in pairs]
+        self._fill(self.values)
+        try:
+            yield
+        finally:
+            self._fill(own)
+
+    @torch.no_grad()
+    def _fill(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
 
     @torch.no_grad()
     def distance(self) -> float:

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from openweights.jobs.unsloth.preference.trainer import preference_train
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.load import load_model
+from openweights.models.load import base_dtype, load_model
 from tests.benchmarks.models import TARGETS, adapted, byte_tokenizer, qwen_7b
 
 ROWS, BATCH = 4096, 16
@@ -154,7 +154,8 @@ def run_trl(
     }
     steps = Steps()
     if options.cpu:
-        base = AutoModelForCausalLM.from_pretrained(options.cpu, dtype=torch.float32)
+        # In the type of ours: the one that it is saved in, where the processor computes in it.
+        base = AutoModelForCausalLM.from_pretrained(options.cpu, dtype=base_dtype(str(options.cpu)))
         tokenizer = AutoTokenizer.from_pretrained(options.cpu)
     else:
         base, tokenizer = qwen_7b(options.layers), byte_tokenizer()

@@ -156,10 +156,10 @@ class AdapterMovement(TrainerCallback):
         moved, norm = self._start.distance(), self._start.norm()
         event = AdapterMoved(step=state.global_step, weight_difference_norm=moved, weight_norm=norm)
         self._reporter.log(event.data())
-        logger.info("the adapter moved by %.3g; its weights' norm was %.3g", moved, norm)
+        logger.info("what is trained moved by %.3g; its weights' norm was %.3g", moved, norm)
         if not moved or not self._had_gradient:
             raise JobFailedError(
-                f"the adapter is where it was after {state.global_step} steps: "
+                f"what is trained is where it was after {state.global_step} steps: "
                 f"{self._nothing_learned}"
             )
 

@@ -437,9 +437,11 @@ def _follow(
     log_event: LogEvent,
 ) -> None:
     """Measure while it trains what the loss does not say."""
-    steps, tokenizer = config.sdft_gate_steps, trainer.processing_class
+    steps = config.sdft_gate_steps
+    tokenizer: Any = trainer.processing_class
+    model: Any = trainer.model
     trainer.add_callback(GateFollower(gate, trainer.teacher, showing, log_event, steps))
-    if active_adapter(trainer.model) is not None and config.kl_to_base_steps is None:
+    if active_adapter(model) is not None and config.kl_to_base_steps is None:
         trainer.add_callback(DistanceToBase(trainer.engine, tokenizer, log_event, steps))
 
 

@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 
 class EMATeacher(WeightCopy):
-    """Float32 moving average of a model's trainable parameters, on their device.
+    """Float32 moving average of a model's trainable parameters: of adapters on their device, of
+    whole models on the host, whose memory the GPU could not hold twice.
 
     Attributes:
         rate: Share of the student in each update: 0 freezes the teacher, 1 makes it the live
@@ -43,7 +44,8 @@ class EMATeacher(WeightCopy):
     def __init__(self, model: nn.Module, rate: float) -> None:
         if not 0 <= rate <= 1:
             raise ValueError(f"rate {rate} must be in [0, 1]")
-        super().__init__(model)
+        is_adapter = hasattr(model, "get_base_model")
+        super().__init__(model, None if is_adapter else "cpu")
         self.rate = rate
         self.step = 0
         # A frozen teacher never leaves them.
@@ -56,7 +58,7 @@ class EMATeacher(WeightCopy):
         if self.rate == 0:
             return
         pairs = zip(self.parameters, self.values, strict=True)
-        student = [parameter.detach().to(average.dtype) for parameter, average in pairs]
+        student = [p.detach().to(average.device, average.dtype) for p, average in pairs]
         if self.rate == 1:
             torch._foreach_copy_(self.values, student)
         else:

@@ -288,24 +288,39 @@ def _finish(
     """Leave the result under uploads/, and push it when that is wanted."""
     from openweights.jobs.unsloth.runtime.model_card import model_card
 
-    adapter = UPLOADS / "adapter"
-    model: Any = trainer.model
-    # "auto" would ask the hub about the base model's vocabulary; no adapter of ours trains it.
-    model.save_pretrained(str(adapter), save_embedding_layers=False)
-    tokenizer.save_pretrained(str(adapter))
+    result, base = _save(config, trainer.model, tokenizer)
     record = {**record, "steps": trainer.state.global_step}
     for name, content in (("config", record["config"]), ("reproducibility", record)):
         text = json.dumps(content, indent=2, sort_keys=True)
         (UPLOADS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    base = model.peft_config["default"].base_model_name_or_path
     history = trainer.state.log_history
     card = partial(model_card, config, record, history, base=base, job_id=reporter.job_id)
-    (adapter / "README.md").write_text(card(), encoding="utf-8")
-    error = _push(config, adapter, reporter, card(is_merged=True))
+    (result / "README.md").write_text(card(), encoding="utf-8")
+    error = _push(config, result, reporter, card(is_merged=True))
     reporter.close(completed=True)
-    logger.info("done: the adapter is in %s", adapter)
+    logger.info("done: the %s is in %s", "adapter" if config.is_peft else "model", result)
     if error is not None and config.push_to_hub:
         raise JobFailedError(f"not pushed to the hub as push_to_hub=True asks: {error}")
+
+
+def _save(
+    config: TrainingConfig, model: Any, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Path, str]:
+    """Write adapter or model, and the tokenizer; their folder, and the name of the base model.
+
+    A whole model is saved in the type in which it came, from float32.
+    """
+    if config.is_peft:
+        folder, base = UPLOADS / "adapter", model.peft_config["default"].base_model_name_or_path
+        # "auto" would ask the hub about the base model's vocabulary; no adapter of ours trains it.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        from openweights.models.load import saved_dtype
+
+        folder, base = UPLOADS / "model", str(model.config.name_or_path)
+        model.to(saved_dtype(base)).save_pretrained(str(folder), max_shard_size="5GB")
+    tokenizer.save_pretrained(str(folder))
+    return folder, base
 
 
 def _check_push(config: TrainingConfig) -> None:
@@ -314,9 +329,7 @@ def _check_push(config: TrainingConfig) -> None:
         raise ConfigError("push_to_hub: HF_TOKEN is not set where the job runs; set it there")
 
 
-def _push(
-    config: TrainingConfig, adapter: Path, reporter: Reporter, merged_card: str
-) -> str | None:
+def _push(config: TrainingConfig, result: Path, reporter: Reporter, merged_card: str) -> str | None:
     """Push the result where that is wanted; returns why it is not there, after saying so.
 
     The training that a failed push would spoil has succeeded: the result is kept in any case, and
@@ -330,7 +343,7 @@ def _push(
     try:
         repo = push_result(
             config,
-            adapter,
+            result,
             job_id=reporter.job_id,
             token=settings.hf_token,
             org=settings.hf_org,

@@ -17,6 +17,7 @@ from openweights.jobs.unsloth.runtime.memory import out_of_memory_explained, ref
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import base_model
 from openweights.models.load import load_model
 from openweights.models.shape import ModelShape, model_shape
 from tests.memory_meter import MemoryMeter
@@ -75,6 +76,8 @@ CASES = {
         {"vocab_size": 4_000},
         SDFT | {"sdft_max_new_tokens": 48, "sdft_divergence": "jsd"},
     ),
+    "sft, all weights": Case(job={"is_peft": False}),
+    "sdft, all weights": Case(job=SDFT | {"sdft_max_new_tokens": 24, "is_peft": False}),
     "dpo": Case(job={"loss": "dpo"}),
     "orpo": Case(job={"loss": "orpo"}),
     "SmolLM2, sft": Case(SMOLLM2, {"r": 32}),
@@ -140,7 +143,7 @@ def largest_batches(model: Any) -> dict[str, int]:
         kind = "micro" if torch.is_grad_enabled() else kind
         found[kind] = max(found[kind], given["input_ids"].numel())
 
-    decoder = model.get_base_model().get_decoder()
+    decoder = base_model(model).get_decoder()
     decoder.register_forward_pre_hook(note, with_kwargs=True)
     return found
 
@@ -175,6 +178,12 @@ def test_a_training_that_cannot_fit_is_refused_with_what_it_needs(tmp_path: Path
     refuse_what_cannot_fit(config, lambda: (0, 2**30))
     with pytest.raises(ConfigurationError, match=r"takes 0\.0 GiB .*at least, and .* has 0\.0 GiB"):
         refuse_what_cannot_fit(config, lambda: (0, 2**20))
+    small = make_model(tmp_path, SMOLLM2 | {"num_hidden_layers": 1})
+    whole = config.model_copy(update={"is_peft": False})
+    room = 8 * small.parameters  # for weights in float32 and their gradients, but no optimizer
+    refuse_what_cannot_fit(config, lambda: (0, room))
+    with pytest.raises(ConfigurationError, match=r"optimizer 0\.2.*or train a LoRA"):
+        refuse_what_cannot_fit(whole, lambda: (0, room))
 
 
 def test_a_full_memory_names_the_two_settings_to_lower(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ class TrainingFields(BaseModel):
         max_seq_length: Longest row, in tokens. Of longer ones sft, dpo and orpo cut the end, sdft
             and grpo leave them out; the log says of how many.
         load_in_4bit: The base model's weights in 4 bit (nf4), on a CUDA GPU with bitsandbytes.
-        is_peft: A LoRA is trained; there is no full fine-tuning.
+        is_peft: sft and sdft also train all weights in float32, with False: the result is a whole
+            model, and what the adapter's fields say does not count.
         loss: What is minimised.
         target_modules: Names of the modules that get an adapter. Of the default ones those that the
             model has; of others all must be there.
@@ -355,16 +356,6 @@ class TrainingFields(BaseModel):
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
         return value if value is None else bare_name(value)
-
-    @field_validator("is_peft")
-    @classmethod
-    def _is_lora(cls, value: bool) -> bool:
-        if not value:
-            raise ValueError(
-                "False asks for full fine-tuning, which does not exist here; remove it to train a "
-                "LoRA"
-            )
-        return value
 
     @field_validator("target_modules")
     @classmethod

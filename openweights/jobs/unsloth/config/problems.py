@@ -43,6 +43,7 @@ def config_problems(config: TrainingFields) -> Problems:
     yield from preference_problems(config)
     yield from sdft_problems(config)
     yield from grpo_problems(config)
+    yield from full_problems(config)
     yield from hub_problems(config)
     yield from test_set_problems(config)
 
@@ -141,6 +142,28 @@ def tag_problems(config: TrainingFields) -> Problems:
     for field, name in named["logp_callback_datasets"]:
         if name in EVENT_KEYS:
             yield field, f"{name!r} has a meaning of its own in events; choose another name"
+
+
+def full_problems(config: TrainingFields) -> Problems:
+    """What training all weights excludes."""
+    if config.is_peft:
+        return
+    if config.loss not in ("sft", "sdft"):
+        yield (
+            "is_peft",
+            f"False trains all weights, which loss={config.loss!r} does not do; remove it to train "
+            "a LoRA",
+        )
+    if config.load_in_4bit:
+        yield "load_in_4bit", "weights in 4 bit cannot be trained; remove it, or is_peft=False"
+    if config.engine == "unsloth":
+        yield "engine", "'unsloth' trains a LoRA alone; use 'auto' beside is_peft=False"
+    if config.kl_to_base_steps is not None:
+        yield (
+            "kl_to_base_steps",
+            "needs the base model, which is not there any more when all weights are trained; "
+            "remove it beside is_peft=False",
+        )
 
 
 def hub_problems(config: TrainingFields) -> Problems:

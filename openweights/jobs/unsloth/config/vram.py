@@ -157,7 +157,7 @@ def vram_needed(
         weights=_weight_bytes(config, shape, device),
         trained=_FLOAT * trained * config.is_peft,
         optimizer=_optimizer_bytes(config, device) * trained,
-        teacher=_teacher_copies(config) * _FLOAT * trained,
+        teacher=_teacher_copies(config, device) * _FLOAT * trained,
         rollout=step.kept_for_rollouts,
         activations=worst,
     )
@@ -363,9 +363,14 @@ def _weight_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> 
     return int(each * shape.linear_parameters) + device.value_bytes * shape.other_parameters
 
 
-def _teacher_copies(config: TrainingFields) -> int:
-    """Of what is trained: the teacher, and its first weights where it moves away from them."""
-    return 0 if config.loss != "sdft" else 2 if config.sdft_ema_alpha else 1
+def _teacher_copies(config: TrainingFields, device: Device) -> int:
+    """Of what is trained: the teacher, and its first weights where it moves away from them.
+
+    A GPU's teacher of all weights is on the host.
+    """
+    if config.loss != "sdft" or (device.is_fused and not config.is_peft):
+        return 0
+    return 2 if config.sdft_ema_alpha else 1
 
 
 def _optimizer_bytes(config: TrainingFields, device: Device) -> int:

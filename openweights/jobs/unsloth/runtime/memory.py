@@ -21,7 +21,7 @@ from openweights.jobs.unsloth.config.vram import (
     vram_needed,
 )
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.load import base_dtype, device_name
+from openweights.models.load import base_dtype, clear_load_errors, device_name
 from openweights.models.memory import memory_bytes
 from openweights.models.recomputation import (
     affordable,
@@ -52,16 +52,25 @@ def refuse_what_cannot_fit(
     shape = model_shape(config.model)
     if shape is None:
         return
-    cuda = torch.cuda.is_available()
-    device = GPU if cuda else Device(base_dtype(config.model).itemsize, False, False)
+    device = GPU
+    if not torch.cuda.is_available():
+        with clear_load_errors(config.model):
+            device = Device(base_dtype(config.model).itemsize, recomputes=False, is_fused=False)
     least = vram_needed(config, shape, device=device, tokens=Tokens(micro=1, scored=1))
     _, whole = memory()
     if least.total > whole:
-        smaller = "a smaller model" if config.load_in_4bit else "a smaller model, load_in_4bit=True"
         raise ConfigurationError(
             f"model: to train {config.model} so takes {least} at least, and {device_name()} has "
-            f"{whole / 2**30:.1f} GiB; use {smaller}, or ask for a larger GPU with requires_vram_gb"
+            f"{whole / 2**30:.1f} GiB; use a smaller model{_lighter(config)}, or ask for a larger "
+            "GPU with requires_vram_gb"
         )
+
+
+def _lighter(config: TrainingConfig) -> str:
+    """What makes the same training take less between its steps."""
+    if not config.is_peft:
+        return ", or train a LoRA (remove is_peft)"
+    return "" if config.load_in_4bit else ", load_in_4bit=True"
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def model_card(
     is_folder = Path(base).is_absolute()
     name = Path(base).name if is_folder else base
     what = f"`{name}` with a LoRA adapter merged into it" if is_merged else f"A LoRA on `{name}`"
+    if not config.is_peft:
+        what, is_merged = f"`{name}`, all weights of it", True
     versions = record["versions"]
     packages = ", ".join(f"{p} {versions[p]}" for p in ("torch", "transformers", "peft", "trl"))
     return "\n".join(
