@@ -18,11 +18,12 @@ import logging
 import math
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from openweights.client.event_json import event_data
 from openweights.errors import (
     FencedError,
+    InvalidInputError,
     InvalidStateError,
     NotFoundError,
     OpenWeightsError,
@@ -52,6 +54,18 @@ _LONGEST_RETRY_S = 10.0
 _GATHER_S = 0.05
 _GATHER_BYTES = 1 << 16
 _SPOOL_NAME = re.compile(r"(\d+)-\d+-[0-9a-f]{8}\.jsonl")
+
+
+def at_exit(call: Callable[[], object]) -> None:
+    """Call it when this process ends, also where it is a child of `multiprocessing` that was
+    forked: those end without what `atexit` knows.
+    """
+    atexit.register(call)
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, call, exitpriority=0)
 
 
 class EventSender:
@@ -95,7 +109,7 @@ class EventSender:
             raise InvalidStateError(
                 f"run {run_id} can log nothing more: the process is ending"
             ) from error
-        atexit.register(self.close)
+        at_exit(self.close)
 
     @property
     def is_closed(self) -> bool:
@@ -124,6 +138,9 @@ class EventSender:
         Returns:
             Whether it is.
         """
+        if os.getpid() != self.pid:
+            # A forked child: thread and file are its parent's, and the lock may be held for ever.
+            return False
         with self._lock:
             self._flushing += 1
             self._change.notify_all()
@@ -138,7 +155,6 @@ class EventSender:
             Whether all is stored. If not, the spool file stays.
         """
         if os.getpid() != self.pid:
-            # A forked child: thread and file are its parent's.
             return False
         self.flush(timeout)
         with self._lock:
@@ -240,7 +256,7 @@ class EventSender:
 
 def replay_spool(backend: Backend, folder: Path) -> int:
     """Send what killed processes left in `folder`, and remove the files. Events that are stored
-    already are skipped.
+    already are skipped; what is no event, or is refused by the store, is left out with a warning.
 
     Returns:
         How many events were in the files.
@@ -257,7 +273,7 @@ def replay_spool(backend: Backend, folder: Path) -> int:
         with path.open("rb") as lines:
             for batch in _batches(lines):
                 try:
-                    backend.append_events(run_id, batch)
+                    _append_all(backend, run_id, batch)
                 except (FencedError, NotFoundError) as error:
                     logger.warning("run %s: %s", run_id, error)
                     break
@@ -266,16 +282,29 @@ def replay_spool(backend: Backend, folder: Path) -> int:
     return count
 
 
+def _append_all(backend: Backend, run_id: int, batch: Sequence[EventDraft]) -> None:
+    """A batch is refused as a whole: then each of its events comes by itself."""
+    try:
+        backend.append_events(run_id, batch)
+    except InvalidInputError as error:
+        if len(batch) == 1:
+            logger.warning("run %s: an event is left out: %s", run_id, error)
+            return
+        for event in batch:
+            _append_all(backend, run_id, [event])
+
+
 def _batches(lines: BinaryIO) -> Iterator[list[EventDraft]]:
     while True:
-        batch, _ = _read_batch(lines)
-        if not batch:
+        batch, size = _read_batch(lines)
+        if not size:
             return
-        yield batch
+        if batch:
+            yield batch
 
 
 def _read_batch(lines: BinaryIO) -> tuple[list[EventDraft], int]:
-    """The next whole lines, and their length in bytes."""
+    """The events of the next whole lines, and the length of these in bytes."""
     batch: list[EventDraft] = []
     size = 0
     while len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
@@ -284,10 +313,14 @@ def _read_batch(lines: BinaryIO) -> tuple[list[EventDraft], int]:
         # now.
         if not line.endswith(b"\n"):
             break
-        record = json.loads(line)
-        created_at = datetime.fromisoformat(record["created_at"])
-        batch.append(EventDraft(record["key"], record["data"], created_at))
         size += len(line)
+        try:
+            record = json.loads(line)
+            created_at = datetime.fromisoformat(record["created_at"])
+            batch.append(EventDraft(str(record["key"]), dict(record["data"]), created_at))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            # Something else has written into the file.
+            logger.warning("a line of %s is no event and is left out: %s", lines.name, error)
     return batch, size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, cast, get_a
 from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
 from openweights.client.results import LOG_PREFIX, read_log_chunks, write_chunks, write_stream_to
 from openweights.client.watching.notes import tell
-from openweights.errors import DatasetError, InvalidInputError, closest
+from openweights.errors import DatasetError, InvalidInputError, NotFoundError, closest, shown
 from openweights.json_values import to_json
 from openweights.types import FileRecord
 
@@ -100,11 +101,15 @@ class FileCollection:
         return stored
 
     def validate(self, file: Content, purpose: str) -> bool:
-        """Whether `upload` would take the file."""
+        """Whether `upload` would take the file.
+
+        Raises:
+            InvalidInputError: There is no such file.
+        """
         purpose = _purpose(purpose)
-        if purpose not in CHECKED_PURPOSES:
-            return True
         with _open_binary(file) as (content, name):
+            if purpose not in CHECKED_PURPOSES:
+                return True
             start = content.tell()
             try:
                 check_dataset(content, purpose, name)
@@ -146,7 +151,7 @@ class FileCollection:
 
         Raises:
             InvalidInputError: Nothing can be written there.
-            NotFoundError: There is no file of that id.
+            NotFoundError: There is no file or log of that id.
         """
         target = Path(path)
         if file_id.startswith(LOG_PREFIX):
@@ -155,7 +160,10 @@ class FileCollection:
         return target
 
     def _log(self, file_id: str) -> Iterator[bytes]:
-        return read_log_chunks(self._ow.backend, int(file_id.removeprefix(LOG_PREFIX)))
+        number = file_id.removeprefix(LOG_PREFIX)
+        if not re.fullmatch("[0-9]{1,18}", number):
+            raise NotFoundError(f"{shown(file_id)} is no log; `run.log_file` names one")
+        return read_log_chunks(self._ow.backend, int(number))
 
     def delete(self, file_id: str) -> None:
         """Remove the file. One that is not there is no error."""

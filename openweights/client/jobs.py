@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from openweights.client.results import read_log_chunks, write_log, write_results, write_rows
+from openweights.client.results import read_log_chunks, write_log, write_results, write_table
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
@@ -292,8 +292,9 @@ class Job:
         files = write_results(backend, events, target)
         files += [write_log(backend, run.id, target) for run in runs]
         table = target / "metrics.jsonl"
-        if table not in files and (rows := self.metric_rows()):
-            files.append(write_rows(rows, table))
+        is_written = table.resolve() in files  # by the job itself; paths of results are resolved
+        if not is_written and (rows := self.metric_rows()):
+            files.append(write_table(rows, table))
         return files
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from openweights.client.event_json import event_data
 from openweights.errors import InvalidInputError, NotFoundError
@@ -59,25 +59,19 @@ def write_log(backend: Backend, run_id: int, target: Path) -> Path:
 
 
 def write_chunks(chunks: Iterable[bytes], path: Path) -> Path:
-    """Write a file piece by piece.
+    """Write a file piece by piece, completely or not at all.
 
     Raises:
         InvalidInputError: It cannot be written there.
     """
-    with _writing(path), path.open("wb") as out:
+    with _writing(path) as out:
         out.writelines(chunks)
     return path
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
-    """Write a JSON-lines file.
-
-    Raises:
-        InvalidInputError: It cannot be written there.
-    """
-    with _writing(path), path.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(event_data(row)) + "\n" for row in rows)
-    return path
+def write_table(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """As `write_chunks`, of JSON lines."""
+    return write_chunks(((json.dumps(event_data(row)) + "\n").encode() for row in rows), path)
 
 
 def read_log_chunks(backend: Backend, run_id: int, offset: int = 0) -> Iterator[bytes]:
@@ -94,23 +88,25 @@ def write_stream_to(backend: Backend, file_id: str, path: Path) -> None:
         InvalidInputError: It cannot be written there.
         NotFoundError: There is no file of that id.
     """
-    # Not named after the file, whose name may be as long as names can be.
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
-    with backend.open_file(file_id) as content, _writing(path):
-        try:
-            with partial.open("wb") as out:
-                shutil.copyfileobj(content, out, 1 << 20)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with backend.open_file(file_id) as content, _writing(path) as out:
+        shutil.copyfileobj(content, out, 1 << 20)
 
 
 @contextmanager
-def _writing(path: Path) -> Generator[None]:
-    """Makes the folder of `path`, and names `path` in what goes wrong."""
+def _writing(path: Path) -> Generator[BinaryIO]:
+    """A file that is `path` once all is in it; makes its folder, and names `path` in what goes
+    wrong.
+    """
+    # Not named after the file, whose name may be as long as names can be.
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield
+        try:
+            with partial.open("wb") as out:
+                yield out
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import shlex
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
-from openweights.client.event_sender import EventSender
+from openweights.client.event_sender import EventSender, at_exit, replay_spool
 from openweights.client.results import LOG_PREFIX, write_log, write_results
 from openweights.errors import FencedError, PlatformError, StoreUnavailableError
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
@@ -57,6 +58,7 @@ class Run:
         self._record = record
         self._sender: EventSender | None = None
         self._said_at = -HEARTBEAT_S
+        self._spool: Path | None = ow.settings.spool_dir
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is no ordinary attribute: the fields of the record, which is read on first
@@ -131,7 +133,8 @@ class Run:
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that this process has logged is stored; says whether it is."""
         sender = self._sender
-        return sender is None or sender.flush(timeout)
+        # (That of a forked child is its parent's until it logs something itself.)
+        return sender is None or sender.pid != os.getpid() or sender.flush(timeout)
 
     def close(self) -> None:
         """Send what this process has logged, and stop sending. The run itself goes on, and what is
@@ -170,7 +173,7 @@ class Run:
     def _open_sender(self, backend: Backend) -> EventSender:
         sender = self._sender
         if sender is None or sender.is_closed or sender.pid != os.getpid():
-            sender = self._sender = EventSender(backend, self.id, self._ow.settings.spool_dir)
+            sender = self._sender = EventSender(backend, self.id, self._spool)
         return sender
 
 
@@ -193,10 +196,13 @@ class ScriptRun(Run):
         record = ow.backend.start_script_run(spec).run
         super().__init__(ow, record.id, record)
         self._pid = os.getpid()
+        self._has_ended = False
+        # Also of its forked children, which may be killed with events that nobody has sent.
+        self._spool = Path(tempfile.mkdtemp(prefix="openweights-spool-"))
         self._error: str | None = None
         self._next_hook, self._next_exit = sys.excepthook, sys.exit
         sys.excepthook, sys.exit = self._on_exception, self._on_exit
-        atexit.register(self._end)
+        at_exit(self._end)
 
     def log(self, data: Mapping[str, Any], file: str | Path | BinaryIO | None = None) -> None:
         self._error = None
@@ -217,9 +223,11 @@ class ScriptRun(Run):
         raise AssertionError("sys.exit has returned")
 
     def _end(self) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._has_ended:
             return
+        self._has_ended = True
         self.close()
+        self._send_the_rest()
         # Put back what was there, unless somebody has put something else there since.
         if sys.excepthook == self._on_exception:
             sys.excepthook = self._next_hook
@@ -231,6 +239,15 @@ class ScriptRun(Run):
         except (FencedError, PlatformError):
             # Ended by hand, or the store is away: there is nobody left to tell.
             return
+
+
+    def _send_the_rest(self) -> None:
+        assert self._spool is not None
+        try:
+            replay_spool(self._ow.backend, self._spool)
+        except PlatformError:
+            return  # the sender has said where they are
+        shutil.rmtree(self._spool, ignore_errors=True)
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -265,11 +265,13 @@ class Responses:
         request: What was asked.
         tokenizer: Names the tokens of log-probabilities.
         prompt_tokens: Of all its prompts.
+        adapter: Which one answers, as its weights are called; None for the base model.
     """
 
     request: ChatRequest | CompletionRequest
     tokenizer: PreTrainedTokenizerBase
     prompt_tokens: int
+    adapter: str | None = None
     id: str = field(default_factory=lambda: uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -319,6 +321,7 @@ class Responses:
             "object": kind or "text_completion",
             "created": self.created,
             "model": self.request.model,
+            "system_fingerprint": self.adapter,
         }
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class ModelServer:
         prompts: Sequence[Sequence[int]],
     ) -> Response:
         requests = [self._generation(asked, model, prompt) for prompt in prompts]
-        responses = Responses(asked, model.tokenizer, sum(map(len, prompts)))
+        responses = Responses(asked, model.tokenizer, sum(map(len, prompts)), model.adapter)
         count = asked.n or 1
         choices = [Choice() for _ in range(count * len(prompts))]
         grown = _merged([self.engine.stream(one) for one in requests], count)

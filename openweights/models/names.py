@@ -74,6 +74,8 @@ _TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 _PART = re.compile(r"[\w.-]{1,96}")  # of a repository's id, or of a folder inside it
 _OPENAI = "openai/"
+# OpenAI's account on the hub has the same name: these weights are open, and no model of its API.
+_OPEN_WEIGHTS = ("gpt-oss", "whisper", "clip-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,9 @@ def model_reference(model: str) -> ModelReference:
     """
     if is_path(model) or Path(model).is_dir():
         return ModelReference("folder", model_location(model))
-    if model.startswith(_OPENAI):
-        return ModelReference("openai", model.removeprefix(_OPENAI))
+    name = model.removeprefix(_OPENAI)
+    if name != model and not name.startswith(_OPEN_WEIGHTS):
+        return ModelReference("openai", name)
     head, _, rest = model.partition("/")
     if _TRAINING_JOB.fullmatch(head):
         return ModelReference("job", head, rest or None)

@@ -48,8 +48,12 @@ class RunFolder:
             sweep_one(self.path)
             time.sleep(0.05)
         self.lock_fd = lock_fd
-        (self.path / UPLOADS).mkdir()
-        (self.path / SPOOL).mkdir()
+        try:
+            (self.path / UPLOADS).mkdir()
+            (self.path / SPOOL).mkdir()
+        except OSError:
+            self.remove()
+            raise
 
     @property
     def uploads(self) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from openweights.backends.base import Backend
+from openweights.errors import InvalidInputError
 from openweights.events import Checkpoint, Part
 from openweights.types import EventDraft
 from openweights.worker.shutdown import persist
@@ -25,11 +26,7 @@ def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> No
     """
     from openweights.client.event_sender import replay_spool
 
-    try:
-        persist(lambda: replay_spool(backend, spool), give_up=give_up)
-    except (ValueError, KeyError, TypeError) as error:
-        # The job's own result does not hang on a line that something else wrote into its spool.
-        logger.warning("%s: not all of it are events: %s", spool, error)
+    persist(lambda: replay_spool(backend, spool), give_up=give_up)
 
 
 def drop_checkpoints(backend: Backend, job_id: str) -> None:
@@ -78,7 +75,10 @@ def collect_uploads(
             backend.append_events(run_id, [EventDraft(key, data, datetime.now(UTC))])
 
         with opened:
-            persist(store, give_up=give_up)
+            try:
+                persist(store, give_up=give_up)
+            except InvalidInputError as error:  # it is too large for the store, say
+                note(f"uploads: {name!r} is not stored: {error}")
 
 
 def upload_files(

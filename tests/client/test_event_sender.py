@@ -216,6 +216,24 @@ def test_killed_process_leaves_all_it_logged(
     assert values(ow, run_id) == list(range(200))
 
 
+def test_what_is_no_event_takes_no_other_along(
+    ow: QuietClient, run_id: int, tmp_path: Path
+) -> None:
+    def line(**record: Any) -> bytes:
+        return json.dumps({"created_at": "2026-01-01T00:00:00+00:00", **record}).encode() + b"\n"
+
+    garbage = [b"garbage\n", b"[]\n", line(key="a"), line(key="b", data=3), b"\xff\n", b"\n"]
+    refused = line(key="c", data={"n": 5}, created_at="2026-01-01T00:00:00")  # no time zone
+    many = [b"x\n"] * (BATCH_BYTES // 2 + 1)  # a batch of nothing else
+    for number, parts in enumerate(([*garbage, refused], many, []), start=1):
+        path = tmp_path / f"{run_id}-{number}-01234567.jsonl"
+        path.write_bytes(b"".join([*parts, line(key=str(number), data={"n": number})]))
+        os.utime(path, (number, number))
+    replay_spool(ow.backend, tmp_path)
+    assert values(ow, run_id) == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_exit_flushes(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
     code = "from openweights import OpenWeights\nOpenWeights().run.log({'n': 1})"
     env = {

@@ -99,6 +99,26 @@ def test_download_where_nothing_can_be_written(ow: QuietClient, tmp_path: Path) 
     assert ow.files.download(file, tmp_path / ("x" * 255)).read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("file", ["log:run-9999", "log:run-abc", "log:run-", "log:run-" + "9" * 30])
+def test_a_log_that_is_not_there_leaves_what_is(
+    ow: QuietClient, tmp_path: Path, file: str
+) -> None:
+    existing = tmp_path / "existing"
+    existing.write_text("mine")
+    with pytest.raises(NotFoundError):
+        ow.files.download(file, existing)
+    with pytest.raises(NotFoundError):
+        ow.files.content(file)
+    assert existing.read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["existing"]
+
+
+@pytest.mark.parametrize("purpose", ["custom_job_file", "conversations"])
+def test_validating_a_file_that_is_not_there(ow: QuietClient, purpose: str) -> None:
+    with pytest.raises(InvalidInputError, match="there is no file '/no/file'"):
+        ow.files.validate("/no/file", purpose)
+
+
 def test_all_files_are_listed_without_a_limit(ow: QuietClient) -> None:
     for number in range(101):
         ow.files.create(str(number).encode(), "result")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -102,6 +103,56 @@ def test_script_run_ends_with_its_process(ow: QuietClient) -> None:
     # Using the client without `ow.run` makes no run.
     assert _script("ow.jobs.list()") == 0
     assert len(ow.jobs.list()) == 3
+
+
+# What forked children do; and whether the parent has begun the run by then.
+CHILDREN = {
+    # A pool kills its processes when it is left.
+    "pool": ("ow.run\nwith forks.Pool(2) as pool:\n    pool.map(log, range(20))", 20),
+    "process": ("ow.run\np = forks.Process(target=log, args=(0,))\np.start()\np.join()", 1),
+    "alone": ("p = forks.Process(target=log, args=(0,))\np.start()\np.join()", 1),
+    "exit": (
+        "ow.run.log({'n': 1})\nchild = os.fork()\nif not child:\n    log(0)\n    os._exit(0)\n"
+        "os.waitpid(child, 0)",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHILDREN)
+def test_forked_children_of_a_script_lose_nothing(
+    ow: QuietClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    code, count = CHILDREN[kind]
+    head = "import multiprocessing, os\nforks = multiprocessing.get_context('fork')\n"
+    done = _process(f"{head}def log(n):\n    ow.run.log({{'n': n}})\n{code}")
+    assert done.returncode == 0, done.stderr
+    (job,) = ow.jobs.list()
+    assert sorted(event.data["n"] for event in job.events()) == list(range(count))
+    assert job.status == "completed"
+    assert list(tmp_path.glob("openweights-spool-*")) == []
+
+
+def test_a_forked_child_does_not_wait_for_what_its_parent_sends(
+    ow: QuietClient, tmp_path: Path
+) -> None:
+    code = """
+import os, sys
+run = ow.run
+run.log({"n": 1})
+sender = run._sender
+sender._lock.acquire()  # as a thread of the parent may at that moment
+child = os.fork()
+if not child:
+    os._exit(0 if run.flush(20) and not sender.flush(20) and not sender.close(20) else 1)
+sender._lock.release()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    begun = time.monotonic()
+    done = _process(code)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize(
@@ -258,6 +309,24 @@ def test_download(ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path) -
     }
     job.runs[0].download(tmp_path / "first")
     assert content(tmp_path / "first")["model/a.bin"] == b"old"
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute", "link"])
+def test_a_job_that_writes_the_name_of_our_table_keeps_its_own(
+    ow: QuietClient,
+    claim: Callable[[], Claim],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    job = Echo(ow).create(text="a")
+    append(ow.backend, claim().run.id, {"step": 1, "loss": 2.0}, _result(ow, b"o", "metrics.jsonl"))
+    target = {"relative": Path("out"), "absolute": tmp_path / "out", "link": tmp_path / "link"}
+    job.download(target[where])
+    assert (target[where] / "metrics.jsonl").read_bytes() == b"o"
 
 
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", "link/x", "", "."])

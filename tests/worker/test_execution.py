@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -17,9 +18,9 @@ from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.errors import InvalidInputError
 from openweights.settings import Settings
-from openweights.types import WorkerSpec
+from openweights.types import FileRecord, WorkerSpec
 from openweights.worker.execution import describe_exit
-from openweights.worker.folder import marker_of
+from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
 from openweights.worker.hardware import Hardware
 from openweights.worker.process import marked_processes
 from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
@@ -139,6 +140,45 @@ def test_what_cannot_be_stored_does_not_take_the_rest_along(jobs: Jobs, worker: 
     assert "[openweights] uploads: 'odd\\udcff' is not stored: its name is not UTF-8\n" in log
     assert "[openweights] uploads: 'pipe' is not stored" in log
     assert "[openweights] uploads: 'loop' is not stored" in log
+
+
+class Picky:
+    """A store that refuses large files, as a project's storage does: ten lines around a real one."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def put_file(self, content: BinaryIO, purpose: str, filename: str) -> FileRecord:
+        if len(content.read()) > 1000:
+            raise InvalidInputError("the file is larger than the project's storage takes")
+        content.seek(0)
+        return self._backend.put_file(content, purpose, filename)
+
+
+def test_a_result_that_the_store_refuses_is_left_out(
+    jobs: Jobs, backend: Backend, in_thread: InThread
+) -> None:
+    with in_thread(Picky(backend)):
+        job = jobs.submit("cd uploads; echo a > a; head -c 2000 /dev/zero > big.bin; echo z > z")
+        assert jobs.wait_for_end(job) == "completed", jobs.error(job)
+    assert [event["path"] for event in jobs.events(job)] == ["a", "z"]
+    assert "uploads: 'big.bin' is not stored: the file is larger" in jobs.log(job).decode()
+
+
+def test_a_folder_that_cannot_be_made_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openweights.worker.folder.SPOOL", "uploads")  # so that mkdir fails
+    with pytest.raises(FileExistsError):
+        RunFolder(tmp_path, 7)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    begun = time.monotonic()
+    RunFolder(tmp_path, 7).remove()
+    assert time.monotonic() - begun < LOCK_WAIT_S / 2
 
 
 def test_whatever_is_wrong_with_one_job_the_worker_goes_on(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from concurrent.futures import InvalidStateError as AlreadySettledError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.client.serving.openai_clients import Clients
-from openweights.client.serving.temporary_api import TemporaryApi
-from openweights.errors import ConfigError, NotFoundError, PlatformError
+from openweights.client.serving.temporary_api import UP_TIMEOUT_S, TemporaryApi
+from openweights.errors import ConfigError, InvalidStateError, NotFoundError, PlatformError
+from openweights.events import Checkpoint
+from openweights.models.names import model_reference
 
 if TYPE_CHECKING:
     from openweights.client import OpenWeights
@@ -32,8 +36,10 @@ _OPENAI_NAMES = ("gpt-", "chatgpt-", "o1", "o3", "o4")
 
 
 def is_openai(model: str) -> bool:
-    """Whether a model is asked at OpenAI."""
-    return model.startswith(_OPENAI) or ("/" not in model and model.startswith(_OPENAI_NAMES))
+    """Whether a model is asked at OpenAI; `openai/gpt-oss-20b` has open weights, and is not."""
+    if "/" not in model and model.startswith(_OPENAI_NAMES):
+        model = f"{_OPENAI}{model}"
+    return model.startswith(_OPENAI) and model_reference(model).kind == "openai"
 
 
 class Chat:
@@ -105,7 +111,7 @@ class AsyncCompletions:
 
     async def create(self, *, model: str, cache: bool | str | Path = False, **params: Any) -> Any:
         """See `Completions.create`."""
-        cached = self._deployments.cached(model, cache, params)
+        cached = await asyncio.to_thread(self._deployments.cached, model, cache, params)
         if cached is not None and (known := cached.read()) is not None:
             return known
         ask = await asyncio.wrap_future(self._deployments.target(model))
@@ -113,7 +119,7 @@ class AsyncCompletions:
             completions: Any = ask.clients.asynchronous.chat.completions
             answer = await completions.create(model=ask.name, **_with_timeout(params))
         except Exception as error:
-            raise ask.explained(error) from error
+            raise await asyncio.to_thread(ask.explained, error) from error
         return answer if cached is None else cached.write(answer)
 
 
@@ -157,41 +163,71 @@ class Deployments:
         self._lock = threading.Lock()
         self._targets: dict[str, Future[Target]] = {}
         self._apis: dict[str, TemporaryApi] = {}
-        self._wanted: list[str] = []
+        self._wanted: dict[str, Future[Target]] = {}
+        self._timer: threading.Timer | None = None
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False
 
     def target(self, model: str) -> Future[Target]:
-        """Whom to ask for the model; deployed if need be."""
+        """Whom to ask for the model; deployed if need be.
+
+        Raises:
+            InvalidStateError: The client is closed.
+        """
         with self._lock:
+            if self._is_closed:
+                raise InvalidStateError(f"{model}: the client is closed; make another")
             known = self._targets.get(model)
-            if known is not None and not self._is_gone(model, known):
+            if known is not None and not _is_gone(known):
                 return known
+            at_openai = is_openai(model)
             future = self._targets[model] = Future[Target]()
-            if is_openai(model):
+            # All who ask share it: it cannot be canceled by one of them who waits no more.
+            future.set_running_or_notify_cancel()
+            if at_openai:
                 name = model.removeprefix(_OPENAI)
                 _resolve(future, lambda: Target(Clients(retries=OPENAI_RETRIES), name))
                 return future
             if not self._wanted:
-                threading.Timer(GROUP_S, self._deploy_wanted).start()
-            self._wanted.append(model)
+                self._timer = threading.Timer(GROUP_S, self._deploy_wanted)
+                self._timer.start()
+            self._wanted[model] = future
             return future
 
     def kill(self, model: str) -> None:
         """End the deployment of a model, with all that it serves."""
         with self._lock:
             api = self._apis.get(model)
-            if api is None:
+            if model not in self._targets or is_openai(model):
                 known = ", ".join(self._apis) or "none"
                 raise NotFoundError(f"{model} has no deployment here (there are: {known})")
-            for name in [name for name, other in self._apis.items() if other is api]:
-                del self._apis[name], self._targets[name]
-        api.down()
+            served = [name for name, other in self._apis.items() if other is api]
+            futures = [self._forget(name) for name in served or [model]]
+        for future in futures:
+            _end(future, model)
+        if api is not None:
+            api.down()
 
     def close(self) -> None:
-        """End all deployments."""
-        for api in {id(api): api for api in self._apis.values()}.values():
+        """End all deployments, also those that are only coming up."""
+        with self._lock:
+            self._is_closed = True
+            self._wanted.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+        apis = {id(api): api for api in self._apis.values()}
+        for model in list(self._targets):
+            _end(self._forget(model), model)
+        for api in apis.values():
             api.down()
-        self._apis.clear()
-        self._targets.clear()
+        for thread in self._threads:
+            thread.join()
+
+    def _forget(self, model: str) -> Future[Target]:
+        self._apis.pop(model, None)
+        self._wanted.pop(model, None)
+        return self._targets.pop(model)
 
     def cached(
         self, model: str, cache: bool | str | Path, params: Mapping[str, Any]
@@ -206,68 +242,96 @@ class Deployments:
         if params.get("stream"):
             raise ConfigError("cache: a streamed answer is not kept; leave out stream or cache")
         folder = self._ow.settings.home / "chat_cache" if cache is True else Path(cache)
-        asked = {"model": model, "state": self._state_of(model), **params}
-        text = json.dumps(asked, sort_keys=True, default=str)
-        return CachedAnswer(folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json")
-
-    def _is_gone(self, model: str, known: Future[Target]) -> bool:
-        """Whether it failed, or its deployment has ended meanwhile."""
-        if not known.done():
-            return False
-        return known.exception() is not None or known.result().is_lost
+        state = self._state_of(model)
+        text = json.dumps({"model": model, "state": state, **params}, sort_keys=True, default=str)
+        return CachedAnswer(folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json", state)
 
     def _state_of(self, model: str) -> str | None:
-        """What tells apart the models that a fine-tuning job is while it trains."""
+        """What a fine-tuning job that has not completed is as a model: its newest checkpoint."""
         try:
             job = self._ow.backend.get_job(model)
         except NotFoundError:
             return None
-        return None if job.status == "completed" else job.updated_at.isoformat()
+        if job.status == "completed":
+            return None
+        saved = self._ow.backend.list_events(job_id=model, type=Checkpoint.type)
+        newest = max((Checkpoint.of(event.data).step for event in saved), default=0)
+        return f"{model}/checkpoint-{newest}"
 
     def _deploy_wanted(self) -> None:
         with self._lock:
-            wanted, self._wanted = self._wanted, []
+            wanted, self._wanted = self._wanted, {}
         self._deploy(wanted)
 
-    def _deploy(self, wanted: Sequence[str]) -> None:
+    def _deploy(self, wanted: Mapping[str, Future[Target]]) -> None:
         try:
-            apis = self._ow.api.multi_deploy(wanted, **self._deploy_kwargs)
+            apis = self._ow.api.multi_deploy(list(wanted), **self._deploy_kwargs)
         except Exception as error:  # noqa: BLE001 - those who wait for it are told
-            if len(wanted) == 1:
-                self._targets[wanted[0]].set_exception(error)
+            if len(wanted) > 1:
+                # One that cannot be deployed keeps nobody from asking the others.
+                for model, future in wanted.items():
+                    self._deploy({model: future})
                 return
-            # One that cannot be deployed keeps nobody from asking the others.
-            for model in wanted:
-                self._deploy([model])
+            for future in wanted.values():
+                _settle(future.set_exception, error)
             return
-        for model in wanted:
-            api = apis[model]
-            future = self._targets[model]
-            thread = threading.Thread(target=self._bring_up, args=(model, api, future))
-            thread.start()
+        with self._lock:
+            left = [name for name, future in wanted.items() if self._targets.get(name) is future]
+            self._apis |= {name: apis[name] for name in left}
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            for name in left:
+                args = (name, apis[name], wanted[name])
+                self._threads.append(threading.Thread(target=self._bring_up, args=args))
+                self._threads[-1].start()
+        for api in set(apis.values()) - {apis[name] for name in left}:
+            api.down()
 
     def _bring_up(self, model: str, api: TemporaryApi, future: Future[Target]) -> None:
         def target() -> Target:
-            api.up()
+            api.come_up(UP_TIMEOUT_S, lambda: self._apis.get(model) is api)
             return Target(api.clients, model, api)
 
-        with self._lock:
-            self._apis[model] = api
         _resolve(future, target)
 
 
-def _resolve(future: Future[Target], make: Any) -> None:
+def _is_gone(known: Future[Target]) -> bool:
+    """Whether it failed, or its deployment has ended meanwhile."""
+    if not known.done():
+        return False
+    return known.exception() is not None or known.result().is_lost
+
+
+def _resolve(future: Future[Target], make: Callable[[], Target]) -> None:
     try:
-        future.set_result(make())
+        _settle(future.set_result, make())
     except Exception as error:  # noqa: BLE001 - whoever waits for it is told
-        future.set_exception(error)
+        _settle(future.set_exception, error)
+
+
+def _end(future: Future[Target], model: str) -> None:
+    """Tell those who wait for it that it is not to come, and release what it holds."""
+    error = InvalidStateError(f"{model}: its deployment was ended before it was up; ask again")
+    _settle(future.set_exception, error)
+    if future.exception() is None:
+        future.result().clients.close()
+
+
+def _settle(settle: Callable[[Any], None], value: object) -> None:
+    with contextlib.suppress(AlreadySettledError):  # whoever waited has been told otherwise
+        settle(value)
 
 
 class CachedAnswer:
-    """An answer on disk."""
+    """An answer on disk.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        state: The checkpoint that it is to be of, as the server says it with the answer. A server
+            takes a moment to follow a job that trains: what an older one has answered is not kept.
+    """
+
+    def __init__(self, path: Path, state: str | None) -> None:
         self._path = path
+        self._state = state
 
     def read(self) -> Any:
         """The answer; None when there is none yet."""
@@ -283,6 +347,8 @@ class CachedAnswer:
 
     def write(self, answer: Any) -> Any:
         """Keep it, completely or not at all; returns it."""
+        if self._state is not None and answer.system_fingerprint != self._state:
+            return answer
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(f".{self._path.name}.{threading.get_ident()}")
         partial.write_text(answer.model_dump_json(), encoding="utf-8")

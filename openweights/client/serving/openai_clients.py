@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,13 @@ class Clients:
         if loop not in self._by_loop:
             self._by_loop[loop] = self._openai.AsyncOpenAI(**self._given)
         return self._by_loop[loop]
+
+    def close(self) -> None:
+        """Release the connections; those of a running event loop as soon as it comes to it."""
+        self.sync.close()
+        for loop, client in list(self._by_loop.items()):
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and they with it
+                loop.call_soon_threadsafe(lambda c=client: asyncio.ensure_future(c.close()))
 
     def is_answered(self) -> bool:
         """Whether the server is there, and takes the key."""

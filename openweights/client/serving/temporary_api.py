@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
     from openweights.client import OpenWeights
+    from openweights.client.jobs import Job
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +53,10 @@ class TemporaryApi:
         self.sem = asyncio.Semaphore(16)
         self._clients: Clients | None = None
         self._renewer: threading.Thread | None = None
-        self._is_down = threading.Event()
+        self._end_renewing = threading.Event()
+        self._downs = 0
         self._coming_up = threading.Lock()
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it was up when somebody last looked."""
-        return self._clients is not None
+        self._changing = threading.Lock()
 
     @property
     def sync_client(self) -> OpenAI:
@@ -81,31 +81,47 @@ class TemporaryApi:
             timeout: Seconds.
 
         Raises:
+            InvalidStateError: `down` was called meanwhile.
             JobFailedError: The model cannot be served; the message has the end of the job's log.
             WaitTimeoutError: `timeout` passed first; it goes on.
         """
-        with self._coming_up:
-            if self._clients is None:
-                was_there = self._start()
-                served = self._wait_served(time.monotonic() + timeout, may_restart=was_there)
-                self.base_url, self.pod_id = served.base_url, served.pod_id
-                self.models = tuple(served.models)
-                self._is_down.clear()
-                self._renewer = threading.Thread(target=self._renew, name=self.job_id, daemon=True)
-                self._renewer.start()
-            return self.sync_client
+        downs = self._downs
+        return self.come_up(timeout, lambda: self._downs == downs)
 
     async def async_up(self, timeout: float = UP_TIMEOUT_S) -> AsyncOpenAI:
         """As `up`, without blocking the event loop."""
-        await asyncio.to_thread(self.up, timeout)
+        downs, is_awaited = self._downs, True
+        try:
+            await asyncio.to_thread(
+                self.come_up, timeout, lambda: is_awaited and self._downs == downs
+            )
+        finally:
+            # When this is canceled its thread would wait on, and the program for its thread.
+            is_awaited = False
         return self.async_client
+
+    def come_up(self, timeout: float, is_wanted: Callable[[], bool]) -> OpenAI:
+        """As `up`, for as long as somebody wants it.
+
+        Raises:
+            InvalidStateError: Nobody wants it any more; nothing was started since then.
+        """
+        deadline = time.monotonic() + timeout
+        with self._coming_up:
+            if self._clients is None:
+                was_there = self._start(is_wanted)
+                served, clients = self._wait_served(deadline, is_wanted, may_restart=was_there)
+                self._use(served, clients, is_wanted)
+            return self.sync_client
 
     def down(self) -> None:
         """End it. When this returns none of its threads is left; its pod or process goes, too."""
         self.forget()
-        job = self._ow.jobs.retrieve(self.job_id)
-        if job.status not in ENDED:
-            job.cancel()
+        with self._changing:
+            job = self._ow.jobs.retrieve(self.job_id)
+            if job.status not in ENDED:
+                with contextlib.suppress(InvalidStateError):  # it has just ended by itself
+                    job.cancel()
 
     def __enter__(self) -> OpenAI:
         return self.up()
@@ -134,17 +150,31 @@ class TemporaryApi:
 
     # ---- coming up -------------------------------------------------------------------------------
 
-    def _start(self) -> bool:
+    def _start(self, is_wanted: Callable[[], bool]) -> bool:
         """Deploy it again if it has ended; says whether somebody's is there already."""
         job = self._ow.jobs.retrieve(self.job_id)
         if job.status in ENDED:
-            job.restart()
+            self._restart(job, is_wanted)
         params = job.params["validated_params"]
         self.api_key = params["api_key"]
         self.sem = asyncio.Semaphore(params["max_num_seqs"])
         return job.status == "in_progress"
 
-    def _wait_served(self, deadline: float, *, may_restart: bool) -> Served:
+    def _restart(self, job: Job, is_wanted: Callable[[], bool]) -> None:
+        # Together, so that none is restarted after `down` has looked what there is to cancel.
+        with self._changing:
+            self._check_wanted(is_wanted)
+            job.restart()
+
+    def _check_wanted(self, is_wanted: Callable[[], bool]) -> None:
+        if not is_wanted():
+            raise InvalidStateError(
+                f"deployment {self.job_id} was ended before it was up; deploy it again"
+            )
+
+    def _wait_served(
+        self, deadline: float, is_wanted: Callable[[], bool], *, may_restart: bool
+    ) -> tuple[Served, Clients]:
         """Where it is served, once it answers there.
 
         Args:
@@ -152,18 +182,18 @@ class TemporaryApi:
         """
         tell_at = time.monotonic() + TELL_AFTER_S
         while True:
+            self._check_wanted(is_wanted)
             # Read before the events: those of a job that has ended are then complete.
             job = self._ow.backend.get_job(self.job_id)
             served = self._served(job)
             if served is not None:
                 clients = Clients(served.base_url, self.api_key)
                 if clients.is_answered():
-                    self._clients = clients
-                    return served
+                    return served, clients
             if job.status in ENDED and not may_restart:
                 raise failure(self._ow, job)
             if job.status in ENDED:
-                self._ow.jobs.retrieve(self.job_id).restart()
+                self._restart(self._ow.jobs.retrieve(self.job_id), is_wanted)
                 may_restart = False
             now = time.monotonic()
             if now > deadline:
@@ -185,6 +215,18 @@ class TemporaryApi:
         events = self._ow.events.list(run_id=runs[-1].id, type=Served.type) if runs else []
         return Served.of(events[-1].data) if events else None
 
+    def _use(self, served: Served, clients: Clients, is_wanted: Callable[[], bool]) -> None:
+        with self._changing:
+            self._check_wanted(is_wanted)
+            self._clients = clients
+            self.base_url, self.pod_id = served.base_url, served.pod_id
+            self.models = tuple(served.models)
+            self._end_renewing = threading.Event()
+            self._renewer = threading.Thread(
+                target=self._renew, args=(self._end_renewing,), name=self.job_id, daemon=True
+            )
+            self._renewer.start()
+
     # ---- being up --------------------------------------------------------------------------------
 
     @property
@@ -194,8 +236,8 @@ class TemporaryApi:
             raise InvalidStateError(f"deployment {self.job_id} is not up: call up() first")
         return self._clients
 
-    def _renew(self) -> None:
-        while not self._is_down.wait(RENEW_S):
+    def _renew(self, end: threading.Event) -> None:
+        while not end.wait(RENEW_S):
             clients = self._clients
             if clients is not None and not clients.is_answered():
                 logger.warning("deployment %s does not answer: %s", self.job_id, self.state())
@@ -212,11 +254,13 @@ class TemporaryApi:
 
     def forget(self) -> None:
         """Use it no more, without ending it: it ends by itself when nobody else uses it."""
-        self._is_down.set()
-        if self._renewer is not None and self._renewer is not threading.current_thread():
-            self._renewer.join()
-        self._renewer = None
-        if self._clients is not None:
-            self._clients.sync.close()
-        self._clients = None
-        self.base_url = None
+        with self._changing:
+            self._downs += 1
+            self._end_renewing.set()
+            renewer, self._renewer = self._renewer, None
+            clients, self._clients = self._clients, None
+            self.base_url = None
+        if renewer is not None and renewer is not threading.current_thread():
+            renewer.join()
+        if clients is not None:
+            clients.close()

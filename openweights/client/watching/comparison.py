@@ -75,7 +75,12 @@ def curve_panels(
     """
     given, curves = [parameters(job) for job in jobs], [series(table) for table in tables]
     names = _chosen(given, group_by, band)
-    labels = [_label(job, params, names) for job, params in zip(jobs, given, strict=True)]
+    texts = [", ".join(f"{name}={params.get(name)}" for name in names) for params in given]
+    keys = texts if band else [job.id for job in jobs]
+    labels = {
+        key: _label(texts[keys.index(key)], [job.id for job, own in zip(jobs, keys, strict=True) if own == key])
+        for key in keys
+    }
     known = list(dict.fromkeys(name for curve in curves for name in curve))
     if not known:
         raise InvalidInputError("none of these jobs has measured anything to plot")
@@ -88,9 +93,8 @@ def curve_panels(
         groups: dict[str, list[Points]] = {}
         for place, curve in enumerate(curves):
             if points := _against(curve, name, x):
-                label = labels[place]
-                groups.setdefault(label if band else f"{label}\0{place}", []).append(points)
-        panels[name] = [_line(key.partition("\0")[0], group) for key, group in groups.items()]
+                groups.setdefault(keys[place], []).append(points)
+        panels[name] = [_line(labels[key], group) for key, group in groups.items()]
     return panels
 
 
@@ -115,9 +119,11 @@ def _distinguishing(given: Sequence[Params], names: Sequence[str]) -> list[str]:
     return list(kept.values())
 
 
-def _label(job: JobRecord, params: Params, names: Sequence[str]) -> str:
-    text = ", ".join(f"{name}={params.get(name)}" for name in names)
-    return text if 0 < len(text) <= 80 else job.id
+def _label(text: str, ids: Sequence[str]) -> str:
+    """What a line is called: the values of its jobs, where these are short enough to read."""
+    if 0 < len(text) <= 80:
+        return text
+    return ids[0] if len(ids) == 1 else f"{ids[0]} and {len(ids) - 1} more"
 
 
 def _default_measures(known: Sequence[str], x: str) -> list[str]:

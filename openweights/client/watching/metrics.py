@@ -17,8 +17,8 @@ TOTALS = ("max_steps", "total_steps", "total")
 
 Row = dict[str, Any]
 Series = list[tuple[int, float]]
-# What tagged blocks have measured so far, by run, step and tag.
-Blocks = dict[tuple[int, int, str], list[float]]
+# What tagged blocks have measured so far, by run, step, tag and the set that they are of.
+Blocks = dict[tuple[int, int, str, str], list[float]]
 
 # Events that say something else than how good the model is, or are too many for a table.
 _NO_MEASURES = frozenset(
@@ -45,9 +45,10 @@ def metric_rows(history: Iterable[EventRecord]) -> list[Row]:
 
     What a trainer logs keeps its names; its tag is "train", or "eval" for the test set. A number of
     an event with a type is called `<type>/<name>`, such as `multiple_choice/accuracy`, and its tag
-    is the name of the set that was measured. Only events with a whole `step` and another number
-    count. A step that a later run repeats replaces the earlier run's; within a run its events are
-    merged, and log-probabilities of tagged blocks become their mean.
+    is the name of the set that was measured; of blocks it is their own. Only events with a whole
+    `step` and another number count. A step that a later run repeats replaces the earlier run's;
+    within a run its events are merged, and log-probabilities of tagged blocks become their mean:
+    `logprob_block/mean`, and `logprob_block/mean of <set>` where a further set has the same tag.
     """
     rows: dict[tuple[int, str], tuple[int, Row]] = {}
     tags: dict[str, int] = {}
@@ -77,10 +78,18 @@ def measures(event: EventRecord, blocks: Blocks) -> tuple[int | None, str, dict[
         return None, "", {}
     tag = str(data.get("tag") or TRAIN)
     if kind == events.BlockLogProbs.type:
-        values = blocks.setdefault((event.run_id, step, tag), [])
-        values += cast("Sequence[float]", data.get("logprobs") or ())
-        return step, tag, {f"{kind}/mean": fmean(values)} if values else {}
+        return step, tag, _block_mean(event, step, tag, blocks)
     return step, tag, dict(_named(data, tag, None if kind is None else str(kind)))
+
+
+def _block_mean(event: EventRecord, step: int, tag: str, blocks: Blocks) -> dict[str, float]:
+    given, source = event.data.get("logprobs"), str(event.data.get("source"))
+    found = map(as_number, cast("Sequence[object]", given) if isinstance(given, list) else ())
+    values = blocks.setdefault((event.run_id, step, tag, source), [])
+    values += [number for number in found if number is not None]
+    first = next(other for _, _, known, other in blocks if known == tag)
+    name = "mean" if source == first else f"mean of {source}"
+    return {f"{events.BlockLogProbs.type}/{name}": fmean(values)} if values else {}
 
 
 def _named(data: Mapping[str, Any], tag: str, kind: str | None) -> Iterable[tuple[str, float]]:

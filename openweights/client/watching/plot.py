@@ -32,7 +32,7 @@ _COLORS = (
 _DASHES = ("-", "--", ":", "-.")
 # What a study looks at first comes first; names that match nothing stand between the last two.
 _ORDER = [
-    re.compile(pattern)
+    re.compile(pattern, re.DOTALL)
     for pattern in (
         r"loss",
         r"eval_loss",
@@ -46,7 +46,7 @@ _ORDER = [
         r"logps/.*|nll_loss|log_odds.*",
         r"reward.*|failed_fraction|frac_.*",
         r"comp.*length|.*_share|.*_ratio",
-        r"(?!grad_norm|learning_rate).*",
+        r"(?!(?:grad_norm|learning_rate)\Z).*",
         r"grad_norm|learning_rate",
     )
 ]
@@ -91,7 +91,7 @@ def as_table(rows: list[Row], *, required: bool, index: str | None = None) -> An
                 "a DataFrame needs pandas: pip install 'openweights[plot]'"
             ) from None
         return rows
-    table = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["step", "tag"])
+    table = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=[index] if index else ["step", "tag"])
     return table if index is None else table.set_index(index)
 
 

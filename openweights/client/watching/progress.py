@@ -5,6 +5,7 @@ line every few seconds.
 from __future__ import annotations
 
 import html
+import math
 import sys
 import time
 from collections.abc import Generator
@@ -50,11 +51,12 @@ class Progress:
         """With what one more event says."""
         now = self if event.run_id == self.run_id else Progress(event.run_id)
         data, changes = event.data, dict[str, Any]()
-        for key in TOTALS:
-            if (total := as_number(data.get(key))) and total > 0:
+        for key in TOTALS if data.get("type") in (None, Started.type) else ():
+            if 0 < (total := _finite(data.get(key))):
                 changes["total"] = int(total)
         if data.get("type") == Started.type:
-            changes |= {"from_step": int(data.get("from_step") or 0), "began_at": event.created_at}
+            from_step = int(_finite(data.get("from_step")))
+            changes |= {"from_step": from_step, "began_at": event.created_at}
         step = data.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and step > now.step:
             changes |= {"step": step, "reached_at": event.created_at}
@@ -94,6 +96,11 @@ class Progress:
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         return " · ".join(parts)
+
+
+def _finite(value: object) -> float:
+    number = as_number(value)
+    return number if number is not None and math.isfinite(number) else 0
 
 
 def duration(seconds: float) -> str:

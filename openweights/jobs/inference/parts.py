@@ -46,8 +46,9 @@ class Parts:
             except NotFoundError:
                 continue  # of a job that completed, and was submitted again
             for line in content.splitlines():
-                index, result = json.loads(line)
-                found[index] = result
+                item = json.loads(line)
+                if isinstance(item, list):  # else it says whose they are
+                    found[item[0]] = item[1]
         return found
 
     def add(self, index: int, result: Result) -> None:
@@ -62,7 +63,9 @@ class Parts:
         """Store what is not stored yet."""
         if not self._new:
             return
-        lines = "".join(json.dumps(item) + "\n" for item in self._new.items())
+        # Equal content is one file, which goes with the job that it is of: each has its own.
+        items = [{"job": self._run.job_id}, *self._new.items()]
+        lines = "".join(json.dumps(item) + "\n" for item in items)
         stored = self._ow.files.create(lines.encode(), PURPOSE)["id"]
         self._run.log(Part(step=len(self.results), part=stored).data())
         self._new, self._saved_at = {}, time.monotonic()

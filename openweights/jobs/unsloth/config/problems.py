@@ -31,7 +31,7 @@ FIELD_REMEDIES = {
     ("train_on_responses_only", "sdft"): "remove it: sdft always trains on completions only",
 }
 # Keys of events, one of which the name of a set of log-probabilities becomes.
-EVENT_KEYS = ("type", "step", "tag", "path", "file", "loss", "error")
+EVENT_KEYS = ("type", "step", "tag", "path", "file", "loss", "error", *TOTALS)
 
 
 def config_problems(config: TrainingFields) -> Problems:

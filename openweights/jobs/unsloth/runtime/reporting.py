@@ -110,7 +110,8 @@ class StoreReporter:
     def save_checkpoint(self, folder: Path, step: int) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             archive = Path(temporary) / f"{folder.name}.tar"
-            with tarfile.open(archive, "w") as tar:
+            # Equal content is one file, which goes with the job that it is of: each has its own.
+            with tarfile.open(archive, "w", pax_headers={"comment": self.job_id}) as tar:
                 tar.add(folder, arcname=folder.name)
             stored = self._ow.files.create(archive, CHECKPOINT_PURPOSE)["id"]
         self.log(Checkpoint(step=step, file=stored, kept=self._keep > 0 or None).data())
