@@ -48,7 +48,8 @@ class LocalWorkers:
         Raises:
             PlatformError: A worker cannot be started, or ends at once again and again.
         """
-        jobs = self._backend.list_jobs(statuses=["in_progress"], limit=None)
+        running = self._backend.list_jobs(statuses=["in_progress"], limit=None)
+        jobs = [job for job in running if job.type != "script"]  # those run by themselves
         jobs += due_jobs(self._backend) or self._later_jobs()
         served = sum(job.type == SERVED for job in jobs)
         alive = self._backend.list_workers(statuses=["starting", "active"])

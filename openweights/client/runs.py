@@ -240,7 +240,6 @@ class ScriptRun(Run):
             # Ended by hand, or the store is away: there is nobody left to tell.
             return
 
-
     def _send_the_rest(self) -> None:
         assert self._spool is not None
         try:

@@ -20,7 +20,7 @@ import pytest
 
 from openweights import InvalidInputError, InvalidStateError, StoreUnavailableError
 from openweights.backends.base import Backend
-from openweights.client.event_sender import EventSender, replay_spool
+from openweights.client.event_sender import BATCH_BYTES, EventSender, replay_spool
 from openweights.types import Claim, EventDraft
 from tests.client.conftest import QuietClient, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo

@@ -100,9 +100,7 @@ def test_download_where_nothing_can_be_written(ow: QuietClient, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("file", ["log:run-9999", "log:run-abc", "log:run-", "log:run-" + "9" * 30])
-def test_a_log_that_is_not_there_leaves_what_is(
-    ow: QuietClient, tmp_path: Path, file: str
-) -> None:
+def test_a_log_that_is_not_there_leaves_what_is(ow: QuietClient, tmp_path: Path, file: str) -> None:
     existing = tmp_path / "existing"
     existing.write_text("mine")
     with pytest.raises(NotFoundError):

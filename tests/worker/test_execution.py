@@ -143,7 +143,7 @@ def test_what_cannot_be_stored_does_not_take_the_rest_along(jobs: Jobs, worker: 
 
 
 class Picky:
-    """A store that refuses large files, as a project's storage does: ten lines around a real one."""
+    """A store that refuses large files, as a project's does: ten lines around a real one."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

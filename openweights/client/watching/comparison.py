@@ -77,10 +77,8 @@ def curve_panels(
     names = _chosen(given, group_by, band)
     texts = [", ".join(f"{name}={params.get(name)}" for name in names) for params in given]
     keys = texts if band else [job.id for job in jobs]
-    labels = {
-        key: _label(texts[keys.index(key)], [job.id for job, own in zip(jobs, keys, strict=True) if own == key])
-        for key in keys
-    }
+    ids = {key: [job.id for job, own in zip(jobs, keys, strict=True) if own == key] for key in keys}
+    labels = {key: _label(text, ids[key]) for key, text in zip(keys, texts, strict=True)}
     known = list(dict.fromkeys(name for curve in curves for name in curve))
     if not known:
         raise InvalidInputError("none of these jobs has measured anything to plot")

@@ -91,7 +91,8 @@ def as_table(rows: list[Row], *, required: bool, index: str | None = None) -> An
                 "a DataFrame needs pandas: pip install 'openweights[plot]'"
             ) from None
         return rows
-    table = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=[index] if index else ["step", "tag"])
+    none = ["step", "tag"] if index is None else [index]
+    table = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=none)
     return table if index is None else table.set_index(index)
 
 

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from openweights.client.event_json import as_number
 from openweights.client.watching.metrics import TOTALS
 from openweights.client.watching.notes import notebook_display
-from openweights.events import Started
+from openweights.events import BlockwiseLogProbs, LogProbs, Started
 from openweights.types import ENDED, EventRecord, JobRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
 _LINE_EVERY_S = 10.0
+# Keys of these are names of sets.
+_NAMED_BY_USERS = (LogProbs.type, BlockwiseLogProbs.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Progress:
         """With what one more event says."""
         now = self if event.run_id == self.run_id else Progress(event.run_id)
         data, changes = event.data, dict[str, Any]()
-        for key in TOTALS if data.get("type") in (None, Started.type) else ():
-            if 0 < (total := _finite(data.get(key))):
+        for key in () if data.get("type") in _NAMED_BY_USERS else TOTALS:
+            if (total := _finite(data.get(key))) > 0:
                 changes["total"] = int(total)
         if data.get("type") == Started.type:
             from_step = int(_finite(data.get("from_step")))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from openweights.types import JobRecord, QueueState
+from openweights.types import SERVED, JobRecord, QueueState
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -33,7 +33,7 @@ def waits_for(backend: Backend, job: JobRecord, *, is_remote: bool) -> str:
     ]
     if is_remote:
         return waits_in_project(job, before)
-    return waits_on_this_machine(running, in_order(before))
+    return waits_on_this_machine(job, running, in_order(before))
 
 
 def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
@@ -83,10 +83,14 @@ def waits_for_jobs(needed: Sequence[JobRecord]) -> str:
     return f"for {first.id} ({first.status.replace('_', ' ')}){more}"
 
 
-def waits_on_this_machine(running: Sequence[JobRecord], before: Sequence[JobRecord]) -> str:
-    """Its worker takes one job after the other, whatever they ask for."""
-    ahead = [*(job for job in running if job.type != "script"), *before]
-    if not ahead:
+def waits_on_this_machine(
+    job: JobRecord, running: Sequence[JobRecord], before: Sequence[JobRecord]
+) -> str:
+    """Its worker takes one job after the other, whatever they ask for. A script needs none, and a
+    model that is served has one of its own.
+    """
+    ahead = [other for other in (*running, *before) if other.type not in ("script", SERVED)]
+    if not ahead or job.type == SERVED:
         return "its worker is starting"
     more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
     return f"behind {ahead[0].id}{more}"

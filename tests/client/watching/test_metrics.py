@@ -89,6 +89,38 @@ def test_what_was_tracked_is_in_the_table(ow: QuietClient, claim: Callable[[], C
     assert line.name == "metrics.jsonl" and len(line.read_text().splitlines()) == 7
 
 
+def test_blocks_of_two_sets_and_without_a_number(
+    ow: QuietClient, claim: Callable[[], Claim]
+) -> None:
+    job = Echo(ow).create(text="blocks")
+    block = {"type": "logprob_block", "step": 0, "tag": "kind"}
+    append(
+        ow.backend,
+        claim().run.id,
+        {**block, "source": "one", "logprobs": [-1.0]},
+        {**block, "source": "two", "logprobs": [-9.0]},
+        {**block, "source": "one", "logprobs": [-3.0]},
+        {**block, "tag": "broken", "source": "one", "logprobs": [-1.0, "NaN"]},
+        {**block, "tag": "odd", "source": "one", "logprobs": 3.0},
+    )
+    both, broken = job.metrics(as_dataframe=False)
+    assert both["logprob_block/mean"] == -2.0 and both["logprob_block/mean of two"] == -9.0
+    assert math.isnan(broken["logprob_block/mean"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate_head", "grad_norm/max", "grad_norms", "odd\nname", "x[y]", "learning_rate"],
+)
+def test_every_name_has_its_place_among_the_panels(name: str) -> None:
+    rows: list[Row] = [
+        {"step": n, "tag": "train", "loss": n, name: n * n, "grad_norm": -n} for n in (1, 2, 3)
+    ]
+    panels = list(metric_panels(rows))
+    assert panels[0] == "loss" and name.partition("[")[0] in panels
+    assert panels[-1] in ("grad_norm", "learning_rate")
+
+
 # What each loss logs, beside what never makes a panel, and the panels in their order.
 LOGGED = {
     "sft": (
@@ -179,6 +211,20 @@ def test_a_line_for_each_job_or_for_each_group() -> None:
     assert (path.label, list(path.x), list(path.y)) == ("meta.rate=0.0001", [15, 30], [1.5, 1.6])
 
 
+@pytest.mark.parametrize("group_by", [None, "loss", "long"])
+def test_the_band_of_jobs_that_no_short_words_name(group_by: str | None) -> None:
+    jobs, tables = sweep()
+    jobs, tables = jobs[:2], tables[:2]
+    for job in jobs:
+        job.params["validated_params"]["long"] = "n" * 90
+    (line,) = curve_panels(jobs, tables, band="seed", y=["loss"], group_by=group_by)["loss"]
+    assert line.label == ("loss=sft" if group_by == "loss" else f"{jobs[0].id} and 1 more")
+    assert (list(line.y), list(line.low), list(line.high)) == ([1.5, 1.6], [1.0, 1.1], [2.0, 2.1])
+    # The other way round each is a line of its own, by its own id.
+    lines = curve_panels(jobs, tables, y=["loss"], group_by="long")["loss"]
+    assert [line.label for line in lines] == [job.id for job in jobs]
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -207,6 +253,7 @@ def test_comparing(job: Job, ow: QuietClient, tmp_path: Path) -> None:
         "grad_norm",
         "eval_loss",
     ]
+    assert list(ow.compare([]).columns) == [] and ow.compare([], as_dataframe=False) == []
     assert list(table.text) == ["a", "b"] and table.step[job.id] == 4
     ow.plot([job, other], tmp_path / "both.png", y="loss")
     assert (tmp_path / "both.png").stat().st_size > 1000

@@ -60,6 +60,14 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             [(0, {"type": "started", "max_steps": 40, "from_step": 30}), (10, {"step": 35})],
             "step 35/40 · 2 s/step · 10s left",
         ),
+        # What is no number of steps is none.
+        ([(0, {"total": "Infinity", "max_steps": "NaN", "step": 3})], "step 3"),
+        ([(0, {"type": "started", "max_steps": 4, "from_step": "Infinity"})], "step 0/4"),
+        ([(0, {"type": "started", "max_steps": "x", "from_step": "x"})], ""),
+        (
+            [STARTED, (1, {"type": "logprobs", "step": 0, "tag": "total", "total": 2.7})],
+            "step 0/40",
+        ),
         ([STARTED, (80, {"step": 40, "loss": 0.1})], "step 40/40 · 2 s/step · loss 0.1"),
         ([STARTED, (5, {"step": True}), (5, {"step": "x", "loss": "NaN"})], "step 0/40 · loss nan"),
     ],
@@ -157,11 +165,15 @@ def test_what_a_job_waits_for() -> None:
         requires_vram_gb=24,
     )
     a, b = replace(job, id="ftjob-a", status="in_progress"), replace(job, id="ftjob-b")
-    assert waits_on_this_machine([], []) == "its worker is starting"
-    assert waits_on_this_machine([a], []) == "behind ftjob-a"
-    assert waits_on_this_machine([a], [b]) == "behind ftjob-a and 1 more"
-    # A script holds no worker.
-    assert waits_on_this_machine([replace(a, type="script")], [b]) == "behind ftjob-b"
+    served = replace(a, id="apijob-a", type="api")
+    assert waits_on_this_machine(job, [], []) == "its worker is starting"
+    assert waits_on_this_machine(job, [a], []) == "behind ftjob-a"
+    assert waits_on_this_machine(job, [a], [b]) == "behind ftjob-a and 1 more"
+    # A script holds no worker, and a model that is served has its own.
+    assert waits_on_this_machine(job, [replace(a, type="script")], [b]) == "behind ftjob-b"
+    assert waits_on_this_machine(job, [served], []) == "its worker is starting"
+    assert waits_on_this_machine(job, [served], [served, b]) == "behind ftjob-b"
+    assert waits_on_this_machine(served, [a], [b]) == "its worker is starting"
     assert waits_in_project(job, []) == "for a worker with 24 GB of GPU memory (ALL)"
     named = replace(job, allowed_hardware=("1x H200", "2x H100S"))
     assert waits_in_project(named, [b]) == "for 1x H200 or 2x H100S (ALL), 1 before it"

@@ -9,6 +9,7 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 
+from openweights.client.watching.metrics import TOTALS
 from openweights.errors import shown
 from openweights.jobs.unsloth.config.fields import FILE_PURPOSES, TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import DEFAULT_JUDGE, JUDGES, reward_choices
@@ -30,6 +31,7 @@ FIELD_REMEDIES = {
     ("packing", "sdft"): "remove it: sdft's rows are packed wherever the model keeps them apart",
     ("train_on_responses_only", "sdft"): "remove it: sdft always trains on completions only",
 }
+MOST_TAG_BYTES = 200  # file names may have 255, and the step stands beside the tag
 # Keys of events, one of which the name of a set of log-probabilities becomes.
 EVENT_KEYS = ("type", "step", "tag", "path", "file", "loss", "error", *TOTALS)
 
@@ -134,6 +136,9 @@ def tag_problems(config: TrainingFields) -> Problems:
     names = list(config.logp_callback_datasets)
     named["logp_callback_datasets"] = [(f"logp_callback_datasets[{n!r}]", n) for n in names]
     for entries in named.values():
+        for field, tag in entries:
+            if len(tag.encode(errors="replace")) > MOST_TAG_BYTES or not tag.isprintable():
+                yield field, f"{shown(tag)} cannot be part of a file's name; choose a short word"
         files = [tag.replace("/", "_") for _, tag in entries]
         for index, (field, _) in enumerate(entries):
             if files[index] in files[:index]:
