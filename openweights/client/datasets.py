@@ -266,7 +266,10 @@ def _parse(raw: bytes) -> Any:
     except ValueError as error:
         raise _NotJSONError("row", f"is not JSON ({error}); shorten the number") from None
     if strange:
-        field, value = _strange_number(row, "") or ("row", _NAN)
+        try:
+            field, value = _strange_number(row, "") or ("row", _NAN)
+        except RecursionError:
+            field, value = "row", _NAN
         raise _NotJSONError(field or "row", _STRANGE_NUMBERS[value])
     return row
 

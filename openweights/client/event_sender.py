@@ -306,7 +306,7 @@ def _batches(lines: BinaryIO) -> Iterator[list[EventDraft]]:
 def _read_batch(lines: BinaryIO) -> tuple[list[EventDraft], int]:
     """The events of the next whole lines, and the length of these in bytes."""
     batch: list[EventDraft] = []
-    size = 0
+    size, others = 0, 0
     while len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
         line = lines.readline()
         # A line without its end was being written when the process was killed, or is being written
@@ -318,9 +318,10 @@ def _read_batch(lines: BinaryIO) -> tuple[list[EventDraft], int]:
             record = json.loads(line)
             created_at = datetime.fromisoformat(record["created_at"])
             batch.append(EventDraft(str(record["key"]), dict(record["data"]), created_at))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            # Something else has written into the file.
-            logger.warning("a line of %s is no event and is left out: %s", lines.name, error)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            others += 1  # something else has written into the file
+    if others:
+        logger.warning("%d lines of %s are no events, and are left out", others, lines.name)
     return batch, size
 
 

@@ -50,7 +50,9 @@ _SECRET_FILES = re.compile(
     r"\.env.*|.*\.env|env|[._]netrc|\.npmrc|\.pypirc|\.pgpass|\.my\.cnf|\.git-credentials"
     r"|\.dockercfg|\.dockerconfigjson|\.s3cfg|\.boto|\.htpasswd|\.modal\.toml|\.rclone\.conf"
     r"|\..*_?history|id_(rsa|dsa|ecdsa|ed25519).*|.*\.(pem|key|p12|pfx|pkcs12|jks|keystore|kdbx?"
-    r"|keychain|kwallet|ovpn|ppk|asc|psafe3|tfstate|tfvars)|(application_default_)?credentials(\.json)?"
+    r"|keychain|kwallet|ovpn|ppk|asc|psafe3|tfstate|tfvars)"
+    r"|(.*[-_])?credentials(\.(json|csv|txt|ini|ya?ml))?|gha-creds-.*\.json|kubeconfig(\.ya?ml)?"
+    r"|auth\.json|\.vault-token|.*(api|access|secret)[-_]?(key|token)s?(\.(txt|json|csv|ya?ml))?"
     r"|client_secrets?.*\.json|service[-_]?account.*\.json|secrets?\.(json|toml|ya?ml|txt|ini|env)"
     r"|(hf_|access_|api_)?token(\.txt|\.json)?",
     re.IGNORECASE,

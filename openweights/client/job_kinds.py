@@ -52,6 +52,12 @@ _BUILT_IN = {
     "mmlu_pro": "openweights.jobs.mmlu_pro:MMLUPro",
     "exec": "openweights.jobs.exec:Exec",
 }
+# What their ids begin with.
+_PREFIXES = {
+    **{"ftjob": "fine_tuning", "sftjob": "weighted_sft", "lpjob": "logprob"},
+    **{"mcjob": "multiple_choice", "inferencejob": "inference", "apijob": "api"},
+    **{"evaljob": "evaluate", "execjob": "exec"},
+}
 _REGISTERED: dict[str, type[Jobs]] = {}
 _TAKEN: set[str] = set()  # attributes of a client, which no kind may be called
 
@@ -415,8 +421,7 @@ def find_kind(name: str) -> type[Jobs] | None:
 
 def default_params(job: JobRecord) -> dict[str, Any]:
     """What the parameters of a job of a built-in kind are when nothing is said; else nothing."""
-    prefixes = {"ftjob": "fine_tuning", "sftjob": "weighted_sft"}
-    kind = find_kind(prefixes.get(job.id.partition("-")[0], ""))
+    kind = find_kind(_PREFIXES.get(job.id.partition("-")[0], ""))
     if kind is None:
         return {}
     return field_defaults(kind.params)

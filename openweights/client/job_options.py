@@ -22,7 +22,9 @@ from openweights.types import CloudType, Retry
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
-_HARDWARE = re.compile(r"\s*(?:(\d+)\s*x\s*)?([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE)
+_HARDWARE = re.compile(
+    r"\s*(?:(\d+)\s*x\s*)?(?!\d+\s*x(?:\s|$))([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE
+)
 _MOST_GPUS = 64  # more than any host has
 
 P = ParamSpec("P")

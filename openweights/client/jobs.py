@@ -328,7 +328,7 @@ class JobCollection:
 
     def cancel(self, job_id: str) -> Job:
         """See `Job.cancel`."""
-        return Job(self._ow, self._ow.backend.cancel_job(job_id))
+        return self.retrieve(job_id).cancel()
 
     def restart(self, job_id: str) -> Job:
         """See `Job.restart`."""

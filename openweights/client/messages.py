@@ -135,7 +135,7 @@ def check_tools(value: Any, report: Report) -> None:
     """See that a row's `tools` are schemas of functions."""
     tools = cast("list[Any]", value) if isinstance(value, list) else None
     if not tools:
-        report("tools", f"is {kind(value)}; make it a list of functions, or leave it out")
+        report("tools", f"is {_no_list(value)} of functions, or leave it out")
         return
     for index, tool in enumerate(tools):
         given = _as_object(tool)
@@ -194,7 +194,7 @@ def _check_keys(message: Mapping[str, Any], role: str, field: str, report: Repor
 def _check_calls(value: Any, field: str, report: Report) -> None:
     calls = cast("list[Any]", value) if isinstance(value, list) else None
     if not calls:
-        report(field, f"is {kind(value)}; make it a list of calls, or leave it out")
+        report(field, f"is {_no_list(value)} of calls, or leave it out")
         return
     for index, item in enumerate(calls):
         function = _as_object(_as_object(item).get("function"))
@@ -210,6 +210,10 @@ def _check_calls(value: Any, field: str, report: Report) -> None:
                 f"{field}[{index}].function.arguments",
                 "are no JSON object; write them as one, or as its text",
             )
+
+
+def _no_list(value: Any) -> str:
+    return "an empty list; make it one" if value == [] else f"{kind(value)}; make it a list"
 
 
 def _as_object(value: Any) -> Mapping[str, Any]:
@@ -249,13 +253,13 @@ def _check_block(value: Any, field: str, report: Report) -> str | None:
     if not isinstance(value, dict):
         report(field, f"is {kind(value)}; make it {{'type': 'text', 'text': …}}")
         return None
-    block = cast("dict[str, Any]", value)
+    given = cast("dict[str, Any]", value)
+    block = {key: item for key, item in given.items() if item is not None or key == "text"}
     if block.get("type", "text") != "text":
         report(f"{field}.type", f"is {block['type']!r:.40}; only 'text' blocks can be trained on")
         return None
     for key in block.keys() - set(_BLOCK_KEYS):
-        if block[key] is not None:
-            report(f"{field}.{key}", "is no key that anything reads; remove it")
+        report(f"{field}.{key}", "is no key that anything reads; remove it")
     if "weight" in block:
         _check_weight(block["weight"], f"{field}.weight", report)
     if not isinstance(block.get("tag", ""), str):

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 
+from openweights.client.event_json import event_data
 from openweights.client.event_sender import EventSender, at_exit, replay_spool
 from openweights.client.results import LOG_PREFIX, write_log, write_results
 from openweights.errors import FencedError, PlatformError, StoreUnavailableError
@@ -113,6 +114,7 @@ class Run:
             InvalidInputError: A value is no JSON; the message names its key.
         """
         if file is not None:
+            event_data(data)  # refused before anything is stored
             stored = self._ow.files.create(file, EVENT_FILE_PURPOSE)
             data = {**data, "file": stored["id"]}
         backend = self._ow.backend

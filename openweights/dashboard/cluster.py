@@ -79,10 +79,11 @@ def _reasons(
         if needed := [unfinished[id] for id in job.after if id in unfinished]:
             reasons[job.id] = waits_for_jobs(needed)
             continue
-        waits = (
-            waits_in_project(job, before) if is_remote else waits_on_this_machine(running, before)
+        reasons[job.id] = (
+            waits_in_project(job, before)
+            if is_remote
+            else waits_on_this_machine(job, running, before)
         )
-        reasons[job.id] = waits
         before.append(job)
     return reasons
 

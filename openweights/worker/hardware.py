@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,9 @@ from openweights.errors import ConfigurationError
 from openweights.gpu_names import gpu_key
 
 QUERY_TIMEOUT_S = 30.0
+_NO_MEMORY = ("[N/A]", "[Not Supported]")
+_MIG = "MIG-"
+_SLICE = re.compile(r"MIG (?P<profile>\S*?\.(?P<gb>\d+)gb\S*)\s+Device.*\(UUID: (?P<uuid>[^)]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,13 @@ def detect(env: Mapping[str, str]) -> Hardware:
             must not go on as a CPU.
     """
     answer = ask_nvidia_smi(env, ["index", "uuid", "name", "memory.total"])
-    return CPU if answer is None else summarize(answer, env.get("CUDA_VISIBLE_DEVICES"))
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if answer is None:
+        return CPU
+    if visible is not None and visible.strip().startswith(_MIG):
+        return summarize_slices(_nvidia_smi(env, ["-L"]) or "", visible)
+    shared_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return summarize(answer, visible, shared_mib)
 
 
 def ask_nvidia_smi(env: Mapping[str, str], fields: Sequence[str]) -> str | None:
@@ -47,12 +58,16 @@ def ask_nvidia_smi(env: Mapping[str, str], fields: Sequence[str]) -> str | None:
     Raises:
         ConfigurationError: It is installed and fails.
     """
+    return _nvidia_smi(env, [f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"])
+
+
+def _nvidia_smi(env: Mapping[str, str], arguments: Sequence[str]) -> str | None:
     program = shutil.which("nvidia-smi", path=env.get("PATH"))
     if program is None:
         return None
     try:
         return subprocess.run(
-            [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+            [program, *arguments],
             capture_output=True,
             text=True,
             timeout=QUERY_TIMEOUT_S,
@@ -65,9 +80,13 @@ def ask_nvidia_smi(env: Mapping[str, str], fields: Sequence[str]) -> str | None:
         raise ConfigurationError(f"nvidia-smi is there but does not work: {reason}") from error
 
 
-def summarize(answer: str, visible: str | None = None) -> Hardware:
+def summarize(answer: str, visible: str | None = None, shared_mib: int = 0) -> Hardware:
     """`nvidia-smi`'s rows of index, uuid, name and MiB, limited to the devices that
     CUDA_VISIBLE_DEVICES names.
+
+    Args:
+        shared_mib: The machine's memory: what a GPU without memory of its own, of which
+            `nvidia-smi` says `[N/A]`, computes in.
     """
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line]
     if visible is not None:
@@ -75,10 +94,18 @@ def summarize(answer: str, visible: str | None = None) -> Hardware:
     if not rows:
         return CPU
     try:
-        vram_gb = sum(int(row[3]) // 1024 for row in rows)
+        vram_gb = sum((shared_mib if row[3] in _NO_MEMORY else int(row[3])) // 1024 for row in rows)
     except (IndexError, ValueError):
         raise ConfigurationError(f"nvidia-smi answered {answer.strip()!r}") from None
     return Hardware(f"{len(rows)}x {short_name(rows[0][2])}", len(rows), vram_gb)
+
+
+def summarize_slices(listing: str, visible: str) -> Hardware:
+    """Of `nvidia-smi -L` the slice (MIG) that CUDA_VISIBLE_DEVICES names; CUDA uses the first."""
+    for found in _SLICE.finditer(listing):
+        if found["uuid"] == visible.split(",")[0].strip():
+            return Hardware(f"1x MIG {found['profile']}", 1, int(found["gb"]))
+    return CPU
 
 
 def short_name(name: str) -> str:

@@ -81,11 +81,11 @@ class LogPump:
         if self._reader is not None:
             self._reader.join()
         self._reader = None
+        self._put(self._redactor.flush())
 
     def finish(self) -> None:
         """Return when all is stored, or when the worker gave up on a store that is away."""
         self.drain()
-        self._put(self._redactor.flush())
         with self._changed:
             self._waiting += self._window.flush()
             self._is_complete = True

@@ -93,10 +93,6 @@ class GuardedProcess:
         if silence_s:
             threading.Thread(target=self._pulse, args=(silence_s / 5,), daemon=True).start()
 
-    @property
-    def guard_pid(self) -> int:
-        return self._guard.pid
-
     def stop(self) -> None:
         """SIGTERM to the job's process group, SIGKILL after the grace. Returns at once."""
         self._ask(b"T")

@@ -82,9 +82,12 @@ class Redactor:
 
     def _possible_start(self, text: bytes, start: int) -> int:
         """Where the earliest beginning of a secret starts that runs into the end of `text`."""
-        longest = len(self._secrets[0])
-        for position in range(max(start, len(text) - longest + 1), len(text)):
-            rest = text[position:]
-            if any(len(s) > len(rest) and s.startswith(rest) for s in self._secrets):
-                return position
-        return len(text)
+        earliest = len(text)
+        for secret in self._secrets:
+            position = max(start, len(text) - len(secret) + 1) - 1
+            while (position := text.find(secret[:1], position + 1, earliest)) >= 0:
+                # The last byte first: a secret may be as long as a file, and is rarely there.
+                is_end = secret[len(text) - position - 1] == text[-1]
+                if is_end and secret.startswith(text[position:]):
+                    earliest = position
+        return earliest

@@ -55,6 +55,8 @@ def collect_uploads(
     Links are followed while they stay inside `folder`, so that a job can upload what it made
     elsewhere without a copy. What cannot be stored is left out with a line to `note`.
     """
+    if os.path.lexists(uploads) and not uploads.is_dir():
+        note("uploads is no folder any more, and is not stored")
     for path, name in upload_files(uploads, folder, note):
         try:
             name.encode()

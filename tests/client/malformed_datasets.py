@@ -96,6 +96,8 @@ FILES = [
     Malformed("line break in a string", b'{"text": "a\nb"}', 1, "row", "does not end", errors=2),
     Malformed("nan", ROW + b'\n{"text": "a", "score": NaN}', 2, "score", "is NaN or Infinity"),
     Malformed("infinity", ROW + b'\n{"a": {"b": [1, -Infinity]}}', 2, "a.b[1]", "not JSON"),
+    Malformed("deep nan", b'{"a": ' + b"[" * 900 + b"NaN" + b"]" * 900 + b"}\n", 1, "row", "NaN"),
+    Malformed("no tools", lines({**GOOD, "tools": []}), 1, "tools", "is an empty list"),
     Malformed("nan weight", NAN_WEIGHT, 1, "messages[0].content[0].weight", "use a number"),
     Malformed("duplicate key", ROW + b"\n" + DUPLICATE, 2, "content", "appears twice"),
     Malformed("duplicate column", b'{"text": "a", "text": "b"}', 1, "text", "keep one"),

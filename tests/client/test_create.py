@@ -165,6 +165,8 @@ CONTROLS: list[tuple[dict[str, Any], str]] = [
     ({"allowed_hardware": ["0x H100S"]}, "allowed_hardware: '0x H100S' is not hardware"),
     ({"allowed_hardware": [""]}, "allowed_hardware: '' is not hardware"),
     ({"allowed_hardware": [3]}, "allowed_hardware: 3 is not hardware"),
+    ({"allowed_hardware": ["2x"]}, "allowed_hardware: '2x' is not hardware"),
+    ({"allowed_hardware": ["2x 4 X"]}, "allowed_hardware: '2x 4 X' is not hardware"),
     ({"allowed_hardware": ["2x; rm"]}, "allowed_hardware: '2x; rm' is not hardware"),
 ]
 

@@ -224,14 +224,15 @@ def test_what_is_no_event_takes_no_other_along(
 
     garbage = [b"garbage\n", b"[]\n", line(key="a"), line(key="b", data=3), b"\xff\n", b"\n"]
     refused = line(key="c", data={"n": 5}, created_at="2026-01-01T00:00:00")  # no time zone
-    many = [b"x\n"] * (BATCH_BYTES // 2 + 1)  # a batch of nothing else
+    many = [b"x" * (BATCH_BYTES // 2) + b"\n"] * 5  # batches of nothing else
+    (spool := tmp_path / "spool").mkdir()
     for number, parts in enumerate(([*garbage, refused], many, []), start=1):
-        path = tmp_path / f"{run_id}-{number}-01234567.jsonl"
+        path = spool / f"{run_id}-{number}-01234567.jsonl"
         path.write_bytes(b"".join([*parts, line(key=str(number), data={"n": number})]))
         os.utime(path, (number, number))
-    replay_spool(ow.backend, tmp_path)
+    replay_spool(ow.backend, spool)
     assert values(ow, run_id) == [1, 2, 3]
-    assert list(tmp_path.iterdir()) == []
+    assert list(spool.iterdir()) == []
 
 
 def test_exit_flushes(ow: QuietClient, run_id: int, tmp_path: Path) -> None:

@@ -102,6 +102,15 @@ def test_never(tmp_path: Path) -> None:
     }
 
 
+def test_the_home_of_the_store_stays_here_whatever_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "main.py", "mine/notes.txt", "mine/worker.log")
+    assert set(collect_files(tmp_path)) == {"main.py", "mine/notes.txt", "mine/worker.log"}
+    monkeypatch.setenv("OPENWEIGHTS_HOME", str(tmp_path / "mine"))  # without a store as yet
+    assert set(collect_files(tmp_path)) == {"main.py"}
+
+
 _SECRETS = (
     *(
         ".openweights/credentials.json",
@@ -113,6 +122,8 @@ _SECRETS = (
     *(".config/gcloud/application_default_credentials.json", ".cache/huggingface/token", ".npmrc"),
     *("id_rsa", "sub/id_ed25519.bak", "key.pem", ".git-credentials", ".pypirc", "credentials.json"),
     *(".bash_history", ".python_history", "vault.kdbx", "secrets.yaml", "terraform.tfstate"),
+    *("kubeconfig", "kubeconfig.yaml", "credentials.csv", "aws_credentials", "OPENAI_API_KEY.txt"),
+    *("auth.json", ".vault-token", "gha-creds-0123.json", "api-keys.json", "access_token"),
     *("store/openweights.db", "store/files/ab/source_file", "sub/service-account-7.json", "env"),
 )
 
@@ -127,6 +138,7 @@ def test_secrets_stay_here_whatever_takes_the_folder(
         "keys.md",
         "history.csv",
         "token_counts.json",
+        *("credentials.py", "authors.json", "api_keys.py", "keyboard.txt", "secret_santa.py"),
     )
     write(tmp_path, *_SECRETS, *taken)
     assert set(collect_files(tmp_path)) == set(taken)

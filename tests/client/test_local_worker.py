@@ -57,6 +57,13 @@ def wait_until_gone(home: Path) -> None:
         time.sleep(0.05)
 
 
+def test_a_script_needs_no_worker(ow: OpenWeights, home: Path) -> None:
+    ow.run.log({"n": 1})
+    assert ow.jobs.list(status="in_progress")[0].type == "script"
+    ow.ensure_worker()
+    assert workers(home) == [] and not log_path(ow.settings).exists()
+
+
 def test_submitted_job_runs_and_the_worker_goes_away(
     ow: OpenWeights, home: Path, tmp_path: Path
 ) -> None:

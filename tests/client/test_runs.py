@@ -52,6 +52,10 @@ def test_run_of_a_job(ow: QuietClient, claim: Callable[[], Claim], tmp_path: Pat
     assert run.update("completed").status == "completed"
     assert job.refresh().outputs == {"step": 1, "loss": 0.5, "type": "picture", **third}
     assert repr(run) == f"Run({run.id}, completed)"
+    before = ow.files.list()
+    with pytest.raises(InvalidInputError, match="'bad' is a object"):
+        run.log({"bad": object()}, file=BytesIO(b"of an event that is refused"))
+    assert ow.files.list() == before
     with pytest.raises(AttributeError):
         _ = run.nonsense
     with pytest.raises(KeyError):
@@ -138,13 +142,14 @@ def test_a_forked_child_does_not_wait_for_what_its_parent_sends(
     ow: QuietClient, tmp_path: Path
 ) -> None:
     code = """
-import os, sys
+import os, signal, sys
 run = ow.run
 run.log({"n": 1})
 sender = run._sender
 sender._lock.acquire()  # as a thread of the parent may at that moment
 child = os.fork()
 if not child:
+    signal.alarm(20)
     os._exit(0 if run.flush(20) and not sender.flush(20) and not sender.close(20) else 1)
 sender._lock.release()
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -18,11 +18,11 @@ from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.errors import InvalidInputError
 from openweights.settings import Settings
-from openweights.types import FileRecord, WorkerSpec
-from openweights.worker.execution import describe_exit
+from openweights.types import FileRecord, Instruction, WorkerSpec
+from openweights.worker.execution import describe_exit, judge
 from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
 from openweights.worker.hardware import Hardware
-from openweights.worker.process import marked_processes
+from openweights.worker.process import ProcessEnd, marked_processes
 from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
 
 InThread = Callable[..., WorkerThread]
@@ -166,6 +166,46 @@ def test_a_result_that_the_store_refuses_is_left_out(
         assert jobs.wait_for_end(job) == "completed", jobs.error(job)
     assert [event["path"] for event in jobs.events(job)] == ["a", "z"]
     assert "uploads: 'big.bin' is not stored: the file is larger" in jobs.log(job).decode()
+
+
+@pytest.mark.parametrize(
+    ("instruction", "end", "outcome", "reason"),
+    [
+        ("continue", ProcessEnd(0, was_stopped=False), "completed", None),
+        ("continue", ProcessEnd(-9, was_stopped=True), "released", "stood still for longer than"),
+        ("continue", ProcessEnd(None, was_stopped=True), "released", "stood still for longer than"),
+        ("continue", ProcessEnd(None, was_stopped=False), "failed", "guards the job was killed"),
+        ("cancel", ProcessEnd(-15, was_stopped=True), "canceled", "on request"),
+        ("cancel", ProcessEnd(0, was_stopped=False), "completed", None),
+        ("timeout", ProcessEnd(-15, was_stopped=True), "failed", "its timeout has passed"),
+        ("shutdown", ProcessEnd(-15, was_stopped=True), "released", "was shut down"),
+        ("shutdown", ProcessEnd(143, was_stopped=False), "released", "was shut down"),
+        ("shutdown", ProcessEnd(1, was_stopped=False), "failed", "exit code 1: last words"),
+        ("fenced", ProcessEnd(0, was_stopped=False), "fenced", None),
+    ],
+)
+def test_what_a_run_came_to(
+    instruction: Instruction, end: ProcessEnd, outcome: str, reason: str | None
+) -> None:
+    verdict = judge(instruction, end, "last words")
+    assert verdict.outcome == outcome
+    assert verdict.reason is None if reason is None else reason in str(verdict.reason)
+
+
+def test_uploads_that_are_no_folder_any_more(jobs: Jobs, worker: object) -> None:
+    job = jobs.submit("rmdir uploads; echo mine > uploads")
+    assert jobs.wait_for_end(job) == "completed", jobs.error(job)
+    assert "uploads is no folder any more, and is not stored" in jobs.log(job).decode()
+
+
+def test_the_last_words_count_that_might_begin_a_secret(
+    jobs: Jobs, in_thread: InThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "no rows left")
+    with in_thread():
+        job = jobs.submit("printf 'Error: no rows'; exit 3")
+        jobs.wait_for_end(job)
+    assert jobs.error(job) == "exit code 3: Error: no rows"
 
 
 def test_a_folder_that_cannot_be_made_holds_nothing(

@@ -44,7 +44,7 @@ name, _, value = marker.partition("=")
 env = {**os.environ, name: value}
 if kind == "guarded":
     process = GuardedProcess(script, folder=Path(folder), env=env, grace_s=5, marker=marker)
-    Path(folder, "guard").write_text(str(process.guard_pid))
+    Path(folder, "guard").write_text(str(process._guard.pid))
 else:
     process = subprocess.Popen(["sh", "-c", script], cwd=folder, env=env, start_new_session=True)
 process.wait()
@@ -195,7 +195,7 @@ def test_control_without_a_guard_the_orphans_are_seen(tmp_path: Path, marker: st
 def test_no_orphan_when_the_guard_is_killed(tmp_path: Path, marker: str) -> None:
     process = start(STUBBORN, tmp_path, marker)
     assert wait_until((tmp_path / "ready").exists)
-    os.kill(process.guard_pid, signal.SIGKILL)
+    os.kill(process._guard.pid, signal.SIGKILL)
     end = process.wait()
     assert (end.exit_code, end.was_stopped) == (None, False)
     assert not marked_processes(marker)

@@ -24,6 +24,31 @@ def test_rows_become_a_hardware_string() -> None:
         summarize("No devices were found\n")
 
 
+def test_a_gpu_without_memory_of_its_own_computes_in_the_machines() -> None:
+    for nothing in ("[N/A]", "[Not Supported]"):
+        row = f"0, GPU-cc33, NVIDIA GB10, {nothing}\n"
+        assert summarize(row, shared_mib=122_570) == Hardware("1x GB10", 1, 119)
+
+
+SLICES = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa11)
+  MIG 3g.20gb     Device  0: (UUID: MIG-11)
+  MIG 1g.10gb+me  Device  1: (UUID: MIG-22)
+"""
+
+
+def test_a_slice_of_a_gpu(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nif [ $1 = -L ]; then echo '{SLICES}'; else echo '{TWO}'; fi\n")
+    program.chmod(0o755)
+
+    def found(visible: str) -> Hardware:
+        return detect({"PATH": f"{tmp_path}:/bin", "CUDA_VISIBLE_DEVICES": visible})
+
+    assert found("MIG-11") == found("MIG-11,MIG-22") == Hardware("1x MIG 3g.20gb", 1, 20)
+    assert found("MIG-22") == Hardware("1x MIG 1g.10gb+me", 1, 10)
+    assert found("MIG-33") == CPU
+
+
 @pytest.mark.parametrize(
     ("name", "short"),
     [

@@ -180,7 +180,7 @@ process = GuardedProcess(
     claim.job.script, folder=folder, env=os.environ, grace_s=1, marker=marker,
     held_fds=backend.liveness_fds if is_held else (),
 )
-(folder / "guard").write_text(str(process.guard_pid))
+(folder / "guard").write_text(str(process._guard.pid))
 process.wait()
 """
 

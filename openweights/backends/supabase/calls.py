@@ -151,9 +151,9 @@ def _message(response: httpx.Response, body: Mapping[str, Any]) -> str:
 def _status(response: httpx.Response, body: Mapping[str, Any]) -> int:
     # The storage service answers 400 and says what it means inside.
     code = str(body.get("statusCode") or "")
-    return int(code) if code.isdigit() else response.status_code
+    return int(code) if code.isdecimal() else response.status_code
 
 
 def _retry_after_s(response: httpx.Response) -> float:
     text = response.headers.get("retry-after", "")
-    return float(text) if text.isdigit() else 0.0
+    return float(text) if text.isdecimal() else 0.0

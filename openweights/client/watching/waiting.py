@@ -144,7 +144,7 @@ def _follow_run(ow: OpenWeights, job_id: str, run_id: int, poll_s: float) -> Ite
                 yield text
         if run.status != "in_progress" or (give_up_at and time.monotonic() > give_up_at):
             break
-        if give_up_at is None and ow.backend.get_job(job_id).status in ENDED:
+        if give_up_at is None and patiently(lambda: ow.backend.get_job(job_id)).status in ENDED:
             # A canceled job's worker stops it and says so; if the worker is gone, nobody does.
             give_up_at = time.monotonic() + ow.settings.cancel_grace_s + _LONGEST_PAUSE_S
         time.sleep(poll_s)
@@ -213,5 +213,6 @@ def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
 
 def _log_tail(ow: OpenWeights, run: RunRecord) -> str:
     start = max(0, run.log_bytes - _TAIL_BYTES)
-    text = b"".join(read_log_chunks(ow.backend, run.id, start)).decode(errors="replace")
+    chunks = patiently(lambda: list(read_log_chunks(ow.backend, run.id, start)))
+    text = b"".join(chunks).decode(errors="replace")
     return "\n".join(f"    {line}" for line in text.rstrip().splitlines()[-_TAIL_LINES:])

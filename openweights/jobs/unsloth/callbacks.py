@@ -136,10 +136,15 @@ class AdapterMovement(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A resumed run has had one if its optimizer has kept something of it."""
+        """A resumed run has had one if its optimizer has kept something of it (sgd keeps nothing),
+        or its log has a norm of it.
+        """
         kept = kwargs["optimizer"].state.values() if state.global_step else ()
         tensors = (value for one in kept for name, value in one.items() if name != "step")
-        self._had_gradient = any(torch.is_tensor(value) and bool(value.any()) for value in tensors)
+        logged = (entry.get("grad_norm") for entry in state.log_history)
+        self._had_gradient = any(logged) or any(
+            torch.is_tensor(value) and bool(value.any()) for value in tensors
+        )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

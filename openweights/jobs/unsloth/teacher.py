@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from openweights.errors import PlatformError
 from openweights.models.weights import WeightCopy, norm
@@ -103,7 +103,3 @@ class EMATeacher(WeightCopy):
         """Memory of the averages and of the first weights that the drift is measured from."""
         kept = 1 if self._initial is self.values else 2
         return kept * sum(average.numel() * average.element_size() for average in self.values)
-
-    def state(self) -> dict[str, Tensor]:
-        """The averages by parameter name; the tensors are the teacher's own."""
-        return dict(zip(self.names, self.values, strict=True))

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openweights.errors import ConfigError, DatasetError, JobFailedError, OpenWeightsError
+from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed
 from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_keep
 from openweights.jobs.unsloth.config.rendering import check_rendering
-from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows
+from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
 from openweights.jobs.unsloth.runtime.reporting import (
@@ -166,12 +166,7 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     Raises:
         DatasetError: There are too few rows for both.
     """
-    count = max(1, round(len(rows) * fraction))
-    if count >= len(rows):
-        raise DatasetError(
-            f"holdout_fraction: {fraction} of {len(rows)} rows leaves none to train on; lower it, "
-            "or give more rows"
-        )
+    count = held_out(len(rows), fraction)
     held = set(random.Random(seed).sample(range(len(rows)), count))
     logger.info("%d of %d rows are held out as the test set", count, len(rows))
     train = [row for index, row in enumerate(rows) if index not in held]

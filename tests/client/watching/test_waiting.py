@@ -103,6 +103,11 @@ def test_failed_job_says_why(ow: QuietClient, claim: Take) -> None:
     assert job.restart().status == "pending"
 
 
+def test_canceling_by_the_beginning_of_an_id(ow: QuietClient) -> None:
+    job = Echo(ow).create(text="a")
+    assert ow.jobs.cancel(job.id[:-3]).status == job.refresh().status == "canceled"
+
+
 def test_canceled_job(ow: QuietClient, claim: Take) -> None:
     job = Echo(ow).create(text="a")
     with in_background(lambda: (time.sleep(0.1), job.cancel())[0]), pytest.raises(JobCanceledError):
@@ -250,14 +255,13 @@ def test_following_a_restarted_job_shows_the_new_run_only(ow: QuietClient, claim
     assert list(job.logs(follow=True)) == ["old\n"]
     job.restart()
 
-    def work() -> None:
+    shown: list[str] = []
+    with in_background(lambda: shown.extend(job.logs(follow=True))):
+        time.sleep(0.3)  # it looks while the job still waits to be run again
         run = claim().run
         ow.backend.append_log(run.id, 0, b"new\n")
         ow.backend.finish_run(run.id, run.attempt, "completed")
-
-    follower = job.logs(follow=True)
-    with in_background(work):
-        assert list(follower)[-1] == "new\n"
+    assert shown == ["new\n"]
 
 
 def test_a_timeout_holds_also_while_the_store_is_away() -> None:

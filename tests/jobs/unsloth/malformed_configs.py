@@ -155,6 +155,19 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
         "logp_callback_datasets['a_b']",
         "the tag of an earlier one",
     ),
+    *(
+        (
+            {**GOOD, "logp_callback_datasets": {name: FILE}},
+            f"logp_callback_datasets['{name}']",
+            "a meaning",
+        )
+        for name in ("total", "max_steps", "total_steps")
+    ),
+    *(
+        ({**GOOD, field: [{"dataset": FILE, "tag": tag}]}, f"{field}[0].tag", "a file's name")
+        for field in ("sampling_callbacks", "mcq_callbacks")
+        for tag in ("t" * 300, "ü" * 150, "a\0b", "a\nb", "\ud800")
+    ),
     (
         {**GOOD, "logp_callback_datasets": {"step": FILE}},
         "logp_callback_datasets['step']",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.rows import check_rows, read_rows
+from openweights.jobs.unsloth.config.rows import check_rows, read_rows, run_steps
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
 from openweights.models.template import prompt_token_ids
@@ -153,6 +153,11 @@ def test_rows_are_checked_by_line() -> None:
         ["training_file:6", "messages"],
         ["training_file:7", "messages"],
     ]
+    rows = [(n, {"messages": TURNS}) for n in range(1, 4)]
+    kept = config(holdout_fraction=0.5)
+    assert check_rows(rows, *trained_on(kept)) == 3 and run_steps(kept, 40) == 2
+    with pytest.raises(DatasetError, match="holdout_fraction: 0.5 of 1 rows leaves none to train"):
+        check_rows(rows[:1], *trained_on(kept))
     weighted_turn = {"role": "assistant", "content": weighted}
     with pytest.raises(DatasetError, match="has a weight, which sdft cannot use"):
         check_rows([(4, {"messages": [TURNS[1], weighted_turn]})], *trained_on(config(loss="sdft")))

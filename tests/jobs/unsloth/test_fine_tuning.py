@@ -12,8 +12,10 @@ import pytest
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth import FineTuning
+from openweights.jobs.unsloth.config.rows import prompts_in_step, run_steps
+from openweights.jobs.unsloth.validate import training_config
 from openweights.settings import Settings
-from tests.jobs.unsloth.malformed_configs import FILE, GOOD
+from tests.jobs.unsloth.malformed_configs import FILE, GOOD, GRPO
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Bye"}]}
 
@@ -151,3 +153,19 @@ def test_what_is_likely_not_meant_is_said(
         "logging_steps: is 5 of 3 steps, so that no loss is logged",
         "test_file_eval_steps: is 8 of 3 steps, so that nothing is tested",
     ]
+    caplog.clear()
+    checked(ow, training_file=data, max_steps=20, warmup_steps=5)
+    assert "warmup_steps: is 5, the default, which is at most a tenth of the 20 steps: 2" in (
+        caplog.text
+    )
+    caplog.clear()
+    checked(ow, training_file=data, max_steps=20, warmup_steps=6)
+    checked(ow, training_file=data, max_steps=50, warmup_steps=5)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(1, 1), (2, 1), (5, 2), (6, 3), (7, 3)])
+def test_steps_of_grpo_leave_out_what_fills_none(rows: int, steps: int) -> None:
+    small = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    grpo = training_config({**GRPO, **small, "grpo_num_generations": 4})
+    assert prompts_in_step(grpo) == 2 and run_steps(grpo, rows) == steps

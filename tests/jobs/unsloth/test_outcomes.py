@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from openweights import OpenWeights
 from openweights.errors import DatasetError, JobFailedError
 from openweights.jobs.unsloth import FineTuning
+from openweights.jobs.unsloth.callbacks import AdapterMovement
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Reward, Samples
+from openweights.jobs.unsloth.runtime.reporting import FolderReporter
 from openweights.jobs.unsloth.trainer_args import warmup_steps
 from openweights.jobs.unsloth.training import train
+from openweights.jobs.unsloth.validate import training_config
+from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import make_tiny_model
 
 
@@ -122,6 +126,26 @@ def test_weights_that_are_all_zero(params: dict[str, Any], tmp_path: Path) -> No
     assert not (tmp_path / "uploads" / "adapter").exists()
     file = write(tmp_path / "one.jsonl", [talk(i, float(i == 3)) for i in range(4)])
     train({**settings, "training_file": file})
+
+
+@pytest.mark.parametrize("log", [[{"step": 1, "grad_norm": 0.5}], [{"step": 1}]])
+def test_a_resumed_run_of_sgd_has_learned_what_its_log_says(
+    log: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """sgd keeps nothing of its gradients; the control's log has none, so that decay moved it."""
+    model = torch.nn.Linear(2, 2)
+    reporter = FolderReporter(tmp_path, training_config(GOOD))
+    movement = AdapterMovement(reporter, "nothing was learned")
+    given: Any = (None, TrainerState(global_step=2, max_steps=2, log_history=log), None)
+    movement.on_init_end(*given, model=model)
+    with torch.no_grad():
+        model.weight.mul_(0.5)
+    movement.on_train_begin(*given, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    if "grad_norm" in log[0]:
+        movement.on_train_end(*given)
+        return
+    with pytest.raises(JobFailedError, match="nothing was learned"):
+        movement.on_train_end(*given)
 
 
 def test_rewards_that_are_all_equal(grpo: dict[str, Any], tmp_path: Path) -> None:

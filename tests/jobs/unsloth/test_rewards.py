@@ -145,6 +145,8 @@ def test_own_functions_that_take_too_long_fail(tmp_path: Path) -> None:
         ("score = 3", ConfigError, "has no function 'score'"),
         ("def score(completions):\n    return 1 / 0", JobFailedError, r"ZeroDivisionError.*line 2"),
         ("async def score(completions):\n    return 1 / 0", JobFailedError, "ZeroDivisionError"),
+        ("async def score(completions):\n    raise TimeoutError('slow')", JobFailedError, "slow"),
+        ("def score(completions):\n    raise TimeoutError('slow')", JobFailedError, "slow"),
         ("def score(nothing):\n    return [1]", JobFailedError, "missing 1 required"),
         ("def score(completions):\n    return [1, 2]", JobFailedError, "each of the 1 completions"),
         ("def score(completions):\n    return 5", JobFailedError, "must return a list .* not 5"),

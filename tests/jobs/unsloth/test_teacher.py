@@ -23,6 +23,11 @@ def trainable(model: nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
+def averages_of(teacher: EMATeacher) -> dict[str, torch.Tensor]:
+    """By parameter name; the tensors are the teacher's own."""
+    return dict(zip(teacher.names, teacher.values, strict=True))
+
+
 def train(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
@@ -38,7 +43,7 @@ def test_average_equals_its_closed_form_after_50_steps() -> None:
         train(model)
         teacher.update()
         history.append(trainable(model))
-    for name, average in teacher.state().items():
+    for name, average in averages_of(teacher).items():
         weights = [(1 - rate) ** 50] + [rate * (1 - rate) ** (50 - k) for k in range(1, 51)]
         expected = sum(w * h[name].double() for w, h in zip(weights, history, strict=True))
         assert_sums_equal(average, expected, 3 * 50)
@@ -54,8 +59,8 @@ def test_rate_0_is_frozen_and_rate_1_is_the_student_bit_for_bit() -> None:
         frozen.update()
         live.update()
     for name, parameter in trainable(model).items():
-        assert torch.equal(frozen.state()[name], first[name])
-        assert torch.equal(live.state()[name], parameter)
+        assert torch.equal(averages_of(frozen)[name], first[name])
+        assert torch.equal(averages_of(live)[name], parameter)
     assert frozen.drift() == 0 < live.drift()
 
 
@@ -67,35 +72,35 @@ def test_acting_swaps_the_weights_and_gives_them_back_bit_for_bit(dtype: torch.d
     train(model)
     own = {n: p.detach().clone() for n, p in model.named_parameters()}
     storages = {n: p.data_ptr() for n, p in model.named_parameters()}
-    averages = {n: a.clone() for n, a in teacher.state().items()}
+    averages = {n: a.clone() for n, a in averages_of(teacher).items()}
     with pytest.raises(RuntimeError, match="half way"), teacher.acting():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 assert torch.equal(parameter, initial[name])
-                swapped = parameter.data_ptr() == teacher.state()[name].data_ptr()
+                swapped = parameter.data_ptr() == averages_of(teacher)[name].data_ptr()
                 assert swapped == (dtype == torch.float32), "float32 is exchanged, not copied"
         raise RuntimeError("half way")
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, own[name]) and parameter.data_ptr() == storages[name]
-    assert all(torch.equal(a, averages[n]) for n, a in teacher.state().items())
+    assert all(torch.equal(a, averages[n]) for n, a in averages_of(teacher).items())
 
 
 def test_average_keeps_float32_when_the_student_is_bfloat16() -> None:
     """In bfloat16 itself a step of 0.02 of a small change would be rounded away."""
     model = make_model(torch.bfloat16)
     teacher = EMATeacher(model, 0.02)
-    before = {n: a.clone() for n, a in teacher.state().items()}
+    before = {n: a.clone() for n, a in averages_of(teacher).items()}
     with torch.no_grad():
         model[1].weight.mul_(1.02)
     teacher.update()
-    moved = teacher.state()["1.weight"] - before["1.weight"]
+    moved = averages_of(teacher)["1.weight"] - before["1.weight"]
     expected = 0.02 * (model[1].weight.float() - before["1.weight"])
     # What was added is as exact as the average that it was added to: 0.0004 of it.
     size = float(before["1.weight"].abs().max())
     assert_sums_equal(moved, expected, 4, size=size)
     with pytest.raises(AssertionError, match="differs by"):
         assert_sums_equal(moved.bfloat16(), expected, 4, size=size)
-    assert teacher.state()["1.weight"].dtype == torch.float32
+    assert averages_of(teacher)["1.weight"].dtype == torch.float32
 
 
 def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_checkpoint_round_trip_is_exact(tmp_path: Path) -> None:
     restored.load(tmp_path)
     assert restored.step == 3 and restored.drift() == teacher.drift()
     assert teacher.size_bytes == 2 * 4 * (6 * 5 + 5 * 4 + 4)
-    assert all(torch.equal(a, restored.state()[n]) for n, a in teacher.state().items())
+    assert all(torch.equal(a, averages_of(restored)[n]) for n, a in averages_of(teacher).items())
 
 
 def test_a_checkpoint_without_a_fitting_teacher_is_refused(tmp_path: Path) -> None:

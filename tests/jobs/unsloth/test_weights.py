@@ -10,12 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openweights.errors import DatasetError
+from openweights.jobs.unsloth.config.fields import DatasetRef
+from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.load import load_model
 from openweights.models.tokens import IGNORED
-from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.jobs.unsloth.malformed_configs import FILE, GOOD
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import EOS, make_tiny_model, make_tokenizer
 
@@ -70,6 +73,24 @@ def test_weights_in_whole_conversations() -> None:
     start, header, last = weighted_texts(mine, answer, train_on_responses_only=False)[0:3]
     assert start[0] == 1 and start[1].endswith("user\n"), "its scaffold is learned as before"
     assert header == (1.0, "\n<|im_start|>assistant\n") and last == (-2.0, "a")
+
+
+@pytest.mark.parametrize("train_on", ["responses", "last"])
+def test_a_row_of_which_nothing_is_to_be_learned_is_taken(train_on: str) -> None:
+    ref = DatasetRef("logp_callback_datasets", "set", FILE, "conversations")
+    for answer in ({"role": "assistant", "content": "nil", "weight": 0}, said(block("nil", 0))):
+        assert weighted_texts(QUESTION, answer, train_on=train_on) == []
+        row = {"messages": [QUESTION, answer]}
+        check_rendering([(1, row)], training_config(GOOD), TOKENIZER, ref)
+    with pytest.raises(DatasetError, match="no assistant message to learn from"):
+        weighted_texts(QUESTION, train_on=train_on)
+
+
+def test_a_key_with_null_counts_as_left_out() -> None:
+    empty = {"type": None, "tag": None, "weight": None, "odd": None}
+    assert weighted_texts(QUESTION, said({**empty, "text": "a"}, block("b"))) == [(1.0, f"ab{EOS}")]
+    with pytest.raises(DatasetError, match="content.0..text: is null"):
+        weighted_texts(QUESTION, said({**empty, "text": None}))
 
 
 def test_a_trimmed_answer_keeps_its_text_and_weights() -> None:

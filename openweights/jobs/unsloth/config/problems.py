@@ -11,7 +11,11 @@ from pathlib import Path
 
 from openweights.client.watching.metrics import TOTALS
 from openweights.errors import shown
-from openweights.jobs.unsloth.config.fields import FILE_PURPOSES, TrainingFields
+from openweights.jobs.unsloth.config.fields import (
+    DEFAULT_WARMUP_STEPS,
+    FILE_PURPOSES,
+    TrainingFields,
+)
 from openweights.jobs.unsloth.config.grpo_fields import DEFAULT_JUDGE, JUDGES, reward_choices
 
 Problems = Iterator[tuple[str, str]]
@@ -62,6 +66,13 @@ def config_notes(config: TrainingFields, steps: int) -> Problems:
             "warmup_steps",
             f"is {config.warmup_steps} of {steps} steps, so that learning_rate would never be "
             f"reached; {steps // 10} are taken, a tenth of them",
+        )
+    is_default = "warmup_steps" in given and config.warmup_steps == DEFAULT_WARMUP_STEPS
+    if is_default and steps // 10 < config.warmup_steps < steps:
+        yield (
+            "warmup_steps",
+            f"is {config.warmup_steps}, the default, which is at most a tenth of the {steps} steps:"
+            f" {steps // 10}; another number is taken as it is",
         )
     if "warmup_steps" in given and config.warmup_steps and config.lr_scheduler_type == "constant":
         yield "warmup_steps", "lr_scheduler_type='constant' has none; use 'constant_with_warmup'"

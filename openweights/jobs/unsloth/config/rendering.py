@@ -81,11 +81,13 @@ def row_text(
     weighted = {i for i, m in enumerate(row["messages"]) if has_weight({"messages": [m]})}
     if train_on == "last":
         learned, weighted = learned & set(answers[-1:]), weighted & set(answers[-1:])
-    if train_on != "all" and not learned | weighted:
+    # Of a row whose answers all weigh 0 nothing is learned, which is what it says.
+    spanned = learned | weighted or set(answers)
+    if train_on != "all" and not spanned:
         raise ValueError(
             "messages: no assistant message to learn from; add one, or set train_on='all'"
         )
-    rendered = rendered_spans(tokenizer, messages, learned | weighted, ends, tools=row.get("tools"))
+    rendered = rendered_spans(tokenizer, messages, spanned, ends, tools=row.get("tools"))
     default = 1.0 if train_on == "all" else 0.0
     pieces: list[Piece] = []
     position = 0

@@ -98,6 +98,8 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
         return count
     if config.loss == "grpo":
         check_prompt_count(config, count)
+    if config.holdout_fraction is not None:
+        held_out(count, config.holdout_fraction)
     if config.loss == "sft" and is_weightless:
         raise DatasetError(
             f"{ref.name}: every weight is 0, so that there is nothing to learn; give what is to be "
@@ -111,9 +113,26 @@ def run_steps(config: TrainingFields, rows: int) -> int:
     if config.max_steps is not None:
         return config.max_steps
     if config.holdout_fraction is not None:
-        rows -= max(1, round(rows * config.holdout_fraction))
-    in_step = prompts_in_step(config) if config.loss == "grpo" else config.step_size
-    return max(1, math.ceil(rows / in_step)) * config.epochs
+        rows -= held_out(rows, config.holdout_fraction)
+    if config.loss == "grpo":
+        # Prompts that fill no step are left out by trl.
+        return max(1, rows // prompts_in_step(config)) * config.epochs
+    return max(1, math.ceil(rows / config.step_size)) * config.epochs
+
+
+def held_out(rows: int, fraction: float) -> int:
+    """How many of so many rows are the test set.
+
+    Raises:
+        DatasetError: There are too few for both.
+    """
+    count = max(1, round(rows * fraction))
+    if count >= rows:
+        raise DatasetError(
+            f"holdout_fraction: {fraction} of {rows} rows leaves none to train on; lower it, or "
+            "give more rows"
+        )
+    return count
 
 
 def prompts_in_step(config: TrainingFields, ranks: int = 1) -> int:

@@ -304,7 +304,7 @@ def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) ->
     pairs = list(zip(texts, golds, strict=True))
     scores = {
         "exact": sum(text == gold for text, gold in pairs) / len(pairs),
-        "rouge_l": sum(rouge_l(text, gold) for text, gold in pairs) / len(pairs),
+        "rouge_l": sum(rouge_l_with_signs(text, gold) for text, gold in pairs) / len(pairs),
         "format": sum(shape(text) == shape(gold) for text, gold in pairs) / len(pairs),
     }
     if reward is not None:
@@ -344,7 +344,7 @@ def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[str]]) -> list
     ]
 
 
-def rouge_l(answer: str, gold: str) -> float:
+def rouge_l_with_signs(answer: str, gold: str) -> float:
     """F-measure of the longest common subsequence of words and signs (C.-Y. Lin, 2004), 0 to 1.
 
     Signs count, unlike in other ROUGE-L, because formats are made of them; letters of scripts
@@ -417,7 +417,8 @@ def _failure(config: TrainingConfig, verdict: Verdict) -> str:
         f"student ({student:.2f}) by sdft_gate_margin={config.sdft_gate_margin:g}, so that there "
         "is nothing for it to teach; "
     )
-    if student > 1 - config.sdft_gate_margin:
+    # (ROUGE-L ends at 1; where a reward ends nobody knows.)
+    if measure != "reward" and student > 1 - config.sdft_gate_margin:
         return text + "the student answers as the demonstrations do already"
     tries = ["demonstrations that show what is wanted", "a larger model"]
     if config.sdft_demo_placement == "template":

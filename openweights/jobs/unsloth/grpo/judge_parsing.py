@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from openweights.models.template import Message
 JudgeKind = Literal["llm_judge", "similarity_judge"]
 
 BEST = 10.0  # judges give 0 to 10; rewards are 0 to 1
-_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|(?<![.\w])\.\d+)(?:[eE][-+]?\d+)?"
 _SHARE = re.compile(rf"({_NUMBER})\s*(?:/|out\s+of|of)\s*({_NUMBER})", re.IGNORECASE)
 _NO_NUMBER = re.compile(r"(?<![a-z])(nan|inf|infinity)(?![a-z])", re.IGNORECASE)
 
@@ -36,7 +37,7 @@ class JudgeLimits:
 
     Attributes:
         call_s: One call.
-        total_s: All calls of a step with their retries; below the lease of 60 s.
+        total_s: All calls of a step with their retries.
         attempts: Calls for one completion.
         first_wait_s: Before the second call, when the server does not say how long; doubles.
         concurrency: Calls at a time.
@@ -94,7 +95,8 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     if given is None:
         return None
     try:
-        return max(float(given), 0.0)
+        seconds = float(given)
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:

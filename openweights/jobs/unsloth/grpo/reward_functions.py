@@ -170,8 +170,10 @@ class RewardFunctions:
             try:
                 left = max(end - time.monotonic(), 0.0)
                 results.append(value if future is None else future.result(left))
-            except TimeoutError:
+            except TimeoutError as error:
                 assert future is not None
+                if future.done():  # it is the function's own
+                    raise JobFailedError(_raised(reward.name, error)) from error
                 future.cancel()
                 reward.causes[f"no answer within {self._limit_s:g} s"] += 1
                 results.append(None)

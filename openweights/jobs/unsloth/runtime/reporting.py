@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from openweights.client.results import write_table
 from openweights.errors import ConfigError, NotFoundError
 from openweights.events import Checkpoint
 from openweights.jobs.model_source import unpack_checkpoint
@@ -75,15 +76,8 @@ def log_rows(
     """
     name = f"{event['tag'].replace('/', '_')}-{event['step']}.jsonl"
     with tempfile.TemporaryDirectory() as temporary:
-        path = write_rows(rows, Path(temporary) / name)
+        path = write_table(rows, Path(temporary) / name)
         reporter.log({**event, "path": f"{folder}/{name}"}, file=path)
-
-
-def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
-    """Write a JSONL file, and return its path."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    return path
 
 
 class StoreReporter:

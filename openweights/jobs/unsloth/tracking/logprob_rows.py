@@ -88,7 +88,7 @@ def scored_rows(
     """Render and tokenise conversations.
 
     Args:
-        ends: Ids of the end tokens (`model.eos_token_ids`).
+        ends: Ids of the end tokens (`tokens.eos_token_ids`).
         train_on: What counts as the answer, as of `TrainingConfig`.
         limit: Longest row in tokens; what is longer loses its end, which is told in the log.
         name: What the rows are called in messages.

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openweights.client.questions import parse_question
+from openweights.client.results import write_table
 from openweights.events import (
     MultipleChoice,
     Reproducibility,
@@ -21,10 +22,7 @@ from openweights.jobs.model_source import fetch_model
 from openweights.jobs.scoring import ScoringParams
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
-from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter, write_rows
-
-if TYPE_CHECKING:
-    pass
+from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ class ScoringRun:
         self, event: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], name: str
     ) -> None:
         """Log an event with the rows as a file of that name."""
-        path = write_rows(rows, Path(name))
+        path = write_table(rows, Path(name))
         self.reporter.log({**event, "path": name}, file=path)
         logger.info("done: %s", json.dumps(event))
 

@@ -19,7 +19,7 @@ from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing
 from openweights.jobs.unsloth.distillation.gate import (
     load_showing,
     open_gate,
-    rouge_l,
+    rouge_l_with_signs,
     sampled_rows,
     save_showing,
     shape,
@@ -166,6 +166,9 @@ def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
         lambda text: answer(text).replace("know", "say"),
         sdft_gate_reward=f"{file}:polite",
     )
+    file.write_text("def polite(completions):\n    return [1.2 for _ in completions]\n")
+    with pytest.raises(JobFailedError, match="nothing for it to teach; try demonstrations"):
+        chosen(tmp_path, answer, sdft_gate_reward=f"{file}:polite")
     assert showing == Showing("template") and event["measure"] == "reward"
     assert event["template_reward"] == 1 and event["student_reward"] == 0
     assert event["turns_rouge_l"] > event["template_rouge_l"]
@@ -233,13 +236,15 @@ def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
 def test_rouge_l_is_the_longest_common_subsequence(first: list[str], second: list[str]) -> None:
     common, total = longest_common(first, second), len(first) + len(second)
     expected = 2 * common / total if first and second else float(first == second)
-    assert rouge_l(" ".join(first), " ".join(second)) == pytest.approx(expected)
+    assert rouge_l_with_signs(" ".join(first), " ".join(second)) == pytest.approx(expected)
 
 
 def test_rouge_l_reads_signs_and_scripts_without_spaces() -> None:
-    assert rouge_l("[f(x=1)]", "f x 1") < 0.6 < rouge_l("[f(x=2)]", "[f(x=1)]")
-    assert 0 < rouge_l("私は猫が好き", "私は犬が好き") < 1
-    assert rouge_l("Same, Words", "same , words") == 1
+    assert (
+        rouge_l_with_signs("[f(x=1)]", "f x 1") < 0.6 < rouge_l_with_signs("[f(x=2)]", "[f(x=1)]")
+    )
+    assert 0 < rouge_l_with_signs("私は猫が好き", "私は犬が好き") < 1
+    assert rouge_l_with_signs("Same, Words", "same , words") == 1
 
 
 def test_the_format_of_an_answer_is_how_it_begins_and_ends() -> None:
