@@ -7,6 +7,7 @@ not lost.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Set
 from datetime import datetime
@@ -35,6 +36,18 @@ def event_data(data: Mapping[str, Any]) -> dict[str, Any]:
         return cleaned(cast("object", given), "", number=_spelled, other=_scalar)
     except InvalidInputError as error:
         raise InvalidInputError(f"run.log: {error}") from None
+
+
+def json_text(row: Mapping[str, Any], *, ensure_ascii: bool = True) -> str:
+    """A row of a file as JSON; one that holds what is none is made storable as `event_data` does.
+
+    Raises:
+        InvalidInputError: A value cannot be stored.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=ensure_ascii, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(event_data(row), ensure_ascii=ensure_ascii)
 
 
 def as_number(value: object) -> float | int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import uuid
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from openweights.client.event_json import event_data
+from openweights.client.event_json import json_text
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.paths import inside
 from openweights.types import EventRecord
@@ -71,7 +70,7 @@ def write_chunks(chunks: Iterable[bytes], path: Path) -> Path:
 
 def write_table(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     """As `write_chunks`, of JSON lines."""
-    return write_chunks(((json.dumps(event_data(row)) + "\n").encode() for row in rows), path)
+    return write_chunks(((json_text(row) + "\n").encode() for row in rows), path)
 
 
 def read_log_chunks(backend: Backend, run_id: int, offset: int = 0) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openweights import InvalidInputError
-from openweights.client.event_json import as_number, event_data
+from openweights.client.event_json import as_number, event_data, json_text
 
 numpy = pytest.importorskip("numpy")
 
@@ -31,6 +31,14 @@ class Scalar:
 
     def item(self) -> object:
         return self._value
+
+
+def test_rows_of_files_are_json_and_otherwise_what_they_were() -> None:
+    plain = {"text": "nul \0 and ž", "deep": [[[1.5]]]}
+    assert json.loads(json_text(plain)) == plain and "ž" in json_text(plain, ensure_ascii=False)
+    broken = {"logprobs": [None, -0.5, math.nan, -math.inf], "at": numpy.int64(3)}
+    told = json.loads(json_text(broken), parse_constant=pytest.fail)
+    assert told == {"logprobs": [None, -0.5, "NaN", "-Infinity"], "at": 3}
 
 
 def test_values_of_trainers() -> None:

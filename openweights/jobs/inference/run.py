@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -12,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openweights.client.event_json import json_text
 from openweights.errors import ConfigError, DatasetError
 from openweights.events import Started
 from openweights.generation.params import Completion, Delta, GenerationRequest, joined
@@ -177,7 +177,7 @@ def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) ->
 def _store_result(ow: OpenWeights, rows: Sequence[Row], parts: Parts) -> None:
     with RESULT.open("w", encoding="utf-8") as file:
         for index, row in enumerate(rows):
-            file.write(json.dumps({**row, **parts.results[index]}, ensure_ascii=False) + "\n")
+            file.write(json_text({**row, **parts.results[index]}, ensure_ascii=False) + "\n")
     stored = ow.files.create(RESULT, "result")["id"]
     # The last event with a file, so that `job.outputs["file"]` is the result.
     ow.run.log({"file": stored, "path": RESULT.name})
