@@ -71,6 +71,7 @@ from openweights.dashboard.samples import (
     token_rows,
     token_steps,
 )
+from openweights.dashboard.scores import scores
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import (
     ConfigurationError,
@@ -137,6 +138,7 @@ def _api_routes() -> list[Route]:
         Route("/api/jobs/{job_id}/restart", _restart, methods=["POST"]),
         Route("/api/jobs/{job_id}/delete", _delete, methods=["POST"]),
         Route("/api/compare", _compare),
+        Route("/api/scores", _scores),
         Route("/api/series", _series),
         Route("/api/runs/{run_id:int}/log", _log),
         Route("/api/runs/{run_id:int}/log/search", _log_search),
@@ -406,6 +408,12 @@ def _kinds(request: Request) -> Response:
 def _compare(request: Request) -> Response:
     """Jobs beside one another, `?jobs=a,b`: `{jobs: [{id, status, params, …}], differing}`."""
     return JSONResponse(compared_jobs(_client(request), _named(request, "jobs") or []))
+
+
+def _scores(request: Request) -> Response:
+    """What evaluations have scored of these jobs' models, and these evaluations, `?jobs=a,b`."""
+    jobs, index = _named(request, "jobs") or [], _views(request)[0]
+    return JSONResponse(scores(_client(request).backend, index.records(), jobs))
 
 
 def _series(request: Request) -> Response:

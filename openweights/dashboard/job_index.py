@@ -87,6 +87,10 @@ class JobIndex:
         rows = [row for row in self._fresh() if str(row["updated"]) > moment]
         return self._shown(sorted(rows, key=lambda row: str(row["updated"])))
 
+    def records(self) -> list[JobRecord]:
+        """Every job, without keys."""
+        return [cast("JobRecord", row["_job"]) for row in self._fresh()]
+
     def forget(self, job_id: str) -> None:
         """The job is no more."""
         with self._lock:

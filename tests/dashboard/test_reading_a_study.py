@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from openweights.client.runs import Run
+from openweights.events import Evaluation
 from tests.dashboard.conftest import Served
 from tests.dashboard.visitor import Visitor
 
@@ -29,7 +30,7 @@ START = (0.305, 0.05)
 
 @pytest.fixture
 def study(served: Served, run_job: Any) -> list[str]:
-    """Six runs that have logged through the SDK, as a trainer does."""
+    """Six runs that have logged through the SDK, as a trainer does, and an evaluation of them."""
     names: list[str] = []
     for number, (loss, rate, ends) in enumerate(RUNS):
         name = f"ftjob-{number}{loss}"
@@ -40,9 +41,8 @@ def study(served: Served, run_job: Any) -> list[str]:
         for step in range(0, 41 if ends else 7):
             run.log({"step": step, "loss": 2.0 / (1 + step * rate * 1e4)})
             if step % 20 == 0 and ends:
-                for tag, first, last in zip(("humaneval", "skill"), START, ends, strict=True):
-                    score = first + (last - first) * step / 40
-                    run.log({"step": step, "tag": tag, "pass_rate": round(score, 4)})
+                score = START[1] + (ends[1] - START[1]) * step / 40
+                run.log({"step": step, "tag": "skill", "pass_rate": round(score, 4)})
         run.close()
         backend = served.ow.backend
         if ends is None:
@@ -50,7 +50,27 @@ def study(served: Served, run_job: Any) -> list[str]:
         status, error = ("failed", ERROR) if ends is None else ("completed", None)
         backend.finish_run(claim.run.id, claim.run.attempt, status, error=error)
         names.append(name)
+    run_job(
+        "evaljob-study",
+        [_score("org/model", START[0], None)]
+        + [
+            _score(name, ends[0], ends[0] - START[0])
+            for name, (_, _, ends) in zip(names, RUNS, strict=True)
+            if ends is not None
+        ],
+        models=["org/model", *names],
+    )
     return names
+
+
+def _score(model: str, score: float, change: float | None) -> dict[str, Any]:
+    """What `ow.evaluate` logs of a model."""
+    difference = None if change is None else (change, change - 0.05, change + 0.05)
+    interval = {"low": score - 0.05, "high": score + 0.05}
+    event = Evaluation(
+        model=model, task="humaneval", score=score, problems=164, difference=difference, **interval
+    )
+    return event.data()
 
 
 def test_the_page_answers_a_studys_questions(
@@ -71,7 +91,7 @@ def test_the_page_answers_a_studys_questions(
     page.keyboard.press("c")
     page.locator("h2 >> text=Where they ended").wait_for()
     # Which kept most: the table, sorted by what it is about.
-    page.locator("table.last thead").get_by_role("button", name="pass_rate[humaneval]").click()
+    page.locator("table.last thead").get_by_role("button", name="humaneval").click()
     page.locator("th[aria-sort=descending]").wait_for()
     rows = page.locator("table.last tbody tr")
     assert rows.first.get_attribute("data-row") == "ftjob-3sdft"
@@ -80,9 +100,16 @@ def test_the_page_answers_a_studys_questions(
     assert ERROR in rows.last.inner_text()
     # The frontier: what was kept against what was learned.
     page.get_by_label("x of last values").select_option("pass_rate[skill]")
-    page.get_by_label("y of last values").select_option("pass_rate[humaneval]")
+    page.get_by_label("y of last values").select_option("humaneval")
     page.locator(".chart.tall >> nth=1 >> .point").nth(4).wait_for()
     assert "sx=pass_rate%5Bskill%5D" in page.url
+    visitor.photograph("/compare")
+    # The best one's own page has its scores, with the evaluation that found them.
+    page.locator("table.last a", has_text="ftjob-3sdft").click()
+    page.locator("a", has_text="evaljob-study").wait_for()
+    visitor.photograph("/job/ftjob-3sdft")
+    page.go_back()
+    page.locator("table.last").wait_for()
     # The failed job's own page says it, too, and its log has the place.
     page.locator("table.last a", has_text="ftjob-2sft").click()
     page.locator("dd .problem", has_text="CUDA out of memory").wait_for()

@@ -125,6 +125,28 @@ def test_series_of_several_jobs(browser: Any, run_job: Any) -> None:
     assert browser.get("/api/series?jobs=ftjob-none").status_code == 404
 
 
+def test_scores_of_evaluations_stand_with_the_jobs_they_are_of(browser: Any, run_job: Any) -> None:
+    def score(model: str, score: float, difference: list[float] | None) -> dict[str, Any]:
+        own = {"low": score - 0.1, "high": score + 0.1, "problems": 20, "difference": difference}
+        return {"type": "evaluation", "task": "humaneval", "model": model, "score": score} | own
+
+    for name in ("ftjob-a", "ftjob-b"):
+        run_job(name, [])
+    models = ["org/base", "ftjob-a", "ftjob-b/checkpoint-4"]
+    asked = [score(models[0], 0.5, None), score(models[1], 0.45, [-0.05, -0.2, 0.1])]
+    asked.append(score(models[2], 0.2, [-0.3, -0.5, -0.1]))
+    run_job("evaljob-1", asked, models=models)
+    run_job("evaljob-2", [score("ftjob-c", 0.9, None)], models=["ftjob-c"])
+
+    def found(about: str) -> list[tuple[str, float]]:
+        rows = browser.get("/api/scores", params={"jobs": about}).json()
+        return [(row["job"], row["score"]) for row in rows]
+
+    assert found("ftjob-a,ftjob-b") == [("ftjob-a", 0.45), ("ftjob-b", 0.2)]
+    assert [score for _, score in found("evaljob-1")] == [0.5, 0.45, 0.2]
+    assert found("ftjob-none") == []
+
+
 def test_answers_by_step(served: Served, browser: Any, run_job: Any) -> None:
     rows = [{"messages": ROWS[0]["messages"], "completion": "said"}]
     file = served.ow.files.create(_lines(rows), "result")["id"]

@@ -20,7 +20,7 @@ export async function show(view, { query, signal }) {
   library();
   const reading = h("p", { class: "faint" });
   view.append(reading);
-  let found, asked;
+  let found, asked, scored = {};
   let { jobs, differing } = await compare();
   const names = [...new Set(Object.values(found).flatMap((one) => Object.keys(one.measures)))].sort((a, b) => TIMINGS.test(a) - TIMINGS.test(b) || a.localeCompare(b));
   if (!names.length) { reading.remove(); view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet."), table()); return; }
@@ -48,7 +48,7 @@ export async function show(view, { query, signal }) {
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
     chart, h("h2", {}, "Where they ended"), last,
     h("h2", {}, "One last value against another"),
-    h("div", { class: "bar" }, choice("x ", "sx", ["", ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...names], { "": "choose" }, "y of last values"),
+    h("div", { class: "bar" }, choice("x ", "sx", ["", ...tasks(), ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...tasks(), ...names], { "": "choose" }, "y of last values"),
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
   await paint();
   while (!signal.aborted && jobs.some(({ status: name }) => name === "in_progress" || name === "pending")) {
@@ -59,8 +59,12 @@ export async function show(view, { query, signal }) {
   }
 
   async function compare() {
-    const [answer, read] = await Promise.all([get("/api/compare", { jobs: ids.join(",") }, signal), series()]);
+    const named = { jobs: ids.join(",") };
+    const [answer, read, scores] = await Promise.all([get("/api/compare", named, signal), series(), get("/api/scores", named, signal)]);
     found = read;
+    // As a measure: from the score of the evaluation's first model to that of the job's.
+    scored = {};
+    for (const { job, task, score, difference } of scores) (scored[job] ??= {})[task] = [score - (difference?.[0] ?? 0), score];
     return answer;
   }
 
@@ -107,7 +111,10 @@ export async function show(view, { query, signal }) {
     await draw(scatter, traces, { xaxis: { title: { text: `last ${state.sx}` } }, yaxis: { title: { text: `last ${state.sy}` } } });
   }
 
-  function ends(job, measure) { return found[job.id]?.measures[measure] || [null, null]; }
+  function ends(job, measure) { return scored[job.id]?.[measure] || found[job.id]?.measures[measure] || [null, null]; }
+
+  /** What evaluations have asked the jobs' models. */
+  function tasks() { return [...new Set(Object.values(scored).flatMap(Object.keys))].sort(); }
 
   function rows() {
     return jobs.flatMap((job) => {
@@ -119,7 +126,7 @@ export async function show(view, { query, signal }) {
 
   /** A row for each job: what differs, and of each measure its last value and how far it has moved. */
   function table() {
-    const shown = [...new Set([state.y, state.sx, state.sy, ...(names || []).filter((measure) => !TIMINGS.test(measure))])].filter(Boolean).slice(0, 40);
+    const shown = [...new Set([...tasks(), state.y, state.sx, state.sy, ...(names || []).filter((measure) => !TIMINGS.test(measure))])].filter(Boolean).slice(0, 40);
     const columns = [["status", (job) => job.status], ...differing.map((key) => [key, (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
     const value = (columns.find(([title]) => title === state.sort) || [])[1];
     const turn = state.order === "desc" ? -1 : 1;

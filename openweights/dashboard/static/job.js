@@ -17,11 +17,12 @@ export async function show(view, { id, query, signal }) {
   let job = await get(jobPath(id), {}, signal);
   const head = h("div"), facts = h("div"), charts = h("div", { class: "panels" }), waiting = h("p", { class: "faint" }), constants = h("p", { class: "faint" });
   const params = h("div"), files = h("div"), answers = h("div"), log = h("div");
-  view.append(head, facts, h("h2", {}, "Charts"), waiting, charts, constants, h("h2", {}, "Log"), log, h("h2", {}, "What it said"), answers,
+  const scores = h("div");
+  view.append(head, facts, scores, h("h2", {}, "Charts"), waiting, charts, constants, h("h2", {}, "Log"), log, h("h2", {}, "What it said"), answers,
     h("div", { class: "two" }, h("section", {}, h("h2", {}, "Parameters"), params), h("section", {}, h("h2", {}, "Result files"), files, h("h2", {}, "Make it again"), again(job))));
   render();
   const drawn = new Map();
-  await Promise.all([measure(), logs(), said(), results()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
+  await Promise.all([measure(), logs(), said(), results(), evaluated()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
 
   function render() {
     fill(head, h("h1", {}, job.id, " ", status(job.status)), h("div", { class: "bar" }, buttons(),
@@ -43,6 +44,16 @@ export async function show(view, { id, query, signal }) {
   async function results() {
     const found = await get(`${jobPath(id)}/files`, {}, signal);
     fill(files, found.length ? h("ul", {}, found.map(({ path, file }) => h("li", {}, h("a", { href: `${filePath(file)}/content`, download: true }, path)))) : h("p", { class: "faint" }, "none"));
+  }
+
+  async function evaluated() {
+    const found = await get("/api/scores", { jobs: id }, signal);
+    const interval = (low, high) => `${number(low)} to ${number(high)}`;
+    fill(scores, found.length > 0 && [h("h2", {}, "Scores"), h("div", { class: "scroll" }, h("table", {},
+      h("thead", {}, h("tr", {}, ["Task", "Model", "Score", "95 %", "To the first model", "95 %", "Problems", "Evaluation"].map((title) => h("th", { scope: "col" }, title)))),
+      h("tbody", {}, found.map((one) => h("tr", {}, h("td", {}, one.task), h("td", { class: "wrap" }, one.model), h("td", { class: "number" }, number(one.score)), h("td", {}, interval(one.low, one.high)),
+        h("td", { class: "number" }, one.difference ? `${one.difference[0] > 0 ? "+" : ""}${number(one.difference[0])}` : "–"), h("td", {}, one.difference ? interval(one.difference[1], one.difference[2]) : ""),
+        h("td", { class: "number" }, String(one.problems)), h("td", {}, one.evaluation === id ? "this one" : h("a", { class: "mono", href: to("job", one.evaluation) }, one.evaluation)))))))]);
   }
 
   function paramTable(rows) {
@@ -73,7 +84,7 @@ export async function show(view, { id, query, signal }) {
     const before = job.status;
     job = await get(jobPath(id), {}, signal);
     render();
-    if (job.status !== before) await Promise.all([said(), results()]);
+    if (job.status !== before) await Promise.all([said(), results(), evaluated()]);
   }
 
   async function measure() {

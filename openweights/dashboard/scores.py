@@ -1,0 +1,68 @@
+"""What evaluations have found: for their own pages, and those of jobs whose models they asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, cast
+
+from openweights.backends.base import Backend
+from openweights.events import Evaluation
+from openweights.types import JobRecord
+
+_EVALUATIONS = "evaljob-"
+
+
+def scores(
+    backend: Backend, jobs: Iterable[JobRecord], about: Collection[str]
+) -> list[dict[str, Any]]:
+    """What evaluations among the jobs have scored, the oldest evaluation first.
+
+    Each is `{evaluation, model, job, task, score, low, high, problems, difference}`; `job` is the
+    fine-tuning job that the model is of.
+
+    Args:
+        about: Ids of jobs: of an evaluation all its scores, of another job those of its model.
+    """
+    found: list[dict[str, Any]] = []
+    for job in sorted(filter(_is_evaluation, jobs), key=lambda job: job.updated_at):
+        if job.id in about or any(_job_of(model) in about for model in _models(job)):
+            found += _scores_of(backend, job, about)
+    return found
+
+
+def _is_evaluation(job: JobRecord) -> bool:
+    return job.attempts > 0 and job.id.startswith(_EVALUATIONS)
+
+
+def _models(job: JobRecord) -> list[str]:
+    params = cast("dict[str, Any]", job.params.get("validated_params") or {})
+    models: object = params.get("models")
+    return [
+        str(model) for model in cast("list[object]", models if isinstance(models, list) else [])
+    ]
+
+
+def _job_of(model: str) -> str:
+    """The job of a model that is a job's, or its checkpoint's."""
+    return model.partition("/")[0]
+
+
+def _scores_of(backend: Backend, job: JobRecord, about: Collection[str]) -> list[dict[str, Any]]:
+    runs = backend.list_runs(job_id=job.id, limit=1)
+    logged = backend.list_events(run_id=runs[-1].id, type=Evaluation.type)
+    events = [Evaluation.of(event.data) for event in logged]
+    return [
+        {
+            "evaluation": job.id,
+            "model": event.model,
+            "job": _job_of(event.model),
+            "task": event.task,
+            "score": event.score,
+            "low": event.low,
+            "high": event.high,
+            "problems": event.problems,
+            "difference": event.difference,
+        }
+        for event in events
+        if job.id in about or _job_of(event.model) in about
+    ]
