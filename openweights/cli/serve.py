@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -64,7 +65,7 @@ def _run(
 
     from openweights.client import OpenWeights
     from openweights.dashboard.access import Sessions
-    from openweights.dashboard.app import create_app
+    from openweights.dashboard.app import create_app, read_ahead
 
     client = OpenWeights()
     key = api_key or f"sk-ow-{secrets.token_urlsafe(24)}"
@@ -89,6 +90,7 @@ def _run(
         end(sig, frame)
 
     server.handle_exit = end_streams_first
+    threading.Thread(target=read_ahead, args=(app, client), daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:

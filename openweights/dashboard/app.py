@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,6 +119,12 @@ def create_app(sessions: Sessions, hosts: frozenset[str] | None, cookie: str) ->
     app.state.views = _Views()
     app.state.stopping = threading.Event()
     return app
+
+
+def read_ahead(app: Starlette, client: OpenWeights) -> None:
+    """Read the store's jobs now, so that who opens the page does not wait for that."""
+    with suppress(OpenWeightsError):  # the page will say it
+        cast("_Views", app.state.views).of(client)[0].records()
 
 
 def _api_routes() -> list[Route]:
