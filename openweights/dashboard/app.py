@@ -345,15 +345,20 @@ def _cancel(request: Request) -> Response:
 
 
 def _restart(request: Request) -> Response:
-    job = _client(request).jobs.restart(request.path_params["job_id"])
+    job = _client(request).jobs.restart(_exact_id(request))
     return JSONResponse({"status": job.status})
 
 
 def _delete(request: Request) -> Response:
-    job_id = request.path_params["job_id"]
+    job_id = _exact_id(request)
     _client(request).jobs.delete(job_id)
     _views(request)[0].forget(job_id)
     return JSONResponse({})
+
+
+def _exact_id(request: Request) -> str:
+    """The job's id; the beginning of one, which would do in Python, is not enough to change it."""
+    return _client(request).backend.get_job(request.path_params["job_id"]).id
 
 
 async def _create_job(request: Request) -> Response:

@@ -253,6 +253,16 @@ def test_searching_the_log(browser: Any, run_job: Any) -> None:
     assert browser.get(address).status_code == 400
 
 
+@pytest.mark.parametrize("verb", ["cancel", "restart", "delete"])
+def test_a_job_is_changed_by_its_whole_id(
+    served: Served, browser: Any, run_job: Any, verb: str
+) -> None:
+    status = None if verb == "cancel" else "failed"
+    run_job("ftjob-a", [], status=status)
+    assert browser.post(f"/api/jobs/ftjob/{verb}").status_code == 404
+    assert served.ow.jobs.retrieve("ftjob-a").status == (status or "in_progress")
+
+
 def test_a_dataset_and_what_would_be_refused(served: Served, browser: Any) -> None:
     upload = {"file": ("rows.jsonl", _lines(ROWS))}
     stored = browser.post("/api/files", files=upload, data={"purpose": "conversations"}).json()
