@@ -64,6 +64,10 @@ class ClusterSettings:
             worker's pod.
         runpod_url: `RUNPOD_API_BASE_URL`, which RunPod's SDK reads, too.
         max_workers: `MAX_WORKERS`: pods at most, over all kinds of jobs together.
+        min_vcpus_per_gpu, min_memory_gb_per_gpu: `OPENWEIGHTS_POD_MIN_VCPUS` and
+            `OPENWEIGHTS_POD_MIN_MEMORY_GB`: what a pod's machine has for each GPU at least.
+        data_centers: `OPENWEIGHTS_DATA_CENTERS`, with commas between: where pods may stand, tried
+            in this order; empty for anywhere.
         pod_env: Variables, named by `OPENWEIGHTS_POD_ENV` with commas between, that every pod gets.
         machine_env: What a process on this very machine needs besides; nothing secret.
     """
@@ -71,6 +75,9 @@ class ClusterSettings:
     runpod_api_key: str | None = field(default=None, repr=False)
     runpod_url: str | None = None
     max_workers: int = 8
+    min_vcpus_per_gpu: int = 4
+    min_memory_gb_per_gpu: int = 16
+    data_centers: tuple[str, ...] = ()
     pod_env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     machine_env: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -83,12 +90,18 @@ class ClusterSettings:
         """
         env = os.environ if env is None else env
         max_workers = _number(env, "MAX_WORKERS")
+        vcpus = _number(env, "OPENWEIGHTS_POD_MIN_VCPUS")
+        memory_gb = _number(env, "OPENWEIGHTS_POD_MIN_MEMORY_GB")
+        places = env.get("OPENWEIGHTS_DATA_CENTERS", "").split(",")
         return cls(
             runpod_api_key=env.get("OPENWEIGHTS_RUNPOD_API_KEY")
             or env.get("RUNPOD_API_KEY")
             or None,
             runpod_url=env.get("RUNPOD_API_BASE_URL") or None,
             max_workers=8 if max_workers is None else int(max_workers),
+            min_vcpus_per_gpu=4 if vcpus is None else int(vcpus),
+            min_memory_gb_per_gpu=16 if memory_gb is None else int(memory_gb),
+            data_centers=tuple(name.strip() for name in places if name.strip()),
             pod_env=_pod_env(env),
             machine_env={name: env[name] for name in _OF_THE_MACHINE if name in env},
         )

@@ -79,6 +79,8 @@ class JobSpec:
         stall_timeout_s: A run without a log line, an event or a `touch_run` for so long counts as
             lost; None for never.
         retry: None to fail at the first failure.
+        max_usd_per_hour: No pod that costs more takes the job; as `max_cost_usd`, not kept by the
+            store on this machine.
     """
 
     id: str
@@ -101,6 +103,7 @@ class JobSpec:
     max_duration_s: float | None = None
     stall_timeout_s: float | None = None
     retry: Retry | None = None
+    max_usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

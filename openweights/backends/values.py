@@ -41,6 +41,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     "priority": (-1_000_000, 1_000_000),
     "max_attempts": (1, 1000),
     "max_cost_usd": (0, 1e9),
+    "max_usd_per_hour": (0, 1e6),
     "max_running": (1, 100_000),
     "max_duration_s": (1, 1e9),
     "stall_timeout_s": (1, 1e9),

@@ -228,6 +228,7 @@ class Jobs:
             max_attempts=options.max_attempts,
             timeout_at=moment_after(self.ow.backend, options.timeout),
             max_cost_usd=options.max_cost_usd,
+            max_usd_per_hour=options.max_usd_per_hour,
             after=options.job_ids_before(self.awaited_jobs(validated)),
             not_before=options.first_moment(self.ow.backend),
             label=options.label,

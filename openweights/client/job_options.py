@@ -68,6 +68,7 @@ class JobOptions(BaseModel):
         max_attempts: Runs that may lose their worker before the job fails.
         timeout: Seconds from now after which the job is stopped; `job.set_timeout` moves it.
         max_cost_usd: It is stopped once its runs have cost so much; for pods with a price.
+        max_usd_per_hour: No pod that costs more is started for it, or takes it.
         secrets: Names of the organization's secrets, such as `["HF_TOKEN"]`, that the job gets as
             variables.
         after: Jobs, or their ids, that must complete first. When one of them fails or is canceled,
@@ -96,6 +97,7 @@ class JobOptions(BaseModel):
     max_attempts: int = Field(default=3, ge=1)
     timeout: float | None = Field(default=None, gt=0)
     max_cost_usd: float | None = Field(default=None, gt=0)
+    max_usd_per_hour: float | None = Field(default=None, gt=0)
     secrets: Annotated[Sequence[str] | str, BeforeValidator(_names)] = ()
     after: Annotated[Sequence[Job | str] | Job | str, BeforeValidator(_job_ids)] = ()
     not_before: datetime | float | None = None

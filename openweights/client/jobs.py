@@ -69,6 +69,7 @@ class Job:
     stall_timeout_s: float | None
     retry: Retry | None
     retries: int
+    max_usd_per_hour: float | None
     created_at: datetime
     updated_at: datetime
 

@@ -12,7 +12,7 @@ from openweights.backends import open_project
 from openweights.client.bundle import package_folder
 from openweights.cluster.org_manager import OrganizationManager
 from openweights.cluster.planning.limits import Limits
-from openweights.cluster.pods.base import Pods
+from openweights.cluster.pods.base import Machines, Pods
 from openweights.cluster.pods.local import LocalPods
 from openweights.cluster.pods.runpod import RunPod, check_value
 from openweights.errors import ConfigurationError
@@ -67,7 +67,10 @@ def open_runpod(cluster: ClusterSettings) -> RunPod:
         raise ConfigurationError(
             "RUNPOD_API_KEY is not set; RunPod's pages under Settings make one"
         )
-    return RunPod(cluster.runpod_api_key, cluster.runpod_url)
+    machines = Machines(
+        cluster.min_vcpus_per_gpu, cluster.min_memory_gb_per_gpu, cluster.data_centers
+    )
+    return RunPod(cluster.runpod_api_key, cluster.runpod_url, machines)
 
 
 def worker_env(settings: Settings, cluster: ClusterSettings) -> dict[str, str]:

@@ -383,6 +383,8 @@ class OrganizationManager:
         self._ended_here.add(action.worker_id)
         if action.is_boot_failure:
             self._boot_failed(action.worker_id, seen)
+        else:
+            self._keep_last_lines(action.worker_id, seen)
 
     def _boot_failed(self, worker_id: str, seen: Seen) -> None:
         """Count it against hardware and image, unless the worker did run something unseen."""
@@ -392,15 +394,29 @@ class OrganizationManager:
         self._market = self._market.boot_failed(
             worker.hardware_type, worker.cloud_type, worker.docker_image, seen.now
         )
-        if worker.pod_id is None:
-            return
+        if last := self._last_lines(worker.pod_id):
+            logger.warning("the last lines of worker %s:\n%s", worker_id, last)
+
+    def _last_lines(self, pod_id: str | None) -> str:
+        """What a pod has printed last, without keys; empty where that cannot be had any more."""
+        if pod_id is None:
+            return ""
         try:
-            last = self._pods.logs(worker.pod_id).splitlines()[-20:]
+            lines = self._pods.logs(pod_id).splitlines()[-20:]
         except OpenWeightsError:
+            return ""
+        return _SECRET.sub("[redacted]", "\n".join(lines))
+
+    def _keep_last_lines(self, worker_id: str, seen: Seen) -> None:
+        """Put what the pod of a lost run has printed last into the run's log: it says why the
+        worker died, and goes with the pod.
+        """
+        worker = next(worker for worker in seen.workers if worker.id == worker_id)
+        runs = self._store.list_runs(worker_id=worker_id, limit=1)
+        if worker.job is None or not runs or not (last := self._last_lines(worker.pod_id)):
             return
-        if last:
-            text = _SECRET.sub("[redacted]", "\n".join(last))
-            logger.warning("the last lines of worker %s:\n%s", worker_id, text)
+        text = f"[openweights] its pod ended, and had printed last:\n{last}\n"
+        self._store.append_log(runs[0].id, runs[0].log_bytes, text.encode())
 
     def _terminate(self, action: TerminatePod, seen: Seen) -> None:
         logger.info("ending pod %s of %s: %s", action.pod_id, action.worker_id, action.reason)

@@ -60,6 +60,7 @@ class MemoryStore:
     runs: list[RunRecord] = field(default_factory=list[RunRecord])
     log_bytes: dict[str, int] = field(default_factory=dict[str, int])
     state: dict[str, Any] = field(default_factory=dict[str, Any])
+    kept_logs: dict[int, bytes] = field(default_factory=dict[int, bytes])
 
     def manager_state(self) -> dict[str, Any]:
         return self.state
@@ -93,6 +94,9 @@ class MemoryStore:
             for run in runs
             if status is None or self.jobs[run.job_id].worker_id == worker_id
         ][-limit:]
+
+    def append_log(self, run_id: int, offset: int, data: bytes) -> None:
+        self.kept_logs[run_id] = data
 
     def create_worker(
         self, worker: WorkerSpec, *, provider: str, price_usd_per_hour: float | None

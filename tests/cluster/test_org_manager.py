@@ -320,3 +320,19 @@ class Hurried(threading.Event):
         if self.passes == 0:
             self.set()
         return self.is_set()
+
+
+def test_the_last_lines_of_a_pod_that_dies_stay_in_the_runs_log() -> None:
+    world = World(0, fault_share=0.0)
+    world.pods.logs = lambda pod_id: "step 7\nCUDA error: unknown, key ow_0123456789abcdef"
+    world.submit("a", "SECURE")
+    while world.store.jobs["a"].status != "in_progress":
+        world.step()
+    (machine,) = world.ours()
+    world.pods.set_status(machine.pod.id, "EXITED")
+    assert world.store.kept_logs == {}
+    while world.store.jobs["a"].status == "in_progress":
+        world.step()
+    (text,) = [kept.decode() for kept in world.store.kept_logs.values()]
+    assert text.startswith("[openweights] its pod ended, and had printed last:\nstep 7\nCUDA error")
+    assert "ow_0123" not in text

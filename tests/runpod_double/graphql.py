@@ -56,6 +56,9 @@ def pod_asked_for(query: str) -> dict[str, Any]:
         "ports": ports.split(",") if ports else [],
         "docker_args": _text(query, "dockerArgs"),
         "instance": _text(query, "instanceId"),
+        "vcpus": _count(query, "minVcpuCount"),
+        "memory_gb": _count(query, "minMemoryInGb"),
+        "place": _text(query, "dataCenterId"),
     }
 
 
@@ -125,6 +128,11 @@ def _gpu(room: MachineRoom, gpu: str) -> dict[str, Any]:
 def _text(query: str, name: str) -> str | None:
     found = re.search(rf'\b{name}:\s*"([^"]*)"', query)
     return found[1] if found else None
+
+
+def _count(query: str, name: str) -> int | None:
+    found = re.search(rf"\b{name}:\s*(\d+)", query)
+    return int(found[1]) if found else None
 
 
 def _error(message: str) -> dict[str, Any]:

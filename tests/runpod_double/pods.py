@@ -82,6 +82,7 @@ class MachineRoom:
         self.command = list(command or [sys.executable, "-m", "openweights.worker.main"])
         self.boot_s = boot_s
         self.stock = {gpu: 4 for gpu in GPUS}
+        self.full_places: set[str] = set()
         self.pods: dict[str, PodProcess] = {}
         self._lock = threading.RLock()
         self._timers: list[threading.Timer] = []
@@ -103,7 +104,7 @@ class MachineRoom:
     def _new_pod(self, asked: dict[str, Any]) -> PodProcess:
         gpu, count = asked.get("gpu"), int(asked.get("gpu_count", 1))
         if gpu is not None:
-            if self.stock[gpu] < count:
+            if self.stock[gpu] < count or asked.get("place") in self.full_places:
                 raise NoStock
             self.stock[gpu] -= count
         price = 0.1 if gpu is None else GPUS[gpu][1 if asked["cloud"] == "SECURE" else 2]

@@ -33,6 +33,7 @@ class Need:
     Attributes:
         hardware: Canonical, sorted; None for any that has the memory.
         most_usd_per_hour: A dearer pod could not be paid for long enough; None for no limit.
+        cap_usd_per_hour: A dearer pod is not wanted; None for no limit.
     """
 
     image: str
@@ -40,6 +41,7 @@ class Need:
     vram_gb: int
     hardware: tuple[str, ...] | None
     most_usd_per_hour: float | None
+    cap_usd_per_hour: float | None = None
 
     @property
     def group(self) -> Group:
@@ -78,6 +80,7 @@ def need_of(demand: Demand, min_run_s: float) -> Need:
         demand.requires_vram_gb,
         None if named is None else tuple(sorted({canonical_hardware(name) for name in named})),
         None if demand.usd_left is None else max(demand.usd_left, 0.0) * 3600 / min_run_s,
+        demand.max_usd_per_hour,
     )
 
 
@@ -94,7 +97,8 @@ def takes(worker: Worker, need: Need, vram_gb: int) -> bool:
     if need.hardware is not None and canonical_hardware(worker.hardware_type) not in need.hardware:
         return False
     has_money = need.most_usd_per_hour is None or need.most_usd_per_hour > 0
-    return need.vram_gb <= vram_gb and has_money
+    cap, price = need.cap_usd_per_hour, worker.usd_per_hour or 0.0
+    return need.vram_gb <= vram_gb and has_money and (cap is None or price <= cap)
 
 
 def find_offers(need: Need, market: Market, now: datetime) -> Fit:
@@ -103,10 +107,13 @@ def find_offers(need: Need, market: Market, now: datetime) -> Fit:
     possible = _named(need, market) if need.hardware is not None else _automatic(need, market)
     if isinstance(possible, str):
         return Fit(reason=possible, can_wait=False)
-    most = need.most_usd_per_hour
-    affordable = [offer for offer in possible if most is None or offer.usd_per_hour <= most]
+    cap, most = need.cap_usd_per_hour, need.most_usd_per_hour
+    wanted = [offer for offer in possible if cap is None or offer.usd_per_hour <= cap]
+    if not wanted:
+        return Fit(reason=_over_the_cap(possible, cap or 0.0))  # prices change
+    affordable = [offer for offer in wanted if most is None or offer.usd_per_hour <= most]
     if not affordable:
-        return Fit(reason=_too_dear(possible, most or 0.0), can_wait=False)
+        return Fit(reason=_too_dear(wanted, most or 0.0), can_wait=False)
     if rest is not None:
         return Fit(
             reason=f"workers of {need.pod_image} keep failing; the next is tried at {rest:%H:%M}"
@@ -167,6 +174,15 @@ def _rank(offer: Offer, market: Market, now: datetime) -> tuple[bool, float, str
 
 def _size(offer: Offer) -> int:
     return offer.vram_gb
+
+
+def _over_the_cap(offers: list[Offer], cap: float) -> str:
+    cheapest = min(offers, key=lambda offer: offer.usd_per_hour)
+    return (
+        f"the cheapest pod that fits, {cheapest.hardware_type} on {cheapest.cloud}, costs "
+        f"${cheapest.usd_per_hour:.2f} an hour, and max_usd_per_hour is {cap:g}; raise it, or wait "
+        "for prices to fall"
+    )
 
 
 def _too_dear(offers: list[Offer], most: float) -> str:

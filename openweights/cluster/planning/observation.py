@@ -24,6 +24,7 @@ class Demand:
         waiting_since: When the job became pending.
         owner: The key or user who submitted it; owners get equal shares of the workers.
         usd_left: What may still be spent on it; None for no limit.
+        max_usd_per_hour: Of its pod; None for no limit.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Demand:
     priority: int = 0
     owner: str = ""
     usd_left: float | None = None
+    max_usd_per_hour: float | None = None
 
     @classmethod
     def of(cls, job: JobRecord, *, owner: str = "", usd_left: float | None = None) -> Demand:
@@ -50,6 +52,7 @@ class Demand:
             job.priority,
             owner,
             usd_left,
+            job.max_usd_per_hour,
         )
 
 

@@ -65,6 +65,7 @@ def in_claim_order(jobs: Iterable[Demand], limits: Limits) -> list[Wanted]:
             job.requires_vram_gb,
             job.allowed_hardware,
             job.usd_left,
+            job.max_usd_per_hour,
         )
         if key not in needs:
             needs[key] = need_of(job, limits.min_run_s)

@@ -46,6 +46,25 @@ class PodRequest:
     ports: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """What is asked of a pod's machine beside its GPUs.
+
+    Attributes:
+        vcpus_per_gpu, memory_gb_per_gpu: At least so many for each GPU: a tokenizer, or a merge in
+            main memory, is slow or killed on less.
+        data_centers: Tried in this order; empty for any.
+    """
+
+    vcpus_per_gpu: int = 4
+    memory_gb_per_gpu: int = 16
+    data_centers: tuple[str, ...] = ()
+
+    def places(self, request: PodRequest) -> tuple[str | None, ...]:
+        """The data centres to try for a pod; one without a GPU is small enough for any."""
+        return (None,) if request.gpu_id is None else self.data_centers or (None,)
+
+
 def row_of(worker_id: str, image: str, offer: Offer) -> WorkerSpec:
     """What is written before the pod is asked for."""
     return WorkerSpec(

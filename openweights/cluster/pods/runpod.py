@@ -10,6 +10,7 @@ What the SDK lacks, the catalogue with stock and the logs of a pod, comes from R
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, cast
 from openweights.cluster.planning.market import Listing, StockLevel
 from openweights.cluster.planning.observation import Pod, PodCloud, PodStatus
 from openweights.cluster.pods.base import (
+    Machines,
     NoCapacity,
     OutcomeUnknown,
     PodRefused,
@@ -61,19 +63,31 @@ class RunPod:
     Args:
         api_key: Of the account; stays in this process.
         base_url: Of the API; the SDK reads the same from `RUNPOD_API_BASE_URL`.
+        machines: What a pod's machine must have beside its GPUs, and where it may stand.
     """
 
     name = "runpod"
 
-    def __init__(self, api_key: str, base_url: str | None = None) -> None:
+    def __init__(
+        self, api_key: str, base_url: str | None = None, machines: Machines | None = None
+    ) -> None:
         self._api_key = api_key
+        self._machines = machines or Machines()
         self._base_url = (base_url or API_URL).rstrip("/")
 
     def start(self, request: PodRequest) -> Pod:
-        arguments = _arguments(request)
+        attempts = [
+            _arguments(request, self._machines, place) for place in self._machines.places(request)
+        ]
         existing = self._find(request.name)
         if existing is not None:
             return existing
+        for arguments in attempts[:-1]:
+            with contextlib.suppress(NoCapacity):
+                return self._create(request, arguments)
+        return self._create(request, attempts[-1])
+
+    def _create(self, request: PodRequest, arguments: Mapping[str, Any]) -> Pod:
         try:
             pod_id = self._call(lambda sdk: str(sdk.create_pod(**arguments)["id"]))
         except (RateLimited, ConfigurationError):
@@ -208,8 +222,12 @@ def check_value(name: str, value: str) -> None:
         )
 
 
-def _arguments(request: PodRequest) -> dict[str, Any]:
-    """Arguments of the SDK's `create_pod`."""
+def _arguments(request: PodRequest, machines: Machines, place: str | None) -> dict[str, Any]:
+    """Arguments of the SDK's `create_pod`.
+
+    Args:
+        place: A data centre; None for any.
+    """
     for name, value in {"name": request.name, "image": request.image, **request.env}.items():
         check_value(name, value)
     arguments: dict[str, Any] = {
@@ -227,6 +245,9 @@ def _arguments(request: PodRequest) -> dict[str, Any]:
         "cloud_type": request.cloud,
         "gpu_type_id": request.gpu_id,
         "gpu_count": request.gpu_count,
+        "min_vcpu_count": machines.vcpus_per_gpu * request.gpu_count,
+        "min_memory_in_gb": machines.memory_gb_per_gpu * request.gpu_count,
+        **({} if place is None else {"data_center_id": place}),
         "support_public_ip": "22/tcp" in request.ports,
     }
 

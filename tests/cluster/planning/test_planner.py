@@ -197,6 +197,19 @@ def test_a_job_that_nothing_fits_is_told_why(changes: dict[str, Any], said: str)
     assert not report.can_wait
 
 
+def test_a_price_cap_is_kept_by_pods_and_by_workers() -> None:
+    jobs = (demand(max_usd_per_hour=0.5),)
+    (start,) = of(StartWorker, World(jobs, (), ()).plan())
+    assert start.offers and all(offer.usd_per_hour <= 0.5 for offer in start.offers)
+    dear, cheap = worker(0, usd_per_hour=2.0), worker(1, usd_per_hour=0.4)
+    pods = (pod_of(dear), pod_of(cheap))
+    assert of(StartWorker, World(jobs, (dear,), pods[:1]).plan()), "the dear one does not take it"
+    assert not of(StartWorker, World(jobs, (dear, cheap), pods).plan())
+    (report,) = World((demand(max_usd_per_hour=0.01),), (), ()).plan()
+    assert isinstance(report, ReportJobs) and report.can_wait
+    assert "max_usd_per_hour is 0.01; raise it" in report.reason
+
+
 def test_what_only_somebodys_own_machine_can_take_waits_for_it() -> None:
     job = demand(requires_vram_gb=5000)
     mine = busy(0, demand(9), is_managed=False, pod_id=None, cloud_type=None, vram_gb=6000)

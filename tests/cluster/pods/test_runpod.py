@@ -13,6 +13,7 @@ import pytest
 
 from openweights.cluster.planning.observation import pod_name
 from openweights.cluster.pods.base import (
+    Machines,
     NoCapacity,
     OutcomeUnknown,
     PodRefused,
@@ -56,6 +57,9 @@ def test_what_a_pod_is_asked_for_with(runpod: RunPod, cloud: RunPodDouble) -> No
         "ports": ["22/tcp"],
         "docker_args": "",
         "instance": None,
+        "vcpus": 8,
+        "memory_gb": 32,
+        "place": None,
     }
     assert (pod.name, pod.status, pod.usd_per_hour) == ("ow-w1", "PROVISIONING", 2.78)
     (listed,) = runpod.list_pods()
@@ -84,6 +88,20 @@ def test_no_stock(runpod: RunPod, cloud: RunPodDouble) -> None:
     with pytest.raises(NoCapacity, match="no longer any instances"):
         runpod.start(request())
     assert runpod.start(request(gpu_count=1)).name == "ow-w1"
+
+
+def test_data_centres_are_tried_in_turn(runpod: RunPod, cloud: RunPodDouble) -> None:
+    choosy = RunPod(cloud.api_key, cloud.url, Machines(2, 8, ("EU-RO-1", "EU-SE-1", "US-KS-2")))
+    cloud.room.full_places = {"EU-RO-1"}
+    pod = choosy.start(request())
+    assert [asked["place"] for asked in cloud.started] == ["EU-RO-1", "EU-SE-1"]
+    assert (cloud.started[1]["vcpus"], cloud.started[1]["memory_gb"]) == (4, 16)
+    assert [listed.id for listed in runpod.list_pods()] == [pod.id]
+    assert choosy.start(request()).id == pod.id, "found before any is asked for again"
+    cloud.room.full_places = {"EU-RO-1", "EU-SE-1", "US-KS-2"}
+    with pytest.raises(NoCapacity):
+        choosy.start(request("w2"))
+    assert [asked["place"] for asked in cloud.started[2:]] == ["EU-RO-1", "EU-SE-1", "US-KS-2"]
 
 
 @pytest.mark.parametrize("kind", ["lost", "text"])

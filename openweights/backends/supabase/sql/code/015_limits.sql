@@ -115,6 +115,7 @@ begin
         and openweights.check_number(s.max_attempts, 1, 1000, 'max_attempts')
         and openweights.check_number(s.max_cost_usd, 0, 1000000000, 'max_cost_usd')
         and openweights.check_name(s.label, 200, 'label')
+        and openweights.check_number(s.max_usd_per_hour, 0, 1000000, 'max_usd_per_hour')
         and openweights.check_number(s.max_running, 1, 100000, 'max_running')
         and openweights.check_number(s.max_duration_s::numeric, 1, 1000000000, 'max_duration_s')
         and openweights.check_number(s.stall_timeout_s::numeric, 1, 1000000000, 'stall_timeout_s')

@@ -25,6 +25,7 @@ language sql stable as $$
         'after', j.after, 'failed_by', j.failed_by, 'not_before', j.not_before, 'label', j.label,
         'max_running', j.max_running, 'max_duration_s', j.max_duration_s,
         'stall_timeout_s', j.stall_timeout_s, 'retry', j.retry, 'retries', j.retries,
+        'max_usd_per_hour', j.max_usd_per_hour,
         'created_at', j.created_at, 'updated_at', j.updated_at)
 $$;
 

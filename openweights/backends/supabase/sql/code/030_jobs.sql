@@ -56,11 +56,12 @@ begin
     insert into public.jobs (organization_id, id, type, script, params, model, docker_image,
         requires_vram_gb, allowed_hardware, bundle_file, priority, max_attempts, timeout_at,
         max_cost_usd, after, not_before, label, max_running, max_duration_s, stall_timeout_s, retry,
-        status, submitted_by_key)
+        max_usd_per_hour, status, submitted_by_key)
     values (s.organization_id, s.id, s.type, s.script, s.params, s.model, s.docker_image,
         s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.priority, s.max_attempts,
         s.timeout_at, s.max_cost_usd, s.after, s.not_before, s.label, s.max_running,
-        s.max_duration_s, s.stall_timeout_s, s.retry, 'pending', s.submitted_by_key)
+        s.max_duration_s, s.stall_timeout_s, s.retry, s.max_usd_per_hour, 'pending',
+        s.submitted_by_key)
     on conflict do nothing
     returning * into j;
     if found then
@@ -85,10 +86,12 @@ begin
         s.params := j.params;
     end if;
     if (j.docker_image, j.requires_vram_gb, j.allowed_hardware, j.bundle_file, j.params, j.after,
-        j.not_before, j.label, j.max_running, j.max_duration_s, j.stall_timeout_s, j.retry)
+        j.not_before, j.label, j.max_running, j.max_duration_s, j.stall_timeout_s, j.retry,
+        j.max_usd_per_hour)
         is distinct from
         (s.docker_image, s.requires_vram_gb, s.allowed_hardware, s.bundle_file, s.params, s.after,
-        s.not_before, s.label, s.max_running, s.max_duration_s, s.stall_timeout_s, s.retry)
+        s.not_before, s.label, s.max_running, s.max_duration_s, s.stall_timeout_s, s.retry,
+        s.max_usd_per_hour)
     then
         if j.after is distinct from s.after then
             perform openweights.check_after(j.organization_id, j.id, s.after);
@@ -98,7 +101,8 @@ begin
             allowed_hardware = s.allowed_hardware, bundle_file = s.bundle_file, params = s.params,
             after = s.after, not_before = s.not_before, label = s.label,
             max_running = s.max_running, max_duration_s = s.max_duration_s,
-            stall_timeout_s = s.stall_timeout_s, retry = s.retry, submitted_by_key = me.id, updated_at = now()
+            stall_timeout_s = s.stall_timeout_s, retry = s.retry,
+            max_usd_per_hour = s.max_usd_per_hour, submitted_by_key = me.id, updated_at = now()
         where organization_id = j.organization_id and id = j.id
         returning * into j;
         perform openweights.note_job_files(j);
@@ -120,7 +124,7 @@ begin
         max_attempts = s.max_attempts, timeout_at = s.timeout_at, max_cost_usd = s.max_cost_usd,
         after = s.after, not_before = s.not_before, label = s.label, max_running = s.max_running,
         max_duration_s = s.max_duration_s, stall_timeout_s = s.stall_timeout_s, retry = s.retry,
-        retries = 0, submitted_by_key = s.submitted_by_key
+        max_usd_per_hour = s.max_usd_per_hour, retries = 0, submitted_by_key = s.submitted_by_key
     where organization_id = j.organization_id and id = j.id;
     j := openweights.requeue_job(j, 0);
     perform openweights.revive_dependents(j.organization_id, j.id);

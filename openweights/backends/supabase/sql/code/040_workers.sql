@@ -161,6 +161,8 @@ language sql stable as $$
     select (j.docker_image in ('', w.docker_image) or w.docker_image in ('', 'dev'))
         and j.requires_vram_gb <= w.vram_gb
         and (j.allowed_hardware is null or w.hardware_type = any (j.allowed_hardware))
+        and (j.max_usd_per_hour is null
+            or coalesce(w.price_usd_per_hour, 0) <= j.max_usd_per_hour)
         and (w.cloud_type is null
             or coalesce(j.params ->> 'cloud_type', 'SECURE') in ('ALL', w.cloud_type))
 $$;
