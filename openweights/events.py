@@ -97,6 +97,21 @@ class Started(TypedEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IdleGPU(TypedEvent):
+    """The GPUs of the job's pod do next to nothing; if that goes on, the job is ended.
+
+    Attributes:
+        message: For people.
+        left_s: Until then.
+    """
+
+    type: ClassVar[str] = "idle_gpu"
+
+    message: str
+    left_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reproducibility(TypedEvent):
     """What it would take to do the same again.
 

@@ -28,6 +28,8 @@ class PodSettings:
         pod_id: `RUNPOD_POD_ID`, set by RunPod.
         ttl_hours: `TTL_HOURS`: the worker takes no further job after this long, and ends.
         notice_s: `OPENWEIGHTS_NOTICE_S`: from SIGTERM to SIGKILL when the machine is taken away.
+        idle_gpu_minutes: `OPENWEIGHTS_IDLE_GPU_MINUTES`: a job whose GPUs do next to nothing for so
+            long is ended, and the pod with it; 0 for never.
     """
 
     worker_id: str | None = None
@@ -36,6 +38,7 @@ class PodSettings:
     pod_id: str | None = None
     ttl_hours: float | None = None
     notice_s: float | None = None
+    idle_gpu_minutes: float = 20.0
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> PodSettings:
@@ -45,6 +48,7 @@ class PodSettings:
             raise ConfigurationError(
                 f"OPENWEIGHTS_CLOUD_TYPE={cloud_type!r} must be SECURE or COMMUNITY; unset it"
             )
+        idle_minutes = _number(env, "OPENWEIGHTS_IDLE_GPU_MINUTES")
         return cls(
             worker_id=env.get("WORKER_ID") or None,
             docker_image=env.get("DOCKER_IMAGE") or None,
@@ -52,6 +56,7 @@ class PodSettings:
             pod_id=env.get("RUNPOD_POD_ID") or None,
             ttl_hours=_number(env, "TTL_HOURS"),
             notice_s=_number(env, "OPENWEIGHTS_NOTICE_S"),
+            idle_gpu_minutes=20.0 if idle_minutes is None else idle_minutes,
         )
 
 

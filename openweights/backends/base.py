@@ -457,6 +457,10 @@ class TeamStore(Backend, Protocol):
         """What was spent: in all, by job, worker and key; `limit` jobs and workers of each."""
         ...
 
+    def market(self) -> dict[str, Any]:
+        """Prices and stock as the manager has last heard of them; empty without a manager."""
+        ...
+
     # ---- secrets, as sealed boxes
 
     def secrets_key(self) -> str | None:

@@ -94,7 +94,7 @@ def check_spec(spec: JobSpec) -> None:
             check_moment(moment)
     if spec.max_running is not None and not spec.label:
         raise InvalidInputError("max_running counts the jobs with a label: give one")
-    _check_retry(spec.retry)
+    check_retry(spec.retry)
     _check_params(spec.params)
 
 
@@ -105,7 +105,8 @@ def check_number(field: str, value: float | None) -> None:
         raise InvalidInputError(f"{field}: {shown(value)} is not between {least:g} and {most:g}")
 
 
-def _check_retry(retry: Retry | None) -> None:
+def check_retry(retry: Retry | None) -> None:
+    """Raise InvalidInputError for retries that no job can have."""
     if retry is None:
         return
     if not 0 <= retry.max <= _MOST_RETRIES:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from openweights.client import OpenWeights
+    from openweights.client.plan import Plan
     from openweights.client.watching.estimates import Work
 
 logger = logging.getLogger(__name__)
@@ -204,10 +205,21 @@ class Jobs:
                 `after` names no job.
             InvalidStateError: A job of `after` has failed or was canceled.
         """
+        if params.get("dry_run"):
+            # What editors show is a job, as nearly every call gives one; see `plan`.
+            return cast("Job", self.plan(**params))
         spec = self.prepare(**params)
         record = self.ow.backend.submit_job(spec)
         _check_secrets(record, spec.params.get("secrets", []))
         return self._started(record)
+
+    def plan(self, **params: Any) -> Plan:
+        """What `create` with these arguments would do, cost, and wait for; nothing is submitted,
+        but files are uploaded, because the job's id depends on them. It raises what `create` does.
+        """
+        from openweights.client.plan import make_plan
+
+        return make_plan(self.ow, self.prepare(**params))
 
     def prepare(self, **params: Any) -> JobSpec:
         """What `create` would submit for these arguments: checked, with its files uploaded and what

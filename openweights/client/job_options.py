@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from openweights.backends.values import check_moment
+from openweights.backends.values import check_moment, check_retry
 from openweights.client.jobs import Job, moment_after
 from openweights.client.param_errors import describe_validation_error
-from openweights.errors import ConfigError
+from openweights.errors import ConfigError, shown
 from openweights.gpu_names import gpu_key
 from openweights.types import CloudType, Retry
 
@@ -42,17 +42,32 @@ def _job_ids(value: object) -> object:
     return [item.id if isinstance(item, Job) else item for item in items]
 
 
-class RetryOptions(BaseModel):
-    """See `openweights.types.Retry`."""
+def _retry_of(value: Mapping[str, Any] | int) -> Retry:
+    """Raises ValueError for what says no retries."""
+    given = {"max": value} if isinstance(value, int) else dict(value)
+    names: object = given.get("on", [])
+    numbers = [given.get("max"), given.get("backoff_s", 0.0)]
+    if (
+        given.keys() - {"max", "backoff_s", "on"}
+        or not isinstance(numbers[0], int)
+        or not all(isinstance(number, int | float) for number in numbers)
+        or not isinstance(names, list | tuple)
+    ):
+        raise ValueError(
+            f"{shown(value)} says no retries; write a number, or "
+            '{"max": 2, "backoff_s": 60, "on": ["oom", "hub", "exit:75"]}'
+        )
+    if "on" in given:
+        given["on"] = tuple(map(str, cast("Sequence[object]", names)))
+    retry = Retry(**given)
+    check_retry(retry)
+    return retry
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    max: int = Field(ge=0, le=1000)
-    backoff_s: float = Field(default=60.0, ge=0, le=86_400)
-    on: list[Annotated[str, Field(pattern=r"^(any|oom|hub|exit:[1-9][0-9]{0,2})$")]] = [
-        "oom",
-        "hub",
-    ]
+def _checked_retry(value: dict[str, Any] | int | None) -> dict[str, Any] | int | None:
+    if value is not None:
+        _retry_of(value)
+    return value
 
 
 class JobOptions(BaseModel):
@@ -81,6 +96,8 @@ class JobOptions(BaseModel):
         stall_timeout_s: A run that gives no sign of life for so long (a printed line, an event,
             `ow.run.heartbeat()`) is ended like one whose worker was lost; 0 for never. Default:
             1800 for training, else never.
+        dry_run: Submit nothing: `create` answers with a `Plan` of what it would cost, and when the
+            job would run. Files are uploaded, because the job's id depends on them.
         retry: How often, after which failures of its own, it is tried again: a number, or
             `{"max": 2, "backoff_s": 60, "on": ["oom", "hub", "exit:75"]}`.
     """
@@ -105,7 +122,8 @@ class JobOptions(BaseModel):
     max_running: int | None = Field(default=None, ge=1)
     max_duration: float | None = Field(default=None, ge=1)
     stall_timeout_s: float | None = Field(default=None, ge=0)
-    retry: RetryOptions | int | None = None
+    retry: Annotated[dict[str, Any] | int | None, AfterValidator(_checked_retry)] = None
+    dry_run: bool = False
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Self:
@@ -127,8 +145,7 @@ class JobOptions(BaseModel):
     @property
     def retry_policy(self) -> Retry | None:
         """As the store takes it."""
-        retry = RetryOptions(max=self.retry) if isinstance(self.retry, int) else self.retry
-        return None if retry is None else Retry(retry.max, retry.backoff_s, tuple(retry.on))
+        return None if self.retry is None else _retry_of(self.retry)
 
     def first_moment(self, backend: Backend) -> datetime | None:
         """`not_before` as a moment, by the store's clock."""

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,8 +20,10 @@ from typing import Any, BinaryIO, Literal
 
 from openweights.backends.base import Backend
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
+from openweights.events import IdleGPU
 from openweights.settings import Settings
-from openweights.types import Claim, EventDraft, Instruction, JobRecord
+from openweights.types import SERVED, Claim, EventDraft, Instruction, JobRecord
+from openweights.worker import gpu_watch
 from openweights.worker.causes import Cause, advice, cause_of, oom_kills
 from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
 from openweights.worker.hardware import Hardware
@@ -158,6 +160,7 @@ class _Execution:
         self._redactor = Redactor(secret_values(host.env))
         self._log = LogPump(host.backend, claim.run.id, self._redactor, self._hurry)
         self._folder: RunFolder | None = None
+        self._hang: str | None = None
 
     def run(self) -> None:
         logger.info("job %s: run %s, attempt %s", self._job.id, self._run.id, self._run.attempt)
@@ -199,8 +202,8 @@ class _Execution:
         """Why it failed, where that is known; for lack of memory with what to lower."""
         if verdict.outcome == "lost":
             quiet_s = self._job.stall_timeout_s or 0
-            reason = f"stopped: no log line, event or sign of life for {quiet_s:g} s"
-            return replace(verdict, reason=reason)
+            hang = self._hang or f"no log line, event or sign of life for {quiet_s:g} s"
+            return replace(verdict, reason=f"stopped: {hang}")
         if verdict.outcome != "failed" or verdict.exit_code is None:
             return verdict
         cause = cause_of(verdict.exit_code, self._log.last_lines(), oom_kills=killed)
@@ -248,11 +251,43 @@ class _Execution:
         try:
             self._control.attach(process)
             self._log.attach(process.output_fd)
-            return process.wait()
+            with self._watching_gpus():
+                return process.wait()
         finally:
             process.kill()
             self._log.drain()
             process.close()
+
+    @contextlib.contextmanager
+    def _watching_gpus(self) -> Iterator[None]:
+        """A pod whose GPUs idle is not paid for for ever; nobody pays for a machine of one's own by
+        the hour, and a server waits for whom it serves.
+        """
+        pod, gpus = self._host.settings.pod, self._host.hardware.gpu_count
+        limit_s = 60 * pod.idle_gpu_minutes
+        if pod.worker_id is None or not gpus or not limit_s or self._job.type == SERVED:
+            yield
+            return
+        with gpu_watch.watching(self._host.env, limit_s, self._warn_of_idleness, self._end_idle):
+            yield
+
+    def _warn_of_idleness(self, left_s: float) -> None:
+        message = (
+            f"the GPUs have worked less than {gpu_watch.LEAST_PERCENT} % of the time for a while: "
+            f"in {left_s / 60:.0f} minutes the job is ended, unless they work again"
+        )
+        logger.warning("job %s: %s", self._job.id, message)
+        data = IdleGPU(message=message, left_s=left_s).data()
+        with contextlib.suppress(OpenWeightsError):
+            draft = EventDraft(uuid.uuid4().hex, data, datetime.now(UTC))
+            self._host.backend.append_events(self._run.id, [draft])
+
+    def _end_idle(self) -> None:
+        minutes = self._host.settings.pod.idle_gpu_minutes
+        share = f"less than {gpu_watch.LEAST_PERCENT} %"
+        self._hang = f"its GPUs worked {share} for {minutes:g} minutes"
+        self._control.instruct("stalled")
+        self._host.shutdown.request()
 
     def _open_secrets(self) -> dict[str, str]:
         """Those that the job names; its log shows them no more than those of this worker."""

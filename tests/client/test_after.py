@@ -10,7 +10,7 @@ import pytest
 
 from openweights import ConfigError, InvalidInputError, InvalidStateError, JobFailedError
 from openweights.client.watching.queue import waits_for
-from openweights.types import Claim
+from openweights.types import Claim, Retry
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
 
@@ -87,3 +87,42 @@ def test_a_model_that_is_still_trained_is_waited_for(
     # The same job, whether it was submitted before or after what it goes on from has completed.
     assert ow.fine_tuning.create(model=first.id, **params).id == early.id
     assert claim().job.id in (early.id, now.id)
+
+
+def test_how_a_job_runs_as_users_write_it(ow: QuietClient) -> None:
+    kind = Echo(ow)
+    job = kind.create(
+        text="a",
+        retry={"max": 2, "backoff_s": 5, "on": ["any", "exit:75"]},
+        not_before=3600,
+        label="sweep",
+        max_running=2,
+        max_duration=7200,
+        stall_timeout_s=60,
+    )
+    assert job.retry == Retry(2, 5.0, ("any", "exit:75"))
+    assert (job.label, job.max_running, job.max_duration_s) == ("sweep", 2, 7200)
+    assert job.stall_timeout_s == 60 and job.not_before is not None
+    assert 3590 < (job.not_before - ow.backend.now()).total_seconds() <= 3600
+    assert tell(ow, job).startswith("until 2")
+    assert kind.create(text="b", retry=1).retry == Retry(1)
+    usual = kind.create(text="c", stall_timeout_s=0)
+    assert (usual.retry, usual.stall_timeout_s, usual.not_before) == (None, None, None)
+    for wrong, said in (
+        ({"retry": {"mx": 1}}, "says no retries; write a number, or"),
+        ({"retry": {"max": 1, "on": ["rain"]}}, "'rain' is no cause; choose among any, oom"),
+        ({"retry": {"max": -1}}, "retry.max: -1 is not between"),
+        ({"max_running": 2}, "counts the jobs that share a label"),
+        ({"stall_timeout_s": -1}, "stall_timeout_s: must be at least 0"),
+        ({"not_before": "tomorrow"}, "not_before"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            kind.create(text="d", **wrong)
+
+
+def test_training_may_be_quiet_for_half_an_hour(ow: QuietClient, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROW)
+    params: dict[str, Any] = {"model": "org/tiny", "training_file": str(rows), "loss": "sft"}
+    assert ow.fine_tuning.create(**params).stall_timeout_s == 1800
+    assert ow.fine_tuning.create(**params, stall_timeout_s=0).stall_timeout_s is None

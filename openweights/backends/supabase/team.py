@@ -81,6 +81,9 @@ class TeamVerbs(Project):
     def cost_report(self, *, limit: int = 100, offset: int = 0) -> dict[str, Any]:
         return self.rpc("cost_report", limit=limit, offset=offset)
 
+    def market(self) -> dict[str, Any]:
+        return self.rpc("market") or {}
+
     def secrets_key(self) -> str | None:
         return self.rpc("secrets_key")
 

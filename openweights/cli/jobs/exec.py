@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -23,6 +23,7 @@ from openweights.types import CLOUD_TYPES, CloudType
 
 if TYPE_CHECKING:
     from openweights.client.jobs import Job
+    from openweights.client.plan import Plan
 
 
 class ShellCommand(click.Command):
@@ -85,6 +86,7 @@ def _is_line(word: str) -> bool:
 )
 @click.option("--yes", is_flag=True, help="Take this folder even if it is a home folder, or /.")
 @click.option("--dry-run", is_flag=True, help="Only list the files that would be sent.")
+@click.option("--plan", is_flag=True, help="Only say what it would cost, and when it would run.")
 @click.option("--wait", is_flag=True, help="Print the log as it comes; exit with the job's code.")
 @json_option
 def exec_command(
@@ -96,6 +98,7 @@ def exec_command(
     after: tuple[str, ...],
     yes: bool,
     dry_run: bool,
+    plan: bool,
     wait: bool,
     as_json: bool,
 ) -> None:
@@ -115,14 +118,18 @@ def exec_command(
     if dry_run:
         _list_files(kind.mounted_paths())
         return
-    job = kind.create(
-        command=_shell_line(command),
-        cloud_type=cloud_type,
-        requires_vram_gb=requires_vram_gb,
-        allowed_hardware=list(allowed_hardware) or None,
-        secrets=secrets,
-        after=[ow.jobs.retrieve(job) for job in after],
-    )
+    options: dict[str, Any] = {
+        "command": _shell_line(command),
+        "cloud_type": cloud_type,
+        "requires_vram_gb": requires_vram_gb,
+        "allowed_hardware": list(allowed_hardware) or None,
+        "secrets": secrets,
+        "after": [ow.jobs.retrieve(job) for job in after],
+    }
+    if plan:
+        _print_plan(kind.plan(**options), as_json=as_json)
+        return
+    job = kind.create(**options)
     if not wait:
         if as_json:
             print_json(job.record)
@@ -130,6 +137,14 @@ def exec_command(
             click.echo(job.id)
         return
     sys.exit(_follow(job))
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    for line in plan.words():
+        click.echo(one_line(line))
 
 
 def _list_files(files: Mapping[str, Path]) -> None:

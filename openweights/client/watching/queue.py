@@ -16,14 +16,21 @@ def waits_for(backend: Backend, job: JobRecord, *, is_remote: bool) -> str:
     """In a few words; empty for a job that does not wait."""
     if job.status != "pending":
         return ""
+    return place_in_queue(backend, job, is_remote=is_remote)[1]
+
+
+def place_in_queue(
+    backend: Backend, job: JobRecord, *, is_remote: bool
+) -> tuple[list[JobRecord], str]:
+    """The jobs that workers take before a pending one, and in a few words what it waits for."""
     running = backend.list_jobs(statuses=("in_progress",), limit=None)
     pending = backend.list_jobs(statuses=("pending",), limit=None)
     unfinished = {other.id: other for other in (*pending, *running)}
     if needed := [unfinished[id] for id in job.after if id in unfinished]:
-        return waits_for_jobs(needed)
+        return [], waits_for_jobs(needed)
     state, now = backend.queue_state(), backend.now()
     if reason := held_back(job, running, state, now):
-        return reason
+        return [], reason
     before = [
         other
         for other in pending
@@ -31,9 +38,10 @@ def waits_for(backend: Backend, job: JobRecord, *, is_remote: bool) -> str:
         and unfinished.keys().isdisjoint(other.after)
         and not held_back(other, running, state, now)
     ]
+    before = in_order(before)
     if is_remote:
-        return waits_in_project(job, before)
-    return waits_on_this_machine(job, running, in_order(before))
+        return before, waits_in_project(job, before)
+    return before, waits_on_this_machine(job, running, before)
 
 
 def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:

@@ -160,7 +160,35 @@ class Market:
 
     def to_keep(self) -> dict[str, Any]:
         """What has to outlive the manager, as JSON: what keeps failing, and so costs money."""
-        return {"boots": self.boots.to_keep()}
+        return {"boots": self.boots.to_keep(), "market": self.to_show()}
+
+    def to_show(self) -> dict[str, Any]:
+        """Prices and stock as JSON, for people who plan; empty before they were asked for."""
+        if self.refreshed_at is None:
+            return {}
+        return {
+            "at": self.refreshed_at.isoformat(),
+            "usd": {key: [gpu.secure_usd, gpu.community_usd] for key, gpu in self.gpus.items()},
+            "sold_out": [[*key, at.isoformat()] for key, at in sorted(self.sold_out_at.items())],
+        }
+
+    def with_shown(self, shown: Mapping[str, Any]) -> Market:
+        """With the prices and the stock that `to_show` has given; the same without them."""
+        if "at" not in shown:
+            return self
+        gpus = dict(self.gpus)
+        for key, (secure, community) in shown["usd"].items():
+            if key in gpus:
+                gpus[key] = replace(gpus[key], secure_usd=secure, community_usd=community)
+        sold_out = {
+            (key, cloud): datetime.fromisoformat(at) for key, cloud, at in shown["sold_out"]
+        }
+        return replace(
+            self,
+            gpus=MappingProxyType(gpus),
+            sold_out_at=MappingProxyType(sold_out),
+            refreshed_at=datetime.fromisoformat(shown["at"]),
+        )
 
     def recalled(self, kept: Mapping[str, Any], now: datetime) -> Market:
         """With what `to_keep` has given."""

@@ -131,6 +131,7 @@ FUNCTIONS: list[tuple[str, Parameters, tuple[str, str, str, str, str]]] = [
     ("set_worker_pod", _fixed(worker_id="w-pod", pod_id="p"), (OK, NO, NO, NO, NONE)),
     ("end_worker_pod", _fixed(worker_id="w-pod"), (OK, NO, NO, NO, NONE)),
     ("pending_jobs", _fixed(), (OK, NO, NO, NO, OK)),
+    ("market", _fixed(), (OK, OK, NO, NO, OK)),
     ("manager_state", _fixed(), (OK, NO, NO, NO, OK)),
     ("set_manager_state", _fixed(state={}), (OK, NO, NO, NO, OK)),
     ("put_file_record", _fixed(**file_record("fresh")), (OK, OK, NONE, NONE, NONE)),

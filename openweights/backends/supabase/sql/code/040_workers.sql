@@ -447,3 +447,12 @@ begin
     update organizations set manager_state = p_state where id = me.organization_id;
     return 'true';
 end $$;
+
+-- The part of it that everybody may know: prices and stock.
+create or replace function public.market() returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+begin
+    return (select manager_state -> 'market' from organizations where id = me.organization_id);
+end $$;

@@ -65,6 +65,7 @@ grant execute on function public.set_worker_pod to anon, authenticated;
 grant execute on function public.end_worker_pod to anon, authenticated;
 grant execute on function public.pending_jobs to anon, authenticated;
 grant execute on function public.manager_state to anon, authenticated;
+grant execute on function public.market to anon, authenticated;
 grant execute on function public.set_manager_state to anon, authenticated;
 
 -- files
