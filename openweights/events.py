@@ -10,6 +10,7 @@ metrics (no type)    trainers, at every logged step       `metric_rows`: `job.me
 results (no type)    the worker, for files in `uploads/`  `job.download`, `ow show`, later jobs
 `Started`            trainers and inference, first        progress of `job.wait`
 `Reproducibility`    training and scoring jobs, first     people: `ow events JOB --type …`
+`IdleGPU`            workers in pods, as a warning        people
 `Checkpoint`         trainers                             the next attempt; the worker, which
                                                           deletes them after completion
 `Part`               inference, as rows are completed     the next attempt; the worker, as above

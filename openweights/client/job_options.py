@@ -44,7 +44,7 @@ def _job_ids(value: object) -> object:
 
 def _retry_of(value: Mapping[str, Any] | int) -> Retry:
     """Raises ValueError for what says no retries."""
-    given = {"max": value} if isinstance(value, int) else dict(value)
+    given: dict[str, Any] = {"max": value} if isinstance(value, int) else dict(value)
     names: object = given.get("on", [])
     numbers = [given.get("max"), given.get("backoff_s", 0.0)]
     if (

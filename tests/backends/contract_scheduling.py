@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openweights.backends.base import Backend
+from openweights.client.watching.queue import due_jobs, in_order
 from openweights.errors import InvalidInputError, InvalidStateError
 from openweights.types import QueueState, Retry, WorkerSpec
 from tests.backends.steps import NOW, Contract, claim, draft, spec, start
@@ -322,6 +323,34 @@ class SchedulingContract(Contract):
         assert canceled.details == {"status": "pending"}
         assert newest.who and abs(newest.created_at - backend.now()) < timedelta(minutes=1)
 
+    def test_workers_get_what_users_are_told(self, backend: Backend) -> None:
+        """The stores' own rule of who comes next, and the one by which a client says who waits."""
+
+        @settings(max_examples=self.max_examples // 2, deadline=None, database=None)
+        @given(jobs=_waiting)
+        def check(jobs: list[dict[str, Any]]) -> None:
+            mark = f"example-{next(_examples)}"
+            now = backend.now()
+            for number, job in enumerate(jobs):
+                shift, label = job.pop("shift"), job.pop("label")
+                after = [f"{mark}-{index}" for index in job.pop("after") if index < number]
+                job |= {"after": tuple(after), "label": f"{mark} {label}"}
+                job |= {"not_before": None if shift is None else now + timedelta(seconds=shift)}
+                backend.submit_job(spec(f"{mark}-{number}", **job))
+            for number in range(len(jobs) + 1):
+                expected = in_order(due_jobs(backend))
+                worker = f"{mark}-w{number}"
+                backend.register_worker(WorkerSpec(worker))
+                got = backend.claim_job(worker)
+                assert (got and got.job.id) == (expected[0].id if expected else None)
+                if got is not None and number % 2:
+                    backend.finish_run(got.run.id, 1, "completed")
+            for job in backend.list_jobs(statuses=["pending", "in_progress"], limit=None):
+                with suppress(InvalidStateError):
+                    backend.cancel_job(job.id)
+
+        check()
+
     def test_no_order_of_changes_leaves_a_job_stuck(self, backend: Backend) -> None:
         @settings(max_examples=self.max_examples // 2, deadline=None, database=None)
         @given(after=_orders, changes=_changes)
@@ -353,6 +382,18 @@ _changes = st.lists(
     max_size=12,
 )
 _examples = itertools.count()
+_waiting = st.lists(
+    st.fixed_dictionaries(
+        {
+            "shift": st.sampled_from([None, None, -100, 100]),
+            "label": st.sampled_from("ab"),
+            "max_running": st.sampled_from([None, None, 1, 2]),
+            "priority": st.integers(0, 1),
+            "after": st.lists(st.integers(0, 4), max_size=1),
+        }
+    ),
+    max_size=6,
+)
 
 
 def _change(backend: Backend, change: Any, name: str) -> None:

@@ -81,7 +81,8 @@ def test_prices_are_those_that_the_manager_has_heard_of(ow: QuietClient) -> None
     by_name = {offer.hardware: offer for offer in plan.offers}
     assert by_name["1x A40"].usd_per_hour == 0.11 and by_name["1x A40"].is_sold_out
     assert (plan.offers[0].hardware, plan.offers[0].usd_per_hour) == ("1x RTX3090", 0.2)
-    assert "sold out when last asked" in "\n".join(plan.words())
+    named = Echo(ow).plan(text="a", allowed_hardware="1x A40")
+    assert "1x A40 on SECURE, $0.11 an hour, sold out when last asked" in "\n".join(named.words())
 
 
 def test_what_is_shown_of_a_market_is_read_again() -> None:

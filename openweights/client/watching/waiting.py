@@ -206,7 +206,8 @@ def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
     if not runs:
         return JobFailedError(f"job {job.id} failed before it ran")
     run = runs[-1]
-    message = f"job {job.id} failed: {run.error or 'no reason was given'}"
+    times = f" after {len(runs)} attempts" if len(runs) > 1 else ""
+    message = f"job {job.id} failed{times}: {run.error or 'no reason was given'}"
     tail = _log_tail(ow, run)
     return JobFailedError(f"{message}\nlast lines of its log:\n{tail}" if tail else message)
 
