@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from openweights.client import OpenWeights
-    from openweights.client.plan import Plan
     from openweights.client.watching.estimates import Work
+    from openweights.client.watching.plan import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Jobs:
         """What `create` with these arguments would do, cost, and wait for; nothing is submitted,
         but files are uploaded, because the job's id depends on them. It raises what `create` does.
         """
-        from openweights.client.plan import make_plan
+        from openweights.client.watching.plan import make_plan
 
         return make_plan(self.ow, self.prepare(**params))
 

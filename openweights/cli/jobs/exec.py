@@ -23,7 +23,7 @@ from openweights.types import CLOUD_TYPES, CloudType
 
 if TYPE_CHECKING:
     from openweights.client.jobs import Job
-    from openweights.client.plan import Plan
+    from openweights.client.watching.plan import Plan
 
 
 class ShellCommand(click.Command):

@@ -39,8 +39,8 @@ class Plan:
         expected_s: How long a run is likely to take, as `like` took; None where no job tells.
         like: The earlier job that tells.
         expected_usd: What that costs, on the hardware of that job; 0 on this machine.
-        most_usd: What it can cost at most, by `max_cost_usd`, `max_duration` and the first offer;
-            None without a limit.
+        most_usd: What it can cost at most: `max_cost_usd`, or all runs that it may have, each of
+            `max_duration` on the dearest offer; None without a limit.
     """
 
     job_id: str
@@ -87,11 +87,11 @@ def make_plan(ow: OpenWeights, spec: JobSpec) -> Plan:
         quotes = import_module(_QUOTES).quotes
         offers, reason, priced_at = quotes(job, backend.team.market(), now)
     known = Estimate.of(job.params)
-    price = offers[0].usd_per_hour if offers else 0.0 if backend.team is None else None
     like = {f"{offer.hardware} {offer.cloud_type}": offer.usd_per_hour for offer in offers}
-    price_of_like = price if backend.team is None else like.get((known and known.hardware) or "")
-    expected_s = known and known.seconds
-    longest_s = job.max_duration_s or backend.queue_state().max_duration_s
+    is_free, expected_s = backend.team is None, known and known.seconds
+    price = 0.0 if is_free else like.get((known and known.hardware) or "")
+    dearest = 0.0 if is_free else max(like.values(), default=None)
+    longest_s = longest_runs_s(job, backend.queue_state().max_duration_s)
     return Plan(
         job_id=job.id,
         status=_status(backend, job.id),
@@ -102,9 +102,20 @@ def make_plan(ow: OpenWeights, spec: JobSpec) -> Plan:
         priced_at=priced_at,
         expected_s=expected_s,
         like=known and known.like,
-        expected_usd=_cost(expected_s, price_of_like),
-        most_usd=least(spec.max_cost_usd, _cost(longest_s, price)),
+        expected_usd=_cost(expected_s, price),
+        most_usd=least(spec.max_cost_usd, _cost(longest_s, dearest)),
     )
+
+
+def longest_runs_s(job: JobSpec, usual_s: float | None) -> float | None:
+    """How long all runs that a job may have can take together; None without a limit.
+
+    Args:
+        usual_s: Of a run whose job does not say it.
+    """
+    each_s = job.max_duration_s or usual_s
+    runs = job.max_attempts + (job.retry.max if job.retry else 0)
+    return None if each_s is None else runs * each_s
 
 
 def _as_submitted(spec: JobSpec, now: datetime) -> JobRecord:
