@@ -41,8 +41,9 @@ class Trajectory(NamedTuple):
     rows: list[dict[str, Any]]
 
     def points(self, metric: str) -> list[tuple[int, float]]:
-        """Steps and values of a metric."""
-        return [(row["step"], row[metric]) for row in self.rows if metric in row]
+        """Steps and values of a metric; what SDFT measures on everyday prompts is another."""
+        own = [row for row in self.rows if row["tag"] != "everyday"]
+        return [(row["step"], row[metric]) for row in own if metric in row]
 
 
 def draw(runs: Sequence[Trajectory], path: Path, *, title: str) -> Figure:

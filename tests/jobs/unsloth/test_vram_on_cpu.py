@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from openweights.errors import ConfigurationError
 from openweights.jobs.unsloth.config.vram import CPU, Tokens, trained_parameters, vram_needed
-from openweights.jobs.unsloth.preference import preference_train
+from openweights.jobs.unsloth.preference.trainer import preference_train
 from openweights.jobs.unsloth.runtime.memory import out_of_memory_explained, refuse_what_cannot_fit
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.jobs.unsloth.sft import sft_train
