@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _COLUMNS = 3
 _MOST_PANELS = 12
 _PANEL_INCHES = (4.2, 2.8)
+_ROUNDING = 1e-9  # what differs by no more than this, as `sampling_kl` of one engine, is constant
 _FEW_POINTS = 40  # with more, markers hide the line
 # Okabe and Ito's colours, which are told apart by nearly everybody.
 _COLORS = (
@@ -37,6 +38,7 @@ _ORDER = [
         r"loss",
         r"eval_loss",
         r"reward",
+        r"rewards/(accuracies|margins)",
         r"rewards/.*",
         r"multiple_choice/.*",
         r"logprobs/.*",
@@ -135,8 +137,9 @@ def metric_panels(rows: Sequence[Row], *, shares_loss: bool = True) -> dict[str,
 def _is_worth_a_panel(name: str, lines: Sequence[Line]) -> bool:
     if name in ("loss", "eval_loss"):
         return True
-    values = {value for line in lines for value in line.y if not math.isnan(value)}
-    return len(values) > 1 and not _TABLE_ONLY.fullmatch(name)
+    values = [value for line in lines for value in line.y if not math.isnan(value)]
+    changes = bool(values) and max(values) - min(values) > _ROUNDING
+    return changes and not _TABLE_ONLY.fullmatch(name)
 
 
 def _in_order(panels: dict[str, list[Line]]) -> dict[str, list[Line]]:
@@ -183,7 +186,10 @@ def draw_panels(panels: Panels, *, title: str, x: str = "step", path: Path | Non
     figure.suptitle(title, fontsize="medium", wrap=True)
     styles = {label: _style(place) for place, label in enumerate(labels)}
     for place, (name, drawn) in enumerate(panels.items()):
-        _draw(figure.add_subplot(lines, columns, place + 1), drawn, name, x, styles)
+        # One range of steps for all, so that panels can be compared.
+        first = figure.axes[0] if figure.axes and x == "step" else None
+        axes = figure.add_subplot(lines, columns, place + 1, sharex=first)
+        _draw(axes, drawn, name, x, styles)
     if legend_lines:
         handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
         figure.legend(

@@ -15,7 +15,7 @@ from openweights import ConfigurationError, InvalidInputError
 from openweights.client import Job
 from openweights.client.watching.comparison import curve_panels
 from openweights.client.watching.metrics import Row
-from openweights.client.watching.plot import metric_panels
+from openweights.client.watching.plot import Line, draw_panels, metric_panels
 from openweights.types import Claim, JobRecord
 from tests.client.conftest import QuietClient, append
 from tests.client.kinds import Echo
@@ -121,6 +121,7 @@ def test_every_name_has_its_place_among_the_panels(name: str) -> None:
     assert panels[-1] in ("grad_norm", "learning_rate")
 
 
+ROUNDED = "sampling_kl"
 # What each loss logs, beside what never makes a panel, and the panels in their order.
 LOGGED = {
     "sft": (
@@ -133,15 +134,22 @@ LOGGED = {
         ["loss", "eval_loss", "teacher_drift", "agreement", "completion_length", "eos_share"],
     ),
     "dpo": (
-        ["logps/chosen", "rewards/margins", "rewards/accuracies", "loss", "epoch"],
-        ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen"],
+        [
+            "logps/chosen",
+            "rewards/chosen",
+            "rewards/margins",
+            "rewards/accuracies",
+            "loss",
+            "epoch",
+        ],
+        ["loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "logps/chosen"],
     ),
     "orpo": (
         ["nll_loss", "log_odds_ratio", "rewards/chosen", "loss"],
         ["loss", "rewards/chosen", "nll_loss", "log_odds_ratio"],
     ),
     "grpo": (
-        ["completions/mean_length", "completions/min_length", "kl", "rewards/rouge_l/std"]
+        ["completions/mean_length", "completions/min_length", "kl", "rewards/rouge_l/std", ROUNDED]
         + ["reward", "rewards/rouge_l/mean", "step_time", "clip_ratio/high_max", "loss"],
         ["loss", "reward", "kl", "completions/mean_length"],
     ),
@@ -159,6 +167,8 @@ def test_panels_of_each_loss(loss: str) -> None:
         | {name: step * value[SAME.get(name, name)] for name in names}
         for step in (1, 2)
     ]
+    for row in rows:
+        row[ROUNDED] = 1e-12 * row["step"]
     rows += [{"step": step, "tag": "eval", "eval_loss": 1.0 / step} for step in (1, 2)]
     rows += [{"step": step, "tag": "t", "clip_ratio/low_mean": 0.0} for step in (1, 2)]
     panels = metric_panels(rows, shares_loss=loss != "sdft")
@@ -290,6 +300,17 @@ def test_plot(job: Job, ow: QuietClient, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigurationError, match="needs matplotlib: pip install"):
         job.plot()
+
+
+def test_panels_have_one_range_of_steps() -> None:
+    pytest.importorskip("matplotlib")
+    panels = {"loss": [Line("train", [1, 40], [2.0, 1.0])], "kl": [Line("train", [0, 10], [0, 1])]}
+    figure = draw_panels(panels, title="", path=None)
+    low, high = figure.axes[0].get_xlim()
+    assert low <= 0 and high >= 40 and figure.axes[1].get_xlim() == (low, high)
+    # Against another measure each path has its own.
+    figure = draw_panels(panels, title="", x="kl", path=None)
+    assert figure.axes[1].get_xlim() != figure.axes[0].get_xlim()
 
 
 def test_latest_values_are_of_the_last_run(job: Job, ow: QuietClient) -> None:
