@@ -132,8 +132,11 @@ def local_time(moment: datetime) -> str:
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under upper-case headings; the first column is never shortened.
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_upper: bool = True
+) -> None:
+    """Print rows under headings, in upper case unless they are names; the first column is never
+    shortened.
 
     On a terminal the other columns are cut to its width; elsewhere nothing is cut.
     """
@@ -148,7 +151,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     cells = [
         [Text(printable(cell), style=STATUS_STYLES.get(cell, "")) for cell in row] for row in rows
     ]
-    lines = [[Text(name.upper()) for name in columns], *cells]
+    lines = [[Text(name.upper() if is_upper else name) for name in columns], *cells]
     natural = [max(line[index].cell_len for line in lines) for index in range(len(columns))]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for heading, width in zip(lines[0], fit(natural, room), strict=True):

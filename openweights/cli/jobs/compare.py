@@ -30,6 +30,7 @@ def compare(jobs: tuple[str, ...], as_json: bool) -> None:
     print_table(
         ("", *(row["id"] for row in rows)),
         [(name, *(_cell(row.get(name)) for row in rows)) for name in names],
+        is_upper=False,
     )
 
 

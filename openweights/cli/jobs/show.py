@@ -25,10 +25,13 @@ from openweights.client.jobs import find_job
 from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
+from openweights.client.watching.plot import rank_of
 from openweights.types import ENDED, JobRecord, RunRecord
 
-# So many lines of a section fit a screen beside the others.
-_SHOWN = 8
+# So many lines of a section fit a screen of 40 beside the others.
+_SHOWN = 4
+_PARAMETERS_SHOWN = 8
+_MOUNTED_SHOWN = 2
 _WIDEST = 100
 # Said elsewhere, or of no interest without their event.
 _NO_FIGURES = frozenset({"step", "max_steps", "from_step", "rows", "row", "message", "block"})
@@ -57,7 +60,8 @@ def show(job: str, as_json: bool) -> None:
     _print_params(record)
     _print_runs(runs)
     figures = {key: value for key, value in last.items() if as_number(value) is not None}
-    shown = {key: value for key, value in figures.items() if key not in _NO_FIGURES}
+    known = (key for key in sorted(figures, key=rank_of) if key not in _NO_FIGURES)
+    shown = {key: figures[key] for key in known}
     _print_section(f"last figures (`ow events {record.id}` prints all)", _rounded(shown))
     _print_section(
         f"result files (`ow fetch {record.id}` fetches them)",
@@ -114,9 +118,9 @@ def _print_params(job: JobRecord) -> None:
         hidden.add("finetuned_model_id")
     title = "parameters" + (f" ({len(usual)} more at their defaults)" if usual else "")
     chosen = {name: one_line(params[name], _WIDEST) for name in params if name not in hidden}
-    _print_section(title, chosen, limit=2 * _SHOWN)
+    _print_section(title, chosen, limit=_PARAMETERS_SHOWN)
     mounted: Mapping[str, str] = job.params.get("mounted_files") or {}
-    _print_section("mounted files", mounted)
+    _print_section("mounted files", mounted, limit=_MOUNTED_SHOWN)
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, str]:

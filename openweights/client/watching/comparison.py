@@ -39,14 +39,18 @@ def differing(jobs: Sequence[Params]) -> list[str]:
 
 
 def comparison_rows(jobs: Sequence[JobRecord], tables: Sequence[Sequence[Row]]) -> list[Row]:
-    """Of each job its id, status, the parameters that differ, and each measure's last value."""
+    """Of each job its id, status, the parameters that differ, and each measure's last value.
+
+    A parameter that is called as a measure, as `loss` is, stands as `params.loss`.
+    """
     given = [parameters(job) for job in jobs]
-    names = differing(given)
+    ends = [{name: points[-1][1] for name, points in series(table).items()} for table in tables]
+    measures = {name for last in ends for name in last}
+    names = {n: f"params.{n}" if n in measures else n for n in differing(given)}
     rows: list[Row] = []
-    for job, params, table in zip(jobs, given, tables, strict=True):
-        last = {name: points[-1][1] for name, points in series(table).items()}
+    for job, params, table, last in zip(jobs, given, tables, ends, strict=True):
         step = max((row["step"] for row in table), default=None)
-        own = {name: params.get(name) for name in names}
+        own = {shown: params.get(name) for name, shown in names.items()}
         rows.append({"id": job.id, "status": job.status, **own, "step": step, **last})
     return rows
 

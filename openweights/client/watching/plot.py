@@ -142,13 +142,15 @@ def _is_worth_a_panel(name: str, lines: Sequence[Line]) -> bool:
     return changes and not _TABLE_ONLY.fullmatch(name)
 
 
-def _in_order(panels: dict[str, list[Line]]) -> dict[str, list[Line]]:
-    def rank(name: str) -> int:
-        bare = name.partition("[")[0]
-        return next(place for place, known in enumerate(_ORDER) if known.fullmatch(bare))
+def rank_of(measure: str) -> int:
+    """What a study looks at first has the least."""
+    bare = measure.partition("[")[0]
+    return next(place for place, known in enumerate(_ORDER) if known.fullmatch(bare))
 
+
+def _in_order(panels: dict[str, list[Line]]) -> dict[str, list[Line]]:
     names: list[str] = []
-    for name in sorted(panels, key=rank):
+    for name in sorted(panels, key=rank_of):
         # The only reward is the mean of all; a divergence may be the loss.
         if not any(_is_same(panels[name], panels[other]) for other in names):
             names.append(name)

@@ -178,6 +178,8 @@ class FineTuning(Jobs):
 
     def _check_target_modules(self, config: TrainingConfig) -> None:
         """See that a model on this machine has what the adapter is to be put on."""
+        if not config.is_peft:
+            return
         folder = Path(location_here(adapter_base(self.ow, config.model, ask_hub=False)))
         modules = linear_modules(folder) if folder.is_dir() else None
         if modules is not None:

@@ -140,6 +140,24 @@ error
     )
 
 
+def test_a_job_with_much_to_show_fits_a_screen_too(ow: Ow, backend: Backend) -> None:
+    given = {f"field_{number:02}": number for number in range(40)}
+    mounted = {name: "custom_job_file:file-0123456789ab" for name in given}
+    params = {"validated_params": {"loss": "sdft", **given}, "mounted_files": mounted}
+    run = claim(backend, "ftjob-1", params=params).run
+    gate = {"type": "teacher_gate", **{f"student_{number}": 0.5 for number in range(20)}}
+    files = [{"file": f"result:file-{n:012}", "path": f"samples/{n}.jsonl"} for n in range(40)]
+    log_events(backend, run.id, gate, {"step": 1, "loss": 1.0, "grad_norm": 2.0}, *files)
+    backend.finish_run(run.id, run.attempt, "completed")
+    shown = ow("show", "ftjob-1").stdout.splitlines()
+    assert len(shown) <= 40
+    start = next(n for n, line in enumerate(shown) if line.startswith("last figures"))
+    assert shown[start + 1].split() == ["loss", "1"]
+    assert [line for line in shown if "more" in line] == [
+        f"  … and {n} more" for n in (32, 38, 18, 36)
+    ]
+
+
 def test_a_job_that_runs_and_one_that_waits(ow: Ow, backend: Backend) -> None:
     run = claim(backend, "ftjob-running").run
     log_events(backend, run.id, {"type": "started", "max_steps": 32, "from_step": 0})

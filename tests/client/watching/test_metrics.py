@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from openweights import ConfigurationError, InvalidInputError
 from openweights.client import Job
-from openweights.client.watching.comparison import curve_panels
+from openweights.client.watching.comparison import comparison_rows, curve_panels
 from openweights.client.watching.metrics import Row
 from openweights.client.watching.plot import Line, draw_panels, metric_panels
 from openweights.types import Claim, JobRecord
@@ -269,6 +270,14 @@ def test_comparing(job: Job, ow: QuietClient, tmp_path: Path) -> None:
     assert (tmp_path / "both.png").stat().st_size > 1000
     with pytest.raises(InvalidInputError, match="none of these jobs has measured anything"):
         ow.plot([other])
+
+
+def test_a_parameter_and_a_measure_of_one_name() -> None:
+    jobs, tables = sweep()
+    other = replace(jobs[1], params={"validated_params": {"loss": "dpo", "seed": 1}})
+    rows = comparison_rows([jobs[0], other], tables[:2])
+    assert [row["params.loss"] for row in rows] == ["sft", "dpo"]
+    assert [row["loss"] for row in rows] == pytest.approx([1.1, 2.1])
 
 
 def test_table(job: Job, ow: QuietClient, monkeypatch: pytest.MonkeyPatch) -> None:
