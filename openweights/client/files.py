@@ -72,6 +72,7 @@ class FileCollection:
 
     def __init__(self, ow: OpenWeights) -> None:
         self._ow = ow
+        self._told: set[str] = set()  # files whose contents were said
 
     def upload(self, path: str | os.PathLike[str] | Rows, purpose: Purpose) -> File:
         """Check and store a file, and say what it holds. Of its path only the base name is kept.
@@ -97,7 +98,9 @@ class FileCollection:
             found = check_dataset(content, purpose, name)
             content.seek(start)
             stored = _as_dict(self._ow.backend.put_file(content, purpose, name))
-        tell(logger, f"{name}: {found.words()}")
+        if stored["id"] not in self._told:
+            self._told.add(stored["id"])
+            tell(logger, f"{name}: {found.words()}")
         return stored
 
     def validate(self, file: Content, purpose: str) -> bool:
