@@ -6,14 +6,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 import openweights
 from openweights.cli import COMMANDS
@@ -26,9 +21,7 @@ from openweights.client.jobs import Job
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.config.fields import DEFAULT_WARMUP_STEPS
 from openweights.jobs.unsloth.config.grpo_fields import REWARD_NAMES
-from openweights.jobs.unsloth.trainer_args import warmup_steps
 from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
-from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = field_defaults(TrainingConfig)
@@ -128,43 +121,10 @@ def test_example_is_the_demo() -> None:
     ours = example_arguments()
     # The default warm-up of 32 steps is the demo's; nothing is pushed without a token.
     assert ours.items() <= theirs.items()
-    assert theirs["warmup_steps"] == warmup_steps(DEFAULT_WARMUP_STEPS, ours["max_steps"])
+    assert theirs["warmup_steps"] == min(DEFAULT_WARMUP_STEPS, ours["max_steps"] // 10)
     usual = {"model", "loss", "training_file", "finetuned_model_id", "warmup_steps", "push_to_hub"}
     changed = {name for name, value in theirs.items() if value != DEFAULTS.get(name, value)}
     assert changed <= ours.keys() | usual
-
-
-def run_example(source: str, folder: Path, **env: str) -> str:
-    """What the README's example prints, run in a folder beside the cookbook's data."""
-    (folder / "cookbook").symlink_to(ROOT / "cookbook")
-    done = subprocess.run(
-        [sys.executable, "-c", source],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / "training.png").is_file()
-    assert (folder / "result/adapter/adapter_config.json").is_file()
-    return done.stdout
-
-
-def test_example_runs(home: Path, tmp_path: Path) -> None:
-    """As it stands, but for two steps of a random model, which has nothing to teach itself."""
-    make_tiny_model(home / "models" / "SmolLM2-135M-Instruct")
-    (source,) = code(README, "python")
-    short = source.replace("max_steps=32,", 'max_steps=2,\n    sdft_gate="warn",')
-    assert short != source
-    assert " -> " in run_example(short, tmp_path, OMP_NUM_THREADS="1")
-
-
-@pytest.mark.slow
-def test_example_teaches(tmp_path: Path) -> None:
-    """As it stands, in an empty home."""
-    (source,) = code(README, "python")
-    before, _, after = run_example(source, tmp_path).strip().rpartition(" -> ")
-    assert after == "Oslo: 20 red pens." != before
 
 
 def test_methods_named_in_the_text_exist() -> None:
