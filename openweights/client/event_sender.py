@@ -156,7 +156,8 @@ class EventSender:
         """
         if os.getpid() != self.pid:
             return False
-        self.flush(timeout)
+        if not self._closing:  # else its thread has ended, and there is nothing to wait for
+            self.flush(timeout)
         with self._lock:
             if self._closing:
                 return self._sent >= self._written

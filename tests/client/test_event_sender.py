@@ -151,6 +151,10 @@ def test_closing_in_vain_keeps_the_file_for_a_replay(
         sender.log({"n": number})
     assert not sender.close(timeout=0.3)
     assert str(sender.path) in caplog.text
+    begun = time.monotonic()
+    assert not sender.close(timeout=20) and time.monotonic() - begun < 10, (
+        "there is nobody to wait for"
+    )
     # The file's five lines, though the store has them already; and another's half line is no event.
     with sender.path.open("ab") as spool:
         spool.write(b'{"key": "half')
