@@ -255,9 +255,10 @@ class EventSender:
             self._change.notify_all()
 
 
-def replay_spool(backend: Backend, folder: Path) -> int:
-    """Send what killed processes left in `folder`, and remove the files. Events that are stored
-    already are skipped; what is no event, or is refused by the store, is left out with a warning.
+def replay_spool(backend: Backend, run_id: int, folder: Path) -> int:
+    """Send what killed processes of a run left in `folder`, and remove the files. Events that are
+    stored already are skipped; what is no event, or is refused by the store, is left out with a
+    warning.
 
     Returns:
         How many events were in the files.
@@ -266,11 +267,10 @@ def replay_spool(backend: Backend, folder: Path) -> int:
         StoreUnavailableError: Files not yet sent stay for another try.
     """
     count = 0
-    for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.glob("*.jsonl"), key=lambda path: path.lstat().st_mtime_ns):
         name = _SPOOL_NAME.fullmatch(path.name)
-        if name is None:
+        if name is None or int(name[1]) != run_id or path.is_symlink() or not path.is_file():
             continue
-        run_id = int(name[1])
         with path.open("rb") as lines:
             for batch in _batches(lines):
                 try:

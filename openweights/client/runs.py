@@ -245,7 +245,7 @@ class ScriptRun(Run):
     def _send_the_rest(self) -> None:
         assert self._spool is not None
         try:
-            replay_spool(self._ow.backend, self._spool)
+            replay_spool(self._ow.backend, self.id, self._spool)
         except PlatformError:
             return  # the sender has said where they are
         shutil.rmtree(self._spool, ignore_errors=True)

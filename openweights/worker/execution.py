@@ -311,7 +311,7 @@ class _Execution:
 
     def _deliver(self, folder: RunFolder, *, with_files: bool) -> None:
         backend, run_id = self._host.backend, self._run.id
-        replay_events(backend, folder.spool, self._hurry)
+        replay_events(backend, run_id, folder.spool, self._hurry)
         if with_files:
             uploads, note = folder.uploads, self._log.note
             collect_uploads(backend, run_id, uploads, folder.path, self._hurry, note)

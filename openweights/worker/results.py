@@ -20,13 +20,14 @@ from openweights.worker.shutdown import persist
 logger = logging.getLogger(__name__)
 
 
-def replay_events(backend: Backend, spool: Path, give_up: threading.Event) -> None:
+def replay_events(backend: Backend, run_id: int, spool: Path, give_up: threading.Event) -> None:
     """Append the events that the job wrote down and did not send; those that arrived are skipped by
     their key.
     """
     from openweights.client.event_sender import replay_spool
 
-    persist(lambda: replay_spool(backend, spool), give_up=give_up)
+    if not spool.is_symlink():  # it would lead to what is not the job's
+        persist(lambda: replay_spool(backend, run_id, spool), give_up=give_up)
 
 
 def drop_checkpoints(backend: Backend, job_id: str) -> None:

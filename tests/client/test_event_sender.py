@@ -159,10 +159,10 @@ def test_closing_in_vain_keeps_the_file_for_a_replay(
     with sender.path.open("ab") as spool:
         spool.write(b'{"key": "half')
     (tmp_path / "notes.jsonl").write_text("not ours")
-    assert replay_spool(ow.backend, tmp_path) == 5
+    assert replay_spool(ow.backend, run_id, tmp_path) == 5
     assert values(ow, run_id) == list(range(5))
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["notes.jsonl"]
-    assert replay_spool(ow.backend, tmp_path) == 0
+    assert replay_spool(ow.backend, run_id, tmp_path) == 0
 
 
 def test_a_closed_sender_says_so(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_replay_needs_the_store(ow: QuietClient, run_id: int, tmp_path: Path) ->
     sender.log({"n": 1})
     sender.close(timeout=0.1)
     with pytest.raises(StoreUnavailableError):
-        replay_spool(cast("Backend", away), tmp_path)
+        replay_spool(cast("Backend", away), run_id, tmp_path)
     assert sender.path.exists()
 
 
@@ -216,7 +216,7 @@ def test_killed_process_leaves_all_it_logged(
     kept = [json.loads(line) for line in file.read_bytes().splitlines()]
     assert [line["data"]["n"] for line in kept] == list(range(200))
     assert kept[0].keys() == {"key", "created_at", "data"}
-    replay_spool(ow.backend, spool)
+    replay_spool(ow.backend, run_id, spool)
     assert values(ow, run_id) == list(range(200))
 
 
@@ -234,7 +234,7 @@ def test_what_is_no_event_takes_no_other_along(
         path = spool / f"{run_id}-{number}-01234567.jsonl"
         path.write_bytes(b"".join([*parts, line(key=str(number), data={"n": number})]))
         os.utime(path, (number, number))
-    replay_spool(ow.backend, spool)
+    replay_spool(ow.backend, run_id, spool)
     assert values(ow, run_id) == [1, 2, 3]
     assert list(spool.iterdir()) == []
 
