@@ -340,7 +340,7 @@ def _result_files(request: Request) -> Response:
 
 
 def _cancel(request: Request) -> Response:
-    job = _client(request).jobs.cancel(request.path_params["job_id"])
+    job = _client(request).jobs.cancel(_exact_id(request))
     return JSONResponse({"status": job.status})
 
 
