@@ -59,6 +59,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._browsers: dict[str, OpenWeights] = {}
         self._programs: dict[str, OpenWeights] = {}
+        self._retired: list[OpenWeights] = []
         self._token = ""
         self._renew_token()
 
@@ -128,13 +129,14 @@ class Sessions:
             for known in (self._browsers, self._programs):
                 for name in [name for name, other in known.items() if other is client]:
                     del known[name]
+            self._retired.append(client)
 
     def close(self) -> None:
         """Nobody is let in any more; the clients that were made here end."""
         with self._lock:
             programs, self._programs = self._programs, {}
             self._browsers.clear()
-        for client in programs.values():
+        for client in (*programs.values(), *self._retired):
             client.close()
         self._empty.cleanup()
 
