@@ -71,7 +71,8 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of shape (N, V) in at least float32, for hidden states of shape (N, H)."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.to(dtype) @ self.weight.to(dtype).T
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = hidden.to(dtype) @ self.weight.to(dtype).T
         if self.bias is not None:
             logits = logits + self.bias.to(dtype)
         if self.scale != 1.0:
@@ -97,4 +98,7 @@ class Head:
             logits_grad.mul_(1 - (logits / self.softcap) ** 2)
         if self.scale != 1.0:
             logits_grad.mul_(self.scale)
-        return logits_grad @ self.weight.to(logits_grad.dtype)
+        if logits_grad.dtype == torch.float32:
+            logits_grad = logits_grad.to(self.weight.dtype)  # as the kernels do
+        with torch.autocast(logits_grad.device.type, enabled=False):
+            return logits_grad @ self.weight.to(logits_grad.dtype)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from openweights.client.questions import Question
 from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows, scored_rows
 from openweights.jobs.unsloth.tracking.multiple_choice import ask
+from openweights.jobs.unsloth.trainer_args import precision
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models import log_probs as logprobs
 from openweights.models.forward import Head, base_model
@@ -232,3 +234,21 @@ def test_choices_are_scored_as_answers(loaded: tuple[Any, Any]) -> None:
         sum(right) / 2, rel=1e-9
     )
     assert summary["accuracy"] == sum(row["correct"] for row in found.rows) / 2
+
+
+def test_logits_are_not_narrowed_by_autocast() -> None:
+    """Which on a CPU, too, lets adapters compute in the type of a bfloat16 base."""
+    torch.manual_seed(0)
+    head = Head(torch.randn(50, 16).bfloat16())
+    hidden = torch.randn(7, 16).bfloat16()
+    plain = head.logits(hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = hidden.float() @ head.weight.float().T
+        assert torch.equal(head.logits(hidden), plain) and plain.dtype == torch.float32
+        assert narrow.dtype == torch.bfloat16, "the control"
+    layer = nn.Linear(4, 4)
+    adapter = nn.Linear(4, 4)
+    for dtype, expected in ((torch.bfloat16, True), (torch.float32, False)):
+        model = nn.ModuleList([layer.to(dtype).requires_grad_(False), adapter])
+        if not torch.cuda.is_available():
+            assert precision(model) == {"bf16": expected}

@@ -72,7 +72,7 @@ from openweights.jobs.unsloth.sdft_data import (
     unpad,
 )
 from openweights.jobs.unsloth.teacher import EMATeacher
-from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
+from openweights.jobs.unsloth.trainer_args import precision, run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.adapters import active_adapter
 from openweights.models.forward import (
@@ -390,7 +390,7 @@ def sdft_train(
         DatasetError: A row cannot be used, or no row fits into `max_seq_length`.
         JobFailedError: The teacher is no better than the student.
     """
-    args = trainer_args(config)
+    args = trainer_args(config, **precision(model))
     engine = generation_engine(
         config.sdft_rollout_engine, model, tokenizer, precision=config.rollout_precision
     )

@@ -27,7 +27,7 @@ from openweights.jobs.unsloth.config.rows import is_weighted
 from openweights.jobs.unsloth.data import Example, sft_examples
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer, SummedLoss
-from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
+from openweights.jobs.unsloth.trainer_args import precision, run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import base_model
 from openweights.models.log_probs import scored_log_probs, token_scores
@@ -73,7 +73,7 @@ def sft_train(
         model=model,
         summed_loss=weighted_loss if weighted else token_loss,
         micro_batch_tokens=micro,
-        args=trainer_args(config),
+        args=trainer_args(config, **precision(model)),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(examples),
         eval_dataset=Dataset.from_list(tests) if tests else None,

@@ -7,6 +7,7 @@ import logging
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from transformers import PrinterCallback, SchedulerType, Trainer, TrainingArguments
 from trl import SFTConfig
 
@@ -75,6 +76,16 @@ def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Argu
         # accelerate says "cpu:0", to which torch.load cannot read the optimizer of a checkpoint.
         args._setup_devices = torch.device("cpu")
     return args
+
+
+def precision(model: nn.Module) -> dict[str, Any]:
+    """What a trainer on a CPU is told when the frozen weights are in bfloat16.
+
+    Adapters are then multiplied in that type, as on a GPU; else each layer would widen its input
+    for them, which takes a third more time.
+    """
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    return {} if torch.cuda.is_available() else {"bf16": torch.bfloat16 in frozen}
 
 
 def run_trainer(trainer: AnyTrainer, resume_from: str | None) -> AnyTrainer:

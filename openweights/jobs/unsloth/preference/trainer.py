@@ -23,7 +23,7 @@ from openweights.jobs.unsloth.preference.data import (
 )
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer
-from openweights.jobs.unsloth.trainer_args import run_trainer, trainer_args
+from openweights.jobs.unsloth.trainer_args import precision, run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import may_pack
 from openweights.models.tokens import eos_token_ids
@@ -66,7 +66,7 @@ def preference_train(
     trainer = StepMeanTrainer(
         model,
         summed_loss=loss,
-        args=trainer_args(config),
+        args=trainer_args(config, **precision(model)),
         processing_class=tokenizer,
         train_dataset=examples,
         eval_dataset=dataset(test_rows, "test_file") if test_rows else None,
