@@ -36,6 +36,10 @@ class TemporaryApi:
 
     While it is up, a thread renews it every minute, so that it does not end while its owner thinks.
 
+    Args:
+        timeout: Seconds after which it ends at the latest, from when it was deployed, or deployed
+            again by `up`; None for no such end.
+
     Attributes:
         job_id: The job that serves it.
         base_url, api_key, pod_id, models: Where and how it is reached, once it is up; `pod_id` is
@@ -43,8 +47,9 @@ class TemporaryApi:
         sem: As many permits as it has rows, for those who send many requests at once.
     """
 
-    def __init__(self, ow: OpenWeights, job_id: str) -> None:
+    def __init__(self, ow: OpenWeights, job_id: str, timeout: float | None = None) -> None:
         self._ow = ow
+        self._timeout = timeout
         self.job_id = job_id
         self.base_url: str | None = None
         self.api_key: str | None = None
@@ -164,7 +169,8 @@ class TemporaryApi:
         # Together, so that none is restarted after `down` has looked what there is to cancel.
         with self._changing:
             self._check_wanted(is_wanted)
-            job.restart()
+            # Before it is queued: the moment that it once was to end at may have passed.
+            job.set_timeout(self._timeout).restart()
 
     def _check_wanted(self, is_wanted: Callable[[], bool]) -> None:
         if not is_wanted():

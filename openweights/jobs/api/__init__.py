@@ -111,7 +111,7 @@ class Api(Jobs):
             adapters.insert(0, model)
         params.setdefault("max_num_seqs", 100)
         job = self.create(model=base, lora_adapters=adapters, **{"max_attempts": 1, **params})
-        return TemporaryApi(self.ow, job.id)
+        return TemporaryApi(self.ow, job.id, params.get("timeout"))
 
     def multi_deploy(
         self, models: Sequence[str], base_model_override: str | None = None, **params: Any

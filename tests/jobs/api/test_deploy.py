@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,15 @@ def test_one_that_nobody_uses_ends_and_comes_back(ow: OpenWeights, tiny: str) ->
     wait_until(lambda: job.refresh().status == "canceled")
     assert "nobody has asked for anything" in job.logs()
     api.forget()
+    # An end that has passed does not end it again.
+    ow.backend.set_timeout(job.id, datetime.now(UTC) - timedelta(minutes=1))
     assert api.up().models.list().data[0].id == tiny
+    assert job.refresh().timeout_at is None
     api.down()
+    timed = ow.api.deploy(tiny, idle_timeout=1.0, api_key="my-own-key-123", timeout=3600)
+    ends_at = ow.jobs.retrieve(timed.job_id).timeout_at
+    assert ends_at is not None and 3000 < (ends_at - datetime.now(UTC)).total_seconds() <= 3600
+    timed.down()
 
 
 def test_a_model_that_cannot_be_served(ow: OpenWeights, tmp_path: Path) -> None:

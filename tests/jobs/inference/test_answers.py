@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from openweights.errors import DatasetError
 from openweights.generation.choose import generation_engine
 from openweights.jobs.inference import InferenceConfig
 from openweights.jobs.inference.run import engine_answers
+from tests.jobs.inference.result_reader import read_results
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
@@ -47,7 +49,8 @@ def test_samples_are_a_list_and_a_function_of_the_seed(model: Any, tokenizer: An
     assert [len(row["completion"]) for row in first] == [3, 3]
     texts = [text for row in first for text in row["completion"]]
     assert len(set(texts)) == 6, "each row and each sample has random numbers of its own"
-    assert all(row["logprobs"] is None for row in first)
+    written = "".join(json.dumps({**ROW, **row}) + "\n" for row in first).encode()
+    assert read_results(written, [ROW, ROW], n=3)
     assert answers(model, tokenizer, [ROW, ROW], **params) == first
     assert answers(model, tokenizer, [ROW, ROW], seed=1, **params) != first
 
@@ -55,6 +58,7 @@ def test_samples_are_a_list_and_a_function_of_the_seed(model: Any, tokenizer: An
 def test_log_probabilities_equal_a_plain_forward(model: Any, tokenizer: Any) -> None:
     params: dict[str, Any] = {"max_tokens": 8, "logprobs": 3, "n_completions_per_prompt": 2}
     (row,) = answers(model, tokenizer, [ROW], **params)
+    read_results(json.dumps({**ROW, **row}).encode() + b"\n", [ROW], n=2, logprobs=3)
     messages = ROW["messages"]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from openweights import OpenWeights
-from openweights.client.jobs import Job
 from openweights.errors import JobFailedError
 from openweights.jobs.inference import InferenceConfig
 from openweights.jobs.inference.openai_models import PARALLEL, openai_answers
 from tests.client.conftest import QuietClient
+from tests.jobs.inference.result_reader import read_results
 from tests.openai_double import KEY, OpenAIDouble
 
 MODEL = "openai/gpt-4.1-mini"
@@ -36,11 +36,6 @@ def written(folder: Path, asked: list[dict[str, Any]]) -> str:
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in asked))
     return str(path)
-
-
-def results(ow: OpenWeights, job: Job) -> list[dict[str, Any]]:
-    assert job.outputs is not None
-    return [json.loads(line) for line in ow.files.content(job.outputs["file"]).splitlines()]
 
 
 class Asking:
@@ -132,12 +127,15 @@ def test_a_job_with_a_model_of_openai(double: OpenAIDouble, tmp_path: Path) -> N
     ow = OpenWeights()
     asked = [*rows(4), {"text": "and text", "id": 4, "max_tokens": 3, "temperature": 0.5}]
     file = written(tmp_path, asked)
-    job = ow.inference.create(model=MODEL, input_file_id=file, use_batch=False)
+    job = ow.inference.create(
+        model=MODEL, input_file_id=file, use_batch=False, n_completions_per_prompt=2, logprobs=1
+    )
     assert job.requires_vram_gb == 0
     job.wait(timeout=60)
-    found = results(ow, job)
-    assert [row["completion"] for row in found] == [*[f"ROW {n}" for n in range(4)], "AND TEXT"]
-    assert [row["id"] for row in found] == list(range(5))
+    assert job.outputs is not None
+    found = read_results(ow.files.content(job.outputs["file"]), asked, n=2, logprobs=1)
+    said = [*[f"ROW {n}" for n in range(4)], "AND TEXT"]
+    assert [row["completion"] for row in found] == [[text, f"{text}!"] for text in said]
     body = next(b for b in double.bodies if b["messages"][0]["content"] == "and text")
     assert (body["max_completion_tokens"], body["temperature"]) == (3, 0.5)
     assert KEY not in job.logs()
