@@ -1,6 +1,7 @@
 """OpenAI's API on this machine, as far as jobs use it: chat completions, files and batches.
 
-An answer is the last message in capitals, so that a test knows which one it belongs to.
+An answer is the last message in capitals, unless a test wants another, so that it
+knows which one it belongs to.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,6 +23,7 @@ class OpenAIDouble:
         bodies: Requests for completions, those of batches too.
         faults: Statuses that the next requests get instead of an answer.
         batches: By id; `polls_left` more looks find it in progress.
+        reply: What is answered to the last message.
         lines_to_lose: Rows of a batch, by custom id, that have no answer in its output.
     """
 
@@ -28,6 +31,7 @@ class OpenAIDouble:
         self.bodies: list[dict[str, Any]] = []
         self.faults: list[int] = []
         self.batches: dict[str, dict[str, Any]] = {}
+        self.reply: Callable[[str], str] = str.upper
         self.lines_to_lose: set[str] = set()
         self.at_once = self.most_at_once = 0
         self._polls = polls
@@ -57,7 +61,7 @@ class OpenAIDouble:
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             self.bodies.append(body)
-        said = str(body["messages"][-1]["content"]).upper()
+        said = self.reply(str(body["messages"][-1]["content"]))
         logprobs = {
             "content": [{"token": said, "logprob": -0.5, "bytes": None, "top_logprobs": []}]
         }

@@ -58,7 +58,7 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
     left = [index for index in range(total) if index not in parts.results]
     ow.run.log(Started(max_steps=total, from_step=total - len(left)).data())
     logger.info("%d answers, %d of them given already", total, total - len(left))
-    if left and not keep_answers(_answers(ow, config, rows, left), parts, ow, total):
+    if left and not keep_answers(given_answers(ow, config, rows, left), parts, ow, total):
         return None
     parts.save()
     scores: Scores = {}
@@ -71,7 +71,7 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
 # ---- answers -------------------------------------------------------------------------------------
 
 
-def _answers(
+def given_answers(
     ow: OpenWeights, config: AskedModels, rows: Sequence[Row], left: Sequence[int]
 ) -> Answers:
     """What the models answer; the index counts the rows of all of them, model after model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.evaluate import EvaluateConfig
+from openweights.jobs.evaluate.run import given_answers
+from openweights.jobs.evaluate.tasks import open_tasks
 from tests.cli.conftest import Ow, ow  # noqa: F401 - a fixture
 from tests.client.conftest import QuietClient
+from tests.openai_double import KEY, OpenAIDouble
 from tests.tiny_model import make_tiny_model
 
 SCORE = '''
@@ -106,6 +111,33 @@ def test_models_side_by_side(
         max_tokens=8,
     ).id == (job.id)
     client.close()
+
+
+def test_a_judge_grades_answers_and_models_of_openai_give_them(
+    home: Path, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OpenAIDouble() as double:
+        monkeypatch.setenv("OPENAI_BASE_URL", double.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        client = QuietClient()
+        models = ["openai/gpt-4.1-mini", "openai/gpt-4.1"]
+        prompts = client.files.upload(files[0], "conversations")["id"]
+        config = EvaluateConfig(
+            models=models, suite=["llm_judge"], prompts=prompts, judge="gpt-4.1", max_tokens=9
+        )
+        [task] = open_tasks(client, config)
+        total = range(2 * len(task.rows))
+        found = {i: r["completion"] for i, r, _ in given_answers(client, config, task.rows, total)}
+        assert found == dict.fromkeys(total, "HELLO")
+        assert {body["model"] for body in double.bodies} == {"gpt-4.1-mini", "gpt-4.1"}
+        assert {body["max_completion_tokens"] for body in double.bodies} == {9}
+        double.bodies.clear()
+        double.reply = lambda text: "2" if "HELLO" in text else "no number"
+        grades = task.grade(task.rows, ["HELLO", "Bye", "HELLO"])
+        assert [grade.score for grade in grades[::2]] == [0.2, 0.2] and math.isnan(grades[1].score)
+        told = [body["messages"][-1]["content"] for body in double.bodies]
+        assert any("<reference>\nYes." in text for text in told)
+        client.close()
 
 
 def test_the_command_prints_a_table(
