@@ -26,6 +26,9 @@ def right(ow: OpenWeights, file: str) -> None:
     assert_type(ow.weighted_sft.create(model="a/b", training_file=file), Job)
     ow.logprob.create(model="a/b", dataset=file, batch_size=2, priority=1)
     ow.multiple_choice.create(model="a/b", dataset=file, timeout=60)
+    ow.evaluate.create(models="a/b", suite=["gsm8k"], limit=5, cloud_type="COMMUNITY")
+    ow.inspect_ai.create(model="a/b", eval_name="inspect_evals/gsm8k", options="--limit 5")
+    ow.mmlu_pro.create(model="a/b", ntrain=5, selected_subjects="law")
     ow.exec.create(command="true", secrets=["HF_TOKEN"])
     ow.files.upload(file, purpose="conversations")
 
@@ -36,4 +39,5 @@ def wrong(ow: OpenWeights, file: str) -> None:
     ow.fine_tuning.create(model="a/b", loss="sft")  # pyright: ignore[reportCallIssue]
     ow.weighted_sft.create(model="a/b", training_file=file, loss="dpo")  # pyright: ignore[reportArgumentType]
     ow.logprob.create(model="a/b", dataset=file, cloud_type="secure")  # pyright: ignore[reportArgumentType]
+    ow.evaluate.create(models="a/b", suit=["gsm8k"])  # pyright: ignore[reportCallIssue]
     ow.exec.create(command=3)  # pyright: ignore[reportArgumentType]
