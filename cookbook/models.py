@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openweights import OpenWeights
+from openweights.models.names import full_name
 from openweights.models.smollm2 import HUB_ID, get_model
 
 LARGE = "Qwen/Qwen3-4B"
@@ -71,7 +72,7 @@ def parser(
 def choice(ow: OpenWeights, options: argparse.Namespace) -> Choice:
     """What the arguments ask for; the small model is downloaded once."""
     model = options.model or (LARGE if options.large else _small(ow))
-    return Choice(model, options.large, options.steps, options.model is not None)
+    return Choice(full_name(model), options.large, options.steps, options.model is not None)
 
 
 def choose(ow: OpenWeights, about: str | None) -> Choice:

@@ -98,14 +98,15 @@ def model_reference(model: str) -> ModelReference:
     Raises:
         ConfigError: It cannot be a model.
     """
+    head, _, rest = model.partition("/")
+    # Before folders: the results of a job may lie in one that is named after it.
+    if _TRAINING_JOB.fullmatch(head):
+        return ModelReference("job", head, rest or None)
     if is_path(model) or Path(model).is_dir():
         return ModelReference("folder", model_location(model))
     name = model.removeprefix(_OPENAI)
     if name != model and not name.startswith(_OPEN_WEIGHTS):
         return ModelReference("openai", name)
-    head, _, rest = model.partition("/")
-    if _TRAINING_JOB.fullmatch(head):
-        return ModelReference("job", head, rest or None)
     name, part = "/".join(model.split("/")[:2]), "/".join(model.split("/")[2:])
     if not _REPO.fullmatch(name) or ".." in model or any(not piece for piece in model.split("/")):
         raise ConfigError(
@@ -113,6 +114,16 @@ def model_reference(model: str) -> ModelReference:
             "a folder, nor the id of a fine-tuning job; correct it"
         )
     return ModelReference("repository", name, part or None)
+
+
+def full_name(model: str) -> str:
+    """What a model is served as: a folder's path in full, every other name as it is.
+
+    Raises:
+        ConfigError: It cannot be a model.
+    """
+    reference = model_reference(model)
+    return reference.name if reference.kind == "folder" else model
 
 
 def adapter_shape(lora: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openweights import ConfigError
-from openweights.models.names import location_here, model_location
+from openweights.models.names import full_name, location_here, model_location, model_reference
 
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -30,3 +30,18 @@ def test_a_model_below_the_home_needs_no_hub(home: Path, name: str, folder: str)
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no folder"):
         location_here(str(tmp_path / "none"))
+
+
+def test_a_folder_is_served_in_full_and_a_job_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = "ftjob-0123456789ab"
+    for name in ("model", job):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("model")
+    assert full_name("./model") == full_name("link") == str(tmp_path.resolve() / "model")
+    assert full_name("org/repo") == "org/repo" and full_name("openai/gpt-4o") == "openai/gpt-4o"
+    # Where the results of a job were downloaded to.
+    assert model_reference(job).kind == "job" and full_name(f"{job}/checkpoint-2").startswith(job)
+    assert model_reference(f"./{job}").kind == "folder"

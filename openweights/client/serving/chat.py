@@ -18,7 +18,7 @@ from openweights.client.serving.openai_clients import Clients
 from openweights.client.serving.temporary_api import UP_TIMEOUT_S, TemporaryApi
 from openweights.errors import ConfigError, InvalidStateError, NotFoundError, PlatformError
 from openweights.events import Checkpoint
-from openweights.models.names import model_reference
+from openweights.models.names import full_name, model_reference
 
 if TYPE_CHECKING:
     from openweights.client import OpenWeights
@@ -289,7 +289,7 @@ class Deployments:
     def _bring_up(self, model: str, api: TemporaryApi, future: Future[Target]) -> None:
         def target() -> Target:
             api.come_up(UP_TIMEOUT_S, lambda: self._apis.get(model) is api)
-            return Target(api.clients, model, api)
+            return Target(api.clients, full_name(model), api)
 
         _resolve(future, target)
 

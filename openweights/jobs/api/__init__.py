@@ -16,6 +16,7 @@ from openweights.jobs.model_source import adapter_base, job_base, pinned_model
 from openweights.models.names import (
     AnyModel,
     ChatTemplate,
+    full_name,
     guessed_vram_gb,
     model_reference,
 )
@@ -95,7 +96,8 @@ class Api(Jobs):
     ) -> TemporaryApi:
         """Serve a model, which may be an adapter or a fine-tuning job.
 
-        Use it as a context manager, whose value is an OpenAI client, or call `up` and `down`.
+        Use it as a context manager, whose value is an OpenAI client, or call `up` and `down`. A
+        folder is served under its full path.
 
         Args:
             model: What `ApiConfig.model` or one of its `lora_adapters` can be.
@@ -106,6 +108,7 @@ class Api(Jobs):
             ConfigError: A parameter is wrong, or a model is not there.
         """
         adapters = list(lora_adapters or ())
+        model = full_name(model)
         base = adapter_base(self.ow, model)
         if base != model:
             adapters.insert(0, model)
@@ -127,18 +130,14 @@ class Api(Jobs):
             The deployment of each model, by its name.
         """
         adapters: dict[str, list[str]] = {}
-        for model in dict.fromkeys(models):
+        for model in dict.fromkeys(map(full_name, models)):
             base = base_model_override or adapter_base(self.ow, model)
             adapters.setdefault(base, [])
             if model != base:
                 adapters[base].append(model)
         apis = {base: self.deploy(base, sorted(own), **params) for base, own in adapters.items()}
-        return {
-            model: apis[base]
-            for base, own in adapters.items()
-            for model in (base, *own)
-            if model in models
-        }
+        served = {name: apis[base] for base, own in adapters.items() for name in (base, *own)}
+        return {model: served[full_name(model)] for model in models}
 
     # ---- the job ---------------------------------------------------------------------------------
 

@@ -136,7 +136,7 @@ def test_a_model_that_cannot_be_served(ow: OpenWeights, tmp_path: Path) -> None:
 
 
 def test_what_deploying_refuses_and_how_models_are_grouped(
-    home: Path, tiny: str, tmp_path: Path
+    home: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ow = QuietClient()
     adapter = tmp_path / "adapter"
@@ -160,6 +160,12 @@ def test_what_deploying_refuses_and_how_models_are_grouped(
     assert params["model"] == tiny and params["lora_adapters"] == [str(adapter)]
     assert job.id.startswith("apijob-") and (job.type, job.max_attempts) == ("api", 1)
     assert ow.api.deploy(str(adapter), max_model_len=64).job_id == job.id
+    # However a folder is written, it is the same one.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tiny)
+    linked = ow.api.multi_deploy(["link", "./adapter"], max_model_len=64)
+    assert list(linked) == ["link", "./adapter"]
+    assert linked["link"].job_id == linked["./adapter"].job_id == job.id
     other = ow.jobs.retrieve(apis["org/other"].job_id).params["validated_params"]
     assert other["api_key"] != params["api_key"]
     ow.close()
