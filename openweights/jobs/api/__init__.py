@@ -130,8 +130,9 @@ class Api(Jobs):
             The deployment of each model, by its name.
         """
         adapters: dict[str, list[str]] = {}
+        override = full_name(base_model_override) if base_model_override else None
         for model in dict.fromkeys(map(full_name, models)):
-            base = base_model_override or adapter_base(self.ow, model)
+            base = override or adapter_base(self.ow, model)
             adapters.setdefault(base, [])
             if model != base:
                 adapters[base].append(model)
