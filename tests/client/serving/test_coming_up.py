@@ -185,11 +185,14 @@ def test_a_program_does_not_wait_for_what_it_has_given_up(ow: QuietClient, tmp_p
 
 def test_down_of_one_that_ends_by_itself(ow: QuietClient, server: Any, tmp_path: Path) -> None:
     api = ow.api.deploy(model_folder(tmp_path))
+    run = take(ow).run
     looked = ow.jobs.retrieve(api.job_id)
-    ow.jobs.cancel(api.job_id)
+    ow.backend.finish_run(run.id, run.attempt, "failed", error="no memory")
+    with pytest.raises(InvalidStateError):
+        looked.cancel()
     ow.jobs.retrieve = lambda *_: looked  # type: ignore[method-assign]
     api.down()
-    assert ow.backend.get_job(api.job_id).status == "canceled"
+    assert ow.backend.get_job(api.job_id).status == "failed"
 
 
 def test_connections_are_released_with_the_deployment(
