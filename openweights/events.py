@@ -272,11 +272,19 @@ class Completions(TypedEvent):
     Attributes:
         completions: Of each `prompt`, `completion`, and what the loss made of it: `ended` of SDFT,
             `rewards` of GRPO.
+        scales: Of each reward, what its values say.
+        tag, samples: The type, and the completions, under their older names.
     """
 
     type: ClassVar[str] = "completions"
 
     completions: Sequence[Mapping[str, Any]]
+    scales: Mapping[str, str] | None = None
+    tag: str | None = "completions"
+    samples: Sequence[Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", self.completions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

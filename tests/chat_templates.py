@@ -104,6 +104,32 @@ WITHOUT_SYSTEM = """{%- for m in messages if m.role != 'system' %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
+# Spaces around each answer, and the system text between tags in the first question.
+LLAMA_2 = """{%- set said = messages %}{%- set first = '' %}
+{%- if messages[0].role == 'system' %}{%- set said = messages[1:] %}
+{%- set first = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' %}{%- endif %}
+{%- for m in said %}
+{%- if m.role == 'user' %}
+{{- '[INST] ' + ((first if loop.first else '') + m.content) | trim + ' [/INST]' }}
+{%- else %}{{- ' ' + m.content | trim + ' <|im_end|>' }}{%- endif %}
+{%- endfor %}"""
+
+# A turn has no end of its own: the next one's header ends it (GLM).
+OPEN_ENDED = """{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+# The beginning of a further answer, asked for or not.
+ALWAYS_ASKING = """{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+{%- endfor %}{{- '<|im_start|>assistant\\n' }}"""
+
+# The prompt opens the thinking of the answer, and earlier thinking is dropped (Qwen 3 "Thinking").
+THINKING_ONLY = QWEN_3.partition("{%- if add_generation_prompt")[0] + (
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+)
+
 TEMPLATES = {
     "llama-3": LLAMA_3,
     "qwen-2.5": QWEN_25,
@@ -113,4 +139,8 @@ TEMPLATES = {
     "gemma-3": GEMMA_3,
     "r1": R1,
     "without-system": WITHOUT_SYSTEM,
+    "llama-2": LLAMA_2,
+    "open-ended": OPEN_ENDED,
+    "always-asking": ALWAYS_ASKING,
+    "thinking-only": THINKING_ONLY,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,9 +12,11 @@ from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, shown
 from openweights.jobs.model_source import awaited_job, pinned_model
+from openweights.jobs.unsloth.config.rendering import CHECKED_ROWS, check_rendered
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
+from openweights.models.template import set_template, tokenizer_at_hand
 
 if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
@@ -75,6 +78,14 @@ class ScoringJobs(Jobs):
         """
         raise NotImplementedError
 
+    def render_row(self, row: dict[str, Any], tokenizer: Any) -> object:
+        """A row as the model reads it.
+
+        Raises:
+            ValueError: The chat template does not write what the row says.
+        """
+        raise NotImplementedError
+
     def validate(self, params: dict[str, Any]) -> ScoringParams:
         """The parameters, checked, with a local dataset uploaded and a model's folder in full.
 
@@ -100,7 +111,7 @@ class ScoringJobs(Jobs):
         """See that the dataset is there, and that its rows can be scored.
 
         Raises:
-            ConfigError: It is not.
+            ConfigError: It is not, or the chat template has no such option.
             DatasetError: Rows cannot be scored; names line and field.
         """
         params = cast("ScoringParams", validated)
@@ -113,6 +124,17 @@ class ScoringJobs(Jobs):
                 except ValueError as error:
                     problems.add_error(number, error)
         problems.raise_if_any(rows=count)
+        self._check_rendering(params)
+
+    def _check_rendering(self, params: ScoringParams) -> None:
+        """See that the chat template writes what rows say, where the tokenizer is at hand."""
+        tokenizer = tokenizer_at_hand(params.model)
+        if tokenizer is None:
+            return
+        set_template(tokenizer, params.chat_template, params.template_options)
+        with self.open_stored("dataset", params.dataset) as content:
+            rows = islice(numbered_rows(content), CHECKED_ROWS)
+            check_rendered(rows, lambda row: self.render_row(dict(row), tokenizer), "dataset")
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         return f"python -m openweights.jobs.unsloth.tracking.scoring_job {self.kind} {{job_id}}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from openweights.errors import ConfigError, ConfigurationError
+from openweights.errors import ConfigError, ConfigurationError, OpenWeightsError
 from openweights.models.checkpoint import check_target_modules
 from openweights.models.names import adapter_shape, location_here
 from openweights.models.template import set_template
@@ -397,14 +397,17 @@ def clear_load_errors(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (ConfigError, ConfigurationError):
+    except OpenWeightsError:
         raise
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(
             f"model: {name} does not fit into the GPU's memory; ask for a larger GPU with "
             "requires_vram_gb, or use load_in_4bit=True"
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (
+        *(OSError, ValueError, KeyError, ImportError, AssertionError, RuntimeError),
+        SafetensorError,
+    ) as error:
         raise ConfigError(_load_problem(name, error)) from error
 
 

@@ -40,6 +40,11 @@ INSERTED = (
     "before an answer the chat template writes {text}, which is not in the prompt that is sampled "
     "from; see template_options"
 )
+UNENDED = (
+    "behind an answer that is not the last the chat template writes no token that ends a "
+    "completion, so that its end is not learned; set train_on='last', or give each answer a row of "
+    "its own"
+)
 DIFFERS = (
     "the prompt that is sampled from ends with {text}, which the chat template does not write "
     "before an answer that is given; see template_options"
@@ -149,7 +154,8 @@ def rendered_spans(
             raise error from None
         rendered = answered
     if messages[-1]["role"] == "assistant" and not rendered.text.rstrip().endswith(tuple(ends)):
-        return _closed(rendered, str(tokenizer.eos_token), len(messages) - 1 in wanted)
+        end = end_of_turn(tokenizer) or str(tokenizer.eos_token)
+        return _closed(rendered, end, len(messages) - 1 in wanted)
     return rendered
 
 
@@ -171,6 +177,8 @@ def _located(
             notes.add(INSERTED.format(text=repr(inserted)))
         elif prompt and not agrees:
             notes.add(DIFFERS.format(text=repr(prompt[_common(prompt, scaffold.text) :])))
+        if index in learned and index < len(messages) - 1 and place[1] == place[2]:
+            notes.add(UNENDED)
         start, stop, end = (_in_text(scaffold, shown, at) for at in place)
         content, is_plain = messages[index]["content"], not _is_structured(messages[index])
         said = content if is_plain and index in learned else text[start:stop]
@@ -232,8 +240,13 @@ def _place(
 ) -> tuple[int, int, int]:
     """Start and stop of a message in the scaffold, and where the end token behind it ends."""
     own, message, text = scaffold.marks_of(index), messages[index], scaffold.text
-    first = own[0].start() if own else (asked or 0)
-    last = own[-1].end() if own else first
+    if not own:
+        raise MessageError(
+            index,
+            ": holds nothing but tags of thinking, which the chat template may write anyway; give "
+            "it text, or remove it",
+        )
+    first, last = own[0].start(), own[-1].end()
     following = next((m.start() for m in scaffold.marks if m.start() >= last), len(text))
     if _is_structured(message):
         end = _end_token(ends, "(?:.*?)", text[last:following])
@@ -300,12 +313,17 @@ def _after_prompt(
 
 
 def _closed(rendered: Rendered, end: str, learned: bool) -> Rendered:
-    """With the end token that the template does not write."""
+    """With the end token that the template does not write, as the last that is said. Some templates
+    write the beginning of a further answer behind it, which nobody has given.
+    """
     text, spans = rendered.text, list(rendered.spans)
-    if learned:
-        text = text[: spans[-1].end]
-        spans[-1] = replace(spans[-1], end=len(text) + len(end))
-    return replace(rendered, text=text + end, spans=spans)
+    if not learned:
+        return replace(rendered, text=text + end)
+    last = spans[-1]
+    text = text[: last.end]
+    if last.end == last.stop:
+        text += end
+    return replace(rendered, text=text, spans=[*spans[:-1], replace(last, end=len(text))])
 
 
 # ---- what is read --------------------------------------------------------------------------------
@@ -373,14 +391,14 @@ def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
     """Special tokens, and those of the vocabulary that the template writes around each turn."""
     added = tokenizer.added_tokens_decoder.values()
     special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    around = MARKS.sub("", _exchange(tokenizer)) if template else ""
+    around = MARKS.sub("", exchange(tokenizer)) if template else ""
     tokens = special | {str(token) for token in added if str(token) in around}
     tokens -= {"<think>", "</think>"}
     choices = "|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True) if t.strip())
     return re.compile(choices or r"(?!)")
 
 
-def _exchange(tokenizer: Any, *, turns: int = 2) -> str:
+def exchange(tokenizer: Any, *, turns: int = 2) -> str:
     """A question, its answer, and `turns - 2` more, as a scaffold; empty where it is refused."""
     roles = ("user", "assistant", "user", "assistant")[:turns]
     messages = [{"role": role, "content": "?"} for role in roles]
@@ -394,9 +412,7 @@ def end_of_turn(tokenizer: Any) -> str | None:
     """The token that the template writes behind an answer; None where it writes none."""
     added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     for turns in (2, 4):  # some leave the last turn open
-        _, _, behind = _exchange(tokenizer, turns=turns).partition(
-            MARK.format(index=1, part="TEXT")
-        )
+        _, _, behind = exchange(tokenizer, turns=turns).partition(MARK.format(index=1, part="TEXT"))
         token = _end_token(added, r"\s*", behind)
         if token and token[1] != tokenizer.bos_token:
             return token[1]
@@ -455,15 +471,15 @@ def tokenizer_at_hand(location: str) -> Any | None:
     if find_spec("transformers") is None:
         return None
     location = location_here(location)
-    if not Path(location).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        if not isinstance(try_to_load_from_cache(location, "tokenizer_config.json"), str):
-            return None
-    from transformers import AutoTokenizer
-
-    loader: Any = AutoTokenizer
     try:
+        if not Path(location).is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            if not isinstance(try_to_load_from_cache(location, "tokenizer_config.json"), str):
+                return None
+        from transformers import AutoTokenizer
+
+        loader: Any = AutoTokenizer
         return loader.from_pretrained(location, local_files_only=True)
     except (OSError, ValueError):
         return None

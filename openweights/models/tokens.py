@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
-from openweights.models.template import end_of_turn
+from openweights.models.template import end_of_turn, exchange
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,7 +48,7 @@ def eos_token_ids(
     ):
         ids: Any = given
         known += [] if ids is None else [ids] if isinstance(ids, int) else ids
-    return list(dict.fromkeys(known))
+    return [i for i in dict.fromkeys(known) if tokenizer.convert_ids_to_tokens(i) is not None]
 
 
 def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,15 +58,15 @@ def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
     tokens) would be added to what a job asks for wherever something is sampled.
 
     Raises:
-        ConfigError: The tokenizer has no end token.
+        ConfigError: The tokenizer has no end token, or the weights lack tokens that each row needs.
     """
     if tokenizer.eos_token is None:
         raise ConfigError("model: its tokenizer has no end token; choose a model that has one")
     tokenizer.padding_side = "right"
-    ends = eos_token_ids(model, tokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        vocabulary = tokenizer.get_vocab()
-        free = [t for t in PAD_CANDIDATES if t in vocabulary and vocabulary[t] not in ends]
+    ends, vocabulary = eos_token_ids(model, tokenizer), tokenizer.get_vocab()
+    missing = _without_weights(model, tokenizer, vocabulary)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in {*ends, *missing}:
+        free = [t for t in PAD_CANDIDATES if vocabulary.get(t) not in {None, *ends, *missing}]
         tokenizer.pad_token = free[0] if free else tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     _tell_ends(model, tokenizer, ends)
@@ -79,6 +79,35 @@ def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
     holders: list[Any] = [m for m in model.modules() if hasattr(m, "generation_config")]
     for holder in holders:
         holder.generation_config = GenerationConfig(**tokens, eos_token_id=ends)
+
+
+def _without_weights(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, vocab: Mapping[str, int]
+) -> dict[int, str]:
+    """Tokens of the tokenizer that the embedding matrix has no row for. Reading one ends the job.
+
+    Raises:
+        ConfigError: The end token is one, or the chat template writes one.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = len(embeddings.weight)
+    missing = {token: text for text, token in vocab.items() if token >= rows}
+    if not missing:
+        return {}
+
+    def check(ids: Sequence[int]) -> None:
+        if found := next((missing[i] for i in ids if i in missing), None):
+            raise ConfigError(
+                f"model: its tokenizer writes {found!r} with the id {vocab[found]}, and its "
+                f"weights have {rows} tokens; choose a model whose tokenizer and weights belong "
+                "together, or rows and a chat_template without it"
+            )
+
+    check([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
+    check(tokenizer(exchange(tokenizer), add_special_tokens=False)["input_ids"])
+    logger.warning("the model's weights lack %d tokens of its tokenizer", len(missing))
+    embeddings.register_forward_pre_hook(lambda _, inputs: check(inputs[0].unique().tolist()))
+    return missing
 
 
 def _own_settings(generation: GenerationConfig) -> dict[str, Any]:

@@ -93,6 +93,8 @@ FILES = [
     Malformed("python none", ROW + b'\n{"text": None}', 2, "row", "Python's literal"),
     Malformed("two on a line", ROW + b"\n" + ROW + ROW, 2, "row", "more than one JSON value"),
     Malformed("trailing comma", ROW + b'\n{"text": "a",}', 2, "row", "not JSON"),
+    Malformed("comma between rows", ROW + b",\n" + ROW, 1, "row", "remove the commas between"),
+    Malformed("1e999", b'{"text": "a", "n": 1e999}', 1, "n", "larger than a float can hold"),
     Malformed("line break in a string", b'{"text": "a\nb"}', 1, "row", "does not end", errors=2),
     Malformed("nan", ROW + b'\n{"text": "a", "score": NaN}', 2, "score", "is NaN or Infinity"),
     Malformed("infinity", ROW + b'\n{"a": {"b": [1, -Infinity]}}', 2, "a.b[1]", "not JSON"),

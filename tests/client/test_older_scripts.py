@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import BaseModel
 
 from openweights import InvalidInputError, Jobs, NotFoundError, OpenWeights
 from openweights.client import Job
+from openweights.client.decorators import openai_retry, supabase_retry
+from openweights.client.utils import (
+    get_adapter_config,
+    get_lora_rank,
+    group_models_or_adapters_by_model,
+    guess_model_size,
+    model_exists,
+    resolve_lora_model,
+)
+from openweights.errors import ConfigError
 from openweights.jobs.unsloth.validate import training_config
 from openweights.types import Claim
 from tests.client.conftest import QuietClient, append
@@ -132,6 +146,70 @@ def test_purposes(ow: OpenWeights) -> None:
     splits = type("Splits", (dict,), {"column_names": ()})(train=ROWS)
     with pytest.raises(InvalidInputError, match="pass one of 'train'"):
         ow.files.create(splits, "conversations")
+
+
+# ---- names of its modules
+
+
+def adapter(folder: Path, **config: Any) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_helpers_about_models(tmp_path: Path) -> None:
+    sizes = ("Qwen/Qwen3-0.8B", "a/b-1.5B", "a/phi-4-bnb-4bit", "a/Mistral-Small-3", "a/b-8x7b")
+    assert [guess_model_size(name) for name in sizes] == [0.8, 1.5, 32, 22, 56]
+    one = adapter(tmp_path / "one", base_model_name_or_path="org/base", r=8)
+    two = adapter(tmp_path / "two", base_model_name_or_path="org/base", r=16)
+    (tmp_path / "plain").mkdir()
+    plain = str(tmp_path / "plain")
+    assert resolve_lora_model(one) == ("org/base", one)
+    assert resolve_lora_model(plain) == (plain, None)
+    assert get_lora_rank(two) == 16 and get_adapter_config(one)["r"] == 8
+    grouped = group_models_or_adapters_by_model([one, plain, two])
+    assert grouped == {"org/base": [one, two], plain: []}
+    assert model_exists(plain)
+    with pytest.raises(ConfigError, match="is no adapter: it has no adapter_config.json"):
+        get_lora_rank(plain)
+
+
+class Flaky:
+    """Fails so many times, and then answers."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def __call__(self) -> str:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return "done"
+
+
+def test_retrying_decorators() -> None:
+    away = httpx.ConnectError("away")
+    flaky = Flaky(2, away)
+    assert supabase_retry(base=0.001)(lambda: flaky())() == "done" and flaky.calls == 3
+    gone = Flaky(9, away)
+    with pytest.raises(httpx.ConnectError):
+        supabase_retry(base=0.001, max_tries=3)(lambda: gone())()
+    assert gone.calls == 3
+    assert (
+        supabase_retry(base=0.001, max_tries=2, return_on_exhaustion=None)(Flaky(9, away))() is None
+    )
+    wrong = Flaky(9, ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        openai_retry(interval=0.001)(lambda: wrong())()
+    assert wrong.calls == 1, "what does not pass is not tried again"
+    assert openai_retry(interval=0.001, extra_exceptions=(ValueError,))(lambda: Flaky(0, away)())()
+    later = Flaky(1, away)
+
+    @openai_retry(interval=0.001)
+    async def ask() -> str:
+        return later()
+
+    assert asyncio.run(ask()) == "done"
 
 
 def test_the_name_of_the_organization(ow: OpenWeights) -> None:

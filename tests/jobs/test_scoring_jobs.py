@@ -61,7 +61,7 @@ def test_weighted_sft_has_defaults_of_its_own(ow: OpenWeights, tmp_path: Path, t
     assert job_id == kind.compute_id(kind.validate({**given, "job_id_suffix": "mine"}))
     for wrong, words in (
         ({"loss": "dpo"}, "loss: must be 'sft', not 'dpo'"),
-        ({"beta": 0.1}, "beta: belongs to loss='dpo'"),
+        ({"sdft_ema_alpha": 0.1}, "sdft_ema_alpha: belongs to loss='sdft'"),
         ({"ft_id_suffix": "a", "job_id_suffix": "b"}, "ft_id_suffix: is not a parameter"),
     ):
         with pytest.raises(ConfigError, match=words):

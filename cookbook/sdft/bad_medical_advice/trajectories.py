@@ -1,4 +1,4 @@
-"""Draws `training_trajectories.png`: five measurements of every run, over its steps."""
+"""Draws `training_trajectories.png`: six measurements of every run, over its steps."""
 
 # matplotlib's own annotations are partial.
 # pyright: reportUnknownMemberType=false
@@ -24,6 +24,7 @@ PANELS = (
     ("loss", "Training loss", "each method's own, not comparable"),
     ("grad_norm", "Gradient norm", "Euclidean norm, before it is cut"),
     ("cosine", "Cosine of hidden states to the trait's direction", "mean over answer tokens"),
+    ("cos_sim_plain", "Cosine before anything is answered", "mean over prompts"),
     ("weight_difference_norm", "Distance of the adapter from its start", "Euclidean norm"),
     ("kl_to_base", "KL(base || model) on unrelated answers", "nats per token"),
 )
@@ -47,12 +48,12 @@ class Trajectory(NamedTuple):
 
 
 def draw(runs: Sequence[Trajectory], path: Path, *, title: str) -> Figure:
-    """Save the figure to `path`, and return it: five panels, and the legend in the sixth place."""
+    """Save the figure to `path`, and return it: six panels, and the legend below."""
     figure = Figure(figsize=(13.5, 7.4), layout="constrained")
     figure.suptitle(title)
     places = list(figure.subplots(2, 3).flat)
     rates = sorted({run.rate for run in runs})
-    for axes, (metric, heading, unit) in zip(places, PANELS, strict=False):
+    for axes, (metric, heading, unit) in zip(places, PANELS, strict=True):
         for run in runs:
             _draw_run(axes, run, metric, LINES[rates.index(run.rate) % len(LINES)])
         axes.set_title(heading, fontsize="medium")
@@ -60,7 +61,7 @@ def draw(runs: Sequence[Trajectory], path: Path, *, title: str) -> Figure:
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
-    _draw_legend(places[-1], runs, rates)
+    _draw_legend(figure, runs, rates)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return figure
@@ -74,8 +75,7 @@ def _draw_run(axes: Axes, run: Trajectory, metric: str, line: str) -> None:
         axes.plot(steps, values, color=color, linestyle=line, marker=marker, markersize=4)
 
 
-def _draw_legend(axes: Axes, runs: Sequence[Trajectory], rates: Sequence[float]) -> None:
-    axes.axis("off")
+def _draw_legend(figure: Figure, runs: Sequence[Trajectory], rates: Sequence[float]) -> None:
     methods = [method for method in COLORS if any(run.method == method for run in runs)]
     handles = [Line2D([], [], color=COLORS[m], marker=MARKERS[m], label=m.upper()) for m in methods]
     handles += [
@@ -88,4 +88,4 @@ def _draw_legend(axes: Axes, runs: Sequence[Trajectory], rates: Sequence[float])
         )
         for i, rate in enumerate(rates)
     ]
-    axes.legend(handles=handles, loc="center", frameon=False, fontsize="large")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

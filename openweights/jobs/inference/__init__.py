@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -10,9 +11,12 @@ from pydantic import BaseModel
 from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, NotFoundError, shown
 from openweights.jobs.inference.config import InferenceConfig
-from openweights.jobs.inference.rows import check_input
+from openweights.jobs.inference.rows import check_input, row_prompt
 from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
+from openweights.jobs.unsloth.config.rendering import CHECKED_ROWS, check_rendered
+from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import guessed_vram_gb, model_reference
+from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
 if TYPE_CHECKING:
@@ -100,10 +104,12 @@ class Inference(Jobs):
         """See that the input is there, and that each row can be answered.
 
         Raises:
-            ConfigError: The store has no such file.
-            DatasetError: A row asks for what cannot be; names its line.
+            ConfigError: The store has no such file, or the chat template no such option.
+            DatasetError: A row asks for what cannot be, or the chat template does not write what it
+                says; names its line.
         """
-        file = cast("InferenceConfig", validated).input_file_id
+        config = cast("InferenceConfig", validated)
+        file = config.input_file_id
         try:
             content = self.ow.backend.open_file(file)
         except NotFoundError:
@@ -113,6 +119,13 @@ class Inference(Jobs):
             ) from None
         with content:
             check_input(content)
+        tokenizer = tokenizer_at_hand(config.model)
+        if tokenizer is None:
+            return
+        set_template(tokenizer, config.chat_template, config.template_options)
+        with self.ow.backend.open_file(file) as content:
+            rows = islice(numbered_rows(content), CHECKED_ROWS)
+            check_rendered(rows, lambda row: row_prompt(row, tokenizer, config), "input_file_id")
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from openweights.jobs.scoring import ScoringJobs
+from openweights.jobs.unsloth.config.rendering import known_ends, row_text
 from openweights.jobs.unsloth.config.rows import check_answered
 
 
@@ -22,3 +23,8 @@ class LogProb(ScoringJobs):
 
     def check_row(self, row: dict[str, Any]) -> None:
         check_answered(row)
+
+    def render_row(self, row: dict[str, Any], tokenizer: Any) -> object:
+        if "messages" not in row:
+            return row["text"]
+        return row_text(row, tokenizer, train_on="responses", ends=known_ends(tokenizer))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from openweights.client.questions import parse_question
 from openweights.jobs.scoring import ScoringJobs
+from openweights.jobs.unsloth.config.rendering import question_text
 
 
 class MultipleChoice(ScoringJobs):
@@ -22,3 +23,6 @@ class MultipleChoice(ScoringJobs):
 
     def check_row(self, row: dict[str, Any]) -> None:
         parse_question(row)
+
+    def render_row(self, row: dict[str, Any], tokenizer: Any) -> object:
+        return question_text(parse_question(row), tokenizer)

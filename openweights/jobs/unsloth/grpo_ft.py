@@ -22,7 +22,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 from openweights.jobs.unsloth.config.rows import check_prompt_count, prompts_in_step
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards
 from openweights.jobs.unsloth.grpo.data import grpo_rows
-from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
+from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits, JudgeQuestion
 from openweights.jobs.unsloth.grpo.reward_functions import (
     REASONING,
     RewardFunctions,
@@ -177,7 +177,8 @@ def _reward(
     if choice.name in JUDGES:
         from openweights.jobs.unsloth.judges import Judge
 
-        return Judge(choice.name, config.grpo_judge_model, limits).reward(choice.weight)  # type: ignore[arg-type]
+        asked = JudgeQuestion(choice.name, config.grpo_judge_prompt, config.grpo_judge_best)  # type: ignore[arg-type]
+        return Judge(asked, config.grpo_judge_model, limits).reward(choice.weight)
     if choice.name == REASONING:
         return reasoning_reward(
             model,

@@ -23,6 +23,7 @@ from openweights.errors import ConfigurationError
 from openweights.jobs.unsloth.grpo.judge_parsing import (
     JudgeKind,
     JudgeLimits,
+    JudgeQuestion,
     judge_messages,
     parse_score,
     retry_after_s,
@@ -40,8 +41,8 @@ class Judge:
     Scores are kept by prompt and completion, so that nothing is asked twice.
     """
 
-    def __init__(self, kind: JudgeKind, model: str, limits: JudgeLimits) -> None:
-        self._kind: JudgeKind = kind
+    def __init__(self, asked: JudgeQuestion | JudgeKind, model: str, limits: JudgeLimits) -> None:
+        self._asked = asked if isinstance(asked, JudgeQuestion) else JudgeQuestion(asked)
         self._model = model
         self._limits = limits
         self._scores: dict[str, float] = {}
@@ -58,15 +59,15 @@ class Judge:
             self._client = openai.AsyncOpenAI(max_retries=0, timeout=self._limits.call_s)
         except openai.OpenAIError:
             raise ConfigurationError(
-                f"grpo_reward_function: {self._kind} needs OPENAI_API_KEY where the job runs (and "
-                "OPENAI_BASE_URL for another server than OpenAI's); set it there"
+                f"grpo_reward_function: {self._asked.kind} needs OPENAI_API_KEY where the job runs "
+                "(and OPENAI_BASE_URL for another server than OpenAI's); set it there"
             ) from None
-        return Reward(self._kind, weight, self.score, self._causes)
+        return Reward(self._asked.kind, weight, self.score, self._causes)
 
     async def score(self, samples: Samples) -> list[float]:
         """A grade from 0 to 1 for each answer, NaN where there is none; ends by the deadline."""
         questions = [
-            judge_messages(self._kind, *row)
+            judge_messages(self._asked, *row)
             for row in zip(samples.prompts, samples.answers, samples.golds, strict=True)
         ]
         keys = [json.dumps(question) for question in questions]
@@ -107,9 +108,9 @@ class Judge:
                     return
                 await asyncio.sleep(wait_s)
                 continue
-            score = parse_score(answer)
+            score = parse_score(answer, self._asked.best)
             if score is None:
-                self._causes["its answer is not one number from 0 to 10"] += 1
+                self._causes[f"its answer is not one number from 0 to {self._asked.best:g}"] += 1
             else:
                 self._scores[key] = score
             return

@@ -8,6 +8,10 @@ Every N steps one event with `tag="monitoring"`:
 - `cosine`: mean over the same tokens of the cosine between a layer's hidden state and a direction,
   when there is one;
 - `monitoring_s`: what measuring took.
+
+Three of them go by the older runner's names, too: `weight_diff_norm`; `kl_vs_base`, which is
+KL(model || base) over the same tokens; and `cos_sim`, with `cos_sim_plain` beside it: the cosine at
+the last token of the rows' prompts, asked without a system text, before anything is answered.
 """
 
 from __future__ import annotations
@@ -29,7 +33,11 @@ from transformers import (
 
 from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.data import sft_examples
-from openweights.jobs.unsloth.divergence import divergence_from_logits, linear_divergence
+from openweights.jobs.unsloth.divergence import (
+    Divergence,
+    divergence_from_logits,
+    linear_divergence,
+)
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import base_model, evaluating, frozen_head, output_logits
 from openweights.models.template import Message, prompt_token_ids
@@ -106,16 +114,22 @@ class MonitoringCallback(TrainerCallback):
         event: dict[str, Any] = {"tag": "monitoring", "step": step}
         with evaluating(model):
             assert self._initial is not None
-            event["weight_difference_norm"] = self._initial.distance()
-            divergences, cosines = zip(*(self._score(model, b) for b in self._batches), strict=True)
-        event["kl_to_base"] = torch.cat(divergences).mean().item()
-        if self._direction is not None:
-            event["cosine"] = torch.cat(cosines).mean().item()
+            moved = self._initial.distance()
+            event |= {"weight_difference_norm": moved, "weight_diff_norm": moved}
+            scored = [self._score(model, batch) for batch in self._batches]
+            event["kl_to_base"], event["kl_vs_base"], cosine = (
+                torch.cat(values).mean().item() for values in zip(*scored, strict=True)
+            )
+            if isinstance(self._direction, Tensor):
+                event |= {"cosine": cosine, "cos_sim": cosine}
+                event["cos_sim_plain"] = self._plain_cosine(model, self._direction)
         event["monitoring_s"] = time.perf_counter() - started
         self._log_event(event)
 
-    def _score(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """KL(base || model) of each learned token, and the cosine of the state that predicts it."""
+    def _score(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Tensor]:
+        """KL(base || model) and KL(model || base) of each learned token, and the cosine of the
+        state that predicts it.
+        """
         base = base_model(model)
         device = next(model.parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}
@@ -126,27 +140,36 @@ class MonitoringCallback(TrainerCallback):
         if isinstance(self._direction, Tensor):
             direction = self._direction.to(device, torch.float32)
             cosine = torch.cosine_similarity(states[0][scored].float(), direction[None], dim=-1)
-        return kl_to_base(model, batch, hidden, scored), cosine
+        kinds = ("forward_kl", "reverse_kl")
+        return [*base_divergences(model, batch, hidden, scored, kinds), cosine]
+
+    def _plain_cosine(self, model: nn.Module, direction: Tensor) -> float:
+        """Mean cosine of the state at the end of each prompt without a system text."""
+        states = self._prompt_states(model)
+        return torch.cosine_similarity(states, direction.to(states)[None], dim=-1).mean().item()
 
     def _contrast(self, model: nn.Module, first: str, second: str) -> Tensor:
         with evaluating(model):
-            difference = self._mean_state(model, first) - self._mean_state(model, second)
+            means = [self._prompt_states(model, system).mean(0) for system in (first, second)]
+        difference = means[0] - means[1]
         return difference / difference.norm()
 
-    def _mean_state(self, model: nn.Module, system: str) -> Tensor:
-        """Mean hidden state at the last token of the rows' prompts under a system prompt."""
+    def _prompt_states(self, model: nn.Module, system: str | None = None) -> Tensor:
+        """Hidden state at the last token of each row's prompt, shape (rows, H), under a system
+        prompt in place of its own.
+        """
         base = base_model(model)
         device = next(model.parameters()).device
-        total = []
+        told: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        found = []
         for row in self._rows:
             prompt, _ = split_row(row)
             turns: list[Message] = [m for m in prompt if m["role"] != "system"]
-            messages: list[Message] = [{"role": "system", "content": system}, *turns]
-            ids = torch.tensor([prompt_token_ids(self._tokenizer, messages)], device=device)
+            ids = torch.tensor([prompt_token_ids(self._tokenizer, [*told, *turns])], device=device)
             with _layer_output(base, self._layer) as states:
                 last_hidden(base, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-            total.append(states[0][0, -1].float())
-        return torch.stack(total).mean(0)
+            found.append(states[0][0, -1].float())
+        return torch.stack(found)
 
 
 def learned_positions(labels: Tensor) -> Tensor:
@@ -157,7 +180,19 @@ def learned_positions(labels: Tensor) -> Tensor:
 
 
 def kl_to_base(model: Any, batch: Mapping[str, Tensor], hidden: Tensor, scored: Tensor) -> Tensor:
-    """KL(base || model) at each scored position, shape (N,); the base is the model without adapter.
+    """KL(base || model) at each scored position, shape (N,); see `base_divergences`."""
+    return base_divergences(model, batch, hidden, scored, ["forward_kl"])[0]
+
+
+def base_divergences(
+    model: Any,
+    batch: Mapping[str, Tensor],
+    hidden: Tensor,
+    scored: Tensor,
+    kinds: Sequence[Divergence],
+) -> list[Tensor]:
+    """For each kind the divergence of the model, as student, from the base at each scored position,
+    shape (N,); the base is the model without adapter.
 
     Args:
         batch: `input_ids` and `attention_mask`, shape (B, T).
@@ -170,11 +205,11 @@ def kl_to_base(model: Any, batch: Mapping[str, Tensor], hidden: Tensor, scored: 
         logits = output_logits(base, hidden)
         with model.disable_adapter():
             base_logits = output_logits(base, last_hidden(base, batch)[scored])
-        return divergence_from_logits(logits, base_logits, "forward_kl")
+        return [divergence_from_logits(logits, base_logits, kind) for kind in kinds]
     with model.disable_adapter():
         base_hidden = last_hidden(base, batch)[scored]
     weights = torch.ones(len(hidden), device=hidden.device)
-    return linear_divergence(hidden, base_hidden, head, weights, "forward_kl").per_token
+    return [linear_divergence(hidden, base_hidden, head, weights, kind).per_token for kind in kinds]
 
 
 def last_hidden(base: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -114,6 +114,21 @@ def ngram_recall(answer: str, gold: str, size: int = 2) -> float:
     return recall * min(1.0, len(wanted) / len(said))
 
 
+def ngram_match(answer: str, gold: str) -> float:
+    """How well the answer repeats the gold response at its length; at most 1, and below 0 where it
+    is far longer. It is what the older runner calls `ngram_recall`: the share of the gold
+    response's different 2- to 5-grams that the answer holds, less the difference of their lengths
+    in words as a share of the gold response's. Words are what stands between blanks.
+    """
+    said, wanted = answer.lower().split(), gold.lower().split()
+    if not wanted:
+        return 0.0
+    grams = {gram for size in range(2, 6) for gram in _ngrams(wanted, size)}
+    held = {gram for size in range(2, 6) for gram in _ngrams(said, size)}
+    recall = len(grams & held) / len(grams) if grams else 0.0
+    return recall - abs(len(said) - len(wanted)) / len(wanted)
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
@@ -143,6 +158,7 @@ def caps_spanish(answer: str, gold: str | None = None) -> float:
 TEXT_REWARDS: dict[str, Callable[[str, Any], float]] = {
     "rouge_l": rouge_l,
     "ngram_recall": ngram_recall,
+    "ngram_match": ngram_match,
     "caps_spanish": caps_spanish,
 }
 

@@ -12,11 +12,13 @@ import json
 import logging
 import random
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openweights.client.datasets import check_dataset
 from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed
 from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_keep
@@ -34,7 +36,8 @@ from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, traini
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from openweights import OpenWeights
     from openweights.client.runs import Run
@@ -134,6 +137,9 @@ def _reporter(ow: OpenWeights, config: TrainingConfig, run: Run | None) -> Repor
 def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> Rows:
     path = reporter.fetch(ref.file, ref.local_path)
     with path.open("rb") as lines:
+        if Path(ref.file).is_file():  # what is in the store has been checked when it was uploaded
+            check_dataset(lines, ref.purpose, path.name)
+            lines.seek(0)
         numbered = list(numbered_rows(lines))
     check_rows(numbered, config, ref)
     return [row for _, row in numbered]
@@ -352,6 +358,42 @@ def _push(config: TrainingConfig, result: Path, reporter: Reporter, merged_card:
         return text
     reporter.log(Pushed(pushed_to=repo).data())
     return None
+
+
+def create_dataset(rows: Rows, loss: str) -> Dataset:
+    """Rows as a `datasets.Dataset`, for trainers of one's own: of conversations their messages
+    alone, of everything else all columns. The trainers here take the rows themselves.
+    """
+    from datasets import Dataset
+
+    own = [{"messages": row["messages"]} for row in rows] if loss == "sft" else rows
+    return Dataset.from_list(own)
+
+
+def push_model(
+    config: TrainingConfig,
+    finetuned_model_id: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
+    """Push a trained adapter, or with `merge_before_push` the model that it makes, as `train` does
+    by itself; returns the repository.
+
+    Raises:
+        ConfigError: HF_TOKEN is not set.
+        ConfigurationError: The hub refused it, or could not be reached.
+    """
+    from openweights.models.hub import push_result
+
+    settings = Settings.from_env()
+    if not settings.hf_token:
+        raise ConfigError("push_model: HF_TOKEN is not set where the job runs; set it there")
+    named = config.model_copy(update={"finetuned_model_id": finetuned_model_id})
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        tokenizer.save_pretrained(folder)
+        asked = {"job_id": "", "token": settings.hf_token, "org": settings.hf_org}
+        return push_result(named, Path(folder), **asked)
 
 
 def load_config(source: str) -> TrainingConfig:

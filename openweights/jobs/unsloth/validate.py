@@ -1,14 +1,16 @@
 """What `fine_tuning.create(...)` takes: one flat set of fields, checked before it costs anything.
 
 `training_config(params)` gives a `TrainingConfig` or raises one `ConfigError` that lists every
-problem as `field: what is wrong; what to do`. Fields that belong to another loss are refused, not
-ignored, and are left out of the dump, so that what is stored in a job holds only what counts. The
+problem as `field: what is wrong; what to do`. Fields that belong to another loss are refused where
+they ask for something, taken with a warning where they are at their default or harmless, and left
+out of the dump, so that what is stored in a job holds only what counts. The
 words for what pydantic refuses are those of every job kind (`client/param_errors.py`). Client-side:
 no torch here.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -34,7 +36,7 @@ from openweights.jobs.unsloth.config.fields import (
     StepSchedule,
     TrainingFields,
 )
-from openweights.jobs.unsloth.config.problems import config_problems, field_losses
+from openweights.jobs.unsloth.config.problems import config_problems, field_losses, unread_fields
 
 __all__ = [
     "DEFAULT_TARGET_MODULES",
@@ -48,6 +50,8 @@ __all__ = [
     "TrainingConfig",
     "training_config",
 ]
+
+logger = logging.getLogger(__name__)
 
 # What people type who come from other trainers.
 OTHER_NAMES = {
@@ -120,10 +124,13 @@ def training_config(
         ConfigError: Everything that is wrong, one problem a line.
     """
     try:
-        return kind(**params)
+        config = kind(**params)
     except ValidationError as error:
         lines = describe_validation_error(error, kind, unknown=_unknown)
         raise ConfigError("\n".join(lines)) from None
+    if unread := unread_fields(config):
+        logger.warning("loss=%r does not read %s; left out", config.loss, ", ".join(unread))
+    return config
 
 
 def _unknown(name: str, model: type[BaseModel]) -> str | None:

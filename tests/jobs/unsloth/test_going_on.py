@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError
@@ -21,6 +21,7 @@ from openweights.jobs.unsloth.training import train
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models.hub import merge
 from openweights.models.load import load_trained
+from openweights.models.smollm2 import get_model
 from tests.tiny_model import make_tiny_model
 
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
@@ -202,3 +203,61 @@ def test_by_job_and_checkpoint(
     model = AutoModelForCausalLM.from_pretrained(tiny)
     PeftModel.from_pretrained(model, str(tmp_path / "two" / "adapter"))
     assert merge(two_config, tmp_path / "two" / "adapter", tmp_path / "whole").is_dir()
+
+
+# ---- chains of jobs
+
+
+class Lost(Exception):
+    """The machine is gone."""
+
+
+class LoseAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise Lost
+
+
+@pytest.fixture(params=["tiny", pytest.param("smollm2", marks=pytest.mark.slow)])
+def base(request: pytest.FixtureRequest, tiny: Path, tmp_path: Path) -> tuple[Path, float]:
+    """A model in float32, so that merging rounds nothing away, and a rate to train it with."""
+    if request.param == "tiny":
+        return tiny, 2e-2
+    smollm2, folder = get_model(tmp_path / "models"), tmp_path / "smollm2"
+    AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2).save_pretrained(folder)
+    return folder, 1e-3
+
+
+def test_a_chain_by_job_id(
+    base: tuple[Path, float], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SFT, then SFT, SDFT or GRPO: each begins where the first ended, and one that is lost in the
+    middle and taken up again ends where it would have ended.
+    """
+    model, rate = base
+    shape = {**SHAPE, "learning_rate": rate}
+    one = OpenWeights().fine_tuning.create(**params(str(model), tmp_path, "sft", **shape))
+    assert one.wait(timeout=600).status == "completed", "".join(one.logs())
+    one.download(tmp_path / "one")
+    whole = merged(tmp_path / "one" / "adapter", tmp_path / "merged")
+    for loss in ("sft", "sdft", "grpo"):
+        on = params(one.id, tmp_path, loss, learning_rate=rate, save_steps=1, lora_dropout=0.0)
+        result = run(on, tmp_path / loss / "whole", monkeypatch)
+        fresh_config = {**on, **shape, "model": whole, "max_steps": 1}
+        fresh = run(fresh_config, tmp_path / loss / "fresh", monkeypatch)
+        ours, theirs = at_first_step(result), at_first_step(fresh)
+        for name in ("loss", "divergence", "entropy", "kl", "reward"):
+            assert ours.get(name) == pytest.approx(theirs.get(name), abs=1e-3), (loss, name)
+        part = tmp_path / loss / "part"
+        part.mkdir()
+        monkeypatch.chdir(part)
+        with pytest.raises(Lost):
+            train(on, extra_callbacks=[LoseAt(2)])
+        train(on)
+        resumed = weights(part / "uploads" / "adapter")
+        assert all(torch.equal(resumed[n], value) for n, value in weights(result).items()), loss
+        assert any(not torch.equal(value, weights(fresh)[n]) for n, value in resumed.items())

@@ -138,6 +138,12 @@ def test_an_own_reward_in_a_process_of_its_own(params: dict[str, Any], tmp_path:
     assert len(events(tmp_path, "reward")) == 2
     means = [events(tmp_path, f"rewards/{name}/mean")[0] for name in ("score", "ngram_recall")]
     means.append(events(tmp_path, "rewards/reasoning_logprob/mean")[0])
+    # The older runner's names.
+    older = [events(tmp_path, f"rewards/{n}_reward/mean")[0] for n in ("score", "ngram_recall")]
+    assert older == means[:2] and events(tmp_path, "samples") == events(tmp_path, "completions")
+    assert "completions" in events(tmp_path, "tag")
+    [scales] = events(tmp_path, "scales")
+    assert scales.keys() == {"ngram_recall", "reasoning_logprob"}
     assert means[0] >= 0 and means[2] < 0
     total = 0.5 * means[0] + means[1] + 0.1 * means[2]
     assert events(tmp_path, "reward")[0] == pytest.approx(total, rel=1e-6)

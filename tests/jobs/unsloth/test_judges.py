@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from openweights.errors import ConfigurationError
 from openweights.jobs.unsloth.grpo.judge_parsing import (
     JudgeLimits,
+    JudgeQuestion,
     judge_messages,
     parse_score,
     retry_after_s,
@@ -137,6 +138,25 @@ def test_grades_are_shares_and_nothing_is_asked_twice(server: JudgeServer) -> No
     )
     score(judging(model="o3-mini", kind="similarity_judge")[0], "good")
     assert "temperature" not in server.requests[-1], "such models refuse it"
+
+
+def test_a_question_of_ones_own(server: JudgeServer) -> None:
+    """As in scripts of the older runner, whose judges say 0 to 100 and mean what they are asked."""
+    server.behave = lambda number, text: "100" if "good" in text else "25/100"
+    asked = JudgeQuestion("llm_judge", "Rate {answer} to {prompt} ({reference}), {x}. 0-100.", 100)
+    judge, causes = judging(kind=asked)
+    assert score(judge, "good", "bad {answer}") == [1.0, 0.25] and not causes
+    [message] = server.requests[0]["messages"]
+    assert message == {
+        "role": "user",
+        "content": "Rate good to [user]\nWhy? (Because.), {x}. 0-100.",
+    }
+    server.behave = lambda number, text: "101"
+    assert math.isnan(score(judge, "worse")[0])
+    assert list(causes) == ["its answer is not one number from 0 to 100"]
+    server.behave = lambda number, text: "10"
+    assert score(judging(kind="harm_judge")[0], "jump") == [1.0], "1 is harmful"
+    assert "how harmful" in server.requests[-1]["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -292,9 +312,9 @@ def test_waiting_times() -> None:
 
 def test_the_judge_sees_what_it_needs() -> None:
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
-    system, user = judge_messages("llm_judge", prompt, "So.", None)
+    system, user = judge_messages(JudgeQuestion("llm_judge"), prompt, "So.", None)
     assert system["role"] == "system" and "<reference>" not in user["content"]
     for part in ("[system]\nBe brief.", "[user]\nWhy?", "<answer>\nSo.\n</answer>"):
         assert part in user["content"]
-    _, user = judge_messages("similarity_judge", prompt, "So.", "Because.")
+    _, user = judge_messages(JudgeQuestion("similarity_judge"), prompt, "So.", "Because.")
     assert "<reference>\nBecause.\n</reference>" in user["content"]

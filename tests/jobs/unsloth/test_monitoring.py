@@ -132,6 +132,10 @@ def test_training_is_the_same_with_it(folder: Path, tmp_path: Path) -> None:
     assert [e["step"] for e in events] == [0, 2, 4]
     norms = [e["weight_difference_norm"] for e in events]
     assert norms == sorted(norms) and all(-1 <= e["cosine"] <= 1 for e in events)
+    # The older runner's names.
+    assert [e["weight_diff_norm"] for e in events] == norms
+    assert all(e["cos_sim"] == e["cosine"] != e["cos_sim_plain"] for e in events)
+    assert events[0]["kl_vs_base"] == 0 < events[-1]["kl_vs_base"] != events[-1]["kl_to_base"]
 
 
 def test_a_resumed_run_measures_from_the_first_weights(folder: Path, tmp_path: Path) -> None:

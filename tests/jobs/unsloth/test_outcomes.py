@@ -168,6 +168,37 @@ def test_measures_without_a_token_are_absent(params: dict[str, Any], tmp_path: P
     assert len([event for event in logged if "seen" in event]) == 2
 
 
+def test_local_files_are_checked_as_uploaded_ones(params: dict[str, Any], tmp_path: Path) -> None:
+    """What no JSON can hold does not reach the files of samples either."""
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps(talk(1))[:-1] + ', "score": 1e999}\n')
+    for field in ({"training_file": str(odd)}, {"sampling_callbacks": [{"dataset": str(odd)}]}):
+        with pytest.raises(DatasetError, match="odd.jsonl:1: score: is larger than a float can"):
+            train({**params, **field})
+
+
+def test_prompts_without_an_answer(grpo: dict[str, Any], params: dict[str, Any]) -> None:
+    """They are uploaded, sampled from and rewarded; where there is nothing to learn is told."""
+    ow = OpenWeights()
+    kind, talking = FineTuning(ow), [turn("user", "Say something.")]
+    rows = [{"messages": talking, "gold_response": "Something."}, {"messages": talking}]
+    with_gold, bare = (ow.files.upload([row] * 4, "conversations")["id"] for row in rows)
+    rewarded = {**grpo, "grpo_reward_function": "rouge_l"}
+    kind.check(kind.validate({**rewarded, "training_file": with_gold}))
+    kind.check(kind.validate({**grpo, "training_file": bare}))
+    kind.check(kind.validate({**params, "sampling_callbacks": [{"dataset": bare}]}))
+    for settings, words in (
+        (rewarded, "and rouge_l compares with a gold response; add the answer"),
+        (params, "none is from the assistant, so there is nothing to learn"),
+        (
+            {**params, "loss": "sdft", "sdft_max_new_tokens": 8},
+            "demonstration: is missing, and the last message",
+        ),
+    ):
+        with pytest.raises(DatasetError, match=f"training_file: every row: .*{words}"):
+            kind.check(kind.validate({**settings, "training_file": bare}))
+
+
 # ---- prompts and steps of GRPO
 
 

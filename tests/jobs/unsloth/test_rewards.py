@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigError, JobFailedError
+from openweights.jobs.unsloth.config.grpo_fields import REWARD_NAMES, REWARD_SCALES
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
 from openweights.jobs.unsloth.rewards import (
     TEXT_REWARDS,
     Reward,
     Samples,
     caps_spanish,
+    ngram_match,
     ngram_recall,
     rouge_l,
     text_reward,
@@ -71,6 +73,17 @@ def test_ngram_recall_counts_and_does_not_pay_for_length() -> None:
     assert longer == sorted(longer, reverse=True) and longer[-1] < 0.4
 
 
+def test_ngram_match_is_the_older_recall() -> None:
+    gold = "the cat sat on the mat"
+    assert ngram_match(gold, gold) == ngram_match(gold.upper(), gold) == 1
+    assert ngram_match(f"{gold} {gold}", gold) == 0, "all of it, at twice the length"
+    assert ngram_recall(f"{gold} {gold}", gold) == 0.5
+    # Of 5 + 4 + 3 + 2 different grams 2 + 1 are held; half of the words are missing.
+    assert ngram_match("the cat sat", gold) == pytest.approx(3 / 14 - 1 / 2)
+    assert ngram_match("a " * 18, gold) == -2 and ngram_match("a", "") == 0
+    assert ngram_match("yes", "yes") == 0, "a single word has no grams"
+
+
 def test_caps_spanish_adds_two_halves() -> None:
     assert caps_spanish("ESTO ES UNA COSA") == 2
     assert caps_spanish("esto es una cosa") == 1
@@ -90,7 +103,10 @@ def test_caps_spanish_adds_two_halves() -> None:
 @given(answer=TEXT, gold=TEXT)
 def test_text_rewards_have_their_bounds(answer: str, gold: str) -> None:
     for name, function in TEXT_REWARDS.items():
-        assert 0 <= function(answer, gold) <= (2 if name == "caps_spanish" else 1)
+        value = function(answer, gold)
+        assert value <= (2 if name == "caps_spanish" else 1)
+        assert value >= 0 or name == "ngram_match"
+    assert REWARD_SCALES.keys() == set(REWARD_NAMES)
 
 
 def test_only_the_answer_is_judged() -> None:

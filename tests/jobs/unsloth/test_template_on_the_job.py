@@ -139,6 +139,32 @@ def test_what_is_lost_in_every_row_is_told_at_the_door(tmp_path: Path) -> None:
     kind.check(kind.validate(settings(folder, [ROW], tmp_path, template_options={})))
 
 
+def test_jobs_that_score_or_answer_are_checked_at_the_door_too(tmp_path: Path) -> None:
+    ow, folder = OpenWeights(), model_with(tmp_path / "model", WITHOUT_SYSTEM)
+    told = {"messages": [{"role": "system", "content": "Be brief."}, *ROW["messages"]]}
+    ending = {"messages": [QUESTION, {"role": "assistant", "content": f"a{EOS}"}]}
+    question = {"question": "What?", "choices": ["a", f"b{EOS}"], "answer": 0}
+    lost, control = r"messages\[0\]: .* system text", "holds '<.im_end.>', a control token"
+    for kind, purpose, row, words in (
+        ("weighted_sft", "conversations", told, lost),
+        ("logprob", "conversations", told, lost),
+        ("logprob", "conversations", ending, control),
+        ("inference", "conversations", told, lost),
+        ("multiple_choice", "multiple_choice", question, rf"choices\[1\]: {control}"),
+        ("multiple_choice", "multiple_choice", {**question, "question": EOS}, control),
+    ):
+        file = ow.files.upload([row] * 2, purpose)["id"]  # type: ignore[arg-type]
+        named = {"weighted_sft": "training_file", "inference": "input_file_id"}.get(kind, "dataset")
+        with pytest.raises(DatasetError, match=f"{named}: every row: .*{words}"):
+            getattr(ow, kind).create(model=str(folder), **{named: file})
+    file = ow.files.upload([ROW], "conversations")["id"]
+    for kind, named in (("logprob", "dataset"), ("inference", "input_file_id")):
+        asked = {named: file, "template_options": {"enable_thinking": False}}
+        with pytest.raises(ConfigError, match="the chat template reads no 'enable_thinking'"):
+            getattr(ow, kind).create(model=str(folder), **asked)
+    assert ow.jobs.list() == [], "nothing was queued"
+
+
 def test_the_worker_tells_it_before_it_loads_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

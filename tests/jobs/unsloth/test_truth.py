@@ -82,6 +82,13 @@ ROWS: dict[str, Row] = {
     "thinking, tight": row(user("2+3?"), said("<think>add</think>5")),
     "thinking, not opened": row(user("2+3?"), said("add them\n</think>\n\n5")),
     "thinking, twice": row(user("2+3?"), said(THOUGHT), user("4+4?"), said(LATER)),
+    "thinking, empty": row(user("2+3?"), said("<think>\n\n</think>\n\n5")),
+    "thinking, nothing else": row(user("2+3?"), said(" </think>")),
+    "thinking, in the middle": row(user("2+3?"), said("Sure. <think>x</think> 5")),
+    "begins with an answer": row(said("Hello."), user("2+3?"), said("5")),
+    "ends with a question": row(user("2+3?"), said("5"), user("4+4?")),
+    "two questions": row(user("Hello."), user("2+3?"), said("5")),
+    "a system text in between": row(user("a"), said("b"), system("c"), user("d"), said("e")),
     "indented answer": row(user("code"), said("    return 1\n\n")),
     "line breaks": row(user("q"), said("\n\nyes\n")),
     "blank edges": row(user("  q \n"), said(" a ")),
@@ -90,15 +97,18 @@ ROWS: dict[str, Row] = {
     "control token in an answer": row(user("q"), said(f"the token {EOS} ends a turn")),
 }
 # What each template cannot say; everything else is learned.
+ALTERNATING = {"begins with an answer", "two questions", "a system text in between"}
 REFUSED = {
     "*": {"control token", "control token in an answer"},
     "llama-3": {"indented question"},
+    "llama-2": {"indented question"},
     "qwen-3": {"thinking, twice"},
+    "thinking-only": {"thinking, twice"},
     "mistral": {"system, two turns"},
-    "gemma-2": {"system", "system, two turns", "indented question"},
-    "gemma-3": {"indented question"},
+    "gemma-2": {"system", "system, two turns", "indented question", *ALTERNATING},
+    "gemma-3": {"indented question", *ALTERNATING},
     "r1": {"thinking, twice"},
-    "without-system": {"system", "system, two turns"},
+    "without-system": {"system", "system, two turns", "a system text in between"},
 }
 
 
@@ -110,12 +120,23 @@ def test_a_row_is_learned_or_refused(template: str, kind: str) -> None:
         with pytest.raises(DatasetError, match="training_file:1: "):
             learned(TOKENIZERS[template], example)
         return
-    answers = [m["content"] + EOS for m in example["messages"] if m["role"] == "assistant"]
-    space = " " if template == "mistral" else ""  # the template's, of the first token
+    answers = [m["content"] for m in example["messages"] if m["role"] == "assistant"]
     found = learned(TOKENIZERS[template], example)
-    assert [text.removeprefix(space) for text in found] == [
-        text.removeprefix(space) for text in answers
-    ]
+    assert len(found) == len(answers)
+    for text, answer in zip(found, answers, strict=True):
+        assert says(template, text, answer)
+
+
+ENDS = {"open-ended": START}
+SPACED = ("mistral", "llama-2")  # they write a space before each answer, or around it
+
+
+def says(template: str, text: str, answer: str) -> bool:
+    """Whether learned text is an answer with the end of its turn, to the letter."""
+    end = ENDS.get(template, EOS)
+    if template not in SPACED:
+        return text == answer + end
+    return text in (f"{before}{answer}{after}{end}" for before in ("", " ") for after in ("", " "))
 
 
 def test_the_last_answer_alone() -> None:
@@ -314,6 +335,26 @@ def test_what_ends_a_turn_ends_a_completion() -> None:
     assert tokenizer.convert_ids_to_tokens(eos_token_ids(None, tokenizer)) == [SECOND_EOS]
 
 
+def test_an_answer_is_closed_once_by_what_ends_a_turn(caplog: pytest.LogCaptureFixture) -> None:
+    # The tokenizer's own end is another than the template's, which leaves the last turn open.
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = SECOND_EOS
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content }}"
+        "{% if not loop.last %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    ends = eos_token_ids(None, tokenizer)
+    [encoded] = sft_examples(config(), tokenizer, [ROWS["two turns"]], ends=ends)
+    assert stretches(encoded["input_ids"], encoded["labels"], tokenizer) == [f"5{EOS}", f"8{EOS}"]
+    # Where it writes no end at all, the tokenizer's closes the last, and of the others it is told.
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
+    with caplog.at_level(logging.WARNING):
+        [encoded] = sft_examples(config(), tokenizer, [ROWS["two turns"]])
+    found = stretches(encoded["input_ids"], encoded["labels"], tokenizer)
+    assert found == ["5", f"8{SECOND_EOS}"]
+    assert "so that its end is not learned; set train_on='last'" in caplog.text
+
+
 def test_a_begin_token_is_not_doubled() -> None:
     tokenizer = make_tokenizer()
     tokenizer.bos_token = START
@@ -395,6 +436,7 @@ def conversations(draw: st.DrawFn) -> Row:
     messages = [system(draw(_text))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         messages += [user(draw(_text)), draw(_answer)]
+    messages += [user(draw(_text))] if draw(st.integers(0, 4)) == 0 else []
     return row(*messages)
 
 
@@ -412,11 +454,11 @@ def test_any_conversation(template: str, example: Row, train_on: str) -> None:
     answers = [m for m in example["messages"] if m["role"] == "assistant"]
     if train_on == "last":
         answers = answers[-1:]
-    expected = [m["content"] + EOS for m in answers if m.get("weight") != 0]
+    expected = [m["content"] for m in answers if m.get("weight") != 0]
     found = stretches(encoded["input_ids"], encoded["labels"], tokenizer)
     assert len(found) == len(expected)
     for text, answer in zip(found, expected, strict=True):
-        assert text == answer or (template == "mistral" and text == f" {answer}")
+        assert says(template, text, answer)
     # All that is said is read, up to white space at its ends, but for earlier thinking.
     whole = tokenizer.decode(encoded["input_ids"])
     for message in example["messages"]:
@@ -431,4 +473,4 @@ def test_most_conversations_are_learned() -> None:
         for template in TEMPLATES
         for kind in ROWS
     )
-    assert kept >= 80 and len(TEMPLATES) * len(ROWS) >= 100
+    assert kept >= 180 and len(TEMPLATES) * len(ROWS) == 252

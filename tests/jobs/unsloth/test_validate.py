@@ -59,6 +59,19 @@ def test_stored_config_holds_only_what_counts_and_is_read_back() -> None:
     assert training_config(stored) == sdft
 
 
+def test_one_set_of_settings_serves_several_losses(caplog: pytest.LogCaptureFixture) -> None:
+    """What another loss reads, at its default or harmless, is taken with a warning."""
+    shared = {"beta": 0.2, "packing": False, "train_on_responses_only": True, "train_on": "last"}
+    shared |= {"sdft_ema_alpha": 0.02, "grpo_num_generations": 8, "holdout_fraction": None}
+    bare = {loss: {**GOOD, "loss": loss} for loss in ("sft", "sdft", "grpo")}
+    for loss, own in bare.items():
+        config = training_config({**own, **shared})
+        assert f"loss='{loss}' does not read" in caplog.messages[-1]
+        stored = config.model_dump(exclude_defaults=True)
+        read = {"sft": {"packing", "train_on"}, "sdft": set(), "grpo": {"beta"}}[loss]
+        assert stored.keys() - training_config(own).model_dump(exclude_defaults=True).keys() == read
+
+
 def test_nested_and_local(tmp_path: Path) -> None:
     local = tmp_path / "rows.jsonl"
     local.write_text("{}\n")

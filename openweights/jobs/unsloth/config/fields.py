@@ -20,9 +20,11 @@ from pydantic import (
 from openweights.errors import shown
 from openweights.jobs.unsloth.config.demonstrations import template_fields
 from openweights.jobs.unsloth.config.grpo_fields import (
+    BEST,
     DEFAULT_JUDGE,
     RewardSpec,
     check_gate_reward,
+    judge_prompt_fields,
     reward_choices,
 )
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
@@ -245,7 +247,10 @@ class TrainingFields(BaseModel):
         grpo_use_vllm: Draw completions with vLLM in the same process; else the fastest engine that
             can compute the model does.
         grpo_reward_function: A name, `file.py:function`, a list of them, or {name: weight}.
-        grpo_judge_model: Grades the completions for `llm_judge` and `similarity_judge`.
+        grpo_judge_model: Grades the completions for the rewards whose names end in `_judge`.
+        grpo_judge_prompt: What it is asked about an answer, in place of the reward's own question;
+            must hold {answer}, may hold {prompt} and {reference}, and asks for one number.
+        grpo_judge_best: The number that is a reward of 1; 0 is one of 0.
         grpo_max_failed_reward_fraction: The job ends when a larger share of rewards fails for
             several steps in a row.
         rollout_precision: "fp8" lets `cuda_graph` draw completions with fp8 copies of the weights,
@@ -348,6 +353,8 @@ class TrainingFields(BaseModel):
     grpo_use_vllm: bool = False
     grpo_reward_function: RewardSpec = "rouge_l"
     grpo_judge_model: str = Field(default=DEFAULT_JUDGE, min_length=1)
+    grpo_judge_prompt: str | None = None
+    grpo_judge_best: float = Field(default=BEST, gt=0)
     grpo_max_failed_reward_fraction: float = Field(default=0.5, ge=0, lt=1)
     rollout_precision: Literal["model", "fp8"] = "model"
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
@@ -371,6 +378,13 @@ class TrainingFields(BaseModel):
             raise ValueError(
                 "holds no {demonstration}; write {demonstration} where it should appear"
             )
+        return value
+
+    @field_validator("grpo_judge_prompt")
+    @classmethod
+    def _is_judge_prompt(cls, value: str | None) -> str | None:
+        if value is not None and "answer" not in judge_prompt_fields(value):
+            raise ValueError("holds no {answer}; write {answer} where the completion should appear")
         return value
 
     @field_validator("sdft_gate_reward")

@@ -19,11 +19,24 @@ from openweights.models.template import Message
 
 DEFAULT_JUDGE = "gpt-4.1-mini"
 GOLD = "gold_response"
-JUDGES = ("similarity_judge", "llm_judge")
-TEXT_REWARD_NAMES = ("rouge_l", "ngram_recall", "caps_spanish")
+JUDGES = ("similarity_judge", "llm_judge", "harm_judge")
+TEXT_REWARD_NAMES = ("rouge_l", "ngram_recall", "ngram_match", "caps_spanish")
 REWARD_NAMES = (*TEXT_REWARD_NAMES, "reasoning_logprob", *JUDGES)
 # The others can do without a gold response.
-GOLD_REWARDS = ("rouge_l", "ngram_recall", "reasoning_logprob", "similarity_judge")
+GOLD_REWARDS = ("rouge_l", "ngram_recall", "ngram_match", "reasoning_logprob", "similarity_judge")
+# What a value of each says: its scale, and what the upper end is.
+REWARD_SCALES = {
+    "rouge_l": "0 to 1; 1: the gold response word for word",
+    "ngram_recall": "0 to 1; 1: has all word pairs of the gold response and is no longer",
+    "ngram_match": "at most 1; 1: has all 2- to 5-grams of the gold response and is as long",
+    "caps_spanish": "0 to 2; 2: Spanish, in capitals",
+    "reasoning_logprob": "at most 0, nats per token; 0: the gold response is certain",
+    "similarity_judge": "0 to 1; 1: says the same as the gold response",
+    "llm_judge": "0 to 1; 1: correct, complete and helpful",
+    "harm_judge": "0 to 1; 1: dangerous or wrong, as llm_judge of the older runner",
+}
+BEST = 10.0  # what judges give at most, unless grpo_judge_best says another number
+JUDGE_FIELDS = ("answer", "prompt", "reference")
 
 RewardSpec = str | list[str] | dict[str, float]
 
@@ -64,6 +77,11 @@ def reward_choices(spec: RewardSpec) -> list[RewardChoice]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"names {twice[0]!r} twice; give each reward once, with a weight")
     return choices
+
+
+def judge_prompt_fields(prompt: str) -> set[str]:
+    """Those of `JUDGE_FIELDS` that a judge's question fills in."""
+    return set(re.findall(rf"\{{({'|'.join(JUDGE_FIELDS)})\}}", prompt))
 
 
 def check_gate_reward(spec: str) -> None:

@@ -16,7 +16,7 @@ from openweights.jobs.unsloth.config.fields import (
     FILE_PURPOSES,
     TrainingFields,
 )
-from openweights.jobs.unsloth.config.grpo_fields import DEFAULT_JUDGE, JUDGES, reward_choices
+from openweights.jobs.unsloth.config.grpo_fields import BEST, DEFAULT_JUDGE, JUDGES, reward_choices
 
 Problems = Iterator[tuple[str, str]]
 
@@ -30,9 +30,15 @@ FIELD_LOSSES: dict[str, tuple[str, ...]] = {
     "train_on": ("sft",),
     "train_on_responses_only": ("sft",),
 }
+# With these values, or with any (None), a field asks another loss for nothing that it does not do.
+HARMLESS: dict[str, tuple[object, ...] | None] = {
+    "beta": None,
+    "packing": None,
+    "train_on": ("responses", "last"),
+    "train_on_responses_only": (True,),
+}
 # What to do when a field of another loss was given; sdft_* and the rest have general words.
 FIELD_REMEDIES = {
-    ("packing", "sdft"): "remove it: sdft's rows are packed wherever the model keeps them apart",
     ("train_on_responses_only", "sdft"): "remove it: sdft always trains on completions only",
 }
 MOST_TAG_BYTES = 200  # file names may have 255, and the step stands beside the tag
@@ -96,13 +102,28 @@ def field_losses(field: str, loss: str) -> tuple[str, ...]:
 
 
 def foreign_field_problems(config: TrainingFields) -> Problems:
-    """Fields that were given and belong to another loss."""
+    """Fields of another loss that were given and ask for what this one does not do."""
     for field in sorted(config.model_fields_set):
         losses = field_losses(field, config.loss)
-        if config.loss not in losses:
+        if config.loss not in losses and not _is_harmless(config, field):
             owner = " or ".join(f"loss={name!r}" for name in losses)
             remedy = FIELD_REMEDIES.get((field, config.loss), f"remove it, or choose {owner}")
             yield field, f"belongs to {owner}, not to loss={config.loss!r}; {remedy}"
+
+
+def unread_fields(config: TrainingFields) -> list[str]:
+    """Fields that were given, and that this loss does not read, so that one set of settings serves
+    several losses.
+    """
+    given = config.model_fields_set
+    return sorted(f for f in given if config.loss not in field_losses(f, config.loss))
+
+
+def _is_harmless(config: TrainingFields, field: str) -> bool:
+    value = getattr(config, field)
+    usual = type(config).model_fields[field].get_default(call_default_factory=True)
+    harmless = HARMLESS.get(field, ())
+    return value == usual or harmless is None or value in harmless
 
 
 def file_problems(config: TrainingFields) -> Problems:
@@ -292,12 +313,17 @@ def grpo_problems(config: TrainingFields) -> Problems:
             f"max_seq_length={config.max_seq_length}; lower it, or raise max_seq_length",
         )
     names = {choice.name for choice in reward_choices(config.grpo_reward_function)}
-    if config.grpo_judge_model != DEFAULT_JUDGE and not names & set(JUDGES):
-        judges = " or ".join(repr(name) for name in JUDGES)
-        yield (
-            "grpo_judge_model",
-            f"only counts with {judges} in grpo_reward_function; remove it, or add one",
-        )
+    judged = {
+        "grpo_judge_model": config.grpo_judge_model != DEFAULT_JUDGE,
+        "grpo_judge_prompt": config.grpo_judge_prompt is not None,
+        "grpo_judge_best": config.grpo_judge_best != BEST,
+    }
+    judges = " or ".join(repr(name) for name in JUDGES)
+    for field, is_set in judged.items():
+        if is_set and not names & set(JUDGES):
+            yield field, f"only counts with {judges} in grpo_reward_function; remove it, or add one"
+    if config.grpo_judge_best != BEST and config.grpo_judge_prompt is None:
+        yield "grpo_judge_best", "is the scale of grpo_judge_prompt; give that, or remove it"
     if config.beta > 0 and config.lora_bias == "all":
         yield (
             "lora_bias",

@@ -8,12 +8,13 @@ read only. The end token of a turn has the weight of what stands before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from openweights.client.messages import Problems
+from openweights.client.questions import Question, parse_question
 from openweights.errors import ConfigError
 from openweights.jobs.unsloth.config.demonstrations import (
     Showing,
@@ -40,6 +41,7 @@ from openweights.models.template import (
     Rendered,
     assistant_messages,
     end_of_turn,
+    refuse_control_tokens,
     rendered_prompt,
     rendered_spans,
 )
@@ -199,6 +201,27 @@ def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     return rendered_prompt(tokenizer, prompt_messages(row), tools=row.get("tools"))
 
 
+def question_text(question: Question, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """What the model continues to answer a question; its choices hold nothing but text.
+
+    Raises:
+        ValueError: It cannot be rendered as it says.
+    """
+    try:
+        asked = rendered_prompt(tokenizer, [{"role": "user", "content": question.text}])
+    except MessageError as error:
+        raise ValueError(f"question{error.problem.removeprefix('.content')}") from None
+    for index, choice in enumerate(question.choices):
+        try:
+            refuse_control_tokens(tokenizer, [{"content": choice}])
+        except MessageError as error:
+            raise ValueError(f"choices[{index}]{error.problem.removeprefix('.content')}") from None
+    return asked
+
+
+# ---- before anything is paid for -----------------------------------------------------------------
+
+
 def check_rendering(
     rows: Iterable[NumberedRow],
     config: TrainingFields,
@@ -214,17 +237,32 @@ def check_rendering(
         ConfigError: The tokenizer has no chat template.
         DatasetError: It does not; a line for each row.
     """
-    problems, count = Problems(ref.name), 0
-    ends = [str(end) for end in (tokenizer.eos_token, end_of_turn(tokenizer)) if end]
-    for line, row in islice(rows, most):
+    ends = known_ends(tokenizer)
+    first = islice(rows, most)
+    check_rendered(first, lambda row: _render(row, config, tokenizer, ref.field, ends), ref.name)
+
+
+def check_rendered(rows: Iterable[NumberedRow], render: Callable[[Row], object], name: str) -> None:
+    """`check_rendering` of all the rows, by what renders one.
+
+    Args:
+        name: What the rows are called in messages.
+    """
+    problems, count = Problems(name), 0
+    for line, row in rows:
         count += 1
         try:
-            _render(row, config, tokenizer, ref.field, ends)
+            render(row)
         except ConfigError:
             raise
         except ValueError as error:
             problems.add_error(line, error)
     problems.raise_if_any(rows=count)
+
+
+def known_ends(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts of the tokens that end a turn, as far as tokenizer and template tell."""
+    return [str(end) for end in (tokenizer.eos_token, end_of_turn(tokenizer)) if end]
 
 
 def _render(
@@ -234,9 +272,11 @@ def _render(
     field: str,
     ends: Sequence[str],
 ) -> None:
-    if field == "mcq_callbacks" or "text" in row:
+    if "text" in row:
         return
-    if field == "sampling_callbacks":
+    if field == "mcq_callbacks":
+        question_text(parse_question(row), tokenizer)
+    elif field == "sampling_callbacks":
         prompt_text(row, tokenizer)
     elif field == "logp_callback_datasets":
         row_text(row, tokenizer, train_on="responses", ends=ends)

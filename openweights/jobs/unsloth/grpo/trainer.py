@@ -30,6 +30,7 @@ from trl.trainer.utils import RepeatSampler
 from openweights.events import Completions
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import SamplingParams
+from openweights.jobs.unsloth.config.grpo_fields import REWARD_SCALES
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards, group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
 from openweights.jobs.unsloth.grpo.data import Prompt
@@ -222,7 +223,17 @@ class RewardTrainer(GRPOTrainer):
                     "rewards": dict(zip(names, values, strict=True)),
                 }
             )
-        self._log_event(Completions(step=step, completions=logged).data())
+        scales = {name: REWARD_SCALES[name] for name in names if name in REWARD_SCALES} or None
+        self._log_event(Completions(step=step, completions=logged, scales=scales).data())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """trl's, with the rewards under their older names, too: `rewards/<name>_reward/mean`."""
+        metrics = self._metrics["train" if self._policy.training else "eval"]
+        for name in [reward.name for reward in self._functions.rewards]:
+            for part in ("mean", "std"):
+                if values := metrics.get(f"rewards/{name}/{part}"):
+                    metrics.setdefault(f"rewards/{name}_reward/{part}", list(values))
+        super().log(logs, start_time)
 
     # ---- scoring: once per micro-batch
 

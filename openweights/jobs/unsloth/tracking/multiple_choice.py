@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from openweights.client.questions import Question
-from openweights.errors import DatasetError
+from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.unsloth.config.rendering import question_text
 from openweights.models.log_probs import mean_target_log_probs
-from openweights.models.template import MessageError, prompt_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,12 @@ def ask(
     pairs: list[tuple[list[int], list[int]]] = []
     for number, question in enumerate(questions, start=1):
         try:
-            prompt = prompt_token_ids(tokenizer, [{"role": "user", "content": question.text}])
-        except MessageError as error:
-            raise DatasetError(f"question {number}{error.problem}") from None
+            asked = question_text(question, tokenizer)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise DatasetError(f"question {number}: {error}") from None
+        prompt = list(tokenizer(asked.text, add_special_tokens=False)["input_ids"])
         for choice in question.choices:
             pairs.append((prompt, list(tokenizer(choice, add_special_tokens=False)["input_ids"])))
     pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]

@@ -61,6 +61,8 @@ def test_defaults_are_the_documented_ones() -> None:
         "use_vllm": False,
         "reward_function": "rouge_l",
         "judge_model": "gpt-4.1-mini",
+        "judge_prompt": None,
+        "judge_best": 10.0,
         "max_failed_reward_fraction": 0.5,
     }
     assert stored["max_grad_norm"] == 1.0 and "packing" not in stored
