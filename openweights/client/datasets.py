@@ -330,8 +330,7 @@ def _check_conversation(row: Mapping[str, Any], report: Report) -> None:
             check_text(row[field], field, report)
     if row.get("tools") is not None:
         check_tools(row["tools"], report)
-    if row.get("functions") is not None:
-        report("functions", "is the older name; write them as 'tools'")
+    _check_options(row, report)
     if has_messages and has_text:
         report("text", "stands beside 'messages'; keep one of the two")
     elif has_text:
@@ -347,6 +346,20 @@ def _check_conversation(row: Mapping[str, Any], report: Report) -> None:
             f"has no answer, and the last is of role {roles[-1]!r}, so there is nothing to answer; "
             "add what the user asks",
         )
+
+
+_OPTIONS_MEANT = {
+    "functions": "is the older name; write them as 'tools'",
+    "parallel_tool_calls": "is an option of a request, which nothing reads here; remove it",
+    "chat_template_kwargs": "is not read row by row; give the job template_options instead",
+}
+
+
+def _check_options(row: Mapping[str, Any], report: Report) -> None:
+    """See that no column says how the row is to be read in a way that nothing heeds."""
+    for column, problem in _OPTIONS_MEANT.items():
+        if row.get(column) is not None:
+            report(column, problem)
 
 
 def _check_preference(row: Mapping[str, Any], report: Report) -> None:
@@ -366,6 +379,7 @@ def _check_preference(row: Mapping[str, Any], report: Report) -> None:
             check_messages(row[field], field, noted)
     if row.get("tools") is not None:
         check_tools(row["tools"], report)
+    _check_options(row, report)
     if not wrong:
         check_pair(row, report)
 

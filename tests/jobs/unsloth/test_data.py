@@ -70,7 +70,7 @@ def test_other_templates() -> None:
     ends = tokenizer.convert_tokens_to_ids([EOS, "<|endoftext|>"])
     [example] = sft_examples(config(), tokenizer, [{"messages": TURNS[1:]}], ends=ends)
     # The template trims; what the row says is learned.
-    assert learned(example) == [" Hello there, ünder \n<|endoftext|>", f"Bye{EOS}"]
+    assert learned(example) == [" Hello there, ünder \n<|endoftext|>", "Bye<|endoftext|>"]
     tokenizer.chat_template = REWRITING
     for train_on in ("last", "responses", "all"):
         with pytest.raises(DatasetError, match=r"training_file:1: messages\[0\]: the .* rewrites"):
@@ -161,6 +161,8 @@ def test_rows_are_checked_by_line() -> None:
     weighted_turn = {"role": "assistant", "content": weighted}
     with pytest.raises(DatasetError, match="has a weight, which sdft cannot use"):
         check_rows([(4, {"messages": [TURNS[1], weighted_turn]})], *trained_on(config(loss="sdft")))
+    with pytest.raises(DatasetError, match="training_file:2: weight: a row has none; give it to"):
+        check_rows([(2, {"messages": TURNS, "weight": 0})], *trained_on(config()))
     with pytest.raises(DatasetError, match="training_file: every row: messages: is missing"):
         check_rows([(n, {}) for n in range(25)], *trained_on(config()))
     with pytest.raises(DatasetError, match="training_file:1: demonstration: is missing"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,3 +79,42 @@ def test_its_helpers_here(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="push_model: HF_TOKEN is not set"):
         push_model(training_config({**GOOD, "model": str(tiny)}), "org/name", model, tokenizer)
+
+
+@pytest.mark.slow
+def test_three_losses_with_one_set_of_settings(tiny: Path, home: Path, tmp_path: Path) -> None:
+    """As the scripts that compare SFT, SDFT and GRPO: one dict, poll loops, events as dicts."""
+    ow = OpenWeights()
+    file = ow.files.create((json.dumps(ROWS[0]) + "\n").encode() * 8, purpose="conversations")
+    shared: dict[str, Any] = {
+        **{"model": str(tiny), "training_file": file["id"], "max_seq_length": 256},
+        **{"r": 8.0, "epochs": 1.0, "learning_rate": 1e-2, "max_steps": 2, "warmup_steps": 0},
+        **{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "beta": 0.0},
+        **{"packing": True, "train_on_responses_only": True, "requires_vram_gb": "guess"},
+    }
+    own = {
+        "sft": {},
+        "sdft": {"sdft_max_new_tokens": 8, "sdft_gate": "off"},
+        "grpo": {
+            "grpo_num_generations": 2,
+            "grpo_max_completion_length": 8,
+            "grpo_reward_function": "ngram_match",
+        },
+    }
+    jobs = {loss: ow.fine_tuning.create(loss=loss, **shared, **more) for loss, more in own.items()}
+    seen: dict[str, set[str]] = {}
+    for loss, job in jobs.items():
+        while job.refresh().status not in ("completed", "failed", "canceled"):
+            time.sleep(0.3)
+        assert job["status"] == "completed", job.logs()
+        steps = []
+        for event in ow.events.list(run_id=job.runs[-1].id):
+            data = event["data"] if isinstance(event, dict) else {}
+            seen.setdefault(loss, set()).update(data)
+            steps += [data["step"]] if data.get("loss") is not None else []
+        assert steps == [1, 2]
+        assert b"done: the adapter is in" in ow.files.content(job.runs[-1].log_file)
+        assert ow.fine_tuning.retrieve(job.id).id == job.id
+    assert {"rewards/ngram_match_reward/mean", "samples"} <= seen["grpo"]
+    assert "samples" in seen["sdft"] and "rewards/ngram_match_reward/mean" not in seen["sft"]
+    assert {job.id for job in ow.fine_tuning.list(limit=None)} == {job.id for job in jobs.values()}

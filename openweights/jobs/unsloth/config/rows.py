@@ -157,6 +157,9 @@ def check_prompt_count(config: TrainingFields, prompts: int, ranks: int = 1) -> 
 
 
 def _check_row(row: Row, config: TrainingFields, field: str) -> None:
+    is_trained_on = field in ("training_file", "test_file") and config.loss != "grpo"
+    if is_trained_on and row.get("weight") is not None:
+        raise ValueError("weight: a row has none; give it to the messages that it is meant for")
     if field == "mcq_callbacks":
         parse_question(row)
     elif field == "sampling_callbacks":
