@@ -55,7 +55,7 @@ def test_study_runs_from_end_to_end(
     assert [row[0] for row in rows] == ["| base", "| SFT 0.01", "| SDFT 0.01", "| GRPO 0.01"]
     assert {row[2] for row in rows} == {"16"}
     assert "caps_spanish" in table and "No score: 0 of 128" in table
-    with Path("eval_results/answers.csv").open(newline="") as file:
+    with Path("results/eval/answers.csv").open(newline="") as file:
         answers = list(csv.DictReader(file))
     assert len(answers) == 128 and {a["label"] for a in answers} >= {"base", "GRPO 0.01"}
     assert all(a["shows"] in ("True", "False") and a["is_coherent"] == "" for a in answers)
