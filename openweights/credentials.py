@@ -1,14 +1,19 @@
-"""What `ow login` stores: a project's address and keys, in a file that only its owner can read."""
+"""Secrets below `OPENWEIGHTS_HOME`, in files that only their owner can read: a project's address
+and keys, which `ow login` stores, and what clients hand to their jobs on this machine.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from openweights.errors import ConfigurationError
+
+_HANDED = "handed-over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +56,17 @@ def write_credentials(home: Path, credentials: Credentials) -> Path:
     """Store them; raises OSError."""
     import json
 
-    path = credentials_path(home)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _write(credentials_path(home), json.dumps(asdict(credentials), indent=2))
+
+
+def _write(path: Path, text: str) -> Path:
     new = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         new.unlink()
     # Nobody else may read it, from the first moment.
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(credentials), file, indent=2)
+        file.write(text)
     new.replace(path)
     return path
 
@@ -70,3 +78,49 @@ def delete_credentials(home: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+# ---- what jobs are handed ------------------------------------------------------------------------
+
+
+def hand_over(home: Path, job_id: str, variables: Mapping[str, str]) -> None:
+    """Keep variables for a job of the store on this machine, whose worker has the environment of
+    whoever started it; raises OSError. Nothing is kept of none.
+    """
+    import json
+
+    path = _handed_path(home, job_id)
+    if variables:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(path, json.dumps({"job": job_id, "variables": dict(variables)}))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def handed_over(home: Path, job_id: str) -> dict[str, str]:
+    """What a job was handed; raises OSError."""
+    import json
+
+    try:
+        found: Any = json.loads(_handed_path(home, job_id).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {str(name): str(value) for name, value in found["variables"].items()}
+
+
+def jobs_with_handed_over(home: Path) -> list[str]:
+    """Jobs for which something is kept."""
+    import json
+
+    found: list[str] = []
+    for path in (home / _HANDED).glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found.append(str(json.loads(path.read_text(encoding="utf-8"))["job"]))
+    return found
+
+
+def _handed_path(home: Path, job_id: str) -> Path:
+    import hashlib
+
+    # An id may hold what no file's name can.
+    return home / _HANDED / f"{hashlib.sha256(job_id.encode()).hexdigest()[:24]}.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -286,11 +286,20 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return default if value is None else value
 
 
+def job_variables(secrets: Iterable[str]) -> dict[str, str]:
+    """Of this process's variables those that a job on this machine gets from whoever submits it:
+    the secrets that it names, and the keys that the package's own jobs use.
+    """
+    names = {*secrets, *_KEYS_OF_JOBS}
+    return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
+
+
 def add_to_environment(values: Mapping[str, str]) -> None:
     """Set variables of this process, for what reads its settings afterwards."""
     os.environ.update(values)
 
 
+_KEYS_OF_JOBS = ("HF_TOKEN", "HF_ORG", "HF_USER", "OPENAI_API_KEY", "WANDB_API_KEY")
 _OF_THE_MACHINE = (
     *("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"),
     *("CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE"),

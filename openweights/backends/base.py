@@ -326,7 +326,7 @@ class Backend(Protocol):
         ...
 
     def read_log(self, run_id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:
-        """At most `limit` bytes from `offset`; empty at the end."""
+        """At most `limit` bytes, and at most 8 MiB, from `offset`; empty at the end."""
         ...
 
     # ---- what is kept
@@ -413,6 +413,16 @@ class TeamStore(Backend, Protocol):
     def identity(self) -> Mapping[str, Any]: ...
 
     def rename_organization(self, name: str) -> None: ...
+
+    def retention(self) -> tuple[int, float | None]:
+        """MB of a run's log at most, and after how many days what nobody needs goes by itself; None
+        for never.
+        """
+        ...
+
+    def set_retention(self, log_limit_mb: int, keep_days: float | None) -> None:
+        """See `retention`. Whoever is at work hears of it when they start again."""
+        ...
 
     # ---- members and keys
 

@@ -27,6 +27,9 @@ MOST_TEXT = 4000
 LOG_LIMIT_BYTES = 64 << 20
 MOST_EVENT_BYTES = 256 << 20  # of a run
 LEAST_KEEP_S = 3600.0  # what was put so lately may be named in a moment
+_MOST_KEEP_S = 1000 * 365.25 * 86_400
+_MOST_OFFSET = 1 << 62
+_MOST_READ_BYTES = 8 << 20  # of a log in one call
 LEAST_LOG_BYTES = 1024  # a shorter log is left as it is
 MOST_SCRIPT_BYTES = 120_000  # Linux takes no argument that is longer than 128 KiB
 _MOST_PARAMS_BYTES = 4 << 20
@@ -34,8 +37,8 @@ _MOST_NAME_BYTES = 255
 _MOST_RETRIES = 1000
 _VALID_PURPOSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _JOB_ID = re.compile(r"[^\s/.-][^\s/]*( [^\s/]+)*")
-# Control characters, and those that turn the direction of writing or take no place.
-_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# Control characters, those that turn the direction of writing or take no place, and half ones.
+_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _NUMBERS: Mapping[str, tuple[float, float]] = {
     "requires_vram_gb": (0, 100_000),
     "priority": (-1_000_000, 1_000_000),
@@ -126,7 +129,10 @@ def retry_from_json(value: Mapping[str, Any]) -> Retry:
     return Retry(int(value["max"]), float(value["backoff_s"]), tuple(map(str, value["on"])))
 
 
-def _check_params(params: Mapping[str, Any]) -> None:
+def _check_params(params: object) -> None:
+    if not isinstance(params, Mapping):
+        raise InvalidInputError("params must be an object")
+    params = cast("Mapping[str, object]", params)
     mounted = params.get("mounted_files", {})
     secrets: object = params.get("secrets") or []
     if not isinstance(mounted, Mapping) or not _are_texts(
@@ -166,6 +172,28 @@ def check_log_end(run_id: int, end: int, most: int) -> None:
         raise InvalidInputError(
             f"the log of run {run_id} would have {end} bytes, and may have no more than {most}"
         )
+
+
+def checked_span(offset: int, limit: int) -> tuple[int, int]:
+    """Where to read a log, and how much of it at once.
+
+    Raises:
+        InvalidInputError: They are less than 0.
+    """
+    if offset < 0 or limit < 0:
+        raise InvalidInputError(f"offset {offset} and limit {limit}: both must be at least 0")
+    return min(offset, _MOST_OFFSET), min(limit, _MOST_READ_BYTES)
+
+
+def checked_keep_s(seconds: float) -> float:
+    """For how long to keep what nobody needs, in seconds: an hour at least.
+
+    Raises:
+        InvalidInputError: It is no number of at least 0, or more than a thousand years.
+    """
+    if not 0 <= seconds <= _MOST_KEEP_S:
+        raise InvalidInputError(f"{seconds} is no number of seconds to keep things for")
+    return max(seconds, LEAST_KEEP_S)
 
 
 def check_event_bytes(run_id: int, stored: int, more: int) -> None:

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("models.chat:chat", "Talk to a model in the terminal."),
     "serve-model": ("models.chat:serve_model", "Serve models to OpenAI clients."),
     "worker": ("worker:worker", "Run a worker here, in the foreground."),
+    "service": ("service:service", "Keep a worker running here, also after a reboot."),
     "serve": ("serve:serve", "Show jobs on a page, and answer OpenAI clients."),
     "demo": ("demo:demo", "Train a small model here, with and without SDFT."),
     "gpus": ("pods.gpus:gpus", "List the GPUs that pods can have, the cheapest first."),
@@ -87,6 +88,9 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         # Here, not around main(): further out, click has made its own error of a KeyboardInterrupt.
         with error_boundary():
+            from openweights.cli.store import take_up_lost_jobs
+
+            take_up_lost_jobs()
             return super().invoke(ctx)
 
 

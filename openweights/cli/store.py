@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
+from openweights.backends.local.worker_locks import has_lost_its_worker
+from openweights.cli.output import note
 from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.settings import Settings
 from openweights.types import JobRecord, RunRecord
@@ -27,6 +29,19 @@ def open_store() -> Generator[Backend]:
         yield backend
     finally:
         backend.close()
+
+
+def take_up_lost_jobs() -> None:
+    """Whatever the command: after a reboot, the first one has the jobs on this machine go on."""
+    # What is wrong with the store is the command's to say.
+    with suppress(OpenWeightsError, OSError):
+        settings = Settings.from_env()
+        if settings.is_remote or not has_lost_its_worker(settings.home):
+            return
+        from openweights.client.local_worker import take_up
+
+        if take_up(settings):
+            note("jobs were waiting without a worker; started one")
 
 
 def is_remote() -> bool:

@@ -39,6 +39,7 @@ _SKIPPED_FOLDERS = frozenset(
     }
 )
 _RESULTS = "uploads"
+_OF_THE_JOB = (_RESULTS, ".spool")
 _SECRET_FOLDERS = frozenset(
     {
         *(".openweights", ".ssh", ".aws", ".azure", ".config", ".docker", ".gnupg", ".kube"),
@@ -109,6 +110,8 @@ def _walk(root: Path, folder: Path, rules: _Rules) -> Iterator[Path]:
             if _takes_folder(root, path) and not _is_ignored(path, rules, is_folder=True):
                 yield from _walk(root, path, rules)
         elif not _is_ignored(path, rules, is_folder=False):
+            if _is_of_the_job(root, path):
+                continue
             if _is_never_taken(entry.name):
                 _say_left_out(path)
                 continue
@@ -129,11 +132,18 @@ def _takes_folder(root: Path, path: Path) -> bool:
     # The store on this machine, wherever it is: it holds keys, and would hold itself.
     if (path / "openweights.db").exists() or path == home_folder().resolve():
         return False
-    if path.parent == root and path.name == _RESULTS:
-        logger.warning("the folder %s is left out: the job keeps its results there", _RESULTS)
+    if _is_of_the_job(root, path):
         return False
     # What makes a virtual environment one, whatever its name; conda's is the second.
     return not (path / "pyvenv.cfg").exists() and not (path / "conda-meta").exists()
+
+
+def _is_of_the_job(root: Path, path: Path) -> bool:
+    """A file or folder whose name a job's own folder has."""
+    is_one = path.parent == root and path.name in _OF_THE_JOB
+    if is_one:
+        logger.warning("%s is left out: the job keeps there what it makes", path.name)
+    return is_one
 
 
 def _is_never_taken(name: str) -> bool:

@@ -23,7 +23,7 @@ from openweights.client.jobs import Job, moment_after
 from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
 from openweights.client.param_json import dumped, plain
-from openweights.client.secrets import wanted_secrets
+from openweights.client.secrets import hand_over_keys, wanted_secrets
 from openweights.client.watching.notes import tell
 from openweights.errors import ConfigError, InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import CloudType, JobRecord, JobSpec, JobStatus, JobType
@@ -209,6 +209,7 @@ class Jobs:
             # What editors show is a job, as nearly every call gives one; see `plan`.
             return cast("Job", self.plan(**params))
         spec = self.prepare(**params)
+        hand_over_keys(self.ow, spec)
         record = self.ow.backend.submit_job(spec)
         _check_secrets(record, spec.params.get("secrets", []))
         return self._started(record)

@@ -210,6 +210,10 @@ def normalize_hardware(hardware: list[str] | str | None) -> tuple[str, ...] | No
     """
     if hardware is None:
         return None
+    if not isinstance(cast("object", hardware), str | list | tuple):
+        raise ConfigError(
+            f"allowed_hardware: {shown(hardware)} is no list of hardware; write ['2x H100S']"
+        )
     given = [hardware] if isinstance(hardware, str) else list(hardware)
     if not given:
         raise ConfigError(

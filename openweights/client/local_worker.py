@@ -9,9 +9,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from openweights.backends.local.worker_locks import has_lost_its_worker
 from openweights.client.bundle import package_folder
 from openweights.client.watching.queue import due_jobs
 from openweights.errors import PlatformError
@@ -116,9 +118,40 @@ class LocalWorker:
         return False
 
 
+def take_up(settings: Settings) -> bool:
+    """Start a worker for jobs that have lost theirs and all that looked after it, as in a reboot;
+    says whether it did. A worker that was asked to end is not replaced.
+
+    Raises:
+        PlatformError: It cannot be started.
+    """
+    from openweights.backends import open_backend
+
+    if settings.is_remote or not has_lost_its_worker(settings.home):
+        return False
+    with closing(open_backend(settings)) as backend:
+        if not is_waiting(backend):
+            return False
+    start_worker(settings)
+    return True
+
+
+def is_waiting(backend: Backend) -> bool:
+    """Whether a job waits for the worker for jobs; deployed models have workers of their own."""
+    backend.list_workers()  # what the dead ones held waits from then on
+    pending = backend.list_jobs(statuses=["pending"], limit=None)
+    return any(job.type != SERVED for job in pending)
+
+
 def log_path(settings: Settings) -> Path:
     """Where self-started workers write what they have to say."""
     return settings.home / "worker.log"
+
+
+def open_log(settings: Settings) -> BinaryIO:
+    """The same, to write at its end; nobody else may read it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    return open(os.open(log_path(settings), flags, 0o600), "ab")
 
 
 def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[bytes]:
@@ -135,7 +168,7 @@ def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[by
     command = [sys.executable, "-m", "openweights.worker.main", option]
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with log_path(settings).open("ab") as log:
+        with open_log(settings) as log:
             return subprocess.Popen(
                 command,
                 cwd=settings.home,

@@ -31,8 +31,24 @@ def expand_mounts(mount: Mapping[str, str]) -> dict[str, Path]:
                 raise InvalidInputError(
                     f"mount: {files[place]} and {file} both go to {place!r}; use two targets"
                 )
+            _check_place(place)
             files[place] = file
+    for place in files:
+        for folder in PurePosixPath(place).parents:
+            if str(folder) in files:
+                raise InvalidInputError(
+                    f"mount: {str(folder)!r} is the target of a file, and {place!r} lies below it; "
+                    "use two targets"
+                )
     return files
+
+
+def _check_place(place: str) -> None:
+    """The job's own folders: what it leaves there are its results, or its events."""
+    if place == "uploads" or place.split("/")[0] == ".spool":
+        raise InvalidInputError(
+            f"mount: the target {place!r} is where the job keeps what it makes; use another one"
+        )
 
 
 def _files_at(path: Path) -> Iterator[tuple[str, Path]]:

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from openweights.credentials import hand_over
 from openweights.errors import ConfigError, ConfigurationError, InvalidInputError, NotFoundError
-from openweights.types import JobRecord, SecretRecord
+from openweights.settings import job_variables
+from openweights.types import JobRecord, JobSpec, SecretRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import TeamStore
@@ -124,6 +126,21 @@ def wanted_secrets(ow: OpenWeights, names: Iterable[str] | str) -> list[str]:
                 + (f", there are {', '.join(sorted(known))}" if known else "")
             )
     return wanted
+
+
+def hand_over_keys(ow: OpenWeights, job: JobSpec) -> None:
+    """Let a job on this machine have the keys of this process, not only those that its worker was
+    started with, perhaps by another one.
+
+    Raises:
+        InvalidInputError: They cannot be kept below the home.
+    """
+    if ow.backend.team is None:
+        home = ow.settings.home
+        try:
+            hand_over(home, job.id, job_variables(job.params.get("secrets", ())))
+        except OSError as error:
+            raise InvalidInputError(f"cannot write to {home}: {error.strerror}") from error
 
 
 def check_secret_name(name: object) -> str:

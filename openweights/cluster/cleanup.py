@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 
 from openweights.cluster.planning.observation import pod_name
 from openweights.cluster.store import ClusterStore
@@ -19,6 +20,7 @@ class Cleanup:
         self._store = store
         # None: keys are to be looked through, as after a start.
         self._known_live: frozenset[str] | None = None
+        self._collects_at: datetime | None = None
 
     def look_again(self) -> None:
         """A key was made for a worker that did not come."""
@@ -37,6 +39,16 @@ class Cleanup:
             self._known_live = live if self._revoke_keys() else None
         else:
             self._known_live = live
+
+    def collect_garbage(self, now: datetime) -> None:
+        """Once a day, where the organization says for how long things are kept."""
+        if self._collects_at is not None and now < self._collects_at:
+            return
+        self._collects_at = now + timedelta(days=1)
+        _, keep_days = self._store.retention()
+        if keep_days is not None:
+            found = self._store.collect_garbage(keep_days * 86_400)
+            logger.info("removed %s old files and %s old logs", found.files, found.logs)
 
     def _revoke_keys(self) -> bool:
         keys = self._store.list_keys()

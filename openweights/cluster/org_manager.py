@@ -154,6 +154,7 @@ class OrganizationManager:
             except Exception:  # noqa: BLE001 - one bad job or pod must not keep the others waiting
                 logger.exception("%s failed", type(action).__name__)
         self._cleanup.run(seen.gone)
+        self._cleanup.collect_garbage(seen.now)
         self._keep()
 
     def _recall(self, now: datetime) -> None:

@@ -49,6 +49,12 @@ class ClusterStore(Backend, Protocol):
         """
         ...
 
+    def retention(self) -> tuple[int, float | None]:
+        """MB of a run's log at most, and for how many days what nobody needs is kept; None for
+        ever.
+        """
+        ...
+
     def manager_state(self) -> dict[str, Any]:
         """What `set_manager_state` has kept; empty at first."""
         ...

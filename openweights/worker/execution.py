@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from openweights.backends.base import Backend
+from openweights.credentials import handed_over
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
 from openweights.events import IdleGPU
 from openweights.settings import Settings
@@ -290,12 +291,19 @@ class _Execution:
         self._host.shutdown.request()
 
     def _open_secrets(self) -> dict[str, str]:
-        """Those that the job names; its log shows them no more than those of this worker."""
+        """Those that the job names or was handed; its log shows them no more than those of this
+        worker.
+        """
         host, names = self._host, secret_names(self._job.params)
+        handed: dict[str, str] = {}
+        if host.backend.team is None:
+            handed = handed_over(host.settings.home, self._job.id)
+        env = {**host.env, **handed}
         secrets = persist(
-            lambda: open_secrets(names, self._run.id, host.backend, host.settings, host.env),
+            lambda: open_secrets(names, self._run.id, host.backend, host.settings, env),
             give_up=self._hurry,
         )
+        secrets = {**handed, **secrets}
         self._redactor.add(secret_values(secrets, names))
         return secrets
 
@@ -311,6 +319,7 @@ class _Execution:
 
     def _deliver(self, folder: RunFolder, *, with_files: bool) -> None:
         backend, run_id = self._host.backend, self._run.id
+        folder.check_is_here()
         replay_events(backend, run_id, folder.spool, self._hurry)
         if with_files:
             uploads, note = folder.uploads, self._log.note
@@ -365,7 +374,7 @@ def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
     if instruction == "continue" and end.was_stopped:
         return Verdict("released", "its worker stood still for longer than its lease")
     if end.exit_code is None:
-        return Verdict("failed", "the process that guards the job was killed, and the job with it")
+        return Verdict("lost", "the process that guards the job was killed, and the job with it")
     if end.exit_code == 0:
         return Verdict("completed", exit_code=0)
     return Verdict("failed", describe_exit(end.exit_code, last_line), end.exit_code)

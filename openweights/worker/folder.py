@@ -40,7 +40,7 @@ class RunFolder:
             PlatformError: Processes of an earlier run with this folder are still there.
         """
         self.path = root / str(run_id)
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         deadline = time.monotonic() + LOCK_WAIT_S
         while (lock_fd := self._make()) is None:
             if time.monotonic() > deadline:
@@ -54,6 +54,13 @@ class RunFolder:
         except OSError:
             self.remove()
             raise
+
+    def check_is_here(self) -> None:
+        """Raise InvalidInputError when the job has replaced its own folder: what lies there now
+        may be anybody's.
+        """
+        if self.path.is_symlink() or not _is_same(self.lock_fd, self.path):
+            raise InvalidInputError("the job has moved or replaced its own folder")
 
     @property
     def uploads(self) -> Path:
@@ -69,7 +76,7 @@ class RunFolder:
         return marker_of(self.path)
 
     def remove(self) -> None:
-        """Remove it with everything in it."""
+        """Remove it with everything in it; of a link that took its place, the link."""
         _remove_tree(self.path)
         os.close(self.lock_fd)
 
@@ -135,8 +142,14 @@ def mount(content: BinaryIO, folder: Path, target: str) -> None:
         InvalidInputError: The target leaves the folder.
     """
     path = inside(folder, target, "the target")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("wb")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise InvalidInputError(
+            f"the target {target!r} is both a file and a folder: mount it under another name"
+        ) from None
+    with opened as file:
         beginning = content.read(2)
         file.write(beginning)
         shutil.copyfileobj(content, file)
@@ -165,6 +178,9 @@ def _is_same(fd: int, path: Path) -> bool:
 
 
 def _remove_tree(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():  # a job may have taken the write permission of its own folders
         for folder, _, _ in os.walk(path):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 from openweights.backends.base import Backend
-from openweights.errors import ConfigurationError, InvalidInputError
+from openweights.credentials import hand_over, jobs_with_handed_over
+from openweights.errors import ConfigurationError, InvalidInputError, NotFoundError
 from openweights.settings import Settings
+from openweights.types import ENDED
 
 
 def secret_names(params: Mapping[str, object]) -> list[str]:
@@ -16,6 +19,17 @@ def secret_names(params: Mapping[str, object]) -> list[str]:
     if not isinstance(names, list):
         return []
     return [name for name in cast("list[object]", names) if isinstance(name, str)]
+
+
+def drop_handed_over(backend: Backend, home: Path) -> None:
+    """Keep nothing for jobs that have ended."""
+    for job_id in jobs_with_handed_over(home):
+        try:
+            is_over = backend.get_job(job_id).status in ENDED
+        except NotFoundError:
+            is_over = False  # it is just being submitted, unless it was deleted
+        if is_over:
+            hand_over(home, job_id, {})
 
 
 def open_secrets(
@@ -27,8 +41,8 @@ def open_secrets(
 ) -> dict[str, str]:
     """Name -> value, for all of `names`.
 
-    In a project they are the organization's; the store on this machine keeps none, and takes them
-    from the environment `env` of its worker.
+    In a project they are the organization's; on this machine they are of the environment `env`, of
+    who submitted the job, and of its worker.
 
     Raises:
         InvalidInputError: There is no such secret, or its box was tampered with.
@@ -37,8 +51,8 @@ def open_secrets(
     if not names:
         return {}
     if backend.team is None:
-        _check_all(names, env, "the environment of this worker has no {}: set it, and let the "
-                   "worker start again")  # fmt: skip
+        remedy = "neither who submitted the job nor its worker has {}: set it, and submit it again"
+        _check_all(names, env, remedy)
         return {name: env[name] for name in names}
     if not settings.secrets_key:
         raise ConfigurationError(

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
+from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
 from openweights.client.watching.queue import due_jobs
 from openweights.errors import (
     ConfigurationError,
@@ -36,14 +37,17 @@ from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
 from openweights.worker.gpu_reclaim import reclaim
 from openweights.worker.heartbeat import Heartbeat
+from openweights.worker.job_secrets import drop_handed_over
 from openweights.worker.shutdown import Shutdown, persist, sole_holder
-from openweights.worker.standby import ASKED_TO_END, WORKER_LOCK, keep_standby
+from openweights.worker.standby import keep_standby
 
 logger = logging.getLogger(__name__)
 
 LONGEST_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
 MOST_DOUBLINGS = 10
+MOST_REFUSALS = 3  # a project may refuse a good key for a moment, while it is changed
+REFUSAL_PAUSE_S = 2.0
 DAY_S = 86_400.0
 
 
@@ -153,6 +157,7 @@ class Worker:
             raise PlatformError(f"its GPU is not fit for work: {problem}")
         idle_since = started_at = time.monotonic()
         failures = 0
+        refusals = 0
         while not self._shutdown.requested.is_set():
             if self._pod.ttl_hours and time.monotonic() - started_at > self._pod.ttl_hours * 3600:
                 # A pod that nobody ends must not be paid for for ever; a job is not cut short.
@@ -160,9 +165,13 @@ class Worker:
                 return
             try:
                 has_worked = self._step()
-                failures = 0
+                failures, refusals = 0, 0
             except PlatformError:
                 raise
+            except ConfigurationError as error:
+                refusals += 1
+                self._bear(error, refusals)
+                continue
             except Exception:  # noqa: BLE001 - the loop of a daemon: no job may end it
                 logger.exception("%s: the loop goes on after an error", self.id)
                 failures = min(failures + 1, MOST_DOUBLINGS)
@@ -178,6 +187,13 @@ class Worker:
                 return
             self._shutdown.requested.wait(min(self._backend.heartbeat_s / 4, LONGEST_POLL_S))
 
+    def _bear(self, error: ConfigurationError, count: int) -> None:
+        """A store that refuses for good, such as one of a newer version, is for another worker."""
+        logger.error("%s: %s", self.id, error)
+        if count == MOST_REFUSALS:
+            raise PlatformError(f"the store refuses this worker: {error}") from error
+        self._shutdown.requested.wait(REFUSAL_PAUSE_S)
+
     def _step(self) -> bool:
         """Take and execute a job; False if there is none."""
         claim = self._claim()
@@ -185,6 +201,8 @@ class Worker:
         sweep(self._runs)
         if claim is None:
             self._collect_garbage()
+            if self._backend.team is None:
+                drop_handed_over(self._backend, self._host.settings.home)
             return False
         if claim.run.id == self._last_run:
             # Signing off is what gives it back; executing it again would be a second execution of

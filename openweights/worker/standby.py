@@ -19,8 +19,8 @@ from typing import Literal
 
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
-from openweights.backends.local.worker_locks import is_locked
-from openweights.client.local_worker import log_path, start_worker
+from openweights.backends.local.worker_locks import WORKER_LOCK, has_lost_its_worker, is_locked
+from openweights.client.local_worker import open_log, start_worker
 from openweights.client.watching.queue import due_jobs
 from openweights.errors import OpenWeightsError
 from openweights.retry import delays
@@ -30,9 +30,7 @@ from openweights.worker.shutdown import sole_holder
 
 logger = logging.getLogger(__name__)
 
-WORKER_LOCK = "embedded-worker.lock"
 STANDBY_LOCK = "standby.lock"
-ASKED_TO_END = "asked to end"
 LOOK_S = 1.0
 LATER_LOOK_S = 5.0
 START_S = 30.0
@@ -43,7 +41,7 @@ def keep_standby(settings: Settings, ended: threading.Event) -> None:
     """Start a standby whenever there is none, until `ended`; for a thread of the worker."""
     while not ended.is_set():
         if not is_locked(settings.home / STANDBY_LOCK):
-            with contextlib.suppress(OSError), log_path(settings).open("ab") as log:
+            with contextlib.suppress(OSError), open_log(settings) as log:
                 subprocess.Popen(
                     [sys.executable, "-m", "openweights.worker.standby"],
                     cwd=settings.home,
@@ -67,7 +65,7 @@ def watch(settings: Settings, backend: Backend) -> None:
         if is_locked(lock):
             starts, pauses = 0, delays(longest_s=60.0)
             continue
-        if not lock.exists() or lock.read_text() == ASKED_TO_END:
+        if not has_lost_its_worker(settings.home):
             return
         waiting = _waiting(backend)
         if waiting == "none":

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openweights.backends.base import Backend
-from openweights.errors import InvalidInputError, OpenWeightsError
+from openweights.errors import InvalidInputError, OpenWeightsError, StoreUnavailableError
 from openweights.types import EventDraft, JobSpec, WorkerSpec
 from tests.backends.steps import Contract, spec, start
 
@@ -43,6 +43,47 @@ _JSON = st.recursive(
 _PARAMS = st.dictionaries(
     st.sampled_from(["validated_params", "mounted_files", "secrets", "cloud_type"]) | _TEXT, _JSON
 )
+_ID = _TEXT | st.sampled_from(["job-1", "w1", "result:file-000000000000"])
+_INTS = st.integers(-(2**70), 2**70) | st.sampled_from([0, -1, 1, 2**31, 2**63, 2**63 - 1])
+_LIMIT = st.none() | _INTS
+_KEYS = st.none() | st.lists(_TEXT, max_size=3)
+# Verb -> its arguments, those after a minus by name.
+_VERBS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "get_file": {"id": _ID},
+    "open_file": {"id": _ID},
+    "delete_file": {"id": _ID},
+    "list_files": {"-purpose": st.none() | _TEXT, "-limit": _LIMIT},
+    "put_file": {"content": st.builds(io.BytesIO), "purpose": _TEXT, "name": _TEXT},
+    "get_job": {"id": _ID},
+    "list_jobs": {"-where": st.none() | _PARAMS, "-limit": _LIMIT},
+    "cancel_job": {"id": _TEXT},
+    "restart_job": {"id": _ID},
+    "delete_job": {"id": _TEXT},
+    "set_timeout": {"id": _ID, "at": st.none() | _MOMENTS},
+    "get_run": {"id": _INTS},
+    "list_runs": {"-job_id": st.none() | _ID, "-worker_id": st.none() | _ID, "-limit": _LIMIT},
+    "finish_run": {"id": _INTS, "attempt": _INTS, "status": st.just("failed"), "-error": _TEXT},
+    "release_run": {"id": _INTS, "attempt": _INTS, "-reason": _TEXT},
+    "list_events": {"-run_id": _INTS, "-after": _INTS, "-type": st.none() | _TEXT},
+    "latest_values": {"keys": _KEYS, "-job_id": _ID},
+    "append_log": {"id": _INTS, "offset": _INTS, "data": st.binary(max_size=9)},
+    "read_log": {"id": st.just(1) | _INTS, "offset": _INTS, "limit": _INTS},
+    "register_worker": {
+        "worker": st.builds(
+            WorkerSpec,
+            id=st.just("w9") | _TEXT,
+            docker_image=_TEXT,
+            hardware_type=_TEXT,
+            gpu_count=_INTS,
+            vram_gb=_INTS,
+            pod_id=st.none() | _TEXT,
+        )
+    },
+    "set_worker_status": {"id": _TEXT, "status": st.just("shutdown")},
+    "claim_job": {"id": _TEXT},
+    "heartbeat": {"id": _ID, "run": st.none() | _INTS},
+    "collect_garbage": {"keep_s": st.floats(), "-dry_run": st.booleans()},
+}
 _quick = settings(
     max_examples=25,
     deadline=None,
@@ -58,6 +99,7 @@ def _refused_or(call: Callable[[], Any]) -> Any:
         return call()
     except OpenWeightsError as error:
         assert str(error) and "Traceback" not in str(error)
+        assert not isinstance(error, StoreUnavailableError), "it is there, and would be asked again"
         return None
 
 
@@ -122,6 +164,38 @@ class LimitsContract(Contract):
             assert all(2000 <= event.created_at.year <= 2200 for event in events)
 
         check()
+
+    def test_any_argument_of_any_verb_is_taken_or_refused(self, backend: Backend) -> None:
+        """No traceback of a driver, and afterwards every reader reads everything."""
+        held = start(backend)
+
+        @settings(_quick, max_examples=self.verb_examples)
+        @given(st.sampled_from(sorted(_VERBS)), st.data())
+        def check(verb: str, data: st.DataObject) -> None:
+            arguments = [data.draw(strategy, name) for name, strategy in _VERBS[verb].items()]
+            positional = [a for n, a in zip(_VERBS[verb], arguments, strict=True) if n[0] != "-"]
+            named = {n[1:]: a for n, a in zip(_VERBS[verb], arguments, strict=True) if n[0] == "-"}
+
+            def call() -> None:
+                answer = getattr(backend, verb)(*positional, **named)
+                list(answer) if verb == "list_events" else None
+
+            _refused_or(call)
+
+        check()
+        self._read_all(backend, held.run.id)
+
+    verb_examples = 250
+
+    def _read_all(self, backend: Backend, run_id: int) -> None:
+        for job in backend.list_jobs(limit=None):
+            assert backend.get_job(job.id) == job
+            for run in backend.list_runs(job_id=job.id):
+                backend.read_log(run.id)
+                list(backend.list_events(run_id=run.id))
+        assert backend.get_run(run_id).id == run_id
+        assert all(backend.get_file(f.id) == f for f in backend.list_files(limit=None))
+        assert backend.list_workers() and backend.sizes()
 
     def test_texts_have_an_end(self, backend: Backend) -> None:
         held = start(backend)

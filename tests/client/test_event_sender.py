@@ -184,6 +184,31 @@ def test_replay_needs_the_store(ow: QuietClient, run_id: int, tmp_path: Path) ->
     assert sender.path.exists()
 
 
+def test_whatever_is_written_into_a_spool_the_events_among_it_are_stored(
+    ow: QuietClient, run_id: int, tmp_path: Path
+) -> None:
+    """Also lines nested deeply, files of other runs, and links to what is not the job's."""
+    at = "2026-01-02T03:04:05+00:00"
+    nested = "[" * 99_999 + "]" * 99_999
+    good = [json.dumps({"key": str(n), "created_at": at, "data": {"n": n}}) for n in range(2)]
+    deep = f'{{"key": "d", "created_at": "{at}", "data": {{"x": {nested}}}}}'
+    bad = [
+        *("", "null", "[]", "7", '"x"', "{", "[" * 200_000, '{"key": 1}', deep, "\ud800"),
+        f'{{"key": "k", "created_at": "{at}", "data": [1]}}',
+        '{"key": "k", "created_at": "yesterday", "data": {}}',
+        '{"key": "k", "created_at": "2026-01-02T03:04:05", "data": {}}',
+    ]
+    text = "\n".join([good[0], *bad, good[1], ""])
+    (tmp_path / f"{run_id}-1-01234567.jsonl").write_text(text, errors="surrogatepass")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text(good[0])
+    (tmp_path / f"{run_id}-1-01234568.jsonl").symlink_to(elsewhere)
+    (tmp_path / "999-1-01234567.jsonl").write_text(good[0])
+    replay_spool(ow.backend, run_id, tmp_path)
+    assert values(ow, run_id) == [0, 1]
+    assert elsewhere.exists() and (tmp_path / "999-1-01234567.jsonl").exists()
+
+
 KILLED = """
 import os, signal, sys
 from openweights import OpenWeights

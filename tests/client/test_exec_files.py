@@ -198,3 +198,17 @@ def test_exec_job(ow: QuietClient, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "here/main.py" in elsewhere.create(command="true").params["mounted_files"]
     with pytest.raises(ValueError, match="^command: "):
         ow.exec.create(command="   ")
+
+
+def test_the_names_of_a_jobs_own_folders_are_left_to_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "uploads", ".spool/1-1-01234567.jsonl", "sub/uploads", "a")
+    assert set(collect_files(tmp_path)) == {"sub/uploads", "a"}
+    assert "uploads is left out" in caplog.text and ".spool is left out" in caplog.text
+    for target in ("uploads", ".spool/x", ".spool", "./uploads"):
+        with pytest.raises(InvalidInputError, match="keeps what it makes"):
+            expand_mounts({str(tmp_path / "a"): target})
+    assert expand_mounts({str(tmp_path / "a"): "uploads/given"}), "a first result is fine"
+    with pytest.raises(InvalidInputError, match="'t' is the target of a file"):
+        expand_mounts({str(tmp_path / "a"): "t", str(tmp_path / "sub" / "uploads"): "t/b"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any
 
 from openweights.errors import InvalidStateError, StoreUnavailableError
 from openweights.types import (
+    Garbage,
     JobRecord,
     KeyRecord,
     NewKey,
@@ -61,6 +63,16 @@ class MemoryStore:
     log_bytes: dict[str, int] = field(default_factory=dict[str, int])
     state: dict[str, Any] = field(default_factory=dict[str, Any])
     kept_logs: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    keep_days: float | None = None
+    collected: list[datetime] = field(default_factory=list[datetime])
+    completions: Counter[str] = field(default_factory=Counter[str])
+
+    def retention(self) -> tuple[int, float | None]:
+        return 64, self.keep_days
+
+    def collect_garbage(self, keep_s: float) -> Garbage:
+        self.collected.append(self.now())
+        return Garbage(0, 0, 0, 0)
 
     def manager_state(self) -> dict[str, Any]:
         return self.state
@@ -157,6 +169,8 @@ class MemoryStore:
         row = self.rows[worker_id]
         for job in sorted(self.jobs.values(), key=lambda job: job.id):
             tiers = ("ALL", row.cloud_type)
+            if not isinstance(job.params, dict) or "cloud_type" not in job.params:
+                continue  # no worker would run it
             if job.status == "pending" and job.params["cloud_type"] in tiers:
                 attempts = job.attempts + 1
                 self._job(job.id, status="in_progress", worker_id=worker_id, attempts=attempts)
@@ -168,6 +182,7 @@ class MemoryStore:
         return None
 
     def finish(self, job_id: str) -> None:
+        self.completions[job_id] += 1
         self._job(job_id, status="completed", worker_id=None)
 
     def lose(self, worker_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -38,6 +39,7 @@ def live_through(seed: int, limits: Limits = LIMITS) -> World:
         world.step()
         check_always(world)
     world.fault_share = 0.0
+    world.cancel_poison()
     for _ in range(MOST_STEPS):
         world.step(30.0)
         check_always(world)
@@ -54,8 +56,9 @@ def check_always(world: World) -> None:
 
 
 def check_at_rest(world: World) -> None:
-    unfinished = {job.id: job.status for job in world.store.jobs.values()}
+    unfinished = {job.id: job.status for job in world.jobs()}
     assert set(unfinished.values()) == {"completed"}, f"a job was lost: {unfinished}"
+    assert set(world.store.completions.values()) == {1}, "a job was completed twice"
     assert world.ours() == [], "a pod is alive though its row has ended"
     rows = world.store.rows.values()
     assert {row.status for row in rows} == {"terminated"}
@@ -88,6 +91,8 @@ def test_the_faults_are_there() -> None:
     """In some of those sequences managers crashed, and pods were started again."""
     worlds = [live_through(seed) for seed in range(20)]
     assert sum(world.crashes for world in worlds) > 10
+    seen = sum((world.seen for world in worlds), Counter[str]())
+    assert min(seen[kind] for kind in ("skew", "poison", "stopped")) > 20
     assert sum(len(world.store.rows) for world in worlds) > 2 * 20 * len(JOBS) / 3
     names = {name for world in worlds for name in world.pods.terminated}
     assert names and all(name.startswith("ow-w") for name in names)
@@ -264,6 +269,15 @@ def test_pods_are_looked_after_without_a_catalogue(monkeypatch: pytest.MonkeyPat
     while not world.is_at_rest():
         world.step()
     check_at_rest(world)
+
+
+def test_what_is_old_is_removed_once_a_day_where_the_organization_says_so() -> None:
+    world = World(0, fault_share=0.0)
+    for days in (None, 30.0):
+        world.store.keep_days = days
+        for _ in range(49):
+            world.step(3600)
+    assert [(at - world.store.collected[0]).days for at in world.store.collected] == [0, 1]
 
 
 def test_the_key_of_a_worker_that_did_not_come_is_revoked() -> None:

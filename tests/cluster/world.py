@@ -7,6 +7,7 @@ It is deterministic: a seed says what happens. Time passes only between two pass
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,14 @@ LIMITS = Limits(
     missing_pod_s=45,
     stopping_s=60,
 )
+POISON = "poison-"
+# Parameters, hardware, memory and moments of rows that are poison.
+_POISONS: tuple[tuple[Any, ...], ...] = (
+    ({"cloud_type": 5}, {"cloud_type": None, "secrets": {"a": 1}}, {}, [], "x", None),
+    (None, (), ("",), ("None",), ("0x",), ("99x NOPE",), ("1x A100", "\u202e"), ("1x " * 500,)),
+    (0, -5, 2**31 - 1),
+    (START, datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)),
+)
 LATEST_S = 90.0  # a new pod may be missing in the listing for this long
 
 
@@ -49,6 +58,7 @@ class Machine:
 
     Attributes:
         fate: What becomes of its worker: `works`, `never boots`, `dies at once`, `hangs`.
+        stopped_until: Its processes stand still until then, as when a machine is suspended.
     """
 
     pod: Pod
@@ -58,6 +68,7 @@ class Machine:
     visible_at: datetime
     fate: str
     boot_s: float
+    stopped_until: datetime = START
 
 
 class MemoryPods:
@@ -162,6 +173,8 @@ class World:
         self.foreign = {self.pods.add(name).id for name in ("jupyter", "ow-not-of-this-store")}
         self.limits = limits
         self.crashes = 0
+        self.seen: Counter[str] = Counter()
+        self.skew = timedelta(0)
         self._ids = 0
         self._left_s: dict[str, float] = {}
         self.restart()
@@ -173,7 +186,7 @@ class World:
             self.pods,
             limits=self.limits,
             worker_env={},
-            clock=lambda: self.time,
+            clock=lambda: self.time + self.skew,
             new_id=self._new_id,
         )
 
@@ -188,9 +201,39 @@ class World:
             updated_at=self.time,
         )
 
+    def poison(self) -> None:
+        """A job that no client of ours would have written, as it is read."""
+        self.seen["poison"] += 1
+        job_id = f"{POISON}{self.seen['poison']}"
+        params, hardware, vram_gb, moment = (self.random.choice(kind) for kind in _POISONS)
+        self.store.jobs[job_id] = JobRecord(
+            *(job_id, "custom", "true", params),
+            docker_image="img",
+            allowed_hardware=hardware,
+            requires_vram_gb=vram_gb,
+            timeout_at=moment,
+            created_at=moment,
+            updated_at=moment,
+        )
+
+    def cancel_poison(self) -> None:
+        """Somebody has seen those rows: pods would be rented for them again and again."""
+        for job in self.store.jobs.values():
+            if job.id.startswith(POISON):
+                self.store.jobs[job.id] = replace(job, status="canceled")
+
+    def _disturb(self) -> None:
+        """Clocks that jump, and rows that are poison."""
+        if self.faults.happens():
+            self.seen["skew"] += 1
+            self.skew = timedelta(seconds=self.random.choice((-86_400, -600, -15, 0, 15, 600, 3e6)))
+        if self.faults.happens(0.5):
+            self.poison()
+
     def step(self, seconds: float = 15.0) -> None:
         """A pass of the manager, with faults, and then some time."""
         self.faults.share = self.fault_share
+        self._disturb()
         try:
             self.manager.step()
         except Crash:
@@ -209,6 +252,9 @@ class World:
         """What a pod's worker does meanwhile."""
         self.faults.share = self.fault_share
         is_taken, vanishes = self.faults.happens(0.5), self.faults.happens(0.5)
+        if self.faults.happens():
+            self.seen["stopped"] += 1
+            machine.stopped_until = self.time + timedelta(seconds=self.random.uniform(20, 400))
         self.faults.share = 0.0
         row = self.store.rows[machine.worker_id or ""]
         age_s = (self.time - machine.created_at).total_seconds()
@@ -218,6 +264,8 @@ class World:
             del self.pods.machines[machine.pod.id]
         elif is_taken or machine.fate == "dies at once":
             self.pods.set_status(machine.pod.id, "EXITED")
+        elif self.time < machine.stopped_until:
+            return
         elif row.status == "starting" and age_s >= machine.boot_s:
             self.store.register(row.id, machine.pod.id)
         elif row.status in ("active", "shutdown") and machine.fate == "works":
@@ -242,10 +290,14 @@ class World:
 
     # ---- what must hold --------------------------------------------------------------------------
 
+    def jobs(self) -> list[JobRecord]:
+        """Those that are jobs."""
+        return [job for job in self.store.jobs.values() if not job.id.startswith(POISON)]
+
     def ours(self) -> list[Machine]:
         return [machine for machine in self.pods.machines.values() if machine.request is not None]
 
     def is_at_rest(self) -> bool:
         """All jobs done, and nothing of ours exists any more."""
-        done = all(job.status == "completed" for job in self.store.jobs.values())
+        done = all(job.status == "completed" for job in self.jobs())
         return done and not self.ours() and not self.store.worker_rows()

@@ -241,7 +241,7 @@ def test_whatever_is_wrong_with_one_job_the_worker_goes_on(
         (jobs.submit("true", bundle_file="source:file-0123456789ab"), "source:file-0123456789ab"),
         (jobs.submit("true", {"../../outside": b""}), "'../../outside' leaves"),
         (jobs.submit("true", {"/etc/outside": b""}), "'/etc/outside' leaves"),
-        (jobs.submit("true", {"uploads": b""}), "IsADirectoryError"),
+        (jobs.submit("true", {"uploads": b""}), "both a file and a folder"),
     ]
     with pytest.raises(InvalidInputError, match="at most 120000"):
         jobs.submit("x" * 200_000)
@@ -401,3 +401,26 @@ def test_folders_without_permissions_and_root(jobs: Jobs, worker: object, home: 
     job = jobs.submit("mkdir locked; touch locked/x; chmod 000 locked")
     assert jobs.wait_for_end(job) == "completed"
     assert wait_until(lambda: not os.listdir(home / "runs"))
+
+
+@pytest.mark.parametrize("name", ["uploads", ".spool", "."])
+def test_a_folder_that_a_link_replaces_gives_nothing_away(
+    jobs: Jobs, backend: Backend, worker: object, tmp_path: Path, home: Path, name: str
+) -> None:
+    """Neither is what the link leads to stored, nor removed, nor made writable."""
+    other = tmp_path / "other"
+    (other / "closed").mkdir(parents=True)
+    (other / "uploads").mkdir()
+    for place in (other / "mine", other / "uploads" / "mine", other / "1-1-01234567.jsonl"):
+        place.write_text('{"key": "k", "created_at": "2026-01-02T03:04:05+00:00", "data": {}}\n')
+    (other / "closed").chmod(0o500)
+    place = "$PWD" if name == "." else f"$PWD/{name}"
+    job = jobs.submit(f'p="{place}"; mv "$p" {tmp_path}/away; ln -s {other} "$p"')
+    status = jobs.wait_for_end(job)
+    assert status == ("failed" if name == "." else "completed")
+    if name == ".":
+        assert jobs.error(job) == "the job has moved or replaced its own folder"
+    assert not any("file" in event or not event for event in jobs.events(job))
+    assert wait_until(lambda: not list((home / "runs").iterdir()))
+    assert (other / "closed").stat().st_mode & 0o777 == 0o500
+    assert len(list(other.rglob("*"))) == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -151,16 +152,43 @@ def test_the_store_on_this_machine_takes_them_from_the_worker(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", WANTED)
-    monkeypatch.setenv("SECRET_NOTE", OTHER)
-    show = "echo $SECRET_NOTE"
+    monkeypatch.setenv("MY_NOTE", OTHER)
+    show = "echo $MY_NOTE"
     with closing(OpenWeights()) as ow:
-        job = submit(ow, tmp_path / "job", show, secrets=["SECRET_NOTE"]).wait(timeout=60)
-        assert job.logs() == "[SECRET_NOTE redacted]\n"
+        job = submit(ow, tmp_path / "job", show, secrets=["MY_NOTE"]).wait(timeout=60)
+        assert job.logs() == "[MY_NOTE redacted]\n"
         # The control: by its name alone it is no secret.
         assert OTHER in submit(ow, tmp_path / "job", f" true; {show}").wait(timeout=60).logs()
         missing = submit(ow, tmp_path / "job", "true", secrets=["NO_SUCH"])
-        with pytest.raises(JobFailedError, match="the environment of this worker has no NO_SUCH"):
+        with pytest.raises(JobFailedError, match="nor its worker has NO_SUCH"):
             missing.wait(timeout=60)
         for use in (ow.secrets.list, ow.secrets.create_key, lambda: ow.secrets.set({"A": "b"})):
             with pytest.raises(ConfigurationError, match="kept by a Supabase project"):
                 use()
+
+
+def test_a_job_on_this_machine_has_the_keys_of_who_submits_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those that the worker was started with; and nothing of them is kept afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENWEIGHTS_WORKER_IDLE_S", "20")
+    with closing(OpenWeights()) as ow:
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_first")
+        first = ow.exec.create(command="echo ${#HF_TOKEN} ${#MINE}", requires_vram_gb=0)
+        assert first.wait(timeout=60).logs() == "15 0\n"
+        monkeypatch.setenv("HF_TOKEN", WANTED)
+        monkeypatch.setenv("MINE", OTHER)
+        second = ow.exec.create(
+            command="echo ${#HF_TOKEN} ${#MINE} $MINE", secrets=["MINE"], requires_vram_gb=0
+        )
+        assert second.wait(timeout=60).logs() == f"{len(WANTED)} {len(OTHER)} [MINE redacted]\n"
+        assert len(ow.backend.list_workers()) == 1, "the same worker"
+        kept = home / "handed-over"
+        deadline = time.monotonic() + 10
+        while list(kept.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert list(kept.iterdir()) == []
+        assert kept.stat().st_mode & 0o077 == 0
+        ow.backend.set_worker_status(ow.backend.list_workers()[0].id, "shutdown")
+    assert not any(OTHER.encode() in f.read_bytes() for f in home.rglob("*") if f.is_file())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 import time
+from urllib.parse import quote
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,8 +36,25 @@ def test_names_of_secrets() -> None:
         "PUBLIC_KEYS": "ssh-ed25519 AAAA",
         "SSH_AUTH_SOCKET_3": "/tmp/socket-of-mine",
         "PATH": "/usr/local/bin",
+        "API_KEY_OPENAI": "sk-in-another-order",
+        "PASSWORD_DB": "correct horse",
+        "DB_PASS": "battery staple",
+        "PGPASSWORD": "of-postgres",
+        "MYTOKEN": "of-my-own",
+        "SESSION_COOKIE": "crumbs-and-crumbs",
+        "SLACK_WEBHOOK": "https://hooks.example/T0/B0/x",
+        "SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/y",
+        "AUTH": "Bearer of-news",
+        "JSON_SECRET": '{"a": 1234567}',
+        "HF_TOKEN_PATH": "/root/.cache/token",
+        "SSH_AUTH_SOCK": "/tmp/agent.123",
+        "AWS_ACCESS_KEY_FILE": "/etc/aws/key",
+        "MAX_TOKEN_LENGTH": "1024 tokens",
+        "COMPASS": "north-north-east",
     }
     expected = {
+        *("API_KEY_OPENAI", "PASSWORD_DB", "DB_PASS", "PGPASSWORD", "MYTOKEN", "SESSION_COOKIE"),
+        *("SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "AUTH", "JSON_SECRET"),
         *("HF_TOKEN", "OPENWEIGHTS_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"),
         *("HF_TOKEN_2", "OPENAI_KEY2", "GITHUB_PAT", "API_KEYS", "MYSQL_PWD", "GPG_PASSPHRASE"),
     }
@@ -81,6 +101,53 @@ def test_a_secret_as_long_as_a_file_costs_little() -> None:
         return time.perf_counter() - begun
 
     assert min(seconds(1 << 16) for _ in range(3)) < 100 * min(seconds(1 << 12) for _ in range(3))
+
+
+_VALUES = st.text(st.characters(min_codepoint=33, max_codepoint=0x24F), min_size=8, max_size=90)
+
+
+@given(_VALUES, st.binary(max_size=5), st.binary(max_size=5))
+def test_a_secret_is_found_as_programs_spell_it(value: str, before: bytes, after: bytes) -> None:
+    """By `base64`, `repr`, `json.dumps`, in a URL, in hexadecimal; and the rest stays as it was."""
+    secret = value.encode()
+    redactor = Redactor({"KEY": secret})
+    for spelled in (
+        secret,
+        secret.hex().encode(),
+        repr(value)[1:-1].encode(),
+        json.dumps(value)[1:-1].encode(),
+        quote(value, safe="").encode(),
+    ):
+        shown = redactor.feed(b"<" + spelled + b">\n") + redactor.flush()
+        assert spelled not in shown and b"KEY redacted" in shown
+    shown = redactor.feed(base64.b64encode(before + secret + after) + b"\n") + redactor.flush()
+    assert b"KEY redacted" in shown
+    assert len(shown) < len("[KEY redacted]\n") + 4 * (len(before) + len(after)) / 3 + 16
+
+
+def test_parts_of_secrets() -> None:
+    key = "-----BEGIN KEY-----\nMIIEvQIBADANBg\nkqhkiG9w0BAQEF\n-----END KEY-----"
+    account = '{"type": "service", "key": "of-the-service-account", "uri": "https://example.org/t"}'
+    redactor = Redactor(
+        {"PEM": key.encode(), "ACCOUNT": account.encode(), "AUTH": b"Bearer abcdefgh"}
+    )
+    for text, shown in (
+        ("kqhkiG9w0BAQEF\n", "[PEM redacted]\n"),
+        (repr(key), "'[PEM redacted]'"),
+        ("of-the-service-account", "[ACCOUNT redacted]"),
+        ("see https://example.org/t", "see https://example.org/t"),
+        ("x-token: abcdefgh", "x-token: [AUTH redacted]"),
+        ("-----BEGIN KEY-----", "-----BEGIN KEY-----"),
+    ):
+        assert (redactor.feed(text.encode()) + redactor.flush()).decode() == shown
+
+
+def test_a_key_that_base64_breaks_into_lines() -> None:
+    secret = bytes(range(48, 122)) * 2
+    redactor = Redactor({"KEY": secret})
+    lines = base64.encodebytes(secret).splitlines(keepends=True)
+    shown = redactor.feed(b"".join(lines)) + redactor.flush()
+    assert not any(line.strip() in shown for line in lines)
 
 
 @given(

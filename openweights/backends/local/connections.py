@@ -3,8 +3,9 @@
 Each thread has its own connection: SQLite then lets readers run beside a writer, and no thread
 waits behind another one's cursor. Before a fork all of them are closed, because SQLite keeps locks
 per process in memory, which a child would inherit and wrongly trust; both sides open new ones when
-they need them. The same happens when the database was deleted or replaced: SQLite would go on
-with a file that nobody else can see.
+they need them. The same happens when the database, or the log of its last changes (`-wal`), was
+deleted or replaced: SQLite would go on with a file that nobody else can see; and after an error of
+the disk, after which a connection may fail for ever.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ class _Held:
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         self.db = db
-        self._file = os.stat(path)
+        # The second exists for as long as a connection is open.
+        names = (path, Path(f"{path}-wal"))
+        self._files = [(name, os.stat(name)) for name in names if name.exists()]
         self.thread = weakref.ref(threading.current_thread())
         self.busy = threading.RLock()
         self.is_open = True
 
-    def belongs_here(self, path: Path) -> bool:
-        """Whether this thread made it, for the file that is there now."""
-        if self.thread() is not threading.current_thread():
-            return False
+    def belongs_here(self) -> bool:
+        """Whether this thread made it, for the files that are there now."""
+        return self.thread() is threading.current_thread() and self.is_of_these_files()
+
+    def is_of_these_files(self) -> bool:
         try:
-            return os.path.samestat(os.stat(path), self._file)
+            return all(os.path.samestat(os.stat(name), known) for name, known in self._files)
         except FileNotFoundError:
             return False
 
@@ -63,7 +67,12 @@ class Connections:
             held = self._held()
             with held.busy:
                 if held.is_open:
-                    yield held.db
+                    try:
+                        yield held.db
+                    except sqlite3.Error as error:
+                        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                            self._drop(held)
+                        raise
                     return
             # A fork in another thread closed it in between: take a new one.
 
@@ -81,6 +90,12 @@ class Connections:
                     db.execute("ROLLBACK")
                 raise
 
+    def _drop(self, held: _Held) -> None:
+        with self._lock:
+            if self._by_thread.get(threading.get_ident()) is held:
+                del self._by_thread[threading.get_ident()]
+        held.close()
+
     def close(self) -> None:
         """Close every connection, waiting for those in use; later calls of `use` raise."""
         self._is_closed = True
@@ -93,14 +108,25 @@ class Connections:
 
     def _held(self) -> _Held:
         held = self._by_thread.get(threading.get_ident())
-        if held is not None and held.belongs_here(self._path):
+        if held is not None and held.belongs_here():
             return held
+        if held is not None and not held.is_of_these_files():
+            self._close_all_of_process()
         with self._lock:
             if self._is_closed:
                 raise InvalidStateError("this store object was closed: open a new one")
             self._close_those_of_ended_threads()
             held = self._by_thread[threading.get_ident()] = _Held(self._connect(), self._path)
             return held
+
+    def _close_all_of_process(self) -> None:
+        """SQLite shares what it knows of a database within a process: while one connection to the
+        lost files is open, a new one gets them, too. The last one to close brings into the database
+        what was in a lost log.
+        """
+        for connections in list(_all):
+            if connections._path == self._path:
+                connections._close_all()
 
     def _close_those_of_ended_threads(self) -> None:
         for ident, held in list(self._by_thread.items()):

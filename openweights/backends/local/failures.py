@@ -10,6 +10,7 @@ from pathlib import Path
 
 from openweights.errors import (
     ConfigurationError,
+    InvalidInputError,
     OpenWeightsError,
     PlatformError,
     StoreUnavailableError,
@@ -22,9 +23,13 @@ _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 @contextmanager
 def clear_errors(home: Path) -> Generator[None, None, None]:
-    """Raise errors of this package from those of SQLite and the operating system."""
+    """Raise errors of this package from those of SQLite and the operating system, and from what
+    SQLite cannot hold: half characters, and numbers of more than 64 bits.
+    """
     try:
         yield
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise InvalidInputError(f"the store cannot hold this: {error}") from error
     except sqlite3.Error as error:
         raise _from_sqlite(error, home) from error
     except OSError as error:

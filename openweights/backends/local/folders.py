@@ -147,6 +147,11 @@ class LogFolder:
         with suppress(FileNotFoundError):
             os.unlink(self._path(run_id))
 
+    def newest(self) -> int:
+        """The highest number of a run that has a log; 0 without any."""
+        names = (name.removesuffix(".log") for name in os.listdir(self._folder))
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
     def total(self) -> int:
         """Bytes of all logs."""
         sizes = 0

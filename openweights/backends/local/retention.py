@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.store import Store, find, note
-from openweights.backends.values import LEAST_KEEP_S, LEAST_LOG_BYTES, removed_log
+from openweights.backends.values import LEAST_LOG_BYTES, checked_keep_s, removed_log
 from openweights.errors import InvalidStateError
 from openweights.types import Garbage, Sizes
 
@@ -77,7 +77,7 @@ class RetentionVerbs(Store):
                 self._logs.remove(run_id)
 
     def collect_garbage(self, keep_s: float, *, dry_run: bool = False) -> Garbage:
-        before = self._now() - int(max(keep_s, LEAST_KEEP_S) * 1_000_000)
+        before = self._now() - int(checked_keep_s(keep_s) * 1_000_000)
         with self._write() as db:
             files = _unnamed(db, before)
             if not dry_run:

@@ -13,6 +13,7 @@ from openweights.backends.local.store import Store, find, matching, note
 from openweights.backends.values import (
     check_event_bytes,
     check_log_end,
+    checked_span,
     moment_within,
     readable,
 )
@@ -191,6 +192,7 @@ class RunVerbs(Store):
             self._logs.write(run_id, offset, data)
 
     def read_log(self, run_id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        offset, limit = checked_span(offset, limit)
         with self._read() as db:
             lifecycle.run_with_job(db, run_id)
         with clear_errors(self.home):

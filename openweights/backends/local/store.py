@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import functools
 import json
+import logging
 import os
 import pwd
 import sqlite3
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ from openweights.types import Claim, JobRecord, Lane, RunRecord
 
 _BUSY_TIMEOUT_S = 30.0
 RUNS = "runs"  # below the home: a folder for each run, made and locked by its worker
+
+
+_LAST_RUN = "SELECT max(last_run.id, (SELECT coalesce(max(id), 0) FROM runs)) FROM last_run"
+logger = logging.getLogger(__name__)
 
 
 def utc_now() -> datetime:
@@ -153,6 +158,7 @@ class Store:
             if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 self._switch_to_wal(db)
             migrate(db)
+            self._check_complete(db)
         except BaseException:
             db.close()
             raise
@@ -165,6 +171,21 @@ class Store:
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self.home.chmod(0o700)
+
+    def _check_complete(self, db: sqlite3.Connection) -> None:
+        """Tell of runs that have a log and no record: what was written last has been lost, as when
+        the `-wal` file is deleted. Their numbers are not given out again, for their logs are there.
+        """
+        newest = self._logs.newest()
+        with closing(db.execute(_LAST_RUN)) as rows:
+            (last,) = rows.fetchone()
+        if newest > last:
+            logger.warning(
+                "the store in %s has lost records: of run %d there is a log, and the last run that "
+                "is known is %d. Was openweights.db-wal deleted, or an older copy put back?",
+                *(self.home, newest, last),
+            )
+            db.execute("UPDATE last_run SET id = max(id, ?)", (newest,))
 
     def _switch_to_wal(self, db: sqlite3.Connection) -> None:
         # SQLite does not wait when two processes switch at once, so they take turns here.

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from openweights.errors import InvalidInputError, InvalidStateError
 
+WORKER_LOCK = "embedded-worker.lock"  # held by the worker for jobs, below the home
+ASKED_TO_END = "asked to end"  # what it writes there when nobody is to take its place
 _VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 # Another process that looks whether a lock is held blocks it for a moment.
 _PATIENCE_S = 1.0
@@ -110,6 +112,12 @@ class WorkerLocks:
                 return fd
         os.close(fd)
         return None
+
+
+def has_lost_its_worker(home: Path) -> bool:
+    """Whether the self-started worker of a store has gone, and was not asked to."""
+    lock = home / WORKER_LOCK
+    return lock.exists() and not is_locked(lock) and lock.read_text() != ASKED_TO_END
 
 
 def is_locked(path: Path) -> bool:

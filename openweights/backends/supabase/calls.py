@@ -68,6 +68,8 @@ def patiently(call: Callable[[], T], patience_s: float, url: str) -> T:
     """The answer of `call`, repeated while the project at `url` is away.
 
     Raises:
+        InvalidInputError: What is sent is nothing that a request can hold: half characters, numbers
+            that JSON lacks.
         StoreUnavailableError: It was away for `patience_s`, counted from the first failure.
     """
     away = (httpx.TransportError, TransientError)
@@ -76,6 +78,10 @@ def patiently(call: Callable[[], T], patience_s: float, url: str) -> T:
     except away as error:
         reason = str(error) or type(error).__name__
         raise StoreUnavailableError(f"cannot reach the store at {url}: {reason}") from error
+    except OpenWeightsError:
+        raise
+    except (ValueError, OverflowError, httpx.InvalidURL) as error:
+        raise InvalidInputError(f"the store cannot hold this: {error}") from error
 
 
 def check_response(response: httpx.Response) -> None:
@@ -137,7 +143,8 @@ def _plain_error(response: httpx.Response, status: int, code: str, message: str)
             f"the project takes no file of this size ({message}): raise the upload limit in its "
             "storage settings, or upload a smaller file"
         )
-    if code[:2] in ("22", "23"):
+    # "PGRST102" and "PGRST100": a body or a query that is none.
+    if code[:2] in ("22", "23") or code in ("PGRST100", "PGRST102"):
         return InvalidInputError(f"the store cannot hold this: {message}")
     return PlatformError(f"the project answered {path} with HTTP {status}: {message}")
 

@@ -32,7 +32,7 @@ from openweights.backends.supabase.storage import (
     open_download,
     upload_in_parts,
 )
-from openweights.backends.values import base_name, check_purpose
+from openweights.backends.values import base_name, check_purpose, checked_span
 from openweights.errors import (
     ConfigurationError,
     InvalidInputError,
@@ -341,6 +341,7 @@ class RunVerbs(JobVerbs):
         self.rpc("append_log", run_id=run_id, offset=offset, data=text)
 
     def read_log(self, run_id: int, offset: int = 0, limit: int = 1 << 20) -> bytes:
+        offset, limit = checked_span(offset, limit)
         return base64.b64decode(self.rpc("read_log", run_id=run_id, offset=offset, limit=limit))
 
 

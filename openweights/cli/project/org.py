@@ -65,6 +65,26 @@ def max_duration(hours: float, is_unlimited: bool) -> None:
     click.echo("runs have no limit" if limit is None else f"runs may take {limit / 3600:g} hours")
 
 
+@org.command()
+@click.option("--log-mb", type=click.IntRange(1, 1024), help="Of a run's log, at most.")
+@click.option("--days", type=click.FloatRange(min=1), help="What nobody needs goes after as many.")
+@click.option("--for-ever", is_flag=True, help="Nothing goes by itself, only with `ow gc`.")
+def keep(log_mb: int | None, days: float | None, for_ever: bool) -> None:
+    """Show or set how much of logs is kept, and for how long what nobody needs.
+
+    The manager does once a day what `ow gc` does; see there what that is.
+    """
+    if for_ever and days is not None:
+        raise click.UsageError("--days and --for-ever: use one of them")
+    with open_team() as project:
+        most, kept = project.retention()
+        if log_mb is not None or days is not None or for_ever:
+            most, kept = log_mb or most, None if for_ever else days or kept
+            project.set_retention(most, kept)
+    how_long = "until `ow gc` removes it" if kept is None else f"{kept:g} days"
+    print_fields({"of a run's log": f"{most} MB", "what nobody needs": how_long})
+
+
 @org.group()
 def members() -> None:
     """List, add and remove members."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Literal, cast
 
 from openweights.gpu_catalogue import PodCloud
 from openweights.types import CLOUD_TYPES, CloudType, JobRecord, WorkerStatus
@@ -40,8 +41,11 @@ class Demand:
 
     @classmethod
     def of(cls, job: JobRecord, *, owner: str = "", usd_left: float | None = None) -> Demand:
-        """Of a stored job. A cloud type that is none of the three counts as SECURE."""
-        cloud_type = job.params.get("cloud_type")
+        """Of a stored job. What is no cloud type, or no parameters, counts as SECURE: a row that no
+        client has written keeps nobody from the others.
+        """
+        params = cast("object", job.params)
+        cloud_type = job.params.get("cloud_type") if isinstance(params, Mapping) else None
         return cls(
             job.id,
             job.docker_image,

@@ -96,6 +96,7 @@ FUNCTIONS: list[tuple[str, Parameters, tuple[str, str, str, str, str]]] = [
     ("set_timeout", _fixed(job_id="held", timeout_at=None), (OK, OK, NO, NO, NONE)),
     ("delete_job", _fixed(job_id="before"), (OK, NO, NO, NO, OK)),
     ("collect_garbage", _fixed(keep_s=0, dry_run=False), (OK, NO, NO, NO, OK)),
+    ("set_retention", _fixed(log_limit_mb=8, keep_days=None), (OK, NO, NO, NO, OK)),
     ("store_sizes", _fixed(), (OK, OK, NO, NO, OK)),
     ("queue_state", _fixed(), (OK, OK, NO, NO, OK)),
     ("set_paused", _fixed(is_paused=True), (OK, NO, NO, NO, OK)),

@@ -17,6 +17,7 @@ from tests.supabase_double.team import Team
 class TestSupabaseBackend(BackendContract):
     max_examples = 8
     retention_examples = 6
+    verb_examples = 120
 
     @pytest.fixture
     def backend(self, team: Team) -> Iterator[Backend]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ LINES = {
     "token budget": ["token", "budget", "0000", "1"],
     "org show": ["org", "show"],
     "org rename": ["org", "rename", "Other"],
+    "org keep": ["org", "keep", "--days", "30"],
     "org members ls": ["org", "members", "ls"],
     "org members add": ["org", "members", "add", "a@b.example"],
     "org members rm": ["org", "members", "rm", "a@b.example"],
@@ -33,7 +35,7 @@ LINES = {
 }
 ADMINS_ONLY = {
     *("token create", "token ls", "token revoke", "token budget"),
-    *("org rename", "org members add"),
+    *("org rename", "org keep", "org members add"),
 }
 ADMINS_ONLY |= {"env init"}
 
@@ -183,6 +185,20 @@ def test_nonsense(ow: Ow, use: Callable[[str], None], home: Path, line: list[str
 
 
 # ---- the organization ----------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_the_organizations_to_say(
+    ow: Ow, team: Team, use: Callable[[str], None]
+) -> None:
+    assert "64 MB" in done(ow, "org", "keep") and "`ow gc`" in done(ow, "org", "keep")
+    assert "30 days" in done(ow, "org", "keep", "--days", "30")
+    said = done(ow, "org", "keep", "--log-mb", "8")
+    assert "8 MB" in said and "30 days" in said
+    with contextlib.closing(team.backend()) as backend:
+        assert (backend.log_limit_bytes, backend.retention()) == (8 << 20, (8, 30.0))
+    assert "`ow gc`" in done(ow, "org", "keep", "--for-ever")
+    for wrong in (["--days", "0.5"], ["--days", "nan"], ["--log-mb", "0"], ["--log-mb", "5000"]):
+        refused(ow, "org", "keep", *wrong)
 
 
 def test_members_come_get_keys_and_go(ow: Ow, team: Team, use: Callable[[str], None]) -> None:

@@ -150,6 +150,23 @@ begin
     update public.runs set log_bytes = length(line) where id = p_run_id;
 end $$;
 
+-- Null days: nothing is removed by itself.
+create or replace function public.set_retention(p_log_limit_mb integer, p_keep_days double precision)
+returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp as $$
+declare
+    me api_keys := openweights.caller('admin');
+begin
+    if p_log_limit_mb is null then
+        perform refuse('invalid_input', 'log_limit_mb is missing');
+    end if;
+    perform check_number(p_log_limit_mb, 1, 1024, 'log_limit_mb');
+    perform check_number(p_keep_days::numeric, 1, 36500, 'keep_days');
+    update organizations set log_limit_mb = p_log_limit_mb, keep_days = p_keep_days
+    where id = me.organization_id;
+    return 'true';
+end $$;
+
 create or replace function public.store_sizes() returns jsonb
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$
 declare

@@ -77,6 +77,7 @@ grant execute on function public.delete_file_record to anon, authenticated;
 grant execute on function public.delete_job to anon, authenticated;
 grant execute on function public.collect_garbage to anon, authenticated;
 grant execute on function public.store_sizes to anon, authenticated;
+grant execute on function public.set_retention to anon, authenticated;
 
 -- organization, members, keys
 grant execute on function public.whoami to anon, authenticated;

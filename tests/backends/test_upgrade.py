@@ -1,0 +1,144 @@
+"""What version 1.0.0 made goes on: a store of this machine, and a project with its functions.
+
+`version_1/store.sql` is SQLite's dump of a store; `version_1/project.sql.gz` are all steps and
+functions of a project, and what was written down of them, with the comments left out.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from openweights.backends.base import Backend
+from openweights.backends.local.backend import LocalBackend
+from openweights.backends.supabase.backend import SupabaseBackend
+from openweights.backends.supabase.sql import apply
+from openweights.types import WorkerSpec
+from tests.backends.steps import draft, spec
+from tests.backends.supabase.sql_calls import Caller, job, sign_up
+from tests.backends.supabase.sql_world import event
+from tests.supabase_double.postgres import PostgresServer
+from tests.supabase_double.server import ANON_KEY
+
+VERSION_1 = Path(__file__).parent / "version_1"
+TRAINED_ON, CHECKPOINT = "conversations:file-444caa5e4d40", "checkpoint:file-fe703522f8b1"
+CONTENTS = {TRAINED_ON: b'{"text": "hello"}\n', CHECKPOINT: b"checkpoint at step 4"}
+
+
+@pytest.fixture
+def old_home(tmp_path: Path) -> Path:
+    """A store whose worker ran a job when the machine went down."""
+    home = tmp_path / "home"
+    for folder in ("logs", "workers"):
+        (home / folder).mkdir(parents=True)
+    with closing(sqlite3.connect(home / "openweights.db")) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript((VERSION_1 / "store.sql").read_text())
+    for file_id, content in CONTENTS.items():
+        path = home / "files" / file_id.split("-")[1][:2] / file_id.replace(":", "_")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    (home / "logs" / "1.log").write_bytes(b"boom\n")
+    (home / "logs" / "2.log").write_bytes(b"step 4\n")
+    return home
+
+
+def work_off(backend: Backend, worker_id: str) -> list[str]:
+    """Ids of the jobs in the order in which a new worker takes and completes them."""
+    taken: list[str] = []
+    while (claim := backend.claim_job(worker_id)) is not None:
+        taken.append(claim.job.id)
+        backend.append_events(claim.run.id, [draft(step=5)])
+        backend.finish_run(claim.run.id, claim.run.attempt, "completed", exit_code=0)
+    return taken
+
+
+def test_a_store_of_version_1_opens_migrates_and_goes_on(old_home: Path) -> None:
+    with closing(LocalBackend(old_home)) as backend:
+        statuses = {job.id: job.status for job in backend.list_jobs()}
+        assert statuses == {
+            "failed": "failed",
+            "running": "in_progress",
+            "waiting": "pending",
+            "canceled": "canceled",
+            "script": "in_progress",
+        }
+        (failed,) = backend.list_runs(job_id="failed")
+        assert (failed.error, failed.exit_code) == ("exit code 3: boom", None)
+        assert backend.read_log(failed.id) == b"boom\n"
+        for file_id, content in CONTENTS.items():
+            with backend.open_file(file_id) as stored:
+                assert stored.read() == content
+        (saved,) = backend.list_events(job_id="running", type="checkpoint")
+        assert saved.data["file"] == CHECKPOINT
+        backend.register_worker(WorkerSpec("w-new"))
+        assert work_off(backend, "w-new") == ["running", "waiting"]
+        assert [run.status for run in backend.list_runs(job_id="running")] == [
+            "failed",
+            "completed",
+        ]
+        assert backend.latest_values(job_id="running")["step"] == 5
+        assert backend.restart_job("failed").status == "pending"
+        assert backend.restart_job("canceled").status == "pending"
+        assert set(work_off(backend, "w-new")) == {"failed", "canceled"}
+        assert backend.collect_garbage(0).files == 0, "its jobs have only just ended"
+        for name in statuses:
+            if name != "script":
+                backend.delete_job(name)
+        assert backend.collect_garbage(0).files == 2
+    with closing(LocalBackend(old_home)) as again:
+        assert [job.id for job in again.list_jobs()] == ["script"]
+
+
+def old_project(postgres: PostgresServer) -> str:
+    url = postgres.create()
+    with gzip.open(VERSION_1 / "project.sql.gz", "rt") as text, psycopg.connect(url) as db:
+        db.execute(text.read().encode())
+    return url
+
+
+def test_a_project_of_version_1_is_brought_up_to_date_and_goes_on(
+    postgres: PostgresServer, double: str
+) -> None:
+    url = old_project(postgres)
+    key = sign_up(url)
+    with closing(Caller(url, key)) as old:
+        old.rpc("register_worker", worker={"id": "w-old"})
+        for name, priority in (("failed", 2), ("running", 1), ("waiting", 0)):
+            old.rpc("submit_job", spec=job(name, priority=priority))
+        run = old.rpc("claim_job", worker_id="w-old")["run"]["id"]
+        old.rpc("finish_run", run_id=run, attempt=1, status="failed", error="exit code 3: boom")
+        run = old.rpc("claim_job", worker_id="w-old")["run"]["id"]
+        old.rpc("append_events", run_id=run, events=[event("k", step=4)])
+        old.rpc("append_log", run_id=run, offset=0, data="aGk=")
+    assert apply.check(url), "it is not that of this version"
+    outcome = apply.init(url)
+    assert outcome.steps and outcome.differences == [] == apply.check(url)
+    assert apply.init(url).steps == []
+    name = conninfo_to_dict(url)["dbname"]
+    with closing(SupabaseBackend(f"{double}/{name}", ANON_KEY, key)) as backend:
+        assert {job.id: job.status for job in backend.list_jobs()} == {
+            "failed": "failed",
+            "running": "in_progress",
+            "waiting": "pending",
+        }
+        # Its worker, of the version before, is still at work, and is told what it knows.
+        assert backend.heartbeat("w-old", run) == "continue"
+        assert backend.read_log(run) == b"hi"
+        backend.append_log(run, 2, b" there")
+        assert backend.finish_run(run, 1, "completed").outputs == {"step": 4}
+        assert backend.list_runs(job_id="failed")[0].error == "exit code 3: boom"
+        assert backend.restart_job("failed").status == "pending"
+        backend.register_worker(WorkerSpec("w-new"))
+        assert work_off(backend, "w-new") == ["failed", "waiting"]
+        file = backend.put_file(io.BytesIO(b"new"), "result", "f")
+        assert backend.submit_job(spec("next", params={"mounted_files": {"f": file.id}}))
+        assert work_off(backend, "w-new") == ["next"]
+        assert backend.sizes().file_bytes == 3
