@@ -35,7 +35,7 @@ from openweights import OpenWeights
 for number in range(int(sys.argv[1])):
     OpenWeights().exec.create(
         command=f"sleep 0.7; echo done > uploads/{number}.txt",
-        job_id_suffix=f"n{number}", requires_vram_gb=0, max_attempts=1000,
+        requires_vram_gb=0, max_attempts=1000,
         retry={"max": 1000, "backoff_s": 0, "on": ["any"]},
     )
 """
