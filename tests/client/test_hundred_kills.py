@@ -34,7 +34,7 @@ import sys
 from openweights import OpenWeights
 for number in range(int(sys.argv[1])):
     OpenWeights().exec.create(
-        command=f"sleep 0.7; echo done > uploads/{number}.txt",
+        command=f"sleep 3; echo done > uploads/{number}.txt",
         requires_vram_gb=0, max_attempts=1000,
         retry={"max": 1000, "backoff_s": 0, "on": ["any"]},
     )
@@ -114,6 +114,7 @@ def test_a_hundred_kills(
         kills[role] += 1
     record_property("kills", dict(kills))
     assert unfinished(home) == 0
+    assert kills.total() == KILLS
     assert min(kills[role] for role in ("worker", "standby", "guard", "job")) > 5
     with closing(sqlite3.connect(home / "openweights.db")) as db:
         completed = "SELECT job_id FROM runs WHERE status = 'completed'"
