@@ -286,6 +286,13 @@ def _seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return default if value is None else value
 
 
+def service_variables() -> dict[str, str]:
+    """Of this process's variables what a service that is installed from it needs: where programs
+    and units lie.
+    """
+    return {name: os.environ[name] for name in ("PATH", "XDG_CONFIG_HOME") if name in os.environ}
+
+
 def job_variables(secrets: Iterable[str]) -> dict[str, str]:
     """Of this process's variables those that a job on this machine gets from whoever submits it:
     the secrets that it names, and the keys that the package's own jobs use.

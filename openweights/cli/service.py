@@ -18,7 +18,7 @@ import click
 
 from openweights.cli.output import fail, json_option, note, print_fields, print_json
 from openweights.errors import ConfigurationError
-from openweights.settings import Settings
+from openweights.settings import Settings, service_variables
 
 _NAME = "openweights"
 _LABEL = "org.openweights.worker"
@@ -190,7 +190,7 @@ def _unit() -> Unit:
             "the store is a project's, whose workers are pods: `ow worker` runs one here for it; "
             "`SUPABASE_URL= ow service …` is about the store on this machine"
         )
-    env = os.environ
+    env = service_variables()
     if sys.platform == "darwin":
         path = Path.home() / "Library" / "LaunchAgents" / f"{_LABEL}.plist"
         domain = f"gui/{os.getuid()}"
