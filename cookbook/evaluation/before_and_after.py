@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import ORDERS, Choice, choice, parser
+from cookbook.models import ORDERS, RESULTS, Choice, choice, parser
 from openweights import OpenWeights
 
 EXACT = f"{Path(__file__).parent / 'exact.py'}:exact"
@@ -59,8 +59,9 @@ def main() -> None:
         score = event.data
         words = f"{score['score']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
         print(f"{score['task']:<10} {Path(score['model']).name:<30} {words}")
-    job.download(job.id)
-    print(f"the table, its figure and all answers are in {job.id}/evaluation")
+    folder = RESULTS / job.id
+    job.download(folder)
+    print(f"the table, its figure and all answers are in {folder}/evaluation")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import Choice, choice, parser
+from cookbook.models import RESULTS, Choice, choice, parser
 from openweights import OpenWeights
 
 TASKS = f"{Path(__file__).parent / 'tasks.py'}@capitals"
@@ -32,8 +32,9 @@ def main() -> None:
     for event in job.events(type="inspect"):
         scores = {name: event.data[name] for name in ("accuracy", "stderr") if name in event.data}
         print(event.data["task"], event.data["scorer"], scores)
-    job.download(job.id)
-    print(f"the log is in {job.id}/inspect")
+    folder = RESULTS / job.id
+    job.download(folder)
+    print(f"the log is in {folder}/inspect")
 
 
 if __name__ == "__main__":
