@@ -34,7 +34,7 @@ import sys
 from openweights import OpenWeights
 for number in range(int(sys.argv[1])):
     OpenWeights().exec.create(
-        command=f"sleep 3; echo done > uploads/{number}.txt",
+        command=f"sleep 7; echo done > uploads/{number}.txt",
         requires_vram_gb=0, max_attempts=1000,
         retry={"max": 1000, "backoff_s": 0, "on": ["any"]},
     )

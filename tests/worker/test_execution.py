@@ -174,7 +174,7 @@ def test_a_result_that_the_store_refuses_is_left_out(
         ("continue", ProcessEnd(0, was_stopped=False), "completed", None),
         ("continue", ProcessEnd(-9, was_stopped=True), "released", "stood still for longer than"),
         ("continue", ProcessEnd(None, was_stopped=True), "released", "stood still for longer than"),
-        ("continue", ProcessEnd(None, was_stopped=False), "failed", "guards the job was killed"),
+        ("continue", ProcessEnd(None, was_stopped=False), "lost", "guards the job was killed"),
         ("cancel", ProcessEnd(-15, was_stopped=True), "canceled", "on request"),
         ("cancel", ProcessEnd(0, was_stopped=False), "completed", None),
         ("timeout", ProcessEnd(-15, was_stopped=True), "failed", "its timeout has passed"),
