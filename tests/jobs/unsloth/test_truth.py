@@ -170,6 +170,9 @@ def test_everything_is_learned() -> None:
 def test_a_weight_of_a_message() -> None:
     example = row(user("a"), said("BAD", weight=0), user("b"), said("GOOD", weight=1))
     assert learned(TOKENIZERS["llama-3"], example) == [f"GOOD{EOS}"]
+    unlearned = row(user("a"), said("GOOD", weight=1), user("b"), said("BAD", weight=0))
+    [encoded] = sft_examples(config(train_on="last"), TOKENIZERS["llama-3"], [unlearned])
+    assert set(encoded["labels"]) == {IGNORED}, "the last answer alone, which is not learned"
     assert f"BAD{EOS}" not in learned(TOKENIZERS["llama-3"], example, train_on="all")[0]
     [encoded] = sft_examples(
         config(),

@@ -78,11 +78,12 @@ def row_text(
     messages = plain_messages(row)
     own = [_own_weight(message) for message in row["messages"]]
     answers = assistant_messages(messages)
+    answers = answers[-1:] if train_on == "last" else answers
     learned = {index for index in answers if own[index] != 0}
     has_weight = is_weighted if train_on == "all" else _counts
     weighted = {i for i, m in enumerate(row["messages"]) if has_weight({"messages": [m]})}
     if train_on == "last":
-        learned, weighted = learned & set(answers[-1:]), weighted & set(answers[-1:])
+        weighted &= set(answers)
     # Of a row whose answers all weigh 0 nothing is learned, which is what it says.
     spanned = learned | weighted or set(answers)
     if train_on != "all" and not spanned:
