@@ -142,7 +142,9 @@ class Database:
 
 
 def _from_postgres(error: psycopg.Error, role: str) -> HttpError:
-    code = error.sqlstate or "08006"
+    # A NUL does not get past the driver here; PostgreSQL itself calls it a bad sequence of bytes.
+    unsent = "22021" if isinstance(error, psycopg.DataError) else "08006"
+    code = error.sqlstate or unsent
     if code == "42501":
         status = 401 if role == "anon" else 403
     elif code.startswith("PT"):

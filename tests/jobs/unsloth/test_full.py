@@ -16,6 +16,7 @@ from openweights.jobs.unsloth.validate import training_config
 from openweights.models.load import load_model
 from openweights.models.weights import WeightCopy
 from tests.jobs.unsloth.test_sdft import ROWS, load
+from tests.jobs.unsloth.test_teacher import averages_of
 from tests.tiny_model import make_tiny_model
 
 SDFT = {"loss": "sdft", "sdft_gate": "off", "sdft_max_new_tokens": 6}
@@ -85,7 +86,7 @@ def test_a_resumed_run_ends_as_the_whole_one(
                 folder, tmp_path, **SDFT, max_steps=steps, save_steps=2, keep_checkpoints=2,
                 lr_scheduler_type="constant",
             )  # fmt: skip
-        ends.append({"teacher": trainer.teacher.state(), **weights(Path("uploads/model"))})
+        ends.append({"teacher": averages_of(trainer.teacher), **weights(Path("uploads/model"))})
     whole, parts = ends
     for name, average in whole.pop("teacher").items():
         assert torch.equal(average, parts["teacher"][name]), name

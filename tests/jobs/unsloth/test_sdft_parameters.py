@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from openweights.jobs.unsloth.sdft import SDFTTrainer
 from tests.jobs.unsloth.test_sdft import EchoEngine, make_trainer, scoring_batch, slow_loss
+from tests.jobs.unsloth.test_teacher import averages_of
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
@@ -76,13 +77,13 @@ def test_the_teacher_is_the_average_of_what_was_trained(
     trainer, weights = trained(kind, folder, tmp_path)
     first, last = weights.student[0], weights.student[-1]
     assert all(not torch.equal(first[name], last[name]) for name in first), "everything moved"
-    for name, average in trainer.teacher.state().items():
+    for name, average in averages_of(trainer.teacher).items():
         assert average.dtype == torch.float32
         expected = first[name].double()
         for after in weights.student[1:]:
             expected = expected + RATE * (after[name].double() - expected)
         assert_sums_equal(average, expected, 3 * len(weights.student))
-    assert len(trainer.teacher.state()) == len(first)
+    assert len(averages_of(trainer.teacher)) == len(first)
 
 
 @pytest.mark.parametrize("kind", ["modules_to_save", "full"])

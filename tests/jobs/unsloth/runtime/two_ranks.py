@@ -9,6 +9,7 @@ import torch
 
 from openweights.jobs.unsloth.runtime.ranks import leave
 from tests.jobs.unsloth.test_sdft import EchoEngine, adapters, load, make_trainer, perturb
+from tests.jobs.unsloth.test_teacher import averages_of
 
 
 def main(model_name: str, folder_name: str, batch_size: str) -> None:
@@ -31,7 +32,8 @@ def main(model_name: str, folder_name: str, batch_size: str) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save(
-            {"student": adapters(model), "teacher": trainer.teacher.state()}, folder / "weights.pt"
+            {"student": adapters(model), "teacher": averages_of(trainer.teacher)},
+            folder / "weights.pt",
         )
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
     leave()
