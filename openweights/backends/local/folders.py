@@ -130,7 +130,8 @@ class LogFolder:
         """At most `limit` bytes from `offset`."""
         try:
             with open(self._path(run_id), "rb") as file:
-                file.seek(offset)
+                # A file system has a largest place, and refuses to seek beyond it.
+                file.seek(min(offset, os.fstat(file.fileno()).st_size))
                 return file.read(limit)
         except FileNotFoundError:
             return b""
