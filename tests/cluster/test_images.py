@@ -202,7 +202,8 @@ class Running:
     def __init__(self, folder: Path, ow: str, **env: str) -> None:
         self.record = folder / "record"
         self.record.touch()
-        for name, script in (("ow", ow), ("runpodctl", 'echo "$@"')):
+        # It takes a while: a signal in the meantime must not be forgotten.
+        for name, script in (("ow", ow), ("runpodctl", 'echo "$@"; sleep 0.5')):
             program = folder / name
             program.write_text(f"#!/bin/sh\nexec >> {shlex.quote(str(self.record))}\n{script}\n")
             program.chmod(0o755)

@@ -23,7 +23,8 @@ trap 'ended=1' TERM INT
 pause() {
     sleep "$1" &
     sleeper=$!
-    wait "$sleeper"
+    # A signal that came before the sleeper was there has not ended it; a later one ends both.
+    [ -n "$ended" ] || wait "$sleeper"
     kill "$sleeper" 2> /dev/null
 }
 
