@@ -223,7 +223,7 @@ def _as_object(value: Any) -> Mapping[str, Any]:
 def _are_arguments(value: Any) -> bool:
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return parsed is None or isinstance(parsed, dict)
 

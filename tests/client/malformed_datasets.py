@@ -132,6 +132,25 @@ FILES = [
         "remove it",
         "preference",
     ),
+    Malformed(
+        "arguments nested too deeply",
+        second(
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
+                        ],
+                    },
+                ]
+            }
+        ),
+        2,
+        "messages[1].tool_calls[0].function.arguments",
+        "are no JSON object",
+    ),
     Malformed("text null", second({"text": None}), 2, "text", "is null"),
     Malformed("text empty", second({"text": " \n"}), 2, "text", "is empty"),
     Malformed("text a list", second({"text": ["a"]}), 2, "text", "is a list"),
