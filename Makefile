@@ -5,13 +5,13 @@
 #
 # Each makes its virtual environment in .venv when it is not there; afterwards that takes no time.
 # PYTHON=python3.12 chooses another Python; ARGS="..." is handed on: make test ARGS="-k sdft".
-# WORKERS=3 processes share the tests, of one computing thread each; WORKERS=0 is this one alone.
+# WORKERS=2 processes share the tests, of one computing thread each; WORKERS=0 is this one alone.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-WORKERS ?= 3
+WORKERS ?= 2
 
 .PHONY: demo test lint setup clean
 
