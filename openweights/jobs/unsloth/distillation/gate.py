@@ -128,7 +128,8 @@ class Gate:
         answers = self._answers([STUDENT])
         with teacher.acting():
             answers |= self._answers([showing.name])
-        return gate_event(self._config, self.rows, answers, showing, self._reward, step)
+        figures = scores_of(self.rows, answers, self._reward)
+        return gate_event(self._config, self.rows, answers, figures, showing, step)
 
     def _answers(self, readers: Sequence[str]) -> dict[str, list[str]]:
         """Greedy answers of the student and of each teacher, without reasoning."""
@@ -254,12 +255,12 @@ def judge(
     Raises:
         JobFailedError: The reward could score none of the answers.
     """
-    figures = {name: _scores(rows, texts, reward) for name, texts in answers.items()}
-    measure = _measure(reward)
+    figures = scores_of(rows, answers, reward)
+    measure = _measure(figures)
     best = max(figures[showing.name][measure] for showing in candidates)
     margin = config.sdft_gate_margin
     chosen = next(s for s in candidates if figures[s.name][measure] >= best - margin)
-    event = gate_event(config, rows, answers, chosen, reward, step=0)
+    event = gate_event(config, rows, answers, figures, chosen, step=0)
     logger.info("teacher gate: the demonstration stands as %s", chosen.name)
     return Verdict(chosen, event.values["passed"], event)
 
@@ -268,13 +269,12 @@ def gate_event(
     config: TrainingConfig,
     rows: Sequence[GateRow],
     answers: Mapping[str, list[str]],
+    figures: Mapping[str, Scores],
     showing: Showing,
-    reward: Reward | None,
     step: int,
 ) -> TeacherGate:
     """The figures of all who answered, with the one of `showing` as the teacher."""
-    figures = {name: _scores(rows, texts, reward) for name, texts in answers.items()}
-    measure, margin = _measure(reward), config.sdft_gate_margin
+    measure, margin = _measure(figures), config.sdft_gate_margin
     gain = figures[showing.name][measure] - figures[STUDENT][measure]
     pairs = list(zip(answers[STUDENT], answers[showing.name], strict=True))
     values = {
@@ -295,8 +295,20 @@ def gate_event(
     return TeacherGate(step=step, rows=len(rows), values=values)
 
 
-def _measure(reward: Reward | None) -> str:
-    return "reward" if reward else "rouge_l"
+def _measure(figures: Mapping[str, Scores]) -> str:
+    """What decides: the reward, where one is given."""
+    return "reward" if "reward" in figures[STUDENT] else "rouge_l"
+
+
+def scores_of(
+    rows: Sequence[GateRow], answers: Mapping[str, list[str]], reward: Reward | None
+) -> dict[str, Scores]:
+    """The figures of everybody who answered.
+
+    Raises:
+        JobFailedError: The reward could score none of the answers.
+    """
+    return {name: _scores(rows, texts, reward) for name, texts in answers.items()}
 
 
 def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) -> Scores:

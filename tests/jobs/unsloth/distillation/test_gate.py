@@ -150,6 +150,7 @@ def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "def polite(prompts, completions, gold_response):\n"
+        f"    with open({str(tmp_path / 'asked')!r}, 'a') as asked: asked.write('x')\n"
         "    assert all('What is' in p[-1]['content'] for p in prompts)\n"
         "    assert all(g.startswith('[sum') for g in gold_response)\n"
         "    return [None if 'know' in c else float('please' in c) for c in completions]\n"
@@ -170,6 +171,8 @@ def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match="nothing for it to teach; try demonstrations"):
         chosen(tmp_path, answer, sdft_gate_reward=f"{file}:polite")
     assert showing == Showing("template") and event["measure"] == "reward"
+    asked = (tmp_path / "asked").read_text()
+    assert asked == "x" * (1 + 4), "once for each who answers: the first, of whom none had a value"
     assert event["template_reward"] == 1 and event["student_reward"] == 0
     assert event["turns_rouge_l"] > event["template_rouge_l"]
 
