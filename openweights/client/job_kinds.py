@@ -25,7 +25,13 @@ from openweights.client.param_errors import describe_validation_error, ignored_p
 from openweights.client.param_json import dumped, plain
 from openweights.client.secrets import hand_over_keys, wanted_secrets
 from openweights.client.watching.notes import tell
-from openweights.errors import ConfigError, InvalidInputError, InvalidStateError, NotFoundError
+from openweights.errors import (
+    ConfigError,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    shown,
+)
 from openweights.types import CloudType, JobRecord, JobSpec, JobStatus, JobType
 
 if TYPE_CHECKING:
@@ -161,6 +167,20 @@ class Jobs:
     def stored(self, file: str, purpose: str) -> str:
         """The id of a file: a local one is uploaded, anything else is taken for an id."""
         return self.ow.files.create(file, purpose)["id"] if Path(file).is_file() else file
+
+    def stored_dataset(self, field: str, file: str, purpose: str) -> str:
+        """The id of a dataset, which a local file is uploaded for.
+
+        Raises:
+            ConfigError: It is neither; names `field`.
+        """
+        file_id = self.stored(file, purpose)
+        if not file_id.startswith(f"{purpose}:"):
+            raise ConfigError(
+                f"{field}: {shown(file)} is neither a file id ({purpose}:file-…) nor a local file; "
+                f'give ow.files.upload(path, purpose="{purpose}")["id"]'
+            )
+        return file_id
 
     def open_stored(self, field: str, file: str) -> BinaryIO:
         """A stored file that the parameter `field` names.

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
-from openweights.errors import ConfigError, shown
 from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.rendering import CHECKED_ROWS, check_rendered
 from openweights.jobs.unsloth.config.rows import numbered_rows
@@ -95,12 +94,7 @@ class ScoringJobs(Jobs):
         """
         given = cast("ScoringParams", super().validate(params))
         model = pinned_model(self.ow, given.model, may_wait=True)
-        dataset = self.stored(given.dataset, self.purpose)
-        if not dataset.startswith(f"{self.purpose}:"):
-            raise ConfigError(
-                f"dataset: {shown(given.dataset)} is neither a file id ({self.purpose}:file-…) nor "
-                f'a local file; give ow.files.upload(path, purpose="{self.purpose}")["id"]'
-            )
+        dataset = self.stored_dataset("dataset", given.dataset, self.purpose)
         return given.model_copy(update={"model": model, "dataset": dataset})
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:

@@ -6,14 +6,13 @@ import asyncio
 import importlib.util
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openweights.jobs.api import ApiConfig
 from openweights.jobs.api.deployment import Place, Use
 from openweights.jobs.model_source import fetch_model
-from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,14 +57,12 @@ def _takes_vllm(config: ApiConfig) -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Serve; the exit status tells whether it went well, the last line of the log why not."""
-    set_up_logging()
-    if len(arguments) != 1:
-        logger.error("usage: python -m openweights.jobs.api.serve JOB_ID")
-        return 2
-    return exit_status(lambda: serve_job(arguments[0]), "serving failed")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(
+        run_job(
+            sys.argv[1:],
+            serve_job,
+            module="openweights.jobs.api.serve",
+            failure="serving failed",
+        )
+    )

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, closest, shown, spelled
-from openweights.jobs.inference import CACHE_GB, OPENAI_KEY, PURPOSE
-from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
+from openweights.jobs.inference import PURPOSE, answering_vram_gb, openai_secrets
+from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
     GOLD_REWARDS,
@@ -24,7 +24,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     with_files,
 )
 from openweights.jobs.unsloth.config.rows import numbered_rows
-from openweights.models.names import AnyModel, ChatTemplate, guessed_vram_gb, model_reference
+from openweights.models.names import AnyModel, ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,10 +157,8 @@ class Evaluate(Jobs):
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the size of the largest model."""
         config = cast("EvaluateConfig", validated)
-        computed = [model for model in config.models if model_reference(model).kind != "openai"]
-        bases = [adapter_base(self.ow, model, ask_hub=False) for model in computed]
-        needed = [guessed_vram_gb(base, config.quantization) + CACHE_GB for base in bases]
-        return max(needed, default=0)
+        needed = (answering_vram_gb(self.ow, one, config.quantization) for one in config.models)
+        return max(needed)
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
         """The fine-tuning jobs among the models that have not completed."""
@@ -170,9 +168,8 @@ class Evaluate(Jobs):
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI, or a judge, on a project's worker."""
         config = cast("EvaluateConfig", validated)
-        asks = any(model_reference(model).kind == "openai" for model in config.models)
-        asks = asks or any(choice.name in JUDGES for choice in config.measures)
-        return (OPENAI_KEY,) if asks and self.ow.settings.is_remote else ()
+        judged = any(choice.name in JUDGES for choice in config.measures)
+        return openai_secrets(self.ow, config.models, judged=judged)
 
     def validate(self, params: dict[str, Any]) -> EvaluateConfig:
         """The parameters, checked, with local files uploaded and models pinned.
@@ -199,12 +196,9 @@ class Evaluate(Jobs):
         models = [pinned_model(self.ow, model, may_wait=True) for model in config.models]
         if twice := [model for model in models if models.count(model) > 1]:
             raise ConfigError(f"models: {twice[0]} is named twice; give each once")
-        prompts = None if config.prompts is None else self.stored(config.prompts, PURPOSE)
-        if prompts is not None and not prompts.startswith(f"{PURPOSE}:"):
-            raise ConfigError(
-                f"prompts: {shown(prompts)} is neither a file id ({PURPOSE}:file-…) nor a local "
-                f'file; give ow.files.upload(path, purpose="{PURPOSE}")["id"]'
-            )
+        prompts = config.prompts
+        if prompts is not None:
+            prompts = self.stored_dataset("prompts", prompts, PURPOSE)
         suite = self._stored_functions(config)
         return config.model_copy(update={"models": models, "prompts": prompts, "suite": suite})
 

@@ -25,7 +25,7 @@ from openweights.jobs.evaluate import AskedModels
 from openweights.jobs.evaluate.run import Scores, evaluate, report
 from openweights.jobs.evaluate.tasks import Grade, Row, Task, answer_of
 from openweights.jobs.mmlu_pro import MMLUProConfig
-from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import one_line, run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 
 if TYPE_CHECKING:
@@ -163,14 +163,12 @@ def _write_record(ow: OpenWeights, config: MMLUProConfig, scores: Scores) -> Non
             table.writerow([config.model, config.ntrain, *lines.values()])
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Evaluate; the exit status tells whether it went well, the last line of the log why not."""
-    set_up_logging()
-    if len(arguments) != 1:
-        logger.error("usage: python -m openweights.jobs.evaluate.mmlu_pro JOB_ID")
-        return 2
-    return exit_status(lambda: mmlu_job(arguments[0]), "the evaluation failed")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(
+        run_job(
+            sys.argv[1:],
+            mmlu_job,
+            module="openweights.jobs.evaluate.mmlu_pro",
+            failure="the evaluation failed",
+        )
+    )

@@ -22,7 +22,7 @@ from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Parts
 from openweights.jobs.inference.run import Answers, engine_answers, keep_answers
 from openweights.jobs.model_source import ModelSource, fetch_model
-from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.models.names import model_reference
 
@@ -263,14 +263,12 @@ def _event(config: AskedModels, task: Task, model: str, scores: Scores) -> Evalu
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Evaluate; the exit status tells whether it went well, the last line of the log why not."""
-    set_up_logging()
-    if len(arguments) != 1:
-        logger.error("usage: python -m openweights.jobs.evaluate.run JOB_ID")
-        return 2
-    return exit_status(lambda: evaluate_job(arguments[0]), "the evaluation failed")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(
+        run_job(
+            sys.argv[1:],
+            evaluate_job,
+            module="openweights.jobs.evaluate.run",
+            failure="the evaluation failed",
+        )
+    )

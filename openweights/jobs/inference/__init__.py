@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
 from openweights.client.job_kinds import Jobs
-from openweights.errors import ConfigError, NotFoundError, shown
+from openweights.errors import ConfigError, NotFoundError
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.rows import check_input, row_prompt
 from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
@@ -20,14 +19,34 @@ from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from openweights import OpenWeights
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
 
 PURPOSE = "conversations"
 OPENAI_KEY = "OPENAI_API_KEY"
 CACHE_GB = 10  # for the keys and values of many rows at a time
+
+
+def answering_vram_gb(ow: OpenWeights, model: str, quantization: str | None = None) -> int:
+    """GPU memory, in GiB, that answers of a model are likely to need; none of OpenAI's."""
+    if model_reference(model).kind == "openai":
+        return 0
+    return guessed_vram_gb(adapter_base(ow, model, ask_hub=False), quantization) + CACHE_GB
+
+
+def openai_secrets(
+    ow: OpenWeights, models: Iterable[str], *, judged: bool = False
+) -> tuple[str, ...]:
+    """The organization's key, where a project's worker asks OpenAI.
+
+    Args:
+        judged: Whether one of its models grades answers.
+    """
+    asks = judged or any(model_reference(model).kind == "openai" for model in models)
+    return (OPENAI_KEY,) if asks and ow.settings.is_remote else ()
 
 
 class Inference(Jobs):
@@ -59,15 +78,11 @@ class Inference(Jobs):
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the model's size."""
         config = cast("InferenceConfig", validated)
-        if model_reference(config.model).kind == "openai":
-            return 0
-        base = adapter_base(self.ow, config.model, ask_hub=False)
-        return guessed_vram_gb(base, config.quantization) + CACHE_GB
+        return answering_vram_gb(self.ow, config.model, config.quantization)
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
-        is_openai = model_reference(cast("InferenceConfig", validated).model).kind == "openai"
-        return (OPENAI_KEY,) if is_openai and self.ow.settings.is_remote else ()
+        return openai_secrets(self.ow, [cast("InferenceConfig", validated).model])
 
     def validate(self, params: dict[str, Any]) -> InferenceConfig:
         """The parameters, checked, with a local file uploaded and the model pinned.
@@ -77,14 +92,7 @@ class Inference(Jobs):
             DatasetError: A local file has rows that cannot be used.
         """
         config = cast("InferenceConfig", super().validate(params))
-        file = config.input_file_id
-        if Path(file).is_file():
-            file = self.ow.files.upload(file, PURPOSE)["id"]
-        elif not file.startswith(f"{PURPOSE}:"):
-            raise ConfigError(
-                f"input_file_id: {shown(file)} is neither a file id ({PURPOSE}:file-…) nor a local "
-                f'file; give ow.files.upload(path, purpose="{PURPOSE}")["id"]'
-            )
+        file = self.stored_dataset("input_file_id", config.input_file_id, PURPOSE)
         model = pinned_model(self.ow, config.model, may_wait=True)
         return config.model_copy(update={"input_file_id": file, "model": model})
 

@@ -21,7 +21,7 @@ from openweights.jobs.inference.parts import Parts, Result
 from openweights.jobs.inference.rows import Row, row_prompt, row_sampling
 from openweights.jobs.model_source import fetch_model
 from openweights.jobs.unsloth.config.rows import read_rows
-from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.models.names import model_reference
 
@@ -185,14 +185,12 @@ def _store_result(ow: OpenWeights, rows: Sequence[Row], parts: Parts) -> None:
     logger.info("done: %d rows in %s", len(rows), stored)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Answer; the exit status tells whether it went well, the last line of the log why not."""
-    set_up_logging()
-    if len(arguments) != 1:
-        logger.error("usage: python -m openweights.jobs.inference.run JOB_ID")
-        return 2
-    return exit_status(lambda: answer_job(arguments[0]), "inference failed")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(
+        run_job(
+            sys.argv[1:],
+            answer_job,
+            module="openweights.jobs.inference.run",
+            failure="inference failed",
+        )
+    )

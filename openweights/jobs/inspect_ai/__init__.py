@@ -12,10 +12,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from openweights import images
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
-from openweights.jobs.inference import CACHE_GB, OPENAI_KEY
-from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
+from openweights.jobs.inference import answering_vram_gb, openai_secrets
+from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.grpo_fields import check_source
-from openweights.models.names import AnyModel, ChatTemplate, guessed_vram_gb, model_reference
+from openweights.models.names import AnyModel, ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,15 +103,11 @@ class InspectAI(Jobs):
 
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the model's size."""
-        model = cast("InspectConfig", validated).model
-        if model_reference(model).kind == "openai":
-            return 0
-        return guessed_vram_gb(adapter_base(self.ow, model, ask_hub=False)) + CACHE_GB
+        return answering_vram_gb(self.ow, cast("InspectConfig", validated).model)
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
-        is_openai = model_reference(cast("InspectConfig", validated).model).kind == "openai"
-        return (OPENAI_KEY,) if is_openai and self.ow.settings.is_remote else ()
+        return openai_secrets(self.ow, [cast("InspectConfig", validated).model])
 
     def validate(self, params: dict[str, Any]) -> InspectConfig:
         """The parameters, checked, with a local file of tasks uploaded and the model pinned.

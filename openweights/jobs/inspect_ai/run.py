@@ -25,7 +25,7 @@ from openweights.jobs.api.deployment import Place
 from openweights.jobs.api.serve import serve
 from openweights.jobs.inspect_ai import InspectConfig
 from openweights.jobs.model_source import fetch_model
-from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.models.names import model_reference
 from openweights.settings import home_folder
 
@@ -170,14 +170,12 @@ def scores_of(log: Mapping[str, Any]) -> Iterator[Inspected]:
         )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Evaluate; the exit status tells whether it went well, the last line of the log why not."""
-    set_up_logging()
-    if len(arguments) != 1:
-        logger.error("usage: python -m openweights.jobs.inspect_ai.run JOB_ID")
-        return 2
-    return exit_status(lambda: inspect_job(arguments[0]), "the evaluation failed")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(
+        run_job(
+            sys.argv[1:],
+            inspect_job,
+            module="openweights.jobs.inspect_ai.run",
+            failure="the evaluation failed",
+        )
+    )

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from openweights.errors import OpenWeightsError
 from openweights.jobs.unsloth.runtime.launcher import rank
@@ -29,6 +29,23 @@ def exit_status(act: Callable[[], int], failure: str) -> int:
         logger.exception("%s", failure)
         logger.error("%s", one_line(error))
     return 1
+
+
+def run_job(
+    arguments: Sequence[str], act: Callable[[str], int], *, module: str, failure: str
+) -> int:
+    """The exit status of a module that does a job, whose id is its only argument; why it failed is
+    the last line of the log.
+
+    Args:
+        module: As `python -m` starts it.
+        failure: As of `exit_status`.
+    """
+    set_up_logging()
+    if len(arguments) != 1:
+        logger.error("usage: python -m %s JOB_ID", module)
+        return 2
+    return exit_status(lambda: act(arguments[0]), failure)
 
 
 def one_line(error: Exception) -> str:
