@@ -29,7 +29,6 @@ from openweights.cluster.planning.actions import (
     StopWorker,
     TerminatePod,
 )
-from openweights.cluster.planning.catalogue import Offer
 from openweights.cluster.planning.market import Market
 from openweights.cluster.planning.observation import Pod, pod_name, worker_of
 from openweights.cluster.planning.planner import Limits, plan
@@ -47,6 +46,7 @@ from openweights.cluster.pods.base import (
 from openweights.cluster.store import ClusterStore
 from openweights.cluster.watch import ReportLog, Seen, Watch
 from openweights.errors import ConfigurationError, OpenWeightsError, PlatformError
+from openweights.gpu_catalogue import Offer
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
-from openweights.cluster.planning.catalogue import CATALOGUE, CLOUDS
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Market
 from openweights.cluster.planning.observation import Demand, Pod, Worker, pod_name
 from openweights.cluster.planning.planner import plan
+from openweights.gpu_catalogue import CATALOGUE, CLOUDS
 
 BAR_MS = 100.0
 JOBS, WORKERS, OWNERS = 10_000, 500, 40

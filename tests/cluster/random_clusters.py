@@ -13,11 +13,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from openweights.cluster.planning.catalogue import CATALOGUE, Offer
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Market
 from openweights.cluster.planning.observation import Demand, Pod, PodStatus, Worker, pod_name
 from openweights.cluster.planning.planner import plan
+from openweights.gpu_catalogue import CATALOGUE, Offer
 from openweights.types import WorkerStatus
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -19,11 +19,11 @@ from openweights.cluster.planning.actions import (
     StopWorker,
     TerminatePod,
 )
-from openweights.cluster.planning.catalogue import CATALOGUE, CLOUDS, Offer
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Listing, Market
 from openweights.cluster.planning.observation import Demand, Pod, PodCloud, Worker, pod_name
 from openweights.cluster.planning.planner import plan
+from openweights.gpu_catalogue import CATALOGUE, CLOUDS, Offer
 
 START = datetime(2026, 11, 22, tzinfo=UTC)
 STEP_S = 30.0

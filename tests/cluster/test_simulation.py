@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from openweights.cluster.planning.catalogue import CATALOGUE
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.observation import Demand
+from openweights.gpu_catalogue import CATALOGUE
 from openweights.types import CloudType
 from tests.cluster.simulation import START, Day, Job
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openweights.cluster.planning.catalogue import Offer
+from openweights.gpu_catalogue import Offer
 
 
 @dataclass(frozen=True, slots=True)

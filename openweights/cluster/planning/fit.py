@@ -9,16 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from openweights.cluster.planning.catalogue import (
-    GPU_COUNTS,
-    Offer,
-    canonical_hardware,
-    parse_hardware,
-)
+from openweights.cluster.planning.hardware import canonical_hardware, parse_hardware
 from openweights.cluster.planning.market import Market
 from openweights.cluster.planning.observation import ANY_IMAGE, Demand, Worker
 from openweights.errors import InvalidInputError
-from openweights.gpu_catalogue import fitting_offers, make_offers
+from openweights.gpu_catalogue import GPU_COUNTS, Offer, fitting_offers, make_offers
 from openweights.images import UNSLOTH_IMAGE
 from openweights.types import CloudType
 

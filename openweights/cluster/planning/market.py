@@ -12,17 +12,10 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Literal
 
-from openweights.cluster.planning.catalogue import (
-    CATALOGUE,
-    GPU_COUNTS,
-    Gpu,
-    Offer,
-    canonical_hardware,
-    known_hardware,
-)
 from openweights.cluster.planning.cooldown import Cooldowns, Key
+from openweights.cluster.planning.hardware import canonical_hardware, known_hardware
 from openweights.cluster.planning.observation import PodCloud
-from openweights.gpu_catalogue import surely_usable_gb
+from openweights.gpu_catalogue import CATALOGUE, GPU_COUNTS, Gpu, Offer, surely_usable_gb
 from openweights.gpu_names import gpu_key
 
 REFRESH_S = 900.0

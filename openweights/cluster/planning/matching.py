@@ -27,8 +27,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from openweights.cluster.planning.catalogue import canonical_hardware, known_hardware
 from openweights.cluster.planning.fit import Need, takes
+from openweights.cluster.planning.hardware import canonical_hardware, known_hardware
 from openweights.cluster.planning.market import Market
 from openweights.cluster.planning.observation import ANY_IMAGE, Demand, Worker
 

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from openweights.cluster.planning.actions import Action, ReportJobs, StartWorker, StopWorker
-from openweights.cluster.planning.catalogue import canonical_hardware
 from openweights.cluster.planning.fit import Fit, Group, Need, find_offers, need_of, takes
+from openweights.cluster.planning.hardware import canonical_hardware
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Market
 from openweights.cluster.planning.matching import Wanted, WorkerClasses, match_all, usable_gb

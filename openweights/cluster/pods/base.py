@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from openweights.cluster.planning.catalogue import CATALOGUE, Offer
 from openweights.cluster.planning.market import Listing
 from openweights.cluster.planning.observation import Pod, PodCloud, pod_name
 from openweights.errors import PlatformError
+from openweights.gpu_catalogue import CATALOGUE, Offer
 from openweights.types import SERVED_PORT, WorkerSpec
 
 TTL_HOURS = 24

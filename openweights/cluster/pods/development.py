@@ -8,11 +8,12 @@ import time
 import uuid
 from dataclasses import dataclass
 
-from openweights.cluster.planning.catalogue import CATALOGUE, parse_hardware
+from openweights.cluster.planning.hardware import parse_hardware
 from openweights.cluster.planning.observation import Pod, PodCloud
 from openweights.cluster.pods.base import PodRequest, PodsUnavailable
 from openweights.cluster.pods.runpod import RunPod
 from openweights.errors import InvalidInputError, PlatformError
+from openweights.gpu_catalogue import CATALOGUE
 
 PREFIX = "owdev-"
 READY_S = 900.0

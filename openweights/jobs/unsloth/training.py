@@ -220,7 +220,8 @@ def _trackers(
         from openweights.generation.choose import generation_engine
         from openweights.jobs.unsloth.distillation.following import DistanceToBase
 
-        answering = generation_engine("auto", model, tokenizer)
+        # It answers once: an engine with room of its own would keep that for the whole run.
+        answering = generation_engine("transformers", model, tokenizer)
         schedule = config.kl_to_base_steps
         trackers.append(DistanceToBase(answering, tokenizer, reporter.log, schedule))
     for ref, rows in data.items():

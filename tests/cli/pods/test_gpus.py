@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from openweights.backends.base import Backend
-from openweights.cluster.planning.catalogue import CATALOGUE
+from openweights.gpu_catalogue import CATALOGUE
 from tests.cli.conftest import Ow, submit
 
 

@@ -10,17 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openweights.cluster.planning.catalogue import (
-    CATALOGUE,
-    Offer,
-    canonical_hardware,
-    parse_hardware,
-)
 from openweights.cluster.planning.cooldown import LONGEST_REST_S, PATIENCE, Cooldowns
 from openweights.cluster.planning.fit import Need, find_offers, need_of, takes
+from openweights.cluster.planning.hardware import canonical_hardware, parse_hardware
 from openweights.cluster.planning.market import STALE_S, Listing, Market
 from openweights.cluster.planning.observation import Demand
 from openweights.errors import InvalidInputError
+from openweights.gpu_catalogue import CATALOGUE, Offer
 from openweights.gpu_names import LONG_NAMES, gpu_key
 from tests.cluster.random_clusters import NOW, demand, worker
 

@@ -10,11 +10,13 @@ Both at the start, every `sdft_gate_steps` steps, and at the end.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from openweights.errors import JobFailedError
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
 from openweights.jobs.unsloth.config.demonstrations import Showing
@@ -25,6 +27,8 @@ from openweights.models.forward import base_model, evaluating
 from openweights.models.template import prompt_token_ids
 from openweights.models.tokens import Collator
 from openweights.models.weights import WeightCopy
+
+logger = logging.getLogger(__name__)
 
 LogEvent = Callable[[dict[str, Any]], None]
 
@@ -65,8 +69,15 @@ class GateFollower(ScheduledCallback):
         self._log_event = log_event
 
     def measure(self, model: Any, step: int) -> None:
-        if step:
-            self._log_event(self._gate.follow(self._teacher, self._showing, step).data())
+        """A reward that fails now costs this measurement, and not the training."""
+        if not step:
+            return
+        try:
+            event = self._gate.follow(self._teacher, self._showing, step)
+        except JobFailedError as error:
+            logger.warning("no teacher gate at step %d: %s", step, error)
+        else:
+            self._log_event(event.data())
 
 
 class DistanceToBase(ScheduledCallback):

@@ -74,6 +74,24 @@ def test_the_teacher_answers_with_its_own_weights(tmp_path: Path) -> None:
     assert teacher_answers(last) != teacher_answers(first)
 
 
+def test_a_reward_that_fails_later_costs_its_measurement_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, calls = tmp_path / "mine.py", tmp_path / "calls"
+    file.write_text(
+        "def once(completions):\n"
+        f"    with open({str(calls)!r}, 'a+') as file:\n"
+        "        file.write('x'); file.seek(0)\n"
+        "        late = len(file.read()) > 2\n"
+        "    return [None if late else 0.5 for _ in completions]\n"
+    )
+    changes = {"sdft_gate_reward": f"{file}:once", "sdft_demo_placement": "template"}
+    trainer, events = trained(tmp_path, **changes)
+    assert trainer.state.global_step == 3
+    assert [gate["step"] for gate in of_type(events, "teacher_gate")] == [0]
+    assert "no teacher gate at step 2: sdft_gate_reward: once could score none" in caplog.text
+
+
 def test_following_changes_nothing_of_the_training(tmp_path: Path) -> None:
     often, rarely = (trained(tmp_path, sdft_gate_steps=steps)[0] for steps in (1, 1000))
     for (name, one), other in zip(

@@ -6,20 +6,8 @@ from functools import cache
 
 from openweights.client.job_options import normalize_hardware
 from openweights.errors import InvalidInputError
-from openweights.gpu_catalogue import CATALOGUE, CLOUDS, GPU_COUNTS, MARGIN_GB, Gpu, Offer
+from openweights.gpu_catalogue import CATALOGUE
 from openweights.gpu_names import gpu_key
-
-__all__ = [
-    "CATALOGUE",
-    "CLOUDS",
-    "GPU_COUNTS",
-    "MARGIN_GB",
-    "Gpu",
-    "Offer",
-    "canonical_hardware",
-    "known_hardware",
-    "parse_hardware",
-]
 
 
 def parse_hardware(text: str) -> tuple[int, str]:
