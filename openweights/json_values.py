@@ -1,4 +1,5 @@
-"""JSON as every store, log and reader of ours can hold it: the one place that makes it so.
+"""JSON as every store, log and reader of ours can hold it: the one place that makes it so, and that
+reads what people wrote without changing it.
 
 What JSON lacks is replaced or refused: numbers that are not finite, NUL and half characters, which
 PostgreSQL and UTF-8 cannot hold, and objects of other kinds. `cleaned` walks a value; what differs
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
 
 from openweights.errors import InvalidInputError
 
 DEEPEST = 100
+LONGEST_PLACE = 200  # in characters
 
 
 def cleaned(
@@ -132,3 +134,145 @@ def _equal(a: Any, b: Any) -> bool:
         )
     # Python takes True for 1, JSON does not.
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+
+
+# ---- reading what people wrote -------------------------------------------------------------------
+
+
+class UnfitJSONError(ValueError):
+    """Text is JSON for Python, and would still not be read as it is written; says what to do.
+
+    Attributes:
+        field: Where, as far as it is known; may be empty.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(problem)
+        self.field = field
+
+
+class Rewritten(float):
+    """A number that would be written in another way than it was: 1e2 as 100.0, 1.10 as 1.1.
+
+    Attributes:
+        written: As it was.
+    """
+
+    written: str
+
+    def __new__(cls, digits: str) -> Rewritten:
+        number = super().__new__(cls, digits)
+        number.written = digits
+        return number
+
+
+_NAN, _TOO_LARGE = object(), object()
+_STRANGE = {
+    _NAN: "is NaN or Infinity, which is not JSON; use a number or leave it out",
+    _TOO_LARGE: "is larger than a float can hold; make it a finite number",
+}
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text. Numbers that would be written in another way are `Rewritten`.
+
+    Raises:
+        json.JSONDecodeError: It is none.
+        UnfitJSONError: A key appears twice in one object; a number is none that JSON has, or that a
+            float holds; it is nested too deeply.
+    """
+    strange = False
+
+    def constant(_: str) -> object:
+        nonlocal strange
+        strange = True
+        return _NAN
+
+    def real(digits: str) -> object:
+        nonlocal strange
+        value = float(digits)
+        if math.isfinite(value):
+            return value if repr(value) == digits else Rewritten(digits)
+        strange = True
+        return _TOO_LARGE
+
+    def whole(digits: str) -> float:
+        return Rewritten(digits) if digits == "-0" else int(digits)
+
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=constant,
+            parse_float=real,
+            parse_int=whole,
+        )
+    except (json.JSONDecodeError, UnfitJSONError):
+        raise
+    except RecursionError:
+        raise UnfitJSONError("", "is nested too deeply; flatten it") from None
+    except ValueError as error:
+        raise UnfitJSONError("", f"is not JSON ({error}); shorten the number") from None
+    if strange:
+        place, number = _strange_number(value)
+        raise UnfitJSONError(place, _STRANGE[number])
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UnfitJSONError(twice, "appears twice in one object; keep one of them")
+    return result
+
+
+def _strange_number(value: Any) -> tuple[str, object]:
+    """Where the first of `_STRANGE` is, if that can be said shortly, and which it is."""
+    place, found = next(
+        (at, part) for at, part in parts_of(value) if part is _NAN or part is _TOO_LARGE
+    )
+    return ("" if len(place) > LONGEST_PLACE else place), found
+
+
+def rewritten_number(value: object, at: str = "") -> tuple[str, Rewritten] | None:
+    """The first number in a value that would be written in another way, and where it is."""
+    found = ((place, part) for place, part in parts_of(value, at) if isinstance(part, Rewritten))
+    return next(found, None)
+
+
+def texts_of(value: object, at: str = "") -> Iterator[tuple[str, str]]:
+    """The texts in a value, each with where it is, as `key[2]`; an object's keys are texts, too."""
+    for place, part in parts_of(value, at):
+        if isinstance(part, str):
+            yield place, part
+        elif isinstance(part, Mapping):
+            yield from ((place, key) for key in cast("Mapping[str, object]", part))
+
+
+def is_deep(value: object) -> bool:
+    """Whether a value is nested more than `DEEPEST` times."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [item for part in level for _, item in _items(part, "")]
+    return bool(level)
+
+
+def parts_of(value: object, at: str = "") -> Iterator[tuple[str, object]]:
+    """A value and all that is in it, each with where it is, in their order."""
+    waiting = [(at, value)]
+    while waiting:
+        place, part = waiting.pop()
+        yield place, part
+        waiting += reversed([*_items(part, place)])
+
+
+def _items(value: object, at: str) -> Iterator[tuple[str, object]]:
+    """What an object or a list holds, and where that is."""
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[str, object]", value).items():
+            yield (f"{at}.{key}" if at else key), item
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(cast("Sequence[object]", value)):
+            yield f"{at}[{index}]", item

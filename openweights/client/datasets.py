@@ -13,7 +13,6 @@ checked when a job is submitted. `preference` rows hold `prompt`, `chosen` and `
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -28,6 +27,7 @@ from openweights.client.messages import (
     kind,
 )
 from openweights.client.questions import parse_question
+from openweights.json_values import UnfitJSONError, read_json
 from openweights.models.template import plain_message
 
 CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
@@ -50,20 +50,6 @@ _BINARY_STARTS = {
     b"ARROW1": ("an Arrow file", "convert it to JSON lines"),
 }
 _UTF8_BOM = b"\xef\xbb\xbf"
-_NAN = object()
-_TOO_LARGE = object()
-_STRANGE_NUMBERS = {
-    _NAN: "is NaN or Infinity, which is not JSON; use a number or leave it out",
-    _TOO_LARGE: "is larger than a float can hold; make it a finite number",
-}
-
-
-class _NotJSONError(Exception):
-    """A line is not what we call JSON; the text says why and what to do."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        super().__init__(problem)
-        self.field = field
 
 
 @dataclass(slots=True)
@@ -179,8 +165,8 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
         report, before = problems.at(number), problems.count
         try:
             row = _parse(raw)
-        except _NotJSONError as error:
-            report(error.field, str(error))
+        except UnfitJSONError as error:
+            report(error.field or "row", str(error))
             continue
         if not isinstance(row, dict):
             report("row", f"is {kind(row)}, not an object; write each row as {{…}}")
@@ -232,70 +218,23 @@ def _not_lines(line: bytes) -> str | None:
 
 
 def _parse(raw: bytes) -> Any:
+    """A line's value.
+
+    Raises:
+        UnfitJSONError: It is not what we call JSON.
+    """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         wrong = raw[error.start]
-        raise _NotJSONError(
+        raise UnfitJSONError(
             "row",
             f"is not UTF-8 (byte 0x{wrong:02x} at position {error.start + 1}); save it as UTF-8",
         ) from None
-    strange = False
-
-    def constant(name: str) -> object:
-        nonlocal strange
-        strange = True
-        return _NAN
-
-    def number(digits: str) -> object:
-        nonlocal strange
-        value = float(digits)
-        if math.isfinite(value):
-            return value
-        strange = True
-        return _TOO_LARGE
-
     try:
-        row = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=constant, parse_float=number
-        )
+        return read_json(text)
     except json.JSONDecodeError as error:
-        raise _NotJSONError("row", _json_problem(error, text)) from None
-    except RecursionError:
-        raise _NotJSONError("row", "is nested too deeply; flatten it") from None
-    except ValueError as error:
-        raise _NotJSONError("row", f"is not JSON ({error}); shorten the number") from None
-    if strange:
-        try:
-            field, value = _strange_number(row, "") or ("row", _NAN)
-        except RecursionError:
-            field, value = "row", _NAN
-        raise _NotJSONError(field or "row", _STRANGE_NUMBERS[value])
-    return row
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _NotJSONError(twice, "appears twice in one object; keep one of them")
-    return result
-
-
-def _strange_number(value: Any, at: str) -> tuple[str, object] | None:
-    """The first of `_STRANGE_NUMBERS`, and where it is."""
-    if value is _NAN or value is _TOO_LARGE:
-        return at, value
-    items: Iterator[tuple[str, Any]]
-    if isinstance(value, dict):
-        mapping = cast("dict[str, Any]", value)
-        items = ((f"{at}.{key}" if at else key, item) for key, item in mapping.items())
-    elif isinstance(value, list):
-        items = ((f"{at}[{index}]", item) for index, item in enumerate(cast("list[Any]", value)))
-    else:
-        return None
-    return next((found for path, item in items if (found := _strange_number(item, path))), None)
+        raise UnfitJSONError("row", _json_problem(error, text)) from None
 
 
 def _json_problem(error: json.JSONDecodeError, text: str) -> str:
@@ -330,6 +269,8 @@ def _check_conversation(row: Mapping[str, Any], report: Report) -> None:
             check_text(row[field], field, report)
     if row.get("tools") is not None:
         check_tools(row["tools"], report)
+        if has_text and not has_messages:
+            report("tools", "stands beside 'text', which is read as it is; write them into it")
     _check_options(row, report)
     if has_messages and has_text:
         report("text", "stands beside 'messages'; keep one of the two")
@@ -348,10 +289,17 @@ def _check_conversation(row: Mapping[str, Any], report: Report) -> None:
         )
 
 
+_AS_MESSAGE = "is read as a message alone; put it first among them, with the role 'system'"
+_OF_JOB = "is not read row by row; give the job {} instead"
 _OPTIONS_MEANT = {
     "functions": "is the older name; write them as 'tools'",
     "parallel_tool_calls": "is an option of a request, which nothing reads here; remove it",
-    "chat_template_kwargs": "is not read row by row; give the job template_options instead",
+    "tool_choice": "is an option of a request, which nothing reads here; remove it",
+    "chat_template_kwargs": _OF_JOB.format("template_options"),
+    "template_options": _OF_JOB.format("template_options"),
+    "train_on": _OF_JOB.format("train_on"),
+    "system": _AS_MESSAGE,
+    "system_prompt": _AS_MESSAGE,
 }
 
 

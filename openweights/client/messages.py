@@ -1,19 +1,25 @@
 """What a conversation's messages may hold, checked where a file is uploaded and where it is read.
 
 The keys are those of OpenAI's format: `role`, `content` (a text, or blocks of text), `weight`,
-`name`, `tool_calls`, `tool_call_id`, and `reasoning_content` besides. A key with null counts as
-left out; any other is refused, since nothing would read it. Whether a chat template writes a key is
-known where there is a tokenizer (`models/template.py`).
+`name`, `tool_calls`, `tool_call_id`, and `reasoning_content` besides. A key with null or an empty
+list counts as left out; any other is refused, since nothing would read it. Whether a chat template
+writes a key is known where there is a tokenizer (`models/template.py`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from openweights.errors import DatasetError, shown
+from openweights.json_values import (
+    UnfitJSONError,
+    is_deep,
+    read_json,
+    rewritten_number,
+    texts_of,
+)
 from openweights.models.template import Message, plain_message
 
 Report = Callable[[str, str], None]  # field, what is wrong; what to do
@@ -32,6 +38,8 @@ _ROLE_MEANT = {
 _MESSAGE_KEYS = (
     *("role", "content", "weight", "name", "reasoning_content", "tool_calls", "tool_call_id"),
 )
+_CALL_KEYS = ("type", "id", "function")
+_FUNCTION_KEYS = ("name", "arguments")
 _BLOCK_KEYS = ("type", "text", "weight", "tag")
 _KEY_MEANT = {
     "thinking": "reasoning_content",
@@ -128,7 +136,27 @@ def check_messages(value: Any, field: str, report: Report) -> list[str] | None:
         for index, message in enumerate(messages)
     ]
     known = [role for role in roles if role is not None]
-    return known if len(known) == len(roles) else None
+    if len(known) < len(roles):
+        return None
+    _check_answered_calls(cast("list[Mapping[str, Any]]", messages), field, report)
+    return known
+
+
+def _check_answered_calls(
+    messages: Sequence[Mapping[str, Any]], field: str, report: Report
+) -> None:
+    """See that what a tool says answers a call before it, where calls have ids."""
+    ids: set[object] = set()
+    for index, message in enumerate(messages):
+        calls = message.get("tool_calls")
+        listed = cast("list[Any]", calls) if isinstance(calls, list) else []
+        ids |= {str(given) for call in listed if (given := _as_object(call).get("id"))}
+        answered = message.get("tool_call_id")
+        if isinstance(answered, str) and ids and answered not in ids:
+            report(
+                f"{field}[{index}].tool_call_id",
+                f"{answered!r} is the id of no call before it; correct it, or remove it",
+            )
 
 
 def check_tools(value: Any, report: Report) -> None:
@@ -138,12 +166,28 @@ def check_tools(value: Any, report: Report) -> None:
         report("tools", f"is {_no_list(value)} of functions, or leave it out")
         return
     for index, tool in enumerate(tools):
-        given = _as_object(tool)
-        if not isinstance(_as_object(given.get("function", given)).get("name"), str):
-            report(
-                f"tools[{index}]",
-                "is no function; make it {'type': 'function', 'function': {'name': …}}",
-            )
+        field, given = f"tools[{index}]", _as_object(tool)
+        function = _as_object(given.get("function", given))
+        inner = f"{field}.function" if "function" in given else field
+        name, parameters = function.get("name"), function.get("parameters")
+        if not isinstance(name, str) or not name.strip():
+            report(field, "is no function; make it {'type': 'function', 'function': {'name': …}}")
+        elif parameters is not None and not isinstance(parameters, dict):
+            report(f"{inner}.parameters", f"is {kind(parameters)}; make it a JSON schema")
+        else:
+            _check_written(given, field, report)
+
+
+def _check_written(value: Any, field: str, report: Report) -> bool:
+    """Whether a template can write the parts of a value as they are."""
+    if is_deep(value):
+        report(field, "is nested too deeply; flatten it")
+        return False
+    if found := rewritten_number(value, field):
+        place, number = found
+        report(place, f"is {number.written}, which a template writes as {number!r}; write that")
+        return False
+    return all([_check_characters(text, place, report) for place, text in texts_of(value, field)])
 
 
 def _check_message(value: Any, field: str, report: Report) -> str | None:
@@ -151,7 +195,7 @@ def _check_message(value: Any, field: str, report: Report) -> str | None:
         report(field, f"is {kind(value)}; make it {{'role': …, 'content': …}}")
         return None
     message = cast("dict[str, Any]", value)
-    given = {key: item for key, item in message.items() if item is not None}
+    given = {key: item for key, item in message.items() if item is not None and item != []}
     has_calls = "tool_calls" in given
     if "content" in message:
         if not (has_calls and message["content"] in (None, "")):
@@ -197,19 +241,43 @@ def _check_calls(value: Any, field: str, report: Report) -> None:
         report(field, f"is {_no_list(value)} of calls, or leave it out")
         return
     for index, item in enumerate(calls):
-        function = _as_object(_as_object(item).get("function"))
-        name = function.get("name")
-        if not isinstance(name, str) or not name.strip():
-            report(
-                f"{field}[{index}]",
-                "is no call of a function; make it {'type': 'function', 'function': {'name': …, "
-                "'arguments': …}}",
-            )
-        elif not _are_arguments(function.get("arguments")):
-            report(
-                f"{field}[{index}].function.arguments",
-                "are no JSON object; write them as one, or as its text",
-            )
+        _check_call(_as_object(item), f"{field}[{index}]", report)
+
+
+def _check_call(call: Mapping[str, Any], field: str, report: Report) -> None:
+    function = _as_object(call.get("function"))
+    name = function.get("name")
+    if not isinstance(name, str) or not name.strip() or call.get("type", "function") != "function":
+        report(
+            field,
+            "is no call of a function; make it {'type': 'function', 'function': {'name': …, "
+            "'arguments': …}}",
+        )
+        return
+    known = ((field, call, _CALL_KEYS), (f"{field}.function", function, _FUNCTION_KEYS))
+    for place, given, keys in known:
+        for key in given.keys() - set(keys):
+            if given[key] is not None:
+                report(f"{place}.{key}", "is no key that anything reads; remove it")
+    if call.get("id") is not None:
+        check_text(call["id"], f"{field}.id", report)
+    _check_characters(name, f"{field}.function.name", report)
+    _check_arguments(function.get("arguments"), f"{field}.function.arguments", report)
+
+
+def _check_arguments(value: Any, field: str, report: Report) -> None:
+    """See that arguments, which templates read as an object, come back as they were written."""
+    try:
+        parsed = read_json(value) if isinstance(value, str) else value
+    except UnfitJSONError as error:
+        report(f"{field}.{error.field}" if error.field else field, str(error))
+        return
+    except ValueError:
+        parsed = [value]
+    if isinstance(parsed, dict):
+        _check_written(parsed, field, report)
+    elif value is not None:
+        report(field, "are no JSON object; write them as one, or as its text")
 
 
 def _no_list(value: Any) -> str:
@@ -218,14 +286,6 @@ def _no_list(value: Any) -> str:
 
 def _as_object(value: Any) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _are_arguments(value: Any) -> bool:
-    try:
-        parsed = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
-        return False
-    return parsed is None or isinstance(parsed, dict)
 
 
 def _check_role(role: Any, field: str, report: Report) -> str | None:
@@ -333,10 +393,36 @@ def check_pair(row: Mapping[str, Sequence[Mapping[str, Any]]], report: Report) -
         for field in ("prompt", "chosen", "rejected")
     )
     for field, answer in zip(("chosen", "rejected"), answers, strict=True):
-        if any(answer[:count] == prompt[-count:] for count in range(1, len(prompt) + 1)):
+        if _repeats(prompt, answer):
             report(field, "begins with the prompt's end, which would be read twice; leave it out")
         elif answer[-1]["role"] != "assistant":
             wrong = answer[-1]["role"]
             report(f"{field}[{len(answer) - 1}].role", f"is {wrong!r}; end it with 'assistant'")
-    if answers[0] == answers[1]:
+    if _without_ids(answers[0]) == _without_ids(answers[1]):
         report("rejected", "equals 'chosen', so there is no preference; remove the row")
+
+
+def _repeats(prompt: Sequence[Message], answer: Sequence[Message]) -> bool:
+    """Whether an answer begins with the prompt's end, perhaps behind a system text of its own, or
+    with other white space at the ends of its messages, which templates trim.
+    """
+    asked, said = ([_trimmed(message) for message in messages] for messages in (prompt, answer))
+    own = next((i for i, m in enumerate(said) if m["role"] not in ("system", "developer")), 0)
+    counts = range(1, len(asked) + 1)
+    return any(said[start:][:count] == asked[-count:] for start in {0, own} for count in counts)
+
+
+def _trimmed(message: Message) -> Message:
+    return {key: text.strip() if isinstance(text, str) else text for key, text in message.items()}
+
+
+def _without_ids(messages: Sequence[Message]) -> list[Message]:
+    """Messages without the ids of calls, which say nothing."""
+    return [
+        {
+            key: [{**call, "id": None} for call in value] if key == "tool_calls" else value
+            for key, value in message.items()
+            if key != "tool_call_id"
+        }
+        for message in messages
+    ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -173,7 +173,6 @@ def compared(
     """
     scaffold = scaffold_of(template, messages, prompt=prompt, verbatim=verbatim)
     notes = _missing(scaffold, messages, kept)
-    _check_tools(template, scaffold, prompt=prompt)
     said = {m: m if int(_index(m)) in verbatim else text for m, text in scaffold.said.items()}
     real = [scaffold.messages[i] if i in verbatim else m for i, m in enumerate(messages)]
     text = template.render(real, prompt=prompt)
@@ -209,7 +208,7 @@ def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[i
             notes.add(FORGOTTEN)
             continue
         is_last = number == len(messages) - 1
-        raise MessageError(number, _dropped(messages[number], part, is_last=is_last))
+        raise MessageError(number, dropped(messages[number], part, is_last=is_last))
     return notes
 
 
@@ -219,7 +218,8 @@ _REWRITTEN = (
 )
 
 
-def _dropped(message: Message, part: str, *, is_last: bool) -> str:
+def dropped(message: Message, part: str, *, is_last: bool) -> str:
+    """What to say of a part of a message that the template leaves out."""
     if part == "THOUGHT" and not is_last:
         return (
             ": the chat template drops the thinking of an answer that is not the last; set "
@@ -247,29 +247,6 @@ def _dropped(message: Message, part: str, *, is_last: bool) -> str:
         f": the chat template drops what {message['role']!r} says; give a chat_template that keeps "
         "it, or another role"
     )
-
-
-def _check_tools(template: Template, scaffold: Scaffold, *, prompt: bool) -> None:
-    """See that tools and the arguments of calls change what is rendered."""
-    if template.tools:
-        without = replace(template, tools=None).scaffold(scaffold.messages, prompt=prompt)
-        if without == scaffold.text:
-            raise ValueError(
-                "tools: the chat template does not write them; describe them in the system "
-                "message, or give a chat_template that does"
-            )
-    for index, message in enumerate(scaffold.messages):
-        calls: list[dict[str, Any]] = message.get("tool_calls") or []
-        if not any(call["function"].get("arguments") for call in calls):
-            continue
-        bare = [*scaffold.messages]
-        bare[index] = {**message, "tool_calls": [_without_arguments(call) for call in calls]}
-        if template.scaffold(bare, prompt=prompt) == scaffold.text:
-            raise MessageError(index, _dropped(message, "CALL", is_last=False))
-
-
-def _without_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    return {**call, "function": {**call["function"], "arguments": {}}}
 
 
 def _walk(scaffold: Scaffold, said: Mapping[str, str], text: str) -> Iterator[str]:

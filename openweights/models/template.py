@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.errors import ConfigError
+from openweights.json_values import texts_of
+from openweights.models.functions import check_functions
 from openweights.models.names import location_here
 from openweights.models.scaffold import (
     MARK,
@@ -144,8 +146,9 @@ def rendered_spans(
         MessageError: What a message says is not what would be learned or read.
         ValueError: The template refuses the conversation.
     """
-    refuse_control_tokens(tokenizer, messages)
+    refuse_control_tokens(tokenizer, messages, tools)
     template = Template(tokenizer, tools, {})
+    notes = check_functions(template, messages)
     try:
         rendered = _located(template, messages, wanted, ends)
     except MessageError as error:
@@ -153,6 +156,7 @@ def rendered_spans(
         if answered is None:
             raise error from None
         rendered = answered
+    rendered = replace(rendered, notes=rendered.notes | notes)
     if messages[-1]["role"] == "assistant" and not rendered.text.rstrip().endswith(tuple(ends)):
         end = end_of_turn(tokenizer) or str(tokenizer.eos_token)
         return _closed(rendered, end, len(messages) - 1 in wanted)
@@ -349,12 +353,13 @@ def rendered_prompt(
         MessageError: What a message says is not what would be read.
         ValueError: The template refuses the conversation.
     """
-    refuse_control_tokens(tokenizer, messages)
+    refuse_control_tokens(tokenizer, messages, tools)
     template = Template(tokenizer, tools, options)
+    on_functions = check_functions(template, messages, prompt=True)
     scaffold, text, _, notes = compared(template, messages, prompt=True, verbatim=verbatim)
     if verbatim:
         text = MARKS.sub(lambda mark: scaffold.said.get(mark[0], mark[0]), text)
-    return Rendered(text, notes=frozenset(notes))
+    return Rendered(text, notes=frozenset(notes | on_functions))
 
 
 def prompt_token_ids(
@@ -368,22 +373,38 @@ def prompt_token_ids(
 # ---- the vocabulary's own tokens -----------------------------------------------------------------
 
 
-def refuse_control_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
-    """See that no message holds a control token, which would be read as one, not as text.
+def refuse_control_tokens(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """See that no message or tool holds a control token, which would be read as one, not as text.
 
     Raises:
-        MessageError: One does.
+        MessageError: A message does.
+        ValueError: A tool does.
     """
     pattern = _control_tokens(tokenizer, str(tokenizer.chat_template))
     for index, message in enumerate(messages):
-        for key, value in message.items():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            if match := pattern.search(text):
-                raise MessageError(
-                    index,
-                    f".{key}: holds {match[0]!r}, a control token of the model, which would not be "
-                    "read as text; remove it, or write it in another way",
-                )
+        if found := _control_token(message, pattern):
+            raise MessageError(index, _HOLDS.format(place=found[0], token=found[1]))
+    for index, tool in enumerate(tools or ()):
+        if found := _control_token(tool, pattern):
+            raise ValueError(f"tools[{index}]{_HOLDS.format(place=found[0], token=found[1])}")
+
+
+_HOLDS = (
+    "{place}: holds {token!r}, a control token of the model, which would not be read as text; "
+    "remove it, or write it in another way"
+)
+
+
+def _control_token(value: Any, pattern: re.Pattern[str]) -> tuple[str, str] | None:
+    """Where in a value the first control token is, and which."""
+    for place, text in texts_of(value):
+        if match := pattern.search(text):
+            return f".{place}", match[0]
+    return None
 
 
 @lru_cache(maxsize=16)

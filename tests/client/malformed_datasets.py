@@ -65,6 +65,36 @@ def pair(**changes: Any) -> bytes:
     return lines(PAIR, {**PAIR, **changes})
 
 
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+TOLD = {"role": "tool", "content": "wet"}
+CALLED = "messages[1].tool_calls[0]"
+ARGUMENTS = f"{CALLED}.function.arguments"
+SCHEMA = "tools[0].function"
+
+
+def calls(**changes: Any) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "weather", "arguments": "{}"}, **changes}
+    return {"messages": [message(), {"role": "assistant", "content": None, "tool_calls": [call]}]}
+
+
+def called(**changes: Any) -> bytes:
+    return second(calls(function={"name": "weather", "arguments": "{}", **changes}))
+
+
+def calling(arguments: Any) -> bytes:
+    return called(arguments=arguments)
+
+
+def tool(**changes: Any) -> bytes:
+    return second({**GOOD, "tools": [{**TOOL, "function": {**TOOL["function"], **changes}}]})
+
+
+def reading(**changes: Any) -> bytes:
+    """A pair whose chosen answer repeats a prompt that reads otherwise."""
+    asked = message(content="    What is\nit? ")
+    return pair(prompt=[asked], chosen=[{**asked, **changes}, ANSWER])
+
+
 WITHOUT_CHOSEN = {key: value for key, value in PAIR.items() if key != "chosen"}
 ROW = json.dumps(GOOD).encode()
 NAN_WEIGHT = b'{"messages": [{"role": "user", "content": [{"text": "a", "weight": NaN}]}]}\n'
@@ -133,23 +163,70 @@ FILES = [
         "preference",
     ),
     Malformed(
-        "arguments nested too deeply",
-        second(
-            {
-                "messages": [
-                    {"role": "user", "content": "a"},
-                    {
-                        "role": "assistant",
-                        "tool_calls": [
-                            {"type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
-                        ],
-                    },
-                ]
-            }
-        ),
+        "system column", second({**GOOD, "system": "Be brief."}), 2, "system", "role 'system'"
+    ),
+    Malformed(
+        "train_on column", second({**GOOD, "train_on": "last"}), 2, "train_on", "give the job"
+    ),
+    Malformed(
+        "text and tools", second({"text": "a", "tools": [TOOL]}), 2, "tools", "beside 'text'"
+    ),
+    # calls and tools
+    Malformed("arguments a list", calling("[1]"), 2, ARGUMENTS, "are no JSON object"),
+    Malformed("arguments null", calling("null"), 2, ARGUMENTS, "are no JSON object"),
+    Malformed("arguments too deep", calling("[" * 5000), 2, ARGUMENTS, "nested too deeply"),
+    Malformed("an object, too deep", calling('{"a":' * 101 + "1" + "}" * 101), 2, ARGUMENTS, "dee"),
+    Malformed("a key twice", calling('{"a": {"b": 1, "b": 2}}'), 2, f"{ARGUMENTS}.b", "twice"),
+    Malformed("nan argument", calling('{"a": [NaN]}'), 2, f"{ARGUMENTS}.a[0]", "is NaN or"),
+    Malformed("endless argument", calling('{"a": 1e999}'), 2, f"{ARGUMENTS}.a", "larger than a"),
+    Malformed("1e2", calling('{"a": 1e2}'), 2, f"{ARGUMENTS}.a", "writes as 100.0; write that"),
+    Malformed("1.10", calling('{"a": [1, 1.10]}'), 2, f"{ARGUMENTS}.a[1]", "writes as 1.1;"),
+    Malformed("-0", calling('{"a": -0}'), 2, f"{ARGUMENTS}.a", "writes as -0.0"),
+    Malformed(
+        "too precise", calling('{"a": 0.1000000000000000055}'), 2, f"{ARGUMENTS}.a", "as 0.1;"
+    ),
+    Malformed(
+        "1.50 in an object",
+        calling({"a": 1.5}).replace(b"1.5", b"1.50"),
         2,
-        "messages[1].tool_calls[0].function.arguments",
-        "are no JSON object",
+        f"{ARGUMENTS}.a",
+        "writes as 1.5;",
+    ),
+    Malformed(
+        "half a surrogate in an argument",
+        calling('{"a": "\\ud800"}'),
+        2,
+        f"{ARGUMENTS}.a",
+        "surrogate",
+    ),
+    Malformed("half a surrogate in a key", calling({"\ud800": 1}), 2, ARGUMENTS, "surrogate"),
+    Malformed("call without a name", called(name=" "), 2, CALLED, "is no call of a function"),
+    Malformed("call with a key", called(strict=True), 2, f"{CALLED}.function.strict", "remove it"),
+    Malformed("custom call", second(calls(type="custom")), 2, CALLED, "is no call of a function"),
+    Malformed("call with an index", second(calls(index=0)), 2, f"{CALLED}.index", "remove it"),
+    Malformed("call id a number", second(calls(id=3)), 2, f"{CALLED}.id", "is the number 3"),
+    Malformed(
+        "answer to no call",
+        second({"messages": [*calls(id="c1")["messages"], {**TOLD, "tool_call_id": "c2"}]}),
+        2,
+        "messages[2].tool_call_id",
+        "'c2' is the id of no call",
+    ),
+    Malformed("tool without a name", tool(name=" "), 2, "tools[0]", "is no function"),
+    Malformed("parameters a number", tool(parameters=5), 2, f"{SCHEMA}.parameters", "JSON schema"),
+    Malformed(
+        "half a surrogate in a tool",
+        tool(description="\ud800"),
+        2,
+        f"{SCHEMA}.description",
+        "surrogate",
+    ),
+    Malformed(
+        "2.50 in a tool",
+        tool(parameters={"minimum": 2.5}).replace(b"2.5", b"2.50"),
+        2,
+        f"{SCHEMA}.parameters.minimum",
+        "writes as 2.5;",
     ),
     Malformed("text null", second({"text": None}), 2, "text", "is null"),
     Malformed("text empty", second({"text": " \n"}), 2, "text", "is empty"),
@@ -330,6 +407,30 @@ FILES = [
     Malformed(
         "no preference",
         pair(rejected=PAIR["chosen"]),
+        2,
+        "rejected",
+        "equals 'chosen'",
+        "preference",
+    ),
+    Malformed(
+        "prompt again, trimmed",
+        reading(content="What is\nit?"),
+        2,
+        "chosen",
+        "read twice",
+        "preference",
+    ),
+    Malformed(
+        "prompt again behind a system text",
+        pair(chosen=[message("system", "Be brief."), message(), ANSWER]),
+        2,
+        "chosen",
+        "read twice",
+        "preference",
+    ),
+    Malformed(
+        "ids alone differ",
+        pair(chosen=calls(id="a")["messages"][1:], rejected=calls(id="b")["messages"][1:]),
         2,
         "rejected",
         "equals 'chosen'",

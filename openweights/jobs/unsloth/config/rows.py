@@ -16,6 +16,7 @@ from openweights.client.messages import (
     Problems,
     check_messages,
     check_pair,
+    check_text,
     check_tools,
 )
 from openweights.client.questions import parse_question
@@ -190,8 +191,9 @@ def check_answered(row: Row, *, needs_answer: bool = True) -> None:
         ValueError: There is not.
     """
     if "messages" not in row:
-        if not isinstance(row.get("text"), str) or not row["text"]:
+        if "text" not in row:
             raise ValueError("messages: is missing; give the row 'messages' or 'text'")
+        check_text(row["text"], "text", _refuse)
         return
     messages = plain_messages(row)
     answered = assistant_messages(messages) or any(weights(row))
