@@ -96,6 +96,7 @@ class EventSender:
         self._sent = 0
         self._closing = False
         self._given_up = False
+        self._has_life_to_tell = False
         self._flushing = 0
         self._sent_at = -math.inf
         self._thread = threading.Thread(
@@ -130,6 +131,14 @@ class EventSender:
             if self._given_up:
                 return
             self._append(line)
+            self._change.notify_all()
+
+    def tell_life(self) -> None:
+        """Say soon that the run lives, as events do by themselves. If the store is away it never
+        hears of it.
+        """
+        with self._lock:
+            self._has_life_to_tell = True
             self._change.notify_all()
 
     def flush(self, timeout: float = FLUSH_AT_EXIT_S) -> bool:
@@ -194,9 +203,10 @@ class EventSender:
     def _send_all(self) -> None:
         retry_s = _FIRST_RETRY_S
         with self.path.open("rb") as lines:
-            while True:
-                if not self._wait_for_lines():
-                    return
+            while self._wait_for_news():
+                if self._written == self._sent:
+                    self._touch()
+                    continue
                 lines.seek(self._sent)
                 batch, size = _read_batch(lines)
                 if self._send(batch):
@@ -210,12 +220,15 @@ class EventSender:
                 else:
                     retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
 
-    def _wait_for_lines(self) -> bool:
-        """Wait for something to send; False when there will be nothing more."""
+    def _wait_for_news(self) -> bool:
+        """Wait for something to say; False when there will be nothing more."""
         with self._lock:
-            self._change.wait_for(lambda: self._closing or self._written > self._sent)
+            self._change.wait_for(
+                lambda: self._closing or self._written > self._sent or self._has_life_to_tell
+            )
+            has_life_to_tell, self._has_life_to_tell = self._has_life_to_tell, False
             if self._written == self._sent:
-                return False
+                return has_life_to_tell and not self._closing
             due_s = self._sent_at + self._backend.pace_s - time.monotonic()
             self._change.wait_for(self._must_send_now, max(due_s, _GATHER_S))
         return True
@@ -228,6 +241,12 @@ class EventSender:
         """Wait before trying again; True when the sender was closed meanwhile."""
         with self._lock:
             return self._change.wait_for(lambda: self._closing, seconds)
+
+    def _touch(self) -> None:
+        try:
+            self._backend.touch_run(self.run_id)
+        except Exception as error:  # noqa: BLE001 - the thread's loop: events may come, and say it, too
+            logger.info("run %s could not say that it lives: %s", self.run_id, error)
 
     def _send(self, batch: list[EventDraft]) -> bool:
         try:

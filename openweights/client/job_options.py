@@ -94,8 +94,8 @@ class JobOptions(BaseModel):
         max_duration: Seconds after which a run of it is stopped, and the job fails; default: what
             the organization says.
         stall_timeout_s: A run that gives no sign of life for so long (a printed line, an event,
-            `ow.run.heartbeat()`) is ended like one whose worker was lost; 0 for never. Default:
-            1800 for training, else never.
+            tokens generated, a model that is downloaded, `ow.run.heartbeat()`) is ended like one
+            whose worker was lost; 0 for never. Default: 1800 for training, else never.
         dry_run: Submit nothing: `create` answers with a `Plan` of what it would cost, and when the
             job would run. Files are uploaded, because the job's id depends on them.
         retry: How often, after which failures of its own, it is tried again: a number, or

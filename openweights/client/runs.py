@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
 from openweights.client.event_json import event_data
 from openweights.client.event_sender import EventSender, at_exit, replay_spool
 from openweights.client.results import LOG_PREFIX, write_log, write_results
-from openweights.errors import FencedError, PlatformError, StoreUnavailableError
+from openweights.errors import FencedError, InvalidStateError, PlatformError
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
 
 if TYPE_CHECKING:
@@ -124,13 +124,17 @@ class Run:
     def heartbeat(self) -> None:
         """Say that the job lives, where `stall_timeout_s` would take its silence for a hang.
 
-        Printed lines and events say it, too. It may be called at every step: the store hears it
-        twice a minute, and one that is away is no matter.
+        Printed lines and events say it, too, and so does whatever calls
+        `openweights.progress.advanced`: the engines that generate do for each token. It may be
+        called at every step, and from any thread: the store hears it twice a minute, in the
+        background, and one that is away is no matter.
         """
         if time.monotonic() - self._said_at >= HEARTBEAT_S:
             self._said_at = time.monotonic()
-            with contextlib.suppress(StoreUnavailableError):
-                self._ow.backend.touch_run(self.id)
+            backend = self._ow.backend
+            # A process that ends, or a full disk: what has no life to tell is found by other means.
+            with _sending, contextlib.suppress(InvalidStateError, OSError):
+                self._open_sender(backend).tell_life()
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until all that this process has logged is stored; says whether it is."""

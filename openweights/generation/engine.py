@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from openweights import progress
 from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.params import (
     Completion,
@@ -111,7 +112,9 @@ class GenerationEngine(Protocol):
             for request in requests:
                 self.submit(request)
             while not self.is_idle:
-                yield from self.step()
+                if deltas := self.step():
+                    progress.advanced()
+                yield from deltas
         finally:
             for request in requests:
                 self.abort(request.id)

@@ -23,6 +23,7 @@ from openweights.models.names import (
     model_location,
     model_reference,
 )
+from openweights.progress import transferring
 from openweights.types import ENDED
 
 if TYPE_CHECKING:
@@ -226,19 +227,22 @@ def fetch_model(ow: OpenWeights, model: str, target: Path) -> ModelSource:
     Raises:
         ConfigError: There are none; one line that says why.
     """
-    reference = model_reference(model)
+    with transferring():
+        return _described(_fetch(ow, model_reference(model), target), model)
+
+
+def _fetch(ow: OpenWeights, reference: ModelReference, target: Path) -> str:
+    """Where the weights are to be loaded from, once they are here or the hub knows them."""
     if reference.kind == "job":
-        folder = str(_fetch_job(ow, reference, target))
-    elif reference.part is not None:
+        return str(_fetch_job(ow, reference, target))
+    if reference.part is not None:
         from openweights.models.hub import download
 
-        folder = str(download(reference.name, reference.part))
-    else:
-        from openweights.models.smollm2 import get_if_named
+        return str(download(reference.name, reference.part))
+    from openweights.models.smollm2 import get_if_named
 
-        folder = reference.name
-        get_if_named(folder)
-    return _described(folder, model)
+    get_if_named(reference.name)
+    return reference.name
 
 
 def _described(location: str, name: str) -> ModelSource:

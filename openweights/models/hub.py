@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from openweights.errors import ConfigError, ConfigurationError
 from openweights.models.names import location_here, repository_id
+from openweights.progress import transferring
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def push_result(
         org=org,
         extra=config.model_naming_extra_parameters,
     )
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, transferring():
         # First, so that a merge that fails leaves no empty repository behind.
         merges = config.is_peft and config.merge_before_push
         folder = merge(config, result, Path(temporary)) if merges else result

@@ -23,6 +23,7 @@ from openweights.models.checkpoint import check_target_modules
 from openweights.models.names import adapter_shape, location_here
 from openweights.models.template import set_template
 from openweights.models.tokens import set_tokens
+from openweights.progress import transferring
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def load_model(
     from transformers import set_seed
 
     set_seed(config.seed)
-    with clear_load_errors(config.model):
+    with clear_load_errors(config.model), transferring():
         if engine == "unsloth":
             model, tokenizer = _load_unsloth(config)
         else:
@@ -206,7 +207,7 @@ def load_trained(
     from transformers.utils import find_adapter_config_file
 
     location = location_here(location)
-    with clear_load_errors(location):
+    with clear_load_errors(location), transferring():
         found = find_adapter_config_file(location)
         adapter = json.loads(Path(found).read_text()) if found else {}
         base = location_here(adapter.get("base_model_name_or_path", location))

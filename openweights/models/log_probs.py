@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openweights import progress
 from openweights.models.forward import Head, base_model, evaluating, frozen_head, output_logits
 from openweights.models.packing import last_hidden, row_numbers
 from openweights.models.tokens import IGNORED, Collator
@@ -185,6 +186,7 @@ def mean_target_log_probs(
         with evaluating(model):
             sums, counts = answer_log_probs(model, {n: v.to(device) for n, v in batch.items()})
         means += (sums.double() / counts).tolist()
+        progress.advanced()
     return means
 
 
@@ -200,5 +202,6 @@ def all_log_probs(
         scored = batch["attention_mask"].bool()
         with evaluating(model):
             values = scored_log_probs(base, batch, scored).cpu()
+        progress.advanced()
         for own in values.split((scored[:, 1:].sum(-1)).tolist()):
             yield own.tolist()

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from openweights import progress
 from openweights.backends.base import Backend
 from openweights.credentials import handed_over
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
@@ -181,7 +182,8 @@ class _Execution:
     def _reach_verdict(self) -> Verdict:
         try:
             self._folder = folder = RunFolder(self._host.runs, self._run.id)
-            self._fill(folder)
+            with progress.heard_by(self._log.say_alive), progress.transferring():
+                self._fill(folder)
             killed_before = oom_kills()
             end = self._run_job(folder)
             verdict = judge(self._instruction_at(end), end, self._log.last_line())

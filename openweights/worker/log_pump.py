@@ -174,13 +174,14 @@ class LogPump:
                 if self._is_due():
                     return bytes(self._waiting[:SEND_BYTES])
                 self._was_held_back = False
-            self._say_alive()
+            # It prints, although the store sees nothing of the middle of a long log.
+            self.say_alive()
 
     def _is_due(self) -> bool:
         return bool(self._waiting) or self._is_complete or self._is_discarded
 
-    def _say_alive(self) -> None:
-        """The job prints, although the store sees nothing of the middle of a long log."""
+    def say_alive(self) -> None:
+        """Where the log does not tell: the run gets further."""
         if time.monotonic() - self._said_at >= ALIVE_EVERY_S:
             self._said_at = time.monotonic()
             with contextlib.suppress(OpenWeightsError):

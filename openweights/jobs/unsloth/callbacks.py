@@ -25,6 +25,7 @@ from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.runtime.ranks import any_rank
 from openweights.jobs.unsloth.runtime.reporting import Reporter
 from openweights.models.weights import WeightCopy
+from openweights.progress import transferring
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,8 @@ class CheckpointCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        self._reporter.save_checkpoint(folder, state.global_step)
+        with transferring():
+            self._reporter.save_checkpoint(folder, state.global_step)
         logger.info("checkpoint of step %d saved", state.global_step)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from openweights import progress
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, row_text
@@ -97,6 +98,7 @@ def encode_rows(
     kept: list[tuple[Row, T]] = []
     longer, useless, longest = 0, 0, 0
     for number, row in enumerate(rows, start=1):
+        progress.advanced()
         try:
             encoded, said = encode(row)
         except ConfigError:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openweights import progress
 from openweights.client.datasets import check_dataset
 from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed
@@ -85,6 +86,16 @@ def train(
     check_report_to(config.report_to)
     _check_push(config)
     reporter = _reporter(ow, config, run)
+    with progress.heard_by(reporter.heartbeat):
+        return _train(ow, config, reporter, extra_callbacks)
+
+
+def _train(
+    ow: OpenWeights,
+    config: TrainingConfig,
+    reporter: Reporter,
+    extra_callbacks: Sequence[TrainerCallback],
+) -> Trainer:
     from openweights.models.load import load_model, prepare_engine
 
     folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
@@ -135,7 +146,8 @@ def _reporter(ow: OpenWeights, config: TrainingConfig, run: Run | None) -> Repor
 
 
 def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> Rows:
-    path = reporter.fetch(ref.file, ref.local_path)
+    with progress.transferring():
+        path = reporter.fetch(ref.file, ref.local_path)
     with path.open("rb") as lines:
         if Path(ref.file).is_file():  # what is in the store has been checked when it was uploaded
             check_dataset(lines, ref.purpose, path.name)
@@ -256,7 +268,8 @@ def _train_by_loss(
     reporter: Reporter,
     engine: TrainingEngine,
 ) -> Trainer:
-    checkpoint = reporter.newest_checkpoint(Path(config.output_dir))
+    with progress.transferring():
+        checkpoint = reporter.newest_checkpoint(Path(config.output_dir))
     resume_from = None if checkpoint is None else str(checkpoint)
     common: dict[str, Any] = {"callbacks": callbacks, "resume_from": resume_from}
     match config.loss:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
+from openweights import progress
 from openweights.client.messages import Problems
 from openweights.client.questions import Question, parse_question
 from openweights.errors import ConfigError
@@ -252,6 +253,7 @@ def check_rendered(rows: Iterable[NumberedRow], render: Callable[[Row], object],
     problems, count = Problems(name), 0
     for line, row in rows:
         count += 1
+        progress.advanced()
         try:
             render(row)
         except ConfigError:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from openweights import progress
 from openweights.errors import OpenWeightsError
 from openweights.jobs.unsloth.runtime.launcher import rank
 
@@ -45,7 +46,18 @@ def run_job(
     if len(arguments) != 1:
         logger.error("usage: python -m %s JOB_ID", module)
         return 2
-    return exit_status(lambda: act(arguments[0]), failure)
+    return exit_status(lambda: heard(lambda: act(arguments[0])), failure)
+
+
+def heard(act: Callable[[], int]) -> int:
+    """What `act` returns; its signs of life reach the run that this process belongs to."""
+    from openweights import OpenWeights
+
+    ow = OpenWeights()
+    if ow.settings.run_id is None:
+        return act()
+    with progress.heard_by(ow.run.heartbeat):
+        return act()
 
 
 def one_line(error: Exception) -> str:

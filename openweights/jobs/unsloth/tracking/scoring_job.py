@@ -21,7 +21,7 @@ from openweights.events import (
 from openweights.jobs.model_source import fetch_model
 from openweights.jobs.scoring import ScoringParams
 from openweights.jobs.unsloth.config.rows import read_rows
-from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import exit_status, heard, set_up_logging
 from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str]) -> int:
             "usage: python -m openweights.jobs.unsloth.tracking.scoring_job %s JOB_ID", kinds
         )
         return 2
-    return exit_status(lambda: _run(arguments[1], KINDS[arguments[0]]), "scoring failed")
+    kind = KINDS[arguments[0]]
+    return exit_status(lambda: heard(lambda: _run(arguments[1], kind)), "scoring failed")
 
 
 def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
