@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from openweights.backends.scheduling import CAUSES, LONGEST_BACKOFF_S
 from openweights.errors import InvalidInputError, shown
 from openweights.json_values import storable
-from openweights.types import CLOUD_TYPES, JobSpec, Retry
+from openweights.types import CLOUD_TYPES, JobSpec, Retry, WorkerSpec
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,8 +48,14 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     "max_running": (1, 100_000),
     "max_duration_s": (1, 1e9),
     "stall_timeout_s": (1, 1e9),
+    "gpu_count": (0, 10_000),
+    "vram_gb": (0, 1_000_000),
 }
-_NAMES = {"model": 1000, "docker_image": 1000, "bundle_file": 200, "label": 200}
+_NEEDED = frozenset({"requires_vram_gb", "priority", "max_attempts", "gpu_count", "vram_gb"})
+_WHOLE = _NEEDED | {"max_running"}
+_OF_WORKER = frozenset({"gpu_count", "vram_gb"})
+_NAMES = {"model": 1000, "bundle_file": 200, "label": 200}
+_NAMES_OF_WORKER = {"id": 250, "docker_image": 1000, "hardware_type": 200, "pod_id": 200}
 _CAUSE = re.compile(r"any|oom|hub|exit:[1-9][0-9]{0,2}")
 
 
@@ -77,20 +83,20 @@ def check_purpose(purpose: str) -> None:
 
 def check_spec(spec: JobSpec) -> None:
     """Raise InvalidInputError, with the field's name, for what no job can be."""
+    _check_name("id", spec.id, 250)
     if not _JOB_ID.fullmatch(spec.id):
         raise InvalidInputError(f"id: {shown(spec.id)} cannot be the id of a job")
     _check_text("script", spec.script, MOST_SCRIPT_BYTES)
-    hardware = spec.allowed_hardware or ()
-    _check_name("id", spec.id, 250)
-    _check_name("allowed_hardware", ", ".join(map(str, hardware)), 2000)
+    _check_names("allowed_hardware", spec.allowed_hardware or (), 2000)
+    _check_name("docker_image", spec.docker_image, 1000)
     for field, most in _NAMES.items():
         if getattr(spec, field) is not None:
             _check_name(field, getattr(spec, field), most)
+    _check_names("after", spec.after, 20_000)
     for needed in spec.after:
         if not _JOB_ID.fullmatch(needed):
             raise InvalidInputError(f"after: {shown(needed)} cannot be the id of a job")
-    _check_name("after", ", ".join(spec.after), 20_000)
-    for field in _NUMBERS:
+    for field in _NUMBERS.keys() - _OF_WORKER:
         check_number(field, getattr(spec, field))
     for moment in (spec.timeout_at, spec.not_before):
         if moment is not None:
@@ -101,11 +107,26 @@ def check_spec(spec: JobSpec) -> None:
     _check_params(spec.params)
 
 
-def check_number(field: str, value: float | None) -> None:
-    """Raise InvalidInputError for a number that a field of a job cannot be; None is fine."""
+def check_worker(worker: WorkerSpec) -> None:
+    """Raise InvalidInputError, with the field's name, for what no worker can be."""
+    for field, most in _NAMES_OF_WORKER.items():
+        if field != "pod_id" or worker.pod_id is not None:
+            _check_name(field, getattr(worker, field), most)
+    for field in _OF_WORKER:
+        check_number(field, getattr(worker, field))
+    if worker.cloud_type not in (*CLOUD_TYPES, None):
+        raise InvalidInputError("cloud_type must be SECURE, COMMUNITY or ALL")
+
+
+def check_number(field: str, value: object) -> None:
+    """Raise InvalidInputError for a number that a field cannot be; None is fine where it may be."""
     least, most = _NUMBERS[field]
-    if value is not None and not least <= value <= most:
+    if value is None and field not in _NEEDED:
+        return
+    if not isinstance(value, int | float) or not least <= value <= most:
         raise InvalidInputError(f"{field}: {shown(value)} is not between {least:g} and {most:g}")
+    if field in _WHOLE and value != int(value):
+        raise InvalidInputError(f"{field}: {shown(value)} is no whole number")
 
 
 def check_retry(retry: Retry | None) -> None:
@@ -210,12 +231,21 @@ def removed_log(size: int) -> bytes:
     return f"[openweights] this log of {size} bytes was removed\n".encode()
 
 
-def _check_name(field: str, text: str, most: int) -> None:
+def _check_names(field: str, texts: object, most: int) -> None:
+    """A text is no list of its letters, and JSON has no other lists."""
+    if not isinstance(texts, list | tuple) or not _are_texts(cast("list[object]", texts)):
+        raise InvalidInputError(f"{field} must be a list of texts")
+    _check_name(field, ", ".join(cast("list[str]", texts)), most)
+
+
+def _check_name(field: str, text: object, most: int) -> None:
     if _HIDDEN.search(_check_text(field, text, most)):
         raise InvalidInputError(f"{field}: {shown(text)} holds characters that cannot be shown")
 
 
-def _check_text(field: str, text: str, most: int) -> str:
+def _check_text(field: str, text: object, most: int) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{field}: {shown(text)} is no text")
     size = len(text.encode(errors="replace"))
     if size > most:
         raise InvalidInputError(f"{field} has {size} bytes: at most {most} can be stored")

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -115,18 +116,24 @@ class RunControl:
         self._lock = threading.Lock()
         self._process: GuardedProcess | None = None
         self._instruction: Instruction = "continue"
+        self._instructed_at = time.monotonic()
         self._is_hurried = False
 
     @property
     def instruction(self) -> Instruction:
         return self._instruction
 
+    @property
+    def age_s(self) -> float:
+        """Since when that is the instruction."""
+        return time.monotonic() - self._instructed_at
+
     def instruct(self, instruction: Instruction) -> None:
         """Stop the job for the reason given; the same again changes nothing."""
         with self._lock:
             if _WEIGHT.index(instruction) <= _WEIGHT.index(self._instruction):
                 return
-            self._instruction = instruction
+            self._instruction, self._instructed_at = instruction, time.monotonic()
             self._apply()
 
     def instruct_shutdown(self) -> None:
@@ -325,7 +332,16 @@ class _Execution:
         replay_events(backend, run_id, folder.spool, self._hurry)
         if with_files:
             uploads, note = folder.uploads, self._log.note
-            collect_uploads(backend, run_id, uploads, folder.path, self._hurry, note)
+            hurry, is_unwanted = self._hurry, self._is_unwanted
+            collect_uploads(backend, run_id, uploads, folder.path, hurry, note, is_unwanted)
+
+    def _is_unwanted(self) -> bool:
+        """Whether nobody waits for more of its results: those of a canceled job have the time that
+        it has to end.
+        """
+        grace_s = self._host.settings.cancel_grace_s
+        canceled = self._control.instruction == "cancel" and self._control.age_s > grace_s
+        return canceled or self._control.instruction == "fenced"
 
     def _report(self, verdict: Verdict) -> None:
         if verdict.outcome == "fenced":

@@ -50,15 +50,22 @@ def collect_uploads(
     folder: Path,
     give_up: threading.Event,
     note: Callable[[str], None],
+    is_unwanted: Callable[[], bool],
 ) -> None:
     """Store each file under `uploads` and log its event `{path, file}`.
 
     Links are followed while they stay inside `folder`, so that a job can upload what it made
     elsewhere without a copy. What cannot be stored is left out with a line to `note`.
+
+    Args:
+        is_unwanted: Asked before each file: of many, nobody waits for the rest then.
     """
     if os.path.lexists(uploads) and not uploads.is_dir():
         note("uploads is no folder any more, and is not stored")
     for path, name in upload_files(uploads, folder, note):
+        if is_unwanted():
+            note(f"uploads: {name!r} and what follows are not stored: the job was canceled")
+            return
         try:
             name.encode()
             opened = path.open("rb")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -196,6 +198,39 @@ class LimitsContract(Contract):
         assert backend.get_run(run_id).id == run_id
         assert all(backend.get_file(f.id) == f for f in backend.list_files(limit=None))
         assert backend.list_workers() and backend.sizes()
+
+    def test_values_of_other_types_are_refused_by_name(self, backend: Backend) -> None:
+        """A text is no list of its letters, and no number is a word for one."""
+        hardware: list[Any] = ["1x H100S", [None], [["1x H100S"]], {"1x H100S": 1}, 5]
+        jobs: dict[str, list[Any]] = {
+            "allowed_hardware": hardware,
+            "after": ["job-1", [None], 5],
+            "id": [5, None],
+            "script": [None, 5],
+            "docker_image": [None, 5],
+            "label": [5],
+            "params": [None, [], "x"],
+            "priority": ["high", None, 1.5],
+            "requires_vram_gb": ["24", None, 2.5],
+            "max_running": ["2", 1.5],
+        }
+        workers: dict[str, list[Any]] = {
+            "id": [5, None],
+            "hardware_type": [None, 5, "x" * 300, "a\x1b[31m", ["1x H100S"]],
+            "gpu_count": [-1, None, "1", 2.5],
+            "vram_gb": [2**40, None, float("nan")],
+            "cloud_type": ["FREE", 5],
+            "pod_id": ["a\nb", 5],
+        }
+        for field, values in jobs.items():
+            for value in values:
+                with pytest.raises(InvalidInputError, match=field):
+                    backend.submit_job(dataclasses.replace(spec("odd"), **{field: value}))
+        for field, values in workers.items():
+            for value in values:
+                with pytest.raises(InvalidInputError, match=field):
+                    backend.register_worker(dataclasses.replace(WorkerSpec("w"), **{field: value}))
+        assert backend.list_jobs() == [] == backend.list_workers()
 
     def test_texts_have_an_end(self, backend: Backend) -> None:
         held = start(backend)

@@ -158,6 +158,29 @@ class Picky:
         return self._backend.put_file(content, purpose, filename)
 
 
+class SlowFiles(Picky):
+    """A store on a slow line."""
+
+    def put_file(self, content: BinaryIO, purpose: str, filename: str) -> FileRecord:
+        time.sleep(0.01)
+        return self._backend.put_file(content, purpose, filename)
+
+
+def test_a_cancel_ends_the_collection_of_many_results(
+    jobs: Jobs, backend: Backend, in_thread: Callable[..., WorkerThread], settings: Settings
+) -> None:
+    """After the time that a job has to end; all of them would take six seconds and more."""
+    job = jobs.submit("for n in $(seq 600); do echo $n > uploads/$n; done")
+    with in_thread(SlowFiles(backend)):
+        assert wait_until(lambda: jobs.events(job))
+        canceled_at = time.monotonic()
+        backend.cancel_job(job.id)
+        assert wait_until(lambda: backend.list_runs(job_id=job.id)[0].status == "canceled")
+    assert time.monotonic() - canceled_at > settings.cancel_grace_s
+    assert len(jobs.events(job)) < 600
+    assert b"not stored: the job was canceled" in jobs.log(job)
+
+
 def test_a_result_that_the_store_refuses_is_left_out(
     jobs: Jobs, backend: Backend, in_thread: InThread
 ) -> None:

@@ -19,6 +19,7 @@ from openweights.backends.values import (
     check_moment,
     check_params_size,
     check_spec,
+    check_worker,
     moment_within,
     retry_from_json,
 )
@@ -189,6 +190,7 @@ def file_record(row: sqlite3.Row) -> FileRecord:
 
 def worker_columns(spec: WorkerSpec) -> dict[str, Any]:
     """What a registration writes into a row of `workers`."""
+    check_worker(spec)
     return {
         "id": spec.id,
         "docker_image": spec.docker_image,

@@ -15,6 +15,7 @@ from openweights.backends.values import (
     base_name,
     check_moment,
     check_spec,
+    check_worker,
     moment_within,
     readable,
     retry_from_json,
@@ -90,6 +91,7 @@ def spec_json(spec: JobSpec) -> dict[str, Any]:
 
 def worker_json(worker: WorkerSpec) -> dict[str, Any]:
     """A worker as `register_worker` takes it."""
+    check_worker(worker)
     values = {field.name: getattr(worker, field.name) for field in fields(WorkerSpec)}
     return plain(values, "worker")
 
