@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from cookbook.sdft.skills import run as study
 from cookbook.sdft.skills.data import SKILLS, skill_rows
+from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
 from cookbook.sdft.skills.grading import is_right, score
 from cookbook.sdft.skills.results import (
     Run,
     chosen_rates,
-    draw_frontier,
-    draw_sequence,
+    difference,
     estimate,
     frontier_points,
-    table,
+    in_order,
+    shared_seconds,
 )
 from openweights import OpenWeights
 from openweights.jobs.unsloth.config.rows import check_rows
@@ -106,7 +107,9 @@ def test_arithmetic_takes_the_number_alone(text: str, number: int) -> None:
 
 def made(method: str, rate: float, seed: int, right: int, kl: float, stage: int = 1) -> Run:
     scores = {"orders": [1.0] * right + [0.0] * (20 - right), "arithmetic": [0.0] * 20}
-    return Run(method, rate, seed, stage, "ftjob-1").measured(scores, {"humaneval": 0.5 - kl}, kl)
+    solved = 10 - round(10 * kl)
+    kept = {"humaneval": [1.0] * solved + [0.0] * (20 - solved)}
+    return Run(method, rate, seed, stage, "ftjob-1", scores, kept, kl, 60 * rate)
 
 
 RUNS = [
@@ -117,6 +120,13 @@ RUNS = [
     *(made("sdft_forward", 3e-5, seed, 4 * seed, 0.05) for seed in (1, 2)),
     *(made("sft", 3e-5, seed, 15, 0.3, stage=2) for seed in (1, 2)),
 ]
+
+
+def test_a_run_is_what_its_json_says() -> None:
+    for run in RUNS:
+        again = Run.of(json.loads(json.dumps(run.data())))
+        assert again.data() == run.data() and again.scores == run.scores and again.key == run.key
+    assert in_order(RUNS[::-1]) == in_order(RUNS) and in_order(RUNS[::-1])[0].method == "base"
 
 
 def test_the_rate_is_the_gentlest_of_the_nearly_best() -> None:
@@ -140,17 +150,60 @@ def test_the_interval_knows_of_rows_and_of_seeds() -> None:
     assert estimate(alike, "arithmetic") == (0, 0, 0)
 
 
+def test_a_difference_pairs_rows_and_draws_seeds() -> None:
+    first = [made("sft", 1e-5, seed, 12, 0.1) for seed in (1, 2)]
+    second = [made("sdft_forward", 1e-5, seed, 10, 0.1) for seed in (1, 2)]
+    found = difference(first, second, "orders")
+    assert found.value == pytest.approx(0.1) and 0 <= found.low < 0.1 < found.high <= 0.3
+    same = difference(first, first, "orders")
+    assert same == (0, 0, 0), "rows that all answer alike tell nothing apart"
+    apart = [made("sdft_forward", 1e-5, seed, 14 * seed - 10, 0.1) for seed in (1, 2)]
+    wide = difference(first, apart, "orders")
+    assert wide.low < 0 < wide.high and wide.high - wide.low > found.high - found.low
+
+
+def test_a_moment_costs_by_the_share_of_who_ran() -> None:
+    assert shared_seconds((0, 10), []) == 10
+    assert shared_seconds((0, 10), [(20, 30), (-5, 0)]) == 10
+    assert shared_seconds((0, 10), [(0, 10)]) == 5
+    assert shared_seconds((0, 10), [(-5, 4), (2, 20)]) == pytest.approx(2 / 2 + 2 / 3 + 6 / 2)
+    spans = [(0.0, 7.0), (2.0, 9.0), (4.0, 11.0)]
+    shares = [shared_seconds(s, [o for o in spans if o != s]) for s in spans]
+    assert sum(shares) == pytest.approx(11), "together they took the machine, no more and no less"
+
+
 def test_figures_and_table(tmp_path: Path) -> None:
     frontier = draw_frontier(frontier_points(RUNS, "orders"), "orders", tmp_path / "frontier.png")
     assert [axes.get_xlabel()[:5] for axes in frontier.axes] == ["share", "KL to"]
     figure = draw_sequence(RUNS, ("orders", "arithmetic"), tmp_path / "sequence.png")
-    assert [axes.get_title() for axes in figure.axes] == ["orders", "arithmetic"]
+    assert [axes.get_title() for axes in figure.axes] == ["orders", "arithmetic", "humaneval"]
     assert all(
         (tmp_path / name).stat().st_size > 10_000 for name in ("frontier.png", "sequence.png")
     )
     lines = table(RUNS, ("orders", "arithmetic")).splitlines()
     assert len(lines) == 2 + 6 and lines[2].startswith("| base |  |  | 0.00 [0.00, 0.16]")
     assert "| SFT, 3e-05 | orders, arithmetic | 2 | 0.75" in lines[-1]
+    less = differences(RUNS, ("orders", "arithmetic")).splitlines()
+    assert len(less) == 2 + 1, "only 3e-5 was run by both"
+    assert less[2].startswith("| SDFT, forward KL less SFT, 3e-05 | orders | **-0.65 [")
+    assert differences(RUNS[:4], ("orders", "arithmetic")) == ""
+
+
+def test_the_plan_has_whole_seeds_and_what_each_run_goes_on_from() -> None:
+    scale = study.Scale("org/model", methods=("sft_grpo", "sft"), rates=(1e-5, 3e-5), seeds=(1, 2))
+    plan = study.frontier(scale)
+    assert [run.method for run in plan[1:4]] == ["sft", "sft", "sft_grpo"]
+    assert [run.seed for run in plan] == [0, 1, 1, 1, 2, 2, 2]
+    later = study.sequence(scale, {"sft": 3e-5, "sft_grpo": 5e-5})
+    assert [(run.rate, run.seed, run.stage) for run in later] == [
+        (3e-5, seed, stage) for seed in (1, 2) for stage in (2, 3)
+    ]
+    known = {run.key for run in plan}
+    for run in [*plan, *later]:
+        start = study.start_of(run, scale)
+        assert start is None or start.key in known, "it is submitted before"
+        known.add(run.key)
+    assert study.start_of(later[0], scale) == Run("sft", 3e-5, 1, 1)
 
 
 @pytest.mark.slow
@@ -165,7 +218,9 @@ def test_the_study_runs_and_is_taken_up(
     study.main()
     told = capsys.readouterr().out
     assert "SDFT, forward KL 0.01, seed 1, stage 1: " in told and "teacher gate" in told
-    results: list[dict[str, Any]] = json.loads((out / "results.json").read_text())
+    data: dict[str, Any] = json.loads((out / "results.json").read_text())
+    results: list[dict[str, Any]] = data["runs"]
+    assert data["study"]["model"] == "tiny" and data["study"]["steps"] == 2
     assert [(r["method"], r["stage"]) for r in results] == [("base", 0), ("sft", 1), ("sft", 2)]
     assert all(set(r["scores"]) == {"orders", "arithmetic"} for r in results)
     assert results[0]["kl"] == 0 < results[1]["kl"]

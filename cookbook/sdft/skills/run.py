@@ -2,16 +2,18 @@
 
     python cookbook/sdft/skills/run.py --small              SmolLM2, two skills, about 20 minutes
     python cookbook/sdft/skills/run.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct
+    python cookbook/sdft/skills/run.py --draw results.json  figures and tables of what was measured
 
 Everything runs as ordinary jobs: a grid of training jobs (methods x learning rates x seeds) on the
-first skill, and for each an evaluation that waits for it (`after=[job]`). From these every method's
-rate is chosen, and with it the skills are taught one after another, each stage going on from the
-adapter of the one before. A study that was stopped is taken up by the same command: equal jobs have
-equal ids, so what is done is done.
+first skill, and for each an evaluation that waits for it (`after=[job]`). From the first seed's
+every method's rate is chosen, and at it the skills are taught one after another, each stage going
+on from the adapter of the one before. A study that was stopped is taken up by the same command:
+equal jobs have equal ids, so what is done is done. On a large card `--at-once 12` lets so many jobs
+share it.
 
-Written to `--out`: `frontier.png` (the new skill against what was kept; each rate a point, seeds as
-whiskers), `sequence.png` (every skill over the stages, a line for each method), `results.md` and
-`results.json`.
+Written to `--out`, as runs end: `results.json`; and at the end `frontier.png` (the new skill
+against what was kept; each rate a point, seeds as whiskers), `sequence.png` (every skill over the
+stages, a line for each method) and `results.md`.
 """
 
 from __future__ import annotations
@@ -19,24 +21,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cookbook.models import LARGE, choice, parser
 from cookbook.sdft.skills.data import SKILLS, skill_rows
+from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
 from cookbook.sdft.skills.results import (
     Run,
     chosen_rates,
-    draw_frontier,
-    draw_sequence,
     frontier_points,
-    table,
+    in_order,
+    shared_seconds,
 )
 from openweights import OpenWeights
 from openweights.client import Job
-from openweights.errors import JobFailedError
+from openweights.types import ENDED
 
 HERE = Path(__file__).parent
 MODEL = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
@@ -47,7 +54,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "sdft_reverse": {"loss": "sdft", "sdft_divergence": "reverse_kl"},
     "sdft_frozen": {"loss": "sdft", "sdft_divergence": "forward_kl", "sdft_ema_alpha": 0.0},
     "grpo": {"loss": "grpo"},
+    "sft_grpo": {"loss": "grpo"},
 }
+GOES_ON = "sft_grpo"  # from what SFT at the lowest rate has made
+START_S = 60.0  # a worker of ours registers within so long
+POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +66,28 @@ class Scale:
     """How much is done.
 
     Attributes:
-        step_rows: Sequences of an optimizer step, of every method.
+        rates_of: Of methods that take others than `rates`.
+        step_rows: Sequences of an optimizer step.
+        grpo_steps, grpo_rows: The same of GRPO, whose sequences are completions.
         new_tokens: Longest answer, by skill.
         test_rows: Held-out rows of each skill.
         benchmarks: What is kept is measured by these, and by the KL to the base.
         vram_gb: What a job needs.
+        memory_gb: GPU memory that a training may fill; None for all.
     """
 
     model: str
     skills: Sequence[str] = SKILLS
-    methods: Sequence[str] = ("sft", "sdft_forward", "sdft_reverse", "sdft_frozen", "grpo")
+    methods: Sequence[str] = ("grpo", "sft", "sdft_forward", "sdft_reverse", "sdft_frozen")
     rates: Sequence[float] = (3e-6, 1e-5, 3e-5, 1e-4)
+    rates_of: Mapping[str, Sequence[float]] = field(
+        default_factory=lambda: {"grpo": (5e-5,), "sft_grpo": (5e-5,)}
+    )
     seeds: Sequence[int] = (1, 2, 3)
     steps: int = 100
     step_rows: int = 16
+    grpo_steps: int = 150
+    grpo_rows: int = 32
     rank: int = 32
     new_tokens: Mapping[str, int] = field(
         default_factory=lambda: {"tool_use": 96, "arithmetic": 16, "orders": 24}
@@ -77,6 +96,11 @@ class Scale:
     benchmarks: Sequence[str] = ("humaneval",)
     easy: bool = False
     vram_gb: int | None = None
+    memory_gb: float | None = None
+
+    def is_grpo(self, method: str) -> bool:
+        """Whether a method learns from rewards, which the later skills are not taught by."""
+        return METHODS[method]["loss"] == "grpo"
 
 
 def small(model: str) -> Scale:
@@ -97,8 +121,38 @@ def small(model: str) -> Scale:
     )
 
 
+# ---- what is to be measured ----------------------------------------------------------------------
+
+
+def frontier(scale: Scale) -> list[Run]:
+    """Base, and every method at every rate and seed, on the first skill; a seed after the other, so
+    that a study that is cut short has whole ones.
+    """
+    runs = [Run("base", 0.0, 0, 0)]
+    methods = sorted(scale.methods, key=lambda method: method == GOES_ON)
+    for seed, method in itertools.product(scale.seeds, methods):
+        rates = scale.rates_of.get(method, scale.rates)
+        runs += [Run(method, rate, seed, 1) for rate in rates]
+    return runs
+
+
+def sequence(scale: Scale, rates: Mapping[str, float]) -> list[Run]:
+    """The other skills one after another, by each method at its rate."""
+    methods = [method for method in scale.methods if method in rates and not scale.is_grpo(method)]
+    stages = range(2, len(scale.skills) + 1)
+    plan = itertools.product(scale.seeds, methods, stages)
+    return [Run(method, rates[method], seed, stage) for seed, method, stage in plan]
+
+
+def start_of(run: Run, scale: Scale) -> Run | None:
+    """What a run goes on from; None for the base."""
+    if run.stage > 1:
+        return replace(run, stage=run.stage - 1)
+    return Run("sft", min(scale.rates), run.seed, 1) if run.method == GOES_ON else None
+
+
 class Study:
-    """Submits the jobs, waits for them, and collects what they measured.
+    """Submits the jobs, looks for those that have ended, and collects what they measured.
 
     Args:
         out: Folder of the results.
@@ -111,6 +165,8 @@ class Study:
         out.mkdir(parents=True, exist_ok=True)
         self._train_files = {skill: self._upload(skill) for skill in scale.skills}
         self._test_file = self._upload_test()
+        self._trained: dict[tuple[str, float, int, int], Job] = {}
+        self._waiting: list[tuple[Run, Job]] = []
 
     def _upload(self, skill: str) -> str:
         rows = skill_rows(skill, easy=self._scale.easy).train
@@ -132,24 +188,38 @@ class Study:
 
     # ---- jobs
 
-    def train(self, method: str, rate: float, seed: int, skill: str, start: Job | None) -> Job:
+    def submit(self, run: Run) -> None:
+        """Train, unless it is the base, and measure afterwards."""
+        if run.stage == 0:
+            self._waiting.append((run, self._measure(self._scale.model)))
+            return
+        start = start_of(run, self._scale)
+        job = self._train(run, None if start is None else self._trained[start.key])
+        self._trained[run.key] = job
+        self._waiting.append((replace(run, job_id=job.id), self._measure(job.id, after=job)))
+
+    def _train(self, run: Run, start: Job | None) -> Job:
         """Teach a skill to the base, or to what `start` has made of it."""
-        scale = self._scale
+        scale, skill = self._scale, self._scale.skills[run.stage - 1]
         given = {"model": scale.model} if start is None else {"model": start.id, "after": [start]}
+        is_grpo = scale.is_grpo(run.method)
+        steps = scale.grpo_steps if is_grpo else scale.steps
+        about = {"method": run.method, "rate": run.rate, "seed": run.seed, "skill": skill}
         return self._ow.fine_tuning.create(
             **given,
             training_file=self._train_files[skill],
-            learning_rate=rate,
-            seed=seed,
+            learning_rate=run.rate,
+            seed=run.seed,
             r=scale.rank,
-            max_steps=scale.steps,
-            per_device_train_batch_size=scale.step_rows,
+            max_steps=steps,
+            per_device_train_batch_size=scale.grpo_rows if is_grpo else scale.step_rows,
             gradient_accumulation_steps=1,
-            kl_to_base_steps=scale.steps,
+            kl_to_base_steps=steps,
+            memory_budget_gb=scale.memory_gb,
             requires_vram_gb=scale.vram_gb,
-            meta={"study": "skills", "method": method, "rate": rate, "seed": seed, "skill": skill},
-            **METHODS[method],
-            **self._own_fields(method, skill),
+            meta={"study": "skills", **about},
+            **METHODS[run.method],
+            **self._own_fields(run.method, skill),
         )
 
     def _own_fields(self, method: str, skill: str) -> dict[str, Any]:
@@ -167,7 +237,7 @@ class Study:
             case _:
                 return {}
 
-    def measure(self, model: str, *, after: Job | None = None) -> Job:
+    def _measure(self, model: str, *, after: Job | None = None) -> Job:
         """Every skill, and what is to be kept, of a model."""
         return self._ow.evaluate.create(
             models=[model],
@@ -178,27 +248,58 @@ class Study:
             after=[after] if after is not None else [],
         )
 
-    def finished(self, training: Job | None, measured: Job, run: Run) -> Run | None:
-        """The run with what its evaluation found; None for one that failed, which is told."""
-        for job in filter(None, (training, measured)):
-            try:
-                job.wait()
-            except JobFailedError as error:
-                print(f"{run.label}: {error}")
+    # ---- what they found
+
+    def ended(self, deadline: float) -> Iterator[tuple[Run, Run | None]]:
+        """Runs as they end, and with what was measured; None for one that failed, which is told.
+        More may be submitted meanwhile. Ends with the last, or at a moment of `time.monotonic`.
+        """
+        while self._waiting and time.monotonic() < deadline:
+            states = {job.id: job for job in self._ow.jobs.list(limit=None)}
+            over = [one for one in self._waiting if states[one[1].id].status in ENDED]
+            for run, job in over:
+                self._waiting.remove((run, job))
+                yield run, self._found(run, states[job.id])
+            if not over:
+                self._ow.ensure_worker()
+                time.sleep(POLL_S)
+
+    def _found(self, run: Run, measured: Job) -> Run | None:
+        training = self._trained.get(run.key)
+        for job in (training, measured):
+            if job is not None and job.refresh().status != "completed":
+                reason = job.runs[-1].record.error if job.runs else "what it waits for has failed"
+                print(f"{run.label}: {job.id} {job.status}: {reason}", flush=True)
                 return None
         folder = self._out / "answers" / measured.id
         measured.download(folder)
-        lines = (folder / "evaluation" / "score-0.jsonl").read_text(encoding="utf-8").splitlines()
+        graded = {
+            name: _graded(folder / "evaluation" / f"{name}-0.jsonl")
+            for name in ("score", *self._scale.benchmarks)
+        }
         scores = {
-            skill: [row["score"] for row in map(json.loads, lines) if row["id"].startswith(skill)]
+            skill: [score for row, score in graded["score"] if row.startswith(skill)]
             for skill in self._scale.skills
         }
-        kept = {
-            event.data["task"]: event.data["score"]
-            for event in measured.events(type="evaluation")
-            if event.data["task"] in self._scale.benchmarks
-        }
-        return run.measured(scores, kept, 0.0 if training is None else kl_to_base(training))
+        kept = {name: [score for _, score in graded[name]] for name in self._scale.benchmarks}
+        if training is not None:
+            run = replace(run, kl=kl_to_base(training), cost_s=self._cost_s(training))
+        return replace(run, scores=scores, kept=kept)
+
+    def _cost_s(self, job: Job) -> float:
+        """Of its training, without start and loading."""
+        [*_, summary] = job.events(type="summary")
+        end = summary.created_at.timestamp()
+        others = [run.record for run in self._ow.runs.list(limit=None) if run.job_id != job.id]
+        ends = [math.inf if run.ended_at is None else run.ended_at.timestamp() for run in others]
+        spans = [(run.created_at.timestamp(), own) for run, own in zip(others, ends, strict=True)]
+        return shared_seconds((end - float(summary.data["train_runtime"]), end), spans)
+
+
+def _graded(path: Path) -> list[tuple[str, float]]:
+    """The id and the score of every row."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [(str(row["id"]), float(row["score"])) for row in rows]
 
 
 def kl_to_base(job: Job) -> float:
@@ -207,37 +308,86 @@ def kl_to_base(job: Job) -> float:
     return float(rows[-1]["kl_to_base"])
 
 
-# ---- the two parts of the study ------------------------------------------------------------------
+@contextmanager
+def workers(ow: OpenWeights, count: int, log: Path) -> Iterator[None]:
+    """So many workers on this machine, until the end; of one the store takes care itself."""
+    if count <= 1:
+        yield
+        return
+    command = [sys.executable, "-m", "openweights.cli", "worker"]
+    with log.open("ab") as file:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        env = ow.settings.child_env()
+        started = [subprocess.Popen(command, env=env, **streams) for _ in range(count)]
+        try:
+            _await_workers(ow, count)
+            yield
+        finally:
+            for process in started:
+                process.terminate()
+            for process in started:
+                process.wait()
 
 
-def frontier(study: Study, scale: Scale) -> list[Run]:
-    """Base, and every method at every rate and seed, on the first skill."""
-    skill = scale.skills[0]
-    grid = list(itertools.product(scale.methods, scale.rates, scale.seeds))
-    submitted: list[tuple[Job | None, Job, Run]] = [
-        (None, study.measure(scale.model), Run("base", 0.0, 0, 0))
-    ]
-    for method, rate, seed in grid:
-        job = study.train(method, rate, seed, skill, None)
-        submitted.append(
-            (job, study.measure(job.id, after=job), Run(method, rate, seed, 1, job.id))
-        )
-    return [run for one in submitted if (run := study.finished(*one)) is not None]
+def _await_workers(ow: OpenWeights, count: int) -> None:
+    """Until they have registered; else the store would start one of its own beside them."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if len(ow.backend.list_workers(statuses=["active"])) >= count:
+            return
+        time.sleep(POLL_S / 10)
 
 
-def sequence(study: Study, scale: Scale, first: Sequence[Run], ow: OpenWeights) -> list[Run]:
-    """The skills one after another, at the rate that each method was best at."""
-    submitted: list[tuple[Job | None, Job, Run]] = []
-    rates = chosen_rates(frontier_points(first, scale.skills[0]))
-    for run in first:
-        if run.stage != 1 or run.rate != rates.get(run.method):
-            continue
-        start = ow.jobs.retrieve(run.job_id)
-        for stage, skill in enumerate(scale.skills[1:], 2):
-            start = study.train(run.method, run.rate, run.seed, skill, start)
-            later = Run(run.method, run.rate, run.seed, stage, start.id)
-            submitted.append((start, study.measure(start.id, after=start), later))
-    return [run for one in submitted if (run := study.finished(*one)) is not None]
+# ---- the study -----------------------------------------------------------------------------------
+
+
+def carry_out(study: Study, scale: Scale, out: Path, deadline: float) -> list[Run]:
+    """All runs that ended in time; `results.json` is written after each."""
+    plan = frontier(scale)
+    undecided = {run.key for run in plan if run.seed in (0, scale.seeds[0])}
+    for run in plan:
+        study.submit(run)
+    runs: list[Run] = []
+    for run, found in study.ended(deadline):
+        if found is not None:
+            runs = in_order([*runs, found])
+            write(out / "results.json", scale, runs)
+            print(told(found), flush=True)
+        if undecided:
+            undecided.discard(run.key)
+            if not undecided:
+                first = [one for one in runs if one.seed in (0, scale.seeds[0])]
+                rates = chosen_rates(frontier_points(first, scale.skills[0]))
+                for later in sequence(scale, rates):
+                    study.submit(later)
+    return runs
+
+
+def told(run: Run) -> str:
+    """A run in a line."""
+    scores = [f"{name} {run.score(name):.2f}" for name in (*run.scores, *run.kept)]
+    return f"{run.label}: {', '.join(scores)}, KL to base {run.kl:.3f}"
+
+
+def write(path: Path, scale: Scale, runs: Sequence[Run]) -> None:
+    """What was done, and what was measured."""
+    about = {**asdict(scale), "model": Path(scale.model).name}
+    lines = ",\n".join(f"  {json.dumps(run.data())}" for run in runs)
+    text = f'{{"study": {json.dumps(about)},\n "runs": [\n{lines}\n]}}\n'
+    path.write_text(text, encoding="utf-8")
+
+
+def draw(results: Path, out: Path) -> None:
+    """The figures and tables of what was measured."""
+    data = json.loads(results.read_text(encoding="utf-8"))
+    skills, runs = data["study"]["skills"], [Run.of(run) for run in data["runs"]]
+    out.mkdir(parents=True, exist_ok=True)
+    draw_frontier(frontier_points(runs, skills[0]), skills[0], out / "frontier.png")
+    draw_sequence(runs, skills, out / "sequence.png")
+    text = "\n".join(filter(None, (table(runs, skills), differences(runs, skills))))
+    (out / "results.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"figures and tables are in {out}")
 
 
 def arguments() -> argparse.Namespace:
@@ -248,8 +398,13 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--rates", nargs="+", type=float, metavar="RATE")
     asked.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
     asked.add_argument("--skills", nargs="+", choices=SKILLS, help="in the order of the sequence")
+    asked.add_argument("--grpo-steps", type=int, help="optimizer steps of GRPO")
     asked.add_argument("--test-rows", type=int, help="held-out rows of each skill")
+    asked.add_argument("--at-once", type=int, default=1, help="jobs that share this machine")
+    asked.add_argument("--memory-gb", type=float, help="GPU memory that each of them may fill")
+    asked.add_argument("--minutes", type=float, default=math.inf, help="look no longer for results")
     asked.add_argument("--out", type=Path, default=Path("results") / "skills")
+    asked.add_argument("--draw", type=Path, metavar="FILE", help="run nothing; draw a results.json")
     return asked.parse_args()
 
 
@@ -259,28 +414,28 @@ def scale_of(options: argparse.Namespace, ow: OpenWeights) -> Scale:
         default = small(choice(ow, options).model)
     else:
         default = Scale(options.model or (LARGE if options.large else MODEL))
-    names = ("steps", "methods", "rates", "seeds", "skills", "test_rows")
+    names = ("steps", "methods", "rates", "seeds", "skills", "grpo_steps", "test_rows", "memory_gb")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return replace(default, **given)
+    scale = replace(default, **given)
+    if GOES_ON in scale.methods and "sft" not in scale.methods:
+        raise SystemExit(f"--methods: {GOES_ON} goes on from sft; add sft")
+    return scale
 
 
 def main() -> None:
     """Run the study, or take it up."""
     options = arguments()
+    if options.draw is not None:
+        draw(options.draw, options.out)
+        return
+    deadline = time.monotonic() + 60 * options.minutes
     ow = OpenWeights()
     scale = scale_of(options, ow)
     study = Study(ow, scale, options.out)
-    first = frontier(study, scale)
-    points = frontier_points(first, scale.skills[0])
-    draw_frontier(points, scale.skills[0], options.out / "frontier.png")
-    runs = [*first, *sequence(study, scale, first, ow)] if len(scale.skills) > 1 else first
-    draw_sequence(runs, scale.skills, options.out / "sequence.png")
-    text = table(runs, scale.skills)
-    (options.out / "results.md").write_text(text, encoding="utf-8")
-    results = json.dumps([run.data() for run in runs], indent=1)
-    (options.out / "results.json").write_text(results + "\n", encoding="utf-8")
-    print(text)
-    print(f"figures, tables and answers are in {options.out}")
+    with workers(ow, options.at_once, options.out / "workers.log"):
+        if not carry_out(study, scale, options.out, deadline):
+            raise SystemExit("no run has ended")
+    draw(options.out / "results.json", options.out)
 
 
 if __name__ == "__main__":
