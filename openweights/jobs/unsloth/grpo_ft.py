@@ -30,7 +30,7 @@ from openweights.jobs.unsloth.grpo.reward_functions import (
     reasoning_reward,
 )
 from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
-from openweights.jobs.unsloth.rewards import Reward, text_reward
+from openweights.jobs.unsloth.rewards import OVERLONG, Reward, overlong_reward, text_reward
 from openweights.jobs.unsloth.rollout import grpo_sampling_params
 from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
@@ -187,4 +187,6 @@ def _reward(
             prompt_ids=lambda prompt: prompt_token_ids(tokenizer, prompt),
             batch_size=config.per_device_train_batch_size,
         )
+    if choice.name == OVERLONG:
+        return overlong_reward(config.grpo_max_completion_length, choice.weight)
     return text_reward(choice.name, choice.weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from openweights.jobs.unsloth.rewards import (
     caps_spanish,
     ngram_match,
     ngram_recall,
+    overlong_reward,
     rouge_l,
     text_reward,
 )
@@ -107,6 +109,13 @@ def test_text_rewards_have_their_bounds(answer: str, gold: str) -> None:
         assert value <= (2 if name == "caps_spanish" else 1)
         assert value >= 0 or name == "ngram_match"
     assert REWARD_SCALES.keys() == set(REWARD_NAMES)
+
+
+def test_overlong_is_what_the_older_runner_takes_off() -> None:
+    lengths = [0, 50, 51, 75, 100, 120]
+    given = replace(samples(["x"] * 6, ["y"] * 6), completion_ids=[[1] * n for n in lengths])
+    [values] = RewardFunctions([overlong_reward(100, 1.0)], limit_s=1).score(given)
+    assert values == pytest.approx([0, 0, -0.02, -0.5, -1, -1])
 
 
 def test_only_the_answer_is_judged() -> None:

@@ -21,7 +21,7 @@ DEFAULT_JUDGE = "gpt-4.1-mini"
 GOLD = "gold_response"
 JUDGES = ("similarity_judge", "llm_judge", "harm_judge")
 TEXT_REWARD_NAMES = ("rouge_l", "ngram_recall", "ngram_match", "caps_spanish")
-REWARD_NAMES = (*TEXT_REWARD_NAMES, "reasoning_logprob", *JUDGES)
+REWARD_NAMES = (*TEXT_REWARD_NAMES, "overlong", "reasoning_logprob", *JUDGES)
 # The others can do without a gold response.
 GOLD_REWARDS = ("rouge_l", "ngram_recall", "ngram_match", "reasoning_logprob", "similarity_judge")
 # What a value of each says: its scale, and what the upper end is.
@@ -30,6 +30,7 @@ REWARD_SCALES = {
     "ngram_recall": "0 to 1; 1: has all word pairs of the gold response and is no longer",
     "ngram_match": "at most 1; 1: has all 2- to 5-grams of the gold response and is as long",
     "caps_spanish": "0 to 2; 2: Spanish, in capitals",
+    "overlong": "-1 to 0; 0: has at most half of the tokens that it may have",
     "reasoning_logprob": "at most 0, nats per token; 0: the gold response is certain",
     "similarity_judge": "0 to 1; 1: says the same as the gold response",
     "llm_judge": "0 to 1; 1: correct, complete and helpful",
@@ -93,7 +94,7 @@ def check_gate_reward(spec: str) -> None:
     [choice] = reward_choices(spec)
     if choice.file is None and choice.name not in TEXT_REWARD_NAMES:
         raise ValueError(
-            f"{shown(choice.name)} asks a model; use {spelled(TEXT_REWARD_NAMES)}, or "
+            f"{shown(choice.name)} is not told by the answer alone; use {spelled(TEXT_REWARD_NAMES)}, or "
             "'file.py:function' for your own"
         )
 
