@@ -94,8 +94,8 @@ def check_gate_reward(spec: str) -> None:
     [choice] = reward_choices(spec)
     if choice.file is None and choice.name not in TEXT_REWARD_NAMES:
         raise ValueError(
-            f"{shown(choice.name)} is not told by the answer alone; use {spelled(TEXT_REWARD_NAMES)}, or "
-            "'file.py:function' for your own"
+            f"{shown(choice.name)} is not told by the answer alone; use "
+            f"{spelled(TEXT_REWARD_NAMES)}, or 'file.py:function' for your own"
         )
 
 
