@@ -170,10 +170,13 @@ def check_tools(value: Any, report: Report) -> None:
         function = _as_object(given.get("function", given))
         inner = f"{field}.function" if "function" in given else field
         name, parameters = function.get("name"), function.get("parameters")
+        description = function.get("description")
         if not isinstance(name, str) or not name.strip():
             report(field, "is no function; make it {'type': 'function', 'function': {'name': …}}")
         elif parameters is not None and not isinstance(parameters, dict):
             report(f"{inner}.parameters", f"is {kind(parameters)}; make it a JSON schema")
+        elif description is not None and not isinstance(description, str):
+            report(f"{inner}.description", f"is {kind(description)}; make it a string")
         else:
             _check_written(given, field, report)
 

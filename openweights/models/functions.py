@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from openweights.models.scaffold import Message, MessageError, Template, dropped, scaffold_of
+from openweights.models.scaffold import (
+    TRIMMED,
+    Message,
+    MessageError,
+    Template,
+    dropped,
+    scaffold_of,
+)
 
 _MARKS = re.compile(r"Leaf\d{6}Tree|7310\d{6}(?:\.5)?")
 # Keywords of a schema that say how it is built. Templates have other ways to say that.
@@ -32,10 +39,17 @@ _TOOLS_DROPPED = (
 
 @dataclass(slots=True)
 class _Marks:
-    """Marks, with where in the row it stands and what it is that each stands for."""
+    """Marks, with where in the row it stands and what it is that each stands for.
+
+    Attributes:
+        may_trim: White space at the ends of texts may be lost, as in what is read alone.
+        has_trimmed: It was.
+    """
 
     places: dict[str, str] = field(default_factory=dict[str, str])
     said: dict[str, object] = field(default_factory=dict[str, object])
+    may_trim: bool = False
+    has_trimmed: bool = False
 
     def text(self, said: str, place: str) -> str:
         """A mark for a text; an empty one stays, since templates ask for that."""
@@ -108,12 +122,21 @@ class _Marks:
         stops = [*(mark.start() for mark in found[1:]), len(marked)]
         for mark, stop in zip(found, stops, strict=True):
             behind = marked[mark.end() : stop]
-            forms = (form + behind for form in _forms(self.said[mark[0]]))
-            shown = next((form for form in forms if real.startswith(form, position)), None)
+            said = self.said[mark[0]]
+            shown = _shown(real, position, said, behind)
+            if shown is None and self.may_trim:
+                shown = _shown(real, position, str(said).strip(), behind)
+                self.has_trimmed = True
             if shown is None:
                 return mark[0]
             position += len(shown)
         return None
+
+
+def _shown(real: str, position: int, said: object, behind: str) -> str | None:
+    """A form of a value at a position, with what stands behind it; None where there is none."""
+    forms = (form + behind for form in _forms(said))
+    return next((form for form in forms if real.startswith(form, position)), None)
 
 
 def _forms(said: object) -> Iterator[str]:
@@ -183,7 +206,7 @@ def _check_tools(
 ) -> set[str]:
     if not template.tools:
         return set()
-    marks = _Marks()
+    marks = _Marks(may_trim=True)
     tools = [marks.schema(tool, f"tools[{index}]") for index, tool in enumerate(template.tools)]
     marked = replace(template, tools=tools).scaffold(messages, prompt=prompt)
     lost = marks.lost(marked, real)
@@ -196,7 +219,8 @@ def _check_tools(
         )
     unwritten = sorted(key for key in set(_keywords(tools)) - _BUILD if key not in marked)
     keys = ", ".join(map(repr, unwritten))
-    return {UNWRITTEN_KEYWORDS.format(keys=keys)} if unwritten else set()
+    notes = {UNWRITTEN_KEYWORDS.format(keys=keys)} if unwritten else set[str]()
+    return notes | {TRIMMED} if marks.has_trimmed else notes
 
 
 def _keywords(value: Any) -> Iterator[str]:

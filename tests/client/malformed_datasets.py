@@ -213,6 +213,7 @@ FILES = [
         "'c2' is the id of no call",
     ),
     Malformed("tool without a name", tool(name=" "), 2, "tools[0]", "is no function"),
+    Malformed("description a list", tool(description=["a"]), 2, f"{SCHEMA}.description", "string"),
     Malformed("parameters a number", tool(parameters=5), 2, f"{SCHEMA}.parameters", "JSON schema"),
     Malformed(
         "half a surrogate in a tool",

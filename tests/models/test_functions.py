@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openweights.models.functions import UNWRITTEN_IDS, UNWRITTEN_KEYWORDS
-from openweights.models.scaffold import Message
+from openweights.models.scaffold import TRIMMED, Message
 from openweights.models.template import plain_message, rendered_prompt, rendered_spans
 from tests.chat_templates import QWEN_25
 from tests.tiny_model import EOS, make_tokenizer
@@ -156,6 +156,15 @@ def test_keywords_of_schemas_and_ids_are_told() -> None:
     assert notes == {UNWRITTEN_KEYWORDS.format(keys="'minLength'"), UNWRITTEN_IDS}
     _, notes = learned(tokenizer_of(), messages, tools=[TOOL])
     assert notes == {UNWRITTEN_IDS}
+    blank = {**TOOL, "function": {**TOOL["function"], "description": "Says it.\n"}}
+    trims = SIGNATURE.replace("function.description", "function.description | trim")
+    assert TRIMMED in learned(tokenizer_of(tools=trims), messages, tools=[blank])[1]
+    with pytest.raises(
+        ValueError, match=r"arguments\.place: the chat template does not write it as"
+    ):
+        learned(
+            tokenizer_of("{{ a.keys() | first }}={{ a.place | trim }}"), calling({"place": "O "})
+        )
     tokenizer.chat_template = QWEN_25.replace(
         "'\\n<tool_call>", "'\\n' + call.id + '\\n<tool_call>"
     )
