@@ -19,9 +19,9 @@ TEMPLATE = (
 )
 
 
-def qwen_7b(layers: int = 28) -> Any:
-    """Qwen2.5-7B's shape in bf16 on the GPU: 7.6 B parameters."""
-    config = Qwen2Config(
+def shape(layers: int = 28) -> Qwen2Config:
+    """Qwen2.5-7B's: 7.6 B parameters."""
+    return Qwen2Config(
         vocab_size=152_064,
         hidden_size=3584,
         intermediate_size=18_944,
@@ -34,10 +34,14 @@ def qwen_7b(layers: int = 28) -> Any:
         eos_token_id=None,
         pad_token_id=PAD,
     )
+
+
+def qwen_7b(layers: int = 28) -> Any:
+    """A model of that shape in bf16 on the GPU."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            return Qwen2ForCausalLM(config)
+            return Qwen2ForCausalLM(shape(layers))
     finally:
         torch.set_default_dtype(torch.float32)
 

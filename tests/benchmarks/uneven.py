@@ -1,11 +1,13 @@
 """Uneven work on one GPU: prompts of 50 to 1,500 tokens, answers of 10 to 512, forced to end there.
 
-    python -m tests.benchmarks.uneven [--requests 512] [--peers 64] [--json F]
+    python -m tests.benchmarks.uneven [--requests 512] [--peers 64] [--vllm 128] [--json F]
 
 A model of a 7 B model's shape with random weights, without adapters, which the peers' fastest paths
 do not compute. `generate` completes batches of 32 in their order, each as long as its longest
 answer; transformers' continuous batching is told each request's own length. They are given the
-first `--peers` requests only, since they take long; all figures are tokens of answers a second.
+first `--peers` requests only, since they take long. With `--vllm` vLLM, in a process of its own and
+where it is installed, is given all of them, to grow so many at a time; nothing else is measured
+then. All figures are tokens of answers a second.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +27,7 @@ from transformers import GenerationConfig
 from openweights.generation.cuda.graph_engine import CudaGraphEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
 from openweights.models.tokens import pad_left
-from tests.benchmarks.models import PAD, byte_tokenizer, qwen_7b
+from tests.benchmarks.models import PAD, byte_tokenizer, qwen_7b, shape
 
 Work = list[tuple[list[int], int]]
 
@@ -97,6 +100,36 @@ def by_continuous_batching(model: Any) -> Callable[[Work], None]:
     return complete
 
 
+def by_vllm(rows: int, folder: Path) -> Callable[[Work], None]:
+    """Random weights of the same shape, made by vLLM itself; its defaults, no tokenizer."""
+    from vllm import LLM, SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
+
+    shape().save_pretrained(folder)
+    llm: Any = LLM(
+        model=str(folder),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="bfloat16",
+        max_model_len=2048,
+        max_num_seqs=rows,
+        gpu_memory_utilization=0.6,
+    )
+
+    def complete(work: Work) -> None:
+        prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt, _ in work]
+        params = [
+            SamplingParams(
+                max_tokens=length, min_tokens=length, ignore_eos=True, detokenize=False, seed=None
+            )
+            for _, length in work
+        ]
+        found = llm.generate(prompts, params, use_tqdm=False)
+        for (_, length), own in zip(work, found, strict=True):
+            assert len(own.outputs[0].token_ids) == length
+
+    return complete
+
+
 def measure(name: str, complete: Callable[[Work], None], work: Work) -> dict[str, Any]:
     """Of one call, after a short one that compiles."""
     complete(work[:8])
@@ -119,10 +152,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--peers", type=int, default=64)
+    parser.add_argument("--vllm", type=int, default=0, help="rows; 0 leaves vLLM out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    model = qwen_7b().eval()
     work = uneven(options.requests)
+    if options.vllm:
+        with tempfile.TemporaryDirectory() as folder:
+            complete = by_vllm(options.vllm, Path(folder))
+            result = measure(f"vLLM, {options.vllm} rows", complete, work)
+        print(result, flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([result], indent=2))
+        return
+    model = qwen_7b().eval()
     few = work[: options.peers]
     runs: list[tuple[str, Callable[[Any], Callable[[Work], None]], Work]] = [
         ("cuda_graph, 32 rows", lambda m: ours(m, 32), work),

@@ -152,7 +152,8 @@ def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) ->
     """Keep the answers as they come; False when the job was told to stop before the last one."""
     stopped: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
-    started_at = told_at = time.monotonic()
+    started_at = time.monotonic()
+    told_at = started_at - REPORT_S  # the first answer is told of at once
     tokens = 0
     for index, result, count in answers:
         parts.add(index, result)
