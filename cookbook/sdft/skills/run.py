@@ -215,6 +215,7 @@ class Study:
             per_device_train_batch_size=scale.grpo_rows if is_grpo else scale.step_rows,
             gradient_accumulation_steps=1,
             kl_to_base_steps=steps,
+            engine="transformers",  # by which later stages must be trained
             memory_budget_gb=scale.memory_gb,
             requires_vram_gb=scale.vram_gb,
             meta={"study": "skills", **about},
