@@ -51,14 +51,17 @@ def ended(actions: tuple[Any, ...]) -> set[str]:
 
 
 def free_workers(world: World, actions: tuple[Any, ...]) -> list[Worker]:
-    """Idle or starting, and not lost. Whether one is lost the tests of liveness say."""
+    """Idle or starting, and not lost. Whether one is lost the tests of liveness say; one that
+    another starts, and that is silent, the planner ends no more than it counts on it.
+    """
     gone = ended(actions)
     return [
         w
         for w in world.workers
         if w.id not in gone
         and w.job is None
-        and (w.status == "starting" or (w.status == "active" and w.pinged_at >= ago(120)))
+        and w.status in ("starting", "active")
+        and (w.pinged_at >= ago(120) or (w.status == "starting" and w.is_managed))
     ]
 
 
