@@ -11,22 +11,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from itertools import count
+from typing import Any, NamedTuple
 
 from openweights.errors import ConfigError
 
 Message = dict[str, Any]
 
-MARK = "MARK-{index}-{part}-KRAM"
-MARKS = re.compile(r"MARK-(\d+)-([A-Z]+)-KRAM")
 # An answer with thinking: the opening tag, which a generation prompt may have written already,
 # the thinking, the closing tag, the rest.
 _THOUGHT = re.compile(r"(\s*(?:<think>)?\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
 
-TRIMMED = "the chat template trims white space at the ends of what is read"
+TRIMMED = (
+    "the chat template, or a token that it writes, trims white space at the ends of what is read"
+)
 FORGOTTEN = "the chat template leaves out the thinking of earlier answers, as it does when sampling"
 
 
@@ -44,48 +45,189 @@ class MessageError(ValueError):
         self.problem = problem
 
 
+# ---- marks ---------------------------------------------------------------------------------------
+
+
+class Mark(NamedTuple):
+    """What stands for a text of a message in a scaffold.
+
+    Attributes:
+        message: Index of the message.
+        part: Which of its texts.
+        start, stop: The mark's place in the scaffold.
+    """
+
+    message: int
+    part: str
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.message, self.part
+
+
+class Marking(NamedTuple):
+    """How marks are written: in letters, figures and dashes, which no template trims or escapes.
+
+    Attributes:
+        word: What they begin with; the row, the template and its options hold no such.
+    """
+
+    word: str = "MARK"
+
+    @classmethod
+    def beside(cls, *texts: str) -> Marking:
+        """The first that none of the texts holds a mark of."""
+        words = ("MARK" + (str(number) if number else "") for number in count())
+        return cls(next(w for w in words if not any(f"{w}-" in text for text in texts)))
+
+    def written(self, message: int, part: str) -> str:
+        """A mark."""
+        return f"{self.word}-{message}-{part}-KRAM"
+
+    def found(self, text: str) -> tuple[Mark, ...]:
+        """The marks in a text."""
+        return _found(self.word, text)
+
+    def hidden(self, text: str) -> str:
+        """A text of a scaffold as a user may see it."""
+        return _pattern(self.word).sub("…", text)
+
+
+@lru_cache(maxsize=16)
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"{word}-(\d+)-([A-Z]+)-KRAM")
+
+
+@lru_cache(maxsize=2048)
+def _found(word: str, text: str) -> tuple[Mark, ...]:
+    found = _pattern(word).finditer(text)
+    return tuple(Mark(int(mark[1]), mark[2], *mark.span()) for mark in found)
+
+
+# ---- rendering -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A tokenizer's template, with the tools and options of one conversation."""
+    """A tokenizer's template, with the tools and options of one conversation.
+
+    Attributes:
+        now: The moment that all renderings of the conversation tell, where the template asks.
+    """
 
     tokenizer: Any  # transformers annotates its tokenizers in part only
     tools: Sequence[Mapping[str, Any]] | None
     options: Mapping[str, Any]
+    now: datetime = field(default_factory=datetime.now)
+
+    @property
+    def text(self) -> str:
+        return str(self.tokenizer.chat_template or "")
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """The text that the tokenizer reads: without the white space that its tokens swallow.
+
+        Raises:
+            ConfigError: The tokenizer has no chat template.
+            ValueError: The template refuses the conversation.
+        """
         if not self.tokenizer.chat_template:
             raise ConfigError(
                 "chat_template: the model's tokenizer has none; give one, or choose an instruct "
                 "model"
             )
-        from jinja2 import TemplateError
-
+        clock = {"strftime_now": self.now.strftime} if "strftime_now" in self.text else {}
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 list(messages),
                 tokenize=False,
                 tools=self.tools or None,
                 add_generation_prompt=prompt,
+                **clock,
                 **self.options,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - a template is a program that others wrote
             raise ValueError(
-                f"the chat template refuses it ({error}); correct the messages"
+                f"the chat template refuses it ({_words(error)}); correct the messages"
             ) from None
+        swallowed = _swallowed(self.tokenizer)
+        return swallowed.sub("", text) if swallowed else text
 
     def scaffold(self, marked: Sequence[Message], *, prompt: bool = False) -> str:
         """`render` of marked messages, which are the same for all conversations of one shape."""
+        return _rendered_once(self.shape(marked, prompt=prompt))
+
+    def shape(self, marked: Sequence[Message], *, prompt: bool = False) -> Shape:
+        """All that decides what is rendered."""
         asked = json.dumps([marked, self.tools, self.options, prompt])
-        # Some templates write the date.
-        return _rendered_once(
-            self.tokenizer, str(self.tokenizer.chat_template), date.today(), asked
-        )
+        return Shape(self.tokenizer, self.text, self._moment(), asked, self.now)
+
+    def _moment(self) -> str:
+        """The time, as exactly as the template can tell it."""
+        formats = _time_formats(self.text)
+        if formats is None:
+            return self.now.isoformat()
+        return "\n".join(map(self.now.strftime, formats))
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides how marked messages are rendered; equal ones are rendered once.
+
+    Attributes:
+        moment: The time as exactly as the template tells it.
+        asked: Marked messages, tools, options, and whether an answer is asked for, as JSON.
+    """
+
+    tokenizer: Any
+    template: str
+    moment: str
+    asked: str
+    now: datetime = field(compare=False)
+
+    def parts(self) -> tuple[Template, list[Message], bool]:
+        marked, tools, options, prompt = json.loads(self.asked)
+        return Template(self.tokenizer, tools, options, self.now), marked, prompt
 
 
 @lru_cache(maxsize=2048)
-def _rendered_once(tokenizer: Any, template: str, today: date, asked: str) -> str:
-    marked, tools, options, prompt = json.loads(asked)
-    return Template(tokenizer, tools, options).render(marked, prompt=prompt)
+def _rendered_once(shape: Shape) -> str:
+    template, marked, prompt = shape.parts()
+    return template.render(marked, prompt=prompt)
+
+
+def _words(error: Exception) -> str:
+    """What an error of a template says. Jinja's own, which templates raise, need no name."""
+    from jinja2 import TemplateError
+
+    if isinstance(error, TemplateError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+@lru_cache(maxsize=64)
+def _time_formats(template: str) -> tuple[str, ...] | None:
+    """The formats in which a template tells the time; None where they are not written out."""
+    calls = re.findall(r"strftime_now(?!\s+is\s)", template)
+    formats = re.findall(r"strftime_now\(\s*(['\"])([^'\"\\]*)\1\s*\)", template)
+    return tuple(found for _, found in formats) if len(formats) == len(calls) else None
+
+
+@lru_cache(maxsize=16)
+def _swallowed(tokenizer: Any) -> re.Pattern[str] | None:
+    """White space that added tokens take in, as those of Phi-3 do: it is neither read nor learned,
+    as if the template had trimmed it.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    space = r"[^\S\x1c-\x1f]+"  # what the tokenizers' library calls white space
+    behind = [f"(?<={re.escape(str(token))}){space}" for token in added if token.rstrip]
+    before = [f"{space}(?={re.escape(str(token))})" for token in added if token.lstrip]
+    return re.compile("|".join(behind + before)) if behind or before else None
+
+
+# ---- scaffolds -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,39 +236,70 @@ class Scaffold:
 
     Attributes:
         messages: With marks.
-        said: What each mark stands for.
+        said: What the mark of each message's part stands for.
         text: Rendered.
         marks: In the order in which they were written.
     """
 
     messages: list[Message]
-    said: dict[str, str]
+    said: dict[tuple[int, str], str]
     text: str
-    marks: list[re.Match[str]]
+    marks: tuple[Mark, ...]
+    marking: Marking
+    shape: Shape
 
-    def marks_of(self, message: int) -> list[re.Match[str]]:
-        return [mark for mark in self.marks if int(mark[1]) == message]
+    def marks_of(self, message: int) -> list[Mark]:
+        return [mark for mark in self.marks if mark.message == message]
+
+    def said_by(self, mark: Mark) -> str:
+        return self.said[mark.key]
+
+    def filled(self, text: str) -> str:
+        """A text with what they stand for in place of its marks."""
+        parts, done = list[str](), 0
+        for mark in self.marking.found(text):
+            parts += [text[done : mark.start], self.said_by(mark)]
+            done = mark.stop
+        return "".join([*parts, text[done:]])
 
 
 def scaffold_of(
     template: Template, messages: Sequence[Message], *, prompt: bool, verbatim: Collection[int]
 ) -> Scaffold:
-    said: dict[str, str] = {}
+    """The marked conversation, rendered.
+
+    Raises:
+        ValueError: The template refuses it.
+    """
+    said: dict[tuple[int, str], str] = {}
+    marking = Marking.beside(repr((messages, template.tools, template.options)), template.text)
     marked = [
-        _marked(index, message, said, whole=index in verbatim)
+        _marked(index, message, marking, said, whole=index in verbatim)
         for index, message in enumerate(messages)
     ]
-    text = template.scaffold(marked, prompt=prompt)
-    return Scaffold(marked, said, text, list(MARKS.finditer(text)))
+    shape = template.shape(marked, prompt=prompt)
+    try:
+        text = _rendered_once(shape)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ValueError(marking.hidden(str(error))) from None
+    return Scaffold(marked, said, text, marking.found(text), marking, shape)
 
 
-def _marked(index: int, message: Message, said: dict[str, str], *, whole: bool) -> Message:
+def _marked(
+    index: int,
+    message: Message,
+    marking: Marking,
+    said: dict[tuple[int, str], str],
+    *,
+    whole: bool,
+) -> Message:
     """The message with marks in place of its texts; `said` is told what they stand for."""
 
     def mark(part: str, text: str) -> str:
-        name = MARK.format(index=index, part=part)
-        said[name] = text
-        return name if text else ""
+        said[index, part] = text
+        return marking.written(index, part) if text else ""
 
     content = message["content"]
     thought = None
@@ -173,20 +346,23 @@ def compared(
     """
     scaffold = scaffold_of(template, messages, prompt=prompt, verbatim=verbatim)
     notes = _missing(scaffold, messages, kept)
-    said = {m: m if int(_index(m)) in verbatim else text for m, text in scaffold.said.items()}
+    _check_roles(scaffold)
+    said = [_to_show(mark, scaffold, verbatim) for mark in scaffold.marks]
     real = [scaffold.messages[i] if i in verbatim else m for i, m in enumerate(messages)]
     text = template.render(real, prompt=prompt)
     shown = list(_walk(scaffold, said, text))
-    for mark, here in zip(scaffold.marks, shown, strict=True):
-        index, whole = int(mark[1]), said[mark[0]]
-        if here != whole and index not in kept:
-            _check_indentation(index, whole, here)
+    for mark, here, whole in zip(scaffold.marks, shown, said, strict=True):
+        if here != whole and mark.message not in kept:
+            _check_indentation(mark.message, whole, here)
             notes.add(TRIMMED)
     return scaffold, text, shown, notes
 
 
-def _index(mark: str) -> str:
-    return mark.split("-", 2)[1]
+def _to_show(mark: Mark, scaffold: Scaffold, verbatim: Collection[int]) -> str:
+    """What the text must show in place of a mark."""
+    if mark.message in verbatim:
+        return scaffold.text[mark.start : mark.stop]
+    return scaffold.said_by(mark)
 
 
 def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[int]) -> set[str]:
@@ -195,14 +371,13 @@ def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[i
     Raises:
         MessageError: It leaves out what it may not, or writes something twice.
     """
-    written = [mark[0] for mark in scaffold.marks]
+    written = [mark.key for mark in scaffold.marks]
     notes: set[str] = set()
-    for mark, text in scaffold.said.items():
-        _, index, part, _ = mark.split("-")
-        count, number = written.count(mark), int(index)
-        if not text or count == 1:
+    for (number, part), text in scaffold.said.items():
+        times = written.count((number, part))
+        if not text or times == 1:
             continue
-        if count > 1:
+        if times > 1:
             raise MessageError(number, f": {_REWRITTEN}")
         if part == "THOUGHT" and number not in kept:
             notes.add(FORGOTTEN)
@@ -249,21 +424,87 @@ def dropped(message: Message, part: str, *, is_last: bool) -> str:
     )
 
 
-def _walk(scaffold: Scaffold, said: Mapping[str, str], text: str) -> Iterator[str]:
+def _check_roles(scaffold: Scaffold) -> None:
+    """See that the template tells whose each message is.
+
+    Raises:
+        MessageError: It writes one as if another role had said it.
+    """
+    if misread := _misread(scaffold.shape, scaffold.marking):
+        index, role, other = misread
+        raise MessageError(
+            index,
+            f": the chat template writes what {role!r} says as if {other!r} said it; give a "
+            "chat_template that knows the role, or the message another role",
+        )
+
+
+@lru_cache(maxsize=2048)
+def _misread(shape: Shape, marking: Marking) -> tuple[int, str, str] | None:
+    """The first message that is written as another role's, its role, and the other.
+
+    That is one which is rendered alike under both, except where a template writes no roles at all,
+    or tells the turns of user and assistant apart by their place.
+    """
+    template, marked, prompt = shape.parts()
+    text, header = _rendered_once(shape), _asking(template)
+    first: dict[int, int] = {}
+    for mark in marking.found(text):
+        first.setdefault(mark.message, mark.start)
+    for index, message in enumerate(marked):
+        role: str = message["role"]
+        alike = [
+            other
+            for other in ("user", "assistant")
+            if other != role and _given_to(template, marked, index, other, prompt) == text
+        ]
+        if role in ("user", "assistant"):
+            before = text[: first.get(index, 0)].rstrip()
+            is_asked = before.endswith(header) if header and before else role == "assistant"
+            alike = alike if is_asked != (role == "assistant") else []
+        elif len(alike) == 2 and not header:
+            alike = []
+        if alike:
+            return index, role, alike[-1]
+    return None
+
+
+def _given_to(
+    template: Template, marked: Sequence[Message], index: int, role: str, prompt: bool
+) -> str | None:
+    """The conversation with a message in another role; None where the template refuses that."""
+    other = [{**m, "role": role} if i == index else m for i, m in enumerate(marked)]
+    try:
+        return template.scaffold(other, prompt=prompt)
+    except ValueError:
+        return None
+
+
+def _asking(template: Template) -> str:
+    """What the template writes to ask for an answer, without white space around it."""
+    question = [{"role": "user", "content": Marking().written(0, "TEXT")}]
+    try:
+        plain, asked = (template.scaffold(question, prompt=prompt) for prompt in (False, True))
+    except ValueError:
+        return ""
+    return asked.removeprefix(plain).strip() if asked.startswith(plain) else ""
+
+
+def _walk(scaffold: Scaffold, said: Sequence[str], text: str) -> Iterator[str]:
     """What `text` shows in place of each mark.
 
     Raises:
         MessageError: `text` is not the scaffold with the texts in place of the marks.
     """
     marks = scaffold.marks
-    stops = [*(mark.start() for mark in marks), len(scaffold.text)]
+    stops = [*(mark.start for mark in marks), len(scaffold.text)]
     position = stops[0]
     matches = text.startswith(scaffold.text[: stops[0]])
-    for mark, stop in zip(marks, stops[1:], strict=True):
-        piece = scaffold.text[mark.end() : stop]
-        shown = _shown(text, position, said[mark[0]], piece) if matches else None
+    for mark, stop, here in zip(marks, stops[1:], said, strict=True):
+        piece = scaffold.text[mark.stop : stop]
+        shown = _shown(text, position, here, piece) if matches else None
         if shown is None:
-            raise MessageError(int(mark[1]), f": {_REWRITTEN}")
+            raise MessageError(mark.message, f": {_REWRITTEN}")
         yield shown
         position += len(shown) + len(piece)
     if not matches or position != len(text):
@@ -293,6 +534,6 @@ def _check_indentation(index: int, said: str, shown: str) -> None:
     if lost and lost[-1] in " \t" and "\n" in said.strip():
         raise MessageError(
             index,
-            ": the chat template trims the indentation of its first line; begin it with a line of "
-            "words, or give a chat_template that does not trim",
+            ": the chat template, or a token that it writes, trims the indentation of its first "
+            "line; begin it with a line of words, or give a chat_template that does not trim",
         )

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import lru_cache
 from importlib.util import find_spec
 from os.path import commonprefix
@@ -23,8 +24,6 @@ from openweights.json_values import texts_of
 from openweights.models.functions import check_functions
 from openweights.models.names import location_here
 from openweights.models.scaffold import (
-    MARK,
-    MARKS,
     Message,
     MessageError,
     Scaffold,
@@ -130,6 +129,7 @@ def rendered_spans(
     ends: Sequence[str],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    now: datetime | None = None,
 ) -> Rendered:
     """The conversation as one text, and where the wanted messages are in it.
 
@@ -140,6 +140,7 @@ def rendered_spans(
         wanted: Indices of messages.
         ends: Texts of the tokens that end a turn.
         tools: Schemas of functions that the assistant may call.
+        now: The moment, for templates that tell it.
 
     Raises:
         ConfigError: The tokenizer has no chat template.
@@ -147,7 +148,7 @@ def rendered_spans(
         ValueError: The template refuses the conversation.
     """
     refuse_control_tokens(tokenizer, messages, tools)
-    template = Template(tokenizer, tools, {})
+    template = Template(tokenizer, tools, {}, now or datetime.now())
     notes = check_functions(template, messages)
     try:
         rendered = _located(template, messages, wanted, ends)
@@ -180,12 +181,15 @@ def _located(
         if inserted.strip():
             notes.add(INSERTED.format(text=repr(inserted)))
         elif prompt and not agrees:
-            notes.add(DIFFERS.format(text=repr(prompt[_common(prompt, scaffold.text) :])))
+            other = scaffold.marking.hidden(prompt[_common(prompt, scaffold.text) :])
+            notes.add(DIFFERS.format(text=repr(other)))
         if index in learned and index < len(messages) - 1 and place[1] == place[2]:
             notes.add(UNENDED)
         start, stop, end = (_in_text(scaffold, shown, at) for at in place)
         content, is_plain = messages[index]["content"], not _is_structured(messages[index])
-        said = content if is_plain and index in learned else text[start:stop]
+        said = text[start:stop]
+        if index in learned:
+            said = content if is_plain else _to_the_letter(scaffold, shown, *place[:2])
         output += text[done:start]
         span = MessageSpan(
             index,
@@ -199,6 +203,27 @@ def _located(
         cuts += [span.stop] if inserted == " " or index not in learned else [span.start, span.stop]
         output, done = output + said, stop
     return Rendered(output + text[done:], spans, cuts, frozenset(notes))
+
+
+def _to_the_letter(scaffold: Scaffold, shown: Sequence[str], start: int, stop: int) -> str:
+    """A stretch of the scaffold with its texts in their places. White space that the template
+    trimmed is put back where the template does not write the same itself, as the line breaks
+    around a thought.
+    """
+    inside = [
+        (mark, here)
+        for mark, here in zip(scaffold.marks, shown, strict=True)
+        if start <= mark.start < stop
+    ]
+    stops = [*(mark.start for mark, _ in inside[1:]), stop]
+    text = scaffold.text[start : inside[0][0].start]
+    for (mark, here), following in zip(inside, stops, strict=True):
+        said, behind = scaffold.said_by(mark), scaffold.text[mark.stop : following]
+        lead, _, tail = said.partition(here)
+        written = next(n for n in range(len(lead), -1, -1) if text.endswith(lead[:n]))
+        missing = next(n for n in range(len(tail) + 1) if behind.startswith(tail[n:]))
+        text += lead[written:] + here + tail[:missing] + behind
+    return text
 
 
 def _common(first: str, second: str) -> int:
@@ -224,9 +249,9 @@ def _prompt_before(template: Template, scaffold: Scaffold, index: int) -> str | 
     except ValueError:
         return None
     own = scaffold.marks_of(index)
-    first = own[0].start() if own else len(scaffold.text)
-    before = [mark[0] for mark in scaffold.marks if int(mark[1]) < index or mark.start() < first]
-    if before != [mark[0] for mark in MARKS.finditer(prompt)]:
+    first = own[0].start if own else len(scaffold.text)
+    before = [mark.key for mark in scaffold.marks if mark.message < index or mark.start < first]
+    if before != [mark.key for mark in scaffold.marking.found(prompt)]:
         raise MessageError(
             index,
             ": the chat template puts other texts before it here than when the model is asked for "
@@ -250,10 +275,10 @@ def _place(
             ": holds nothing but tags of thinking, which the chat template may write anyway; give "
             "it text, or remove it",
         )
-    first, last = own[0].start(), own[-1].end()
-    following = next((m.start() for m in scaffold.marks if m.start() >= last), len(text))
+    first, last = own[0].start, own[-1].stop
+    following = next((mark.start for mark in scaffold.marks if mark.start >= last), len(text))
     if _is_structured(message):
-        end = _end_token(ends, "(?:.*?)", text[last:following])
+        end = _end_token(ends, text[last:following])
         if asked is None or asked > first or end is None:
             raise MessageError(
                 index,
@@ -266,20 +291,22 @@ def _place(
     if message["content"].rstrip().endswith("</think>"):
         closed = re.compile(r"\s*</think>\s*").match(text, last)
         last = closed.end() if closed else last
-    end = _end_token(ends, r"\s*", text[last:following])
+    end = _end_token(ends, text[last:following])
     return first, last, last + (end.end() if end else 0)
 
 
-def _end_token(ends: Sequence[str], before: str, text: str) -> re.Match[str] | None:
-    """The end token that closes a turn, as group 1."""
+def _end_token(ends: Sequence[str], behind: str) -> re.Match[str] | None:
+    """The first end token behind an answer, as group 1. What the template writes before it, such as
+    a closing tag, is said with the answer, too.
+    """
     choices = "|".join(re.escape(end) for end in sorted(ends, key=len, reverse=True) if end)
-    return re.compile(f"{before}({choices})", re.DOTALL).match(text) if choices else None
+    return re.compile(f".*?({choices})", re.DOTALL).match(behind) if choices else None
 
 
 def _in_text(scaffold: Scaffold, shown: Sequence[str], at: int) -> int:
     """A position of the scaffold, outside of marks, in the text that shows something else there."""
     pairs = zip(scaffold.marks, shown, strict=True)
-    return at + sum(len(here) - len(mark[0]) for mark, here in pairs if mark.end() <= at)
+    return at + sum(len(here) - (m.stop - m.start) for m, here in pairs if m.stop <= at)
 
 
 def _after_prompt(
@@ -304,12 +331,12 @@ def _after_prompt(
         return None
     if opened and content.lstrip().startswith("<think>"):
         text = text[: opened.start()]
-    header = whole.text[: own[0].start()].rpartition("-KRAM")[2]
-    asked = prompt.text.rpartition("-KRAM")[2]
+    header = _before(whole, last)
+    asked = prompt.text[prompt.marks[-1].stop if prompt.marks else 0 :]
     inserted = header.removeprefix(asked) if header.startswith(asked) else ""
     text += inserted if not inserted.strip() else ""
-    closing = whole.text[own[0].end() :]
-    end = _end_token(ends, r"\s*", closing)
+    closing = whole.text[own[0].stop :]
+    end = _end_token(ends, closing)
     start, stop = len(text), len(text) + len(content)
     span = MessageSpan(last, start, stop, stop + (end.end() if end else 0))
     cuts = [stop] if inserted == " " else [start, stop]
@@ -339,6 +366,7 @@ def rendered_prompt(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     verbatim: Collection[int] = (),
+    now: datetime | None = None,
     **options: Any,
 ) -> Rendered:
     """The text that the model continues to answer the conversation.
@@ -346,6 +374,7 @@ def rendered_prompt(
     Args:
         tools: Schemas of functions that the assistant may call.
         verbatim: Messages that stand in it to the letter, though the template may cut such ones.
+        now: The moment, for templates that tell it.
         options: What the template reads beside that.
 
     Raises:
@@ -354,11 +383,11 @@ def rendered_prompt(
         ValueError: The template refuses the conversation.
     """
     refuse_control_tokens(tokenizer, messages, tools)
-    template = Template(tokenizer, tools, options)
+    template = Template(tokenizer, tools, options, now or datetime.now())
     on_functions = check_functions(template, messages, prompt=True)
     scaffold, text, _, notes = compared(template, messages, prompt=True, verbatim=verbatim)
     if verbatim:
-        text = MARKS.sub(lambda mark: scaffold.said.get(mark[0], mark[0]), text)
+        text = scaffold.filled(text)
     return Rendered(text, notes=frozenset(notes | on_functions))
 
 
@@ -412,29 +441,68 @@ def _control_tokens(tokenizer: Any, template: str) -> re.Pattern[str]:
     """Special tokens, and those of the vocabulary that the template writes around each turn."""
     added = tokenizer.added_tokens_decoder.values()
     special = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    around = MARKS.sub("", exchange(tokenizer)) if template else ""
-    tokens = special | {str(token) for token in added if str(token) in around}
+    tokens = special | {str(token) for token in added if not token.special} & _around(tokenizer)
     tokens -= {"<think>", "</think>"}
     choices = "|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True) if t.strip())
     return re.compile(choices or r"(?!)")
 
 
-def exchange(tokenizer: Any, *, turns: int = 2) -> str:
-    """A question, its answer, and `turns - 2` more, as a scaffold; empty where it is refused."""
-    roles = ("user", "assistant", "user", "assistant")[:turns]
-    messages = [{"role": role, "content": "?"} for role in roles]
-    try:
-        return scaffold_of(Template(tokenizer, None, {}), messages, prompt=False, verbatim=()).text
-    except ValueError:
+def _around(tokenizer: Any) -> set[str]:
+    """Tokens of the vocabulary that the template writes around questions and answers, or with which
+    a turn of another role begins.
+    """
+    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    text = exchange_text(tokenizer)
+    found = {token for token in added if token in text}
+    closing = {tokenizer.bos_token, tokenizer.eos_token, end_of_turn(tokenizer)}
+    for role in ("system", "developer", "tool"):
+        for before in ((), ("user", "assistant")):
+            scaffold = _scaffold_of_roles(tokenizer, *before, role, "user", "assistant")
+            header = _before(scaffold, len(before)) if scaffold else ""
+            tokens = re.findall("|".join(map(re.escape, added)) or r"(?!)", header)
+            found.update([token for token in tokens if token not in closing][:1])
+    return found
+
+
+def _before(scaffold: Scaffold, message: int) -> str:
+    """What stands between a message and the one before it."""
+    own = scaffold.marks_of(message)
+    if not own:
         return ""
+    before = [mark.stop for mark in scaffold.marks if mark.start < own[0].start]
+    return scaffold.text[max(before, default=0) : own[0].start]
+
+
+def _scaffold_of_roles(tokenizer: Any, *roles: str) -> Scaffold | None:
+    """A scaffold of a text by each role; None where the template refuses that, or there is none."""
+    messages: list[Message] = [{"role": role, "content": "?"} for role in roles]
+    try:
+        return scaffold_of(Template(tokenizer, None, {}), messages, prompt=False, verbatim=())
+    except ValueError:
+        return None
+
+
+def exchange_text(tokenizer: Any) -> str:
+    """A question and its answer as the template writes them; empty where it refuses them."""
+    scaffold = _scaffold_of_roles(tokenizer, "user", "assistant")
+    return scaffold.marking.hidden(scaffold.text) if scaffold else ""
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
     """The token that the template writes behind an answer; None where it writes none."""
     added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-    for turns in (2, 4):  # some leave the last turn open
-        _, _, behind = exchange(tokenizer, turns=turns).partition(MARK.format(index=1, part="TEXT"))
-        token = _end_token(added, r"\s*", behind)
+    for turns in (1, 2):  # some leave the last turn open
+        scaffold = _scaffold_of_roles(tokenizer, *("user", "assistant") * turns)
+        if scaffold is None or len(scaffold.marks) != 2 * turns:
+            continue
+        stops = [*(mark.start for mark in scaffold.marks), len(scaffold.text)]
+        behind = scaffold.text[scaffold.marks[1].stop : stops[2]]
+        # Behind other text it may be the beginning of the next turn.
+        opening = scaffold.text[: stops[0]]
+        later = [
+            token for token in added if token not in opening or behind.lstrip().startswith(token)
+        ]
+        token = _end_token(later, behind)
         if token and token[1] != tokenizer.bos_token:
             return token[1]
     return None

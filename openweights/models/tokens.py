@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
-from openweights.models.template import end_of_turn, exchange
+from openweights.models.template import end_of_turn, exchange_text
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -104,7 +104,7 @@ def _without_weights(
             )
 
     check([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
-    check(tokenizer(exchange(tokenizer), add_special_tokens=False)["input_ids"])
+    check(tokenizer(exchange_text(tokenizer), add_special_tokens=False)["input_ids"])
     logger.warning("the model's weights lack %d tokens of its tokenizer", len(missing))
     embeddings.register_forward_pre_hook(lambda _, inputs: check(inputs[0].unique().tolist()))
     return missing

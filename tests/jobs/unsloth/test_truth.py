@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,61 +14,23 @@ from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.preference.data import preference_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples
-from openweights.jobs.unsloth.validate import TrainingConfig, training_config
-from openweights.models.template import prompt_token_ids, set_template
+from openweights.jobs.unsloth.validate import training_config
+from openweights.models.template import prompt_token_ids
 from openweights.models.tokens import IGNORED, eos_token_ids
 from tests.chat_templates import LLAMA_3, QWEN_3, TEMPLATES
-from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.learned_rows import (
+    TOKENIZERS,
+    Row,
+    config,
+    learned,
+    row,
+    said,
+    stretches,
+    system,
+    tokenizer_with,
+    user,
+)
 from tests.tiny_model import EOS, SECOND_EOS, START, make_tokenizer
-
-Row = dict[str, Any]
-
-
-def tokenizer_with(template: str, **options: Any) -> Any:
-    tokenizer = make_tokenizer()
-    set_template(tokenizer, template, options)
-    return tokenizer
-
-
-TOKENIZERS = {name: tokenizer_with(template) for name, template in TEMPLATES.items()}
-
-
-def config(**changes: Any) -> TrainingConfig:
-    return training_config({**GOOD, **changes})
-
-
-def user(text: str, **more: Any) -> Row:
-    return {"role": "user", "content": text, **more}
-
-
-def said(text: str, **more: Any) -> Row:
-    return {"role": "assistant", "content": text, **more}
-
-
-def system(text: str) -> Row:
-    return {"role": "system", "content": text}
-
-
-def row(*messages: Row, **columns: Any) -> Row:
-    return {"messages": list(messages), **columns}
-
-
-def stretches(ids: list[int], labels: list[int], tokenizer: Any) -> list[str]:
-    """The learned stretches of a row, decoded."""
-    found: list[list[int]] = [[]]
-    for token, label in zip(ids, labels, strict=True):
-        if label == IGNORED:
-            found.append([])
-        else:
-            found[-1].append(token)
-    return [tokenizer.decode(part) for part in found if part]
-
-
-def learned(tokenizer: Any, example: Row, **changes: Any) -> list[str]:
-    settings = config(**changes)
-    [encoded] = sft_examples(settings, tokenizer, [example])
-    return stretches(encoded["input_ids"], encoded["labels"], tokenizer)
-
 
 THOUGHT = "<think>\nadd them\n</think>\n\n5"
 LATER = "<think>\ndouble it\n</think>\n\n8"
@@ -101,10 +62,10 @@ ALTERNATING = {"begins with an answer", "two questions", "a system text in betwe
 REFUSED = {
     "*": {"control token", "control token in an answer"},
     "llama-3": {"indented question"},
-    "llama-2": {"indented question"},
+    "llama-2": {"indented question", "a system text in between"},
     "qwen-3": {"thinking, twice"},
     "thinking-only": {"thinking, twice"},
-    "mistral": {"system, two turns"},
+    "mistral": {"system, two turns", "a system text in between"},
     "gemma-2": {"system", "system, two turns", "indented question", *ALTERNATING},
     "gemma-3": {"indented question", *ALTERNATING},
     "r1": {"thinking, twice"},
