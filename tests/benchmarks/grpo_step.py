@@ -4,7 +4,8 @@
 
 The model has a 7 B model's shape and random weights, with a LoRA of rank 32; prompts have about 200
 tokens. Hardly any token ends a completion, so every step generates as much. With `--trl-steps`
-trl's own trainer follows on the same rows in the same process, sampling through `generate`.
+trl's own trainer follows on the same rows in the same process, sampling through `generate`. Under
+`torchrun --nproc-per-node 2 -m tests.benchmarks.grpo_step --micro 16` two GPUs share the batch.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from datasets import Dataset
 
 from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.load import local_rank
 from tests.benchmarks.models import adapted, byte_tokenizer, qwen_7b
-from tests.benchmarks.sdft_step import PROMPT, StepTimes
+from tests.benchmarks.sdft_step import PROMPT, StepTimes, ranks
 
 REWARD = "def score(completions):\n    return [len(set(text)) / 100 for text in completions]\n"
 
@@ -41,7 +43,7 @@ def config_of(options: argparse.Namespace, folder: Path) -> TrainingConfig:
         grpo_max_completion_length=options.new,
         max_seq_length=2048,
         per_device_train_batch_size=options.micro,
-        gradient_accumulation_steps=options.batch // options.micro,
+        gradient_accumulation_steps=options.batch // (options.micro * ranks()),
         max_steps=options.steps,
         learning_rate=1e-5,
         optim="adamw_torch",
@@ -123,16 +125,18 @@ def main() -> None:
     parser.add_argument("--trl-steps", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    torch.cuda.set_device(local_rank())
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(options, Path(folder))
         results = [run_ours(options, config)]
-        print(results[-1], flush=True)
+        if local_rank() == 0:
+            print(results[-1] | {"gpus": ranks()}, flush=True)
         if options.trl_steps:
             gc.collect()
             torch.cuda.empty_cache()
             results.append(run_trl(options, config))
             print(results[-1], flush=True)
-    if options.json:
+    if options.json and local_rank() == 0:
         options.json.write_text(json.dumps(results, indent=2))
 
 

@@ -1,6 +1,7 @@
 """Rollout engines side by side on a model of a 7 B model's shape with random weights, on one GPU.
 
-    python -m tests.benchmarks.rollout [--batch 32 --prompt 200 --new 256] [--json F]
+    python -m tests.benchmarks.rollout [--batch 32 --prompt 200 --new 256]
+        [--engines cuda_graph transformers] [--precision fp8] [--json F]
 
 The floor is the time to read the weights, and the keys and values of the mean length, once a token
 at the rate of a large device-to-device copy.
@@ -47,9 +48,11 @@ def floor_ms(base: Any, rows: int, positions: float) -> float:
     return (weights + rows * positions * per_token) / copy_rate() * 1e3
 
 
-def measure(name: Any, model: nn.Module, prompts: list[list[int]], new: int) -> dict[str, Any]:
+def measure(
+    name: Any, model: nn.Module, prompts: list[list[int]], new: int, precision: Any
+) -> dict[str, Any]:
     """Best of three calls after one that captures and compiles."""
-    engine = generation_engine(name, model, byte_tokenizer())
+    engine = generation_engine(name, model, byte_tokenizer(), precision=precision)
     adapter = active_adapter(model)
     params = SamplingParams(max_new_tokens=new, stop_token_ids=(), detokenize=False)
     torch.cuda.reset_peak_memory_stats()
@@ -59,6 +62,7 @@ def measure(name: Any, model: nn.Module, prompts: list[list[int]], new: int) -> 
     best = min(seconds[1:])
     return {
         "engine": name,
+        "precision": precision,
         "first_s": round(seconds[0], 2),
         "s": round(best, 3),
         "tokens_per_s": round(len(prompts) * new / best),
@@ -72,17 +76,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--new", type=int, default=256)
+    parser.add_argument("--engines", nargs="+", default=["cuda_graph", "transformers"])
+    parser.add_argument("--precision", nargs="+", default=["model"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     model = adapted(qwen_7b())
     lengths = [options.prompt - 16 + i % 32 for i in range(options.batch)]
     prompts = [torch.randint(0, 256, (length,)).tolist() for length in lengths]
     floor = floor_ms(model.get_base_model(), options.batch, options.prompt + options.new / 2)
-    rows = [measure(name, model, prompts, options.new) for name in ("cuda_graph", "transformers")]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {vars(options)}")
     print(f"floor: {floor:.2f} ms a token")
-    for row in rows:
-        print(row)
+    rows: list[dict[str, Any]] = []
+    for name in options.engines:
+        for precision in options.precision:
+            rows.append(measure(name, model, prompts, options.new, precision))
+            print(rows[-1], flush=True)
     if options.json:
         options.json.write_text(json.dumps({"floor_ms": floor, "rows": rows}, indent=2))
 

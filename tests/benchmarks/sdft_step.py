@@ -126,8 +126,11 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
-    log = [entry for entry in trainer.state.log_history if "divergence" in entry][-1]
-    parts = {k: round(log[k], 3) for k in ("rollout_s", "teacher_s", "student_s", "divergence")}
+    logs = [entry for entry in trainer.state.log_history if "divergence" in entry]
+    parts: dict[str, Any] = {
+        k: round(logs[-1][k], 3) for k in ("rollout_s", "teacher_s", "student_s")
+    }
+    parts["divergences"] = [round(log["divergence"], 4) for log in logs]
     if options.monitor:
         parts["monitoring_s"] = round(min(event["monitoring_s"] for event in events), 3)
     return figures("ours", times, parts | {"engine": options.engine})
