@@ -16,6 +16,7 @@ from openweights.generation.cuda.linear import UnsupportedModelError
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.transformers_engine import MAX_ROWS, TransformersEngine
 from openweights.models.forward import base_model
+from openweights.models.sharding import is_spread
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,17 @@ def generation_engine(
             scheduler decides by its memory.
 
     Raises:
-        ConfigError: `cuda_graph` was asked for and cannot compute this model here.
+        ConfigError: `cuda_graph` was asked for and cannot compute this model here, or the model is
+            spread over several GPUs, where `transformers` alone can.
         ConfigurationError: vLLM was asked for and is not installed.
     """
+    if is_spread(model):
+        if name not in ("auto", "transformers"):
+            raise ConfigError(
+                f"engine {name}: needs the whole model on one GPU, and its layers are spread over "
+                "several; use 'auto' or 'transformers'"
+            )
+        return TransformersEngine(model, tokenizer, max_rows=rows or MAX_ROWS)
     if name == "vllm":
         return _vllm(model, tokenizer, scaled_logprobs)
     if name != "transformers":

@@ -26,6 +26,7 @@ from openweights.generation.samples import Sample
 from openweights.generation.selection import Rows, log_probs, select, top_log_probs
 from openweights.models.adapters import active_adapter, adapter_names, with_adapter
 from openweights.models.forward import base_model, evaluating
+from openweights.models.sharding import taking_turns
 from openweights.models.tokens import eos_token_ids, pad_left
 
 MAX_ROWS = 64
@@ -107,7 +108,7 @@ class TransformersEngine(GenerationEngine):
 
     def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Delta]:
         """See `GenerationEngine`."""
-        with self._evaluating():  # once, not at each step
+        with taking_turns(self._model), self._evaluating():  # once, not at each step
             yield from super().stream(requests)
 
     def step(self) -> list[Delta]:

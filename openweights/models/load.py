@@ -57,11 +57,14 @@ class ModelRequest(Protocol):
 logger = logging.getLogger(__name__)
 
 
-def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEngine:
+def resolve_engine(
+    config: ModelRequest, *, goes_on: bool = False, spread: bool = False
+) -> TrainingEngine:
     """The engine that trains `config` on this machine.
 
     Args:
         goes_on: Whether a trained adapter is trained on.
+        spread: Whether the model's layers are spread over several GPUs.
 
     Raises:
         ConfigurationError: The engine that was asked for cannot run here.
@@ -75,7 +78,7 @@ def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEn
         )
     engine: TrainingEngine = "unsloth" if cuda and installed else "transformers"
     # vLLM is driven by trl; unsloth would want to load it by itself.
-    if config.engine == "transformers" or config.grpo_use_vllm or not config.is_peft:
+    if config.engine == "transformers" or config.grpo_use_vllm or not config.is_peft or spread:
         engine = "transformers"
     if goes_on and not config.is_peft:
         raise ConfigError(
@@ -96,9 +99,11 @@ def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEn
     return engine
 
 
-def prepare_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEngine:
+def prepare_engine(
+    config: ModelRequest, *, goes_on: bool = False, spread: bool = False
+) -> TrainingEngine:
     """Choose the engine and import it, before trl, transformers or peft are imported."""
-    engine = resolve_engine(config, goes_on=goes_on)
+    engine = resolve_engine(config, goes_on=goes_on, spread=spread)
     if engine == "unsloth":
         if config.loss == "grpo":
             # Its compiled log-softmax breaks on completions of changing lengths; read at import.
@@ -120,7 +125,11 @@ def device_name() -> str:
 
 
 def load_model(
-    config: ModelRequest, engine: TrainingEngine | None = None, adapter: Path | None = None
+    config: ModelRequest,
+    engine: TrainingEngine | None = None,
+    adapter: Path | None = None,
+    *,
+    spread: bool = False,
 ) -> tuple[PeftModel | PreTrainedModel, PreTrainedTokenizerBase]:
     """Base model with the LoRA to train, or the whole model where `is_peft` is False, and its
     tokenizer.
@@ -132,12 +141,13 @@ def load_model(
     Args:
         engine: What `prepare_engine` returned; None asks it.
         adapter: Folder of an adapter on `config.model` that is trained on; None for a fresh one.
+        spread: Over the GPUs of all ranks (`sharding.py`); every rank must ask.
 
     Raises:
         ConfigError: Model or target modules do not exist, or the adapter has another shape than the
             config; one line that says which.
     """
-    engine = engine or prepare_engine(config, goes_on=adapter is not None)
+    engine = engine or prepare_engine(config, goes_on=adapter is not None, spread=spread)
     from transformers import set_seed
 
     set_seed(config.seed)
@@ -145,7 +155,7 @@ def load_model(
         if engine == "unsloth":
             model, tokenizer = _load_unsloth(config)
         else:
-            model, tokenizer = _load_transformers(config, adapter)
+            model, tokenizer = _load_transformers(config, adapter, spread)
     # Not the folder in which a model with a name of its own happens to lie here.
     if not config.is_peft:
         model.config.name_or_path = config.model
@@ -270,7 +280,7 @@ def _load_unsloth(config: ModelRequest) -> tuple[Any, Any]:
     return model, getattr(tokenizer, "tokenizer", tokenizer)
 
 
-def _load_transformers(config: ModelRequest, adapter: Path | None) -> tuple[Any, Any]:
+def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -278,12 +288,13 @@ def _load_transformers(config: ModelRequest, adapter: Path | None) -> tuple[Any,
 
     location = location_here(config.model)
     tokenizer = tokenizer_of(str(adapter or location), location)
+    where = _place_to_load(spread)
     model = AutoModelForCausalLM.from_pretrained(
         location,
         # What is trained is kept in float32: small updates would be rounded away.
         dtype=base_dtype(location) if config.is_peft else torch.float32,
-        quantization_config=_four_bit() if config.load_in_4bit else None,
-        device_map={"": local_rank()} if torch.cuda.is_available() else None,
+        quantization_config=_four_bit() if config.load_in_4bit and not spread else None,
+        device_map=None if where is None else {"": where},
     )
     model.config.use_cache = False
     if not config.is_peft:
@@ -293,8 +304,23 @@ def _load_transformers(config: ModelRequest, adapter: Path | None) -> tuple[Any,
         adapted: Any = get_peft_model(model, lora)
     else:
         adapted = _with_adapter(model, config, adapter)
+    if spread:
+        from openweights.models.sharding import spread_layers
+
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
+        spread_layers(adapted, device, in_4bit=config.load_in_4bit)
     fuse_lora(adapted)
     return adapted, tokenizer
+
+
+def _place_to_load(spread: bool) -> int | str | None:
+    """Where weights are put first: the GPU, or the host's memory (None), from which the first rank
+    spreads them, while the others load none.
+    """
+    if spread:
+        return None if torch.distributed.get_rank() == 0 else "meta"
+    return local_rank() if torch.cuda.is_available() else None
 
 
 def _with_adapter(model: Any, config: ModelRequest, adapter: Path) -> Any:

@@ -53,14 +53,14 @@ def measured(layer: Any) -> Iterator[dict[str, float]]:
         `bytes` and `tokens` of its last forward pass. Parameters do not count, and a piece of
         memory counts once.
     """
-    own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     found: dict[str, float] = {"bytes": 0.0, "tokens": 0.0}
     forward = layer.forward
 
     def counted(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():  # a teacher's pass, or a rollout's
             return forward(hidden, *args, **kwargs)
-        seen: set[int] = set(own)
+        # Here, where they are, also those of a layer that is gathered for the pass.
+        seen = {p.untyped_storage().data_ptr() for p in layer.parameters()}
         found.update(bytes=0.0, tokens=float(hidden.shape[0] * hidden.shape[1]))
 
         def count(tensor: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ from openweights.jobs.unsloth.divergence import (
 from openweights.jobs.unsloth.rollout import Rollout, roll_out, sampling_params
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.ranks import sum_over_ranks
-from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer, filled_up
+from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
     on_policy_dataset,
@@ -127,6 +127,8 @@ class SDFTTrainer(ExactMeanTrainer):
             what the teacher reads, which the model must keep apart (`packing.keeps_rows_apart`).
             None pads the rows of each batch.
     """
+
+    scoring_passes = 1  # the teacher's
 
     def __init__(
         self,
@@ -206,7 +208,7 @@ class SDFTTrainer(ExactMeanTrainer):
             fuller = divided(lengths, self._micro_batch_tokens)
             groups = fuller if len(fuller) <= len(groups) else groups
         batches = [self._scoring_batch([rows[index] for index in group]) for group in groups]
-        return filled_up(batches, len(sizes))
+        return self._filled_up(batches, len(sizes))
 
     def _rollout(self, prompts: list[list[int]]) -> Rollout:
         step = self.state.global_step

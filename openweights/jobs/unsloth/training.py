@@ -26,7 +26,13 @@ from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_kee
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
-from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED, is_rank, rank, run_ranks
+from openweights.jobs.unsloth.runtime.launcher import (
+    EXIT_TERMINATED,
+    is_rank,
+    launched_ranks,
+    rank,
+    run_ranks,
+)
 from openweights.jobs.unsloth.runtime.reporting import (
     FolderReporter,
     Reporter,
@@ -96,26 +102,30 @@ def _train(
     reporter: Reporter,
     extra_callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
+    from openweights.jobs.unsloth.runtime.ranks import join, leave, shares_layers
     from openweights.models.load import load_model, prepare_engine
 
     folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
     source = fetch_model(ow, config.model, folder)
     located = config.model_copy(update={"model": source.base})
-    engine = prepare_engine(located, goes_on=source.adapter is not None)
+    spread = shares_layers(located)
+    engine = prepare_engine(located, goes_on=source.adapter is not None, spread=spread)
     from openweights.jobs.unsloth.callbacks import StopOnSignal
     from openweights.jobs.unsloth.runtime.memory import (
         out_of_memory_explained,
         refuse_what_cannot_fit,
     )
-    from openweights.jobs.unsloth.runtime.ranks import leave
     from openweights.jobs.unsloth.runtime.record import reproducibility
 
     with StopOnSignal() as stop:
         data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
         rows = _split(config, data)
         _check_rendering(config, source, data)
-        refuse_what_cannot_fit(located)
-        model, tokenizer = load_model(located, engine, source.adapter)
+        refuse_what_cannot_fit(located, gpus=launched_ranks() if spread else 1)
+        if spread:
+            logger.info("the model's layers are spread over %d processes", launched_ranks())
+            join()
+        model, tokenizer = load_model(located, engine, source.adapter, spread=spread)
         # The other ranks have copies of their own, and say nothing.
         record = {} if rank() else reproducibility(config, model, engine)
         callbacks = [

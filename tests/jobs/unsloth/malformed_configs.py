@@ -57,6 +57,20 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
         "engine",
         "must be 'auto', 'unsloth' or 'transformers', not 'vllm'",
     ),
+    ({**GOOD, "parallel": "tensor"}, "parallel", "must be 'auto', 'ddp' or 'fsdp', not 'tensor'"),
+    ({**GRPO, "parallel": "fsdp"}, "parallel", "for sft, sdft, dpo and orpo; use 'ddp' for grpo"),
+    ({**GOOD, "parallel": "fsdp", "is_peft": False}, "parallel", "trains adapters; use 'ddp'"),
+    ({**GOOD, "parallel": "fsdp", "engine": "unsloth"}, "engine", "the whole model on each GPU"),
+    (
+        {**SDFT, "parallel": "fsdp", "sdft_rollout_engine": "vllm"},
+        "sdft_rollout_engine",
+        "which parallel='fsdp' spreads; use 'auto' or 'transformers'",
+    ),
+    (
+        {**SDFT, "parallel": "fsdp", "rollout_precision": "fp8"},
+        "rollout_precision",
+        "parallel='fsdp' cannot use; remove it",
+    ),
     ({**GOOD, "chat_template": "chatml"}, "chat_template", "no Jinja template"),
     ({**GOOD, "job_id_suffix": "a b"}, "job_id_suffix", "letters, digits"),
     # learning rates

@@ -256,6 +256,9 @@ class TrainingFields(BaseModel):
         rollout_precision: "fp8" lets `cuda_graph` draw completions with fp8 copies of the weights,
             which is faster; what is trained is computed exactly.
         engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
+        parallel: What several GPUs share: rows alone with "ddp", each has the model; the layers,
+            too, with "fsdp" (FSDP2), for sft, sdft, dpo and orpo with an adapter. "auto" takes
+            "fsdp" for a job that needs more memory than one of them has.
     """
 
     model_config = ConfigDict(
@@ -358,6 +361,7 @@ class TrainingFields(BaseModel):
     grpo_max_failed_reward_fraction: float = Field(default=0.5, ge=0, lt=1)
     rollout_precision: Literal["model", "fp8"] = "model"
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
 
     @field_validator("training_file", "test_file", "output_dir")
     @classmethod

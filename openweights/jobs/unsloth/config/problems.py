@@ -56,6 +56,8 @@ def config_problems(config: TrainingFields) -> Problems:
     yield from sdft_problems(config)
     yield from grpo_problems(config)
     yield from full_problems(config)
+    if config.parallel == "fsdp":
+        yield from spreading_problems(config)
     yield from hub_problems(config)
     yield from test_set_problems(config)
 
@@ -298,6 +300,27 @@ def sdft_problems(config: TrainingFields) -> Problems:
             "sdft_skip_tokens",
             f"is {config.sdft_skip_tokens} of at most {config.sdft_max_new_tokens} tokens, so "
             "nothing would be learned; lower it",
+        )
+
+
+def spreading_problems(config: TrainingFields) -> Problems:
+    """Why the model's layers cannot be spread over GPUs, as (field, what; what to do)."""
+    if config.loss == "grpo":
+        yield "parallel", "'fsdp' is for sft, sdft, dpo and orpo; use 'ddp' for grpo"
+    if not config.is_peft:
+        yield "parallel", "'fsdp' trains adapters; use 'ddp' to train all weights"
+    if config.engine == "unsloth":
+        yield "engine", "'unsloth' needs the whole model on each GPU; use 'auto' or 'transformers'"
+    if config.loss == "sdft" and config.sdft_rollout_engine in ("cuda_graph", "vllm"):
+        yield (
+            "sdft_rollout_engine",
+            f"{config.sdft_rollout_engine!r} needs the whole model on each GPU, which "
+            "parallel='fsdp' spreads; use 'auto' or 'transformers'",
+        )
+    if config.rollout_precision == "fp8":
+        yield (
+            "rollout_precision",
+            "'fp8' is for the engine cuda_graph, which parallel='fsdp' cannot use; remove it",
         )
 
 

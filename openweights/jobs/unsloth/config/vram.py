@@ -20,7 +20,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from openweights.gpu_catalogue import CATALOGUE, GPU_COUNTS, surely_usable_gb
 from openweights.jobs.unsloth.config.fields import TrainingFields
+from openweights.jobs.unsloth.config.problems import spreading_problems
 from openweights.models.shape import ModelShape, model_shape
 
 CONTEXT_GB = 1.2  # what CUDA, its libraries and the gaps between pieces take beside the tensors
@@ -28,6 +30,8 @@ _FLOAT = 4
 # Of a weight in nf4, whose scales are quantised, too: one byte for 64 weights, and four for 256.
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _PREFILL_TOKENS = 16_384
+# Of layers that are spread, one computes, the next one comes, and what came is copied.
+_GATHERED_LAYERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ class Memory:
 
 
 def gpu_gb(config: TrainingFields, model: str) -> int | None:
-    """The GPU that a job needs, in GiB, at the largest batches that its config allows.
+    """The memory that a job needs, in GiB, at the largest batches that its config allows: of one
+    GPU, or of as many together as it takes to spread its layers over.
 
     Args:
         model: The base of its model.
@@ -109,7 +114,29 @@ def gpu_gb(config: TrainingFields, model: str) -> int | None:
     shape = model_shape(model)
     if shape is None:
         return None
-    return math.ceil(vram_needed(config, shape).total / 2**30 + CONTEXT_GB)
+    alone = _on_each_gb(config, shape, 1)
+    largest = max(surely_usable_gb(gpu) for gpu in CATALOGUE.values() if gpu.is_automatic)
+    if alone <= largest or config.parallel == "ddp" or any(spreading_problems(config)):
+        return alone
+    together = ((n, _on_each_gb(config, shape, n)) for n in GPU_COUNTS)
+    return next((n * each for n, each in together if each <= largest), alone)
+
+
+def _on_each_gb(config: TrainingFields, shape: ModelShape, gpus: int) -> int:
+    return math.ceil(vram_needed(config, shape, gpus=gpus).total / 2**30 + CONTEXT_GB)
+
+
+def must_spread(config: TrainingFields, gpus: int, gpu_bytes: int) -> bool:
+    """Whether the model's layers are to be spread over so many GPUs, with so much memory each.
+
+    Args:
+        config: With the base of its model as `model`.
+    """
+    if gpus == 1 or config.parallel != "auto":
+        return gpus > 1 and config.parallel == "fsdp"
+    shape = model_shape(config.model)
+    fits = shape is None or _on_each_gb(config, shape, 1) * 2**30 <= gpu_bytes
+    return not fits and not any(spreading_problems(config))
 
 
 # What can be made smaller, and still be the same job.
@@ -136,6 +163,7 @@ def vram_needed(
     device: Device = GPU,
     tokens: Tokens | None = None,
     kept_layers: int = 0,
+    gpus: int = 1,
 ) -> Memory:
     """What a job holds at its worst moment.
 
@@ -143,6 +171,7 @@ def vram_needed(
         tokens: The largest batches that come; None for the largest that the config allows.
         kept_layers: Layers that keep their activations on a device that recomputes: as many as fit
             do so (`models/recomputation.py`), and a job that has less memory needs none.
+        gpus: Over which the layers are spread; what one of them holds is counted.
     """
     tokens = tokens or most_tokens(config)
     trained = trained_parameters(config, shape)
@@ -154,7 +183,7 @@ def vram_needed(
         gradients + step.optimizer,
     )
     return Memory(
-        weights=_weight_bytes(config, shape, device),
+        weights=_weight_bytes(config, shape, device, gpus),
         trained=_FLOAT * trained * config.is_peft,
         optimizer=_optimizer_bytes(config, device) * trained,
         teacher=_teacher_copies(config, device) * _FLOAT * trained,
@@ -356,11 +385,14 @@ def _adapted(config: TrainingFields, shape: ModelShape) -> dict[str, tuple[int, 
     return {name: sizes for name, sizes in shape.linears.items() if name in names}
 
 
-def _weight_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> int:
+def _weight_bytes(config: TrainingFields, shape: ModelShape, device: Device, gpus: int) -> int:
     if not config.is_peft:
         return _FLOAT * shape.parameters
     each = _NF4_BYTES if config.load_in_4bit else device.value_bytes
-    return int(each * shape.linear_parameters) + device.value_bytes * shape.other_parameters
+    layers = each * shape.linear_parameters
+    if gpus > 1:
+        layers *= 1 / gpus + _GATHERED_LAYERS / shape.layers
+    return int(layers) + device.value_bytes * shape.other_parameters
 
 
 def _teacher_copies(config: TrainingFields, device: Device) -> int:

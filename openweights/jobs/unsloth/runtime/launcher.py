@@ -25,6 +25,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def launched_ranks() -> int:
+    """How many processes were started to train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_rank() -> bool:
     """Whether this process is one of several already."""
     return "LOCAL_RANK" in os.environ

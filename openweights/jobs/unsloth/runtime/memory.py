@@ -38,12 +38,13 @@ _SPARE = 0.12
 
 
 def refuse_what_cannot_fit(
-    config: TrainingConfig, memory: Callable[[], tuple[int, int]] = memory_bytes
+    config: TrainingConfig, memory: Callable[[], tuple[int, int]] = memory_bytes, gpus: int = 1
 ) -> None:
     """Before a model is loaded whose training needs more than there is, whatever the rows are.
 
     Args:
         config: With the base of its model as `model`.
+        gpus: Over which its layers are spread.
         memory: Free and whole memory, in bytes.
 
     Raises:
@@ -56,11 +57,13 @@ def refuse_what_cannot_fit(
     if not torch.cuda.is_available():
         with clear_load_errors(config.model):
             device = Device(base_dtype(config.model).itemsize, recomputes=False, is_fused=False)
-    least = vram_needed(config, shape, device=device, tokens=Tokens(micro=1, scored=1))
+    fewest = Tokens(micro=1, scored=1)
+    least = vram_needed(config, shape, device=device, tokens=fewest, gpus=gpus)
     _, whole = memory()
     if least.total > whole:
         raise ConfigurationError(
-            f"model: to train {config.model} so takes {least} at least, and {device_name()} has "
+            f"model: to train {config.model} so takes {least} at least"
+            f"{f' on each of {gpus} GPUs' if gpus > 1 else ''}, and {device_name()} has "
             f"{whole / 2**30:.1f} GiB; use a smaller model{_lighter(config)}, or ask for a larger "
             "GPU with requires_vram_gb"
         )

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from openweights.jobs.unsloth.config.vram import must_spread
+from openweights.jobs.unsloth.runtime.launcher import launched_ranks
 from openweights.jobs.unsloth.runtime.reporting import Reporter
+from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LOADING = timedelta(hours=1)  # of a large model by the first rank, for which the others wait
 GLOO_REST_S = 0.5  # for threads that have nothing left to do but to end
 
 
@@ -55,6 +60,24 @@ def first_ranks(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def shares_layers(config: TrainingConfig) -> bool:
+    """Whether the ranks are to have parts of one model, instead of a model each.
+
+    Args:
+        config: With the base of its model as `model`.
+    """
+    gpus = [torch.cuda.get_device_properties(at) for at in range(torch.cuda.device_count())]
+    memory = min((gpu.total_memory for gpu in gpus), default=2**62)
+    return must_spread(config, launched_ranks(), memory)
+
+
+def join() -> None:
+    """Become one of the group, before the Trainer would, for a model that is loaded together."""
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available(), timeout=LOADING)
 
 
 def leave() -> None:

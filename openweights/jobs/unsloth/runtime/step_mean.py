@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from trl import SFTTrainer
 
 from openweights.jobs.unsloth.runtime.ranks import average_gradients, sum_over_ranks
+from openweights.models.forward import evaluating
 from openweights.models.packing import repacked
+from openweights.models.sharding import is_spread, most_on_a_rank, one_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,8 @@ LossFunction = Callable[[Any, Mapping[str, Tensor]], SummedLoss]
 _NO_ROWS: dict[str, Any] = {"input_ids": torch.empty(1, 0, dtype=torch.long)}
 
 
-def filled_up(packs: Sequence[Any], count: int) -> list[Any]:
-    """So many micro-batches: packs, and before them empty ones, which are passed by.
-
-    The Trainer counts on the number that it asked for, and takes its step after the last.
-    """
-    return [_NO_ROWS] * (count - len(packs)) + list(packs)
+# A micro-batch that only other ranks have, which need this one's parts of the layers.
+_ROWS_ELSEWHERE: dict[str, Any] = {"input_ids": torch.empty(1, 0, dtype=torch.long)}
 
 
 class ExactMeanTrainer(SFTTrainer):
@@ -53,9 +51,18 @@ class ExactMeanTrainer(SFTTrainer):
 
     Args:
         **kwargs: Of `SFTTrainer`.
+
+    Attributes:
+        scoring_passes: Passes without gradient that come before a micro-batch's own.
     """
 
+    scoring_passes = 0
+
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
+        self._is_spread = is_spread(model)
+        if self._is_spread:
+            # Ranks are kept in step here; accelerate would wrap it into DDP, and refuse.
+            model._is_accelerate_prepared = True  # type: ignore[assignment]
         super().__init__(model=model, **kwargs)  # type: ignore[arg-type]
         self._network = model
         # By name; what an evaluation recorded begins with "eval_".
@@ -63,6 +70,16 @@ class ExactMeanTrainer(SFTTrainer):
         self._sums = defaultdict(lambda: (0.0, 0.0))
         # Of how much the loss since the last log is a mean.
         self._counted: float | Tensor = 0.0
+
+    def _filled_up(self, packs: Sequence[Any], count: int) -> list[Any]:
+        """So many micro-batches: packs, and before them empty ones, which are passed by.
+
+        The Trainer counts on the number that it asked for, and takes its step after the last. Where
+        layers are spread, a rank has something to do as often as the others.
+        """
+        most = most_on_a_rank(len(packs)) if self._is_spread else len(packs)
+        elsewhere = [_ROWS_ELSEWHERE] * (most - len(packs))
+        return [_NO_ROWS] * (count - most) + elsewhere + list(packs)
 
     def _share(self, loss: Tensor) -> Tensor:
         """The loss to return for a micro-batch's part of the step's mean over all ranks."""
@@ -81,12 +98,27 @@ class ExactMeanTrainer(SFTTrainer):
         The loss does not pass through DDP's forward, so the last one of a step averages the
         gradients over the ranks here.
         """
-        if inputs is _NO_ROWS:
+        if inputs is _ROWS_ELSEWHERE:
+            self._take_part()
+        if inputs is _NO_ROWS or inputs is _ROWS_ELSEWHERE:
             return torch.zeros((), device=self.accelerator.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
             average_gradients(self._network, self.accelerator)
         return loss
+
+    def _take_part(self) -> None:
+        """The passes of a micro-batch, on one token that teaches nothing; without dropout, whose
+        random numbers are for those that teach.
+        """
+        with evaluating(self._network), self.accelerator.autocast():
+            for _ in range(self.scoring_passes):
+                one_token(self._network)
+        self._network.eval()
+        with self.accelerator.autocast():
+            hidden = one_token(self._network)
+        (hidden.sum() * 0).backward()
+        self._network.train()
 
     def _record(self, name: str, amount: float | Tensor, weight: float | Tensor) -> None:
         """Tensors stay on their device until they are logged: reading one waits for the GPU."""
@@ -150,7 +182,7 @@ class StepMeanTrainer(ExactMeanTrainer):
         """The same rows in fewer batches."""
         if self._micro_batch_tokens is None or not batches:
             return batches
-        return filled_up(repacked(batches, self._micro_batch_tokens), len(batches))
+        return self._filled_up(repacked(batches, self._micro_batch_tokens), len(batches))
 
     def compute_loss(
         self,

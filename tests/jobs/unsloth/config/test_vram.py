@@ -20,6 +20,7 @@ from openweights.jobs.unsloth.config.vram import (
     Tokens,
     gpu_gb,
     most_tokens,
+    must_spread,
     settings_to_lower,
     vram_needed,
 )
@@ -154,6 +155,28 @@ def test_a_job_asks_for_what_it_needs(home: Path) -> None:
         requires_vram_gb = 70
 
     assert Mine(kind.ow).vram_gb(config(model="org/model-0.5B")) == 70
+
+
+def test_layers_are_spread_where_a_gpu_is_too_small() -> None:
+    """By the job and the GPUs alone; what is asked for holds the parts and what is not spread."""
+    small, large = config(model="org/model-7B"), config(model="org/model-70B")
+    card = 80 * 2**30
+    assert not must_spread(small, 2, card) and must_spread(large, 2, card)
+    assert not must_spread(large, 1, card) and not must_spread(large, 2, 3 * card)
+    assert must_spread(config(model="org/model-7B", parallel="fsdp"), 2, card)
+    assert not must_spread(config(model="org/model-70B", parallel="ddp"), 2, card)
+    grpo = config("grpo", model="org/model-70B", per_device_train_batch_size=8)
+    assert not must_spread(grpo, 2, card), "which it could not honour; the job says that it is full"
+    one, two, four = (
+        vram_needed(large, usual_shape(70.6), gpus=gpus).weights / 2**30 for gpus in (1, 2, 4)
+    )
+    assert one / 2 < two < one * 0.6 and one / 4 < four < two
+    asked = gpu_gb(large, large.model) or 0
+    on_each = vram_needed(large, usual_shape(70.6), gpus=2).total / 2**30 + CONTEXT_GB
+    assert 0 <= asked - 2 * on_each < 2
+    together = gpu_gb(large.model_copy(update={"parallel": "ddp"}), large.model) or 0
+    assert together < asked, "what is not spread is there twice"
+    assert (gpu_gb(small, small.model) or 0) < 80
 
 
 def test_what_is_asked_for_has_room_for_cuda() -> None:

@@ -1,0 +1,138 @@
+"""What each rank of `test_spread_layers.py` does, and what it saves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from openweights.generation.choose import generation_engine
+from openweights.generation.params import GenerationRequest, SamplingParams
+from openweights.jobs.unsloth.preference.trainer import preference_train
+from openweights.jobs.unsloth.runtime.launcher import rank
+from openweights.jobs.unsloth.runtime.ranks import join, leave
+from openweights.jobs.unsloth.sdft import sdft_train
+from openweights.jobs.unsloth.sft import sft_train
+from openweights.jobs.unsloth.validate import training_config
+from openweights.models.adapters import active_adapter
+from openweights.models.forward import base_model
+from openweights.models.load import load_model
+from openweights.models.sharding import decoder_layers, spread_layers
+from tests.jobs.unsloth.malformed_configs import DPO, GOOD, SDFT
+from tests.jobs.unsloth.test_preference import ROWS as PAIRS
+from tests.jobs.unsloth.test_sdft import ROWS, EchoEngine, adapters, load, make_trainer, perturb
+from tests.jobs.unsloth.test_teacher import averages_of
+
+# Lengths by which the rows of the first rank fill two packs, and those of the second one.
+UNEVEN = [
+    {
+        "messages": [
+            {"role": "user", "content": "say"},
+            {"role": "assistant", "content": "ab " * (60 if i % 2 == 0 else 5) + str(i)},
+        ]
+    }
+    for i in range(16)
+]
+LOSSES: dict[str, tuple[dict[str, Any], Any, Any, dict[str, Any]]] = {
+    "sft": (GOOD, sft_train, UNEVEN, {"max_seq_length": 256, "lora_dropout": 0.1}),
+    "dpo": (DPO, preference_train, PAIRS, {}),
+    "sdft": (
+        SDFT,
+        sdft_train,
+        ROWS,
+        {"max_seq_length": 200, "sdft_max_new_tokens": 8, "sdft_gate": "off"},
+    ),
+}
+
+
+class Passes:
+    """Counts those through a model's layers."""
+
+    def __init__(self, model: Any) -> None:
+        self.count = 0
+        base_model(model).get_decoder().register_forward_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+
+def sampled(model: Any, tokenizer: Any) -> list[int]:
+    """More tokens on the second rank."""
+    params = SamplingParams(max_new_tokens=4 + 9 * rank(), stop_token_ids=(), detokenize=False)
+    engine = generation_engine("auto", model, tokenizer)
+    request = GenerationRequest([5, 6, 7], params, active_adapter(model))
+    return list(engine.generate([request])[0][0].token_ids)
+
+
+def runs(model_folder: str, folder_name: str, layers: str) -> None:
+    """Jobs of three losses by their own functions; `layers` are "spread" or "whole"."""
+    folder = Path(folder_name)
+    folder.mkdir(exist_ok=True)
+    spread = layers == "spread"
+    logs: dict[str, Any] = {}
+    if spread:
+        join()
+    for name, (good, train, rows, changes) in LOSSES.items():
+        options = {
+            "model": model_folder,
+            "max_steps": 2,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+            "learning_rate": 0.1,
+            "optim": "sgd",
+            "warmup_steps": 0,
+            "output_dir": str(folder / name),
+        }
+        config = training_config({**good, **options, **changes})
+        model, tokenizer = load_model(config, spread=spread)
+        passes = Passes(model)
+        trainer = train(config, model, tokenizer, rows, None)
+        own = [p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor)]
+        logs[name] = {
+            "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+            "weights": {name: value.tolist() for name, value in adapters(model).items()},
+            "own": sum(own),
+            "matrices": sum(
+                p.numel()
+                for p in decoder_layers(base_model(model)).parameters()
+                if p.dim() > 1 and not p.requires_grad
+            ),
+            "sampled": sampled(model, tokenizer) if name == "sdft" else [],
+            "passes": passes.count,
+        }
+    (folder / f"rank-{rank()}.json").write_text(json.dumps(logs))
+    leave()
+
+
+def steps(
+    model_name: str, folder_name: str, batch_size: str, layers: str, resume_from: str
+) -> None:
+    """SDFT from a checkpoint on, or from the start."""
+    model_folder, folder = Path(model_name), Path(folder_name)
+    folder.mkdir(exist_ok=True)
+    model = load(model_folder)
+    if layers == "spread":
+        join()
+        spread_layers(model, torch.device("cpu"))
+    trainer = make_trainer(
+        model,
+        model_folder,
+        folder,
+        engine=EchoEngine(),
+        per_device_train_batch_size=int(batch_size),
+        ema_alpha=0.3,
+        max_steps=4,
+        save_steps=2,
+        keep_checkpoints=2,
+        optim="adamw_torch",
+        learning_rate=0.05,
+    )
+    perturb(model, 1)
+    trainer.train(resume_from_checkpoint=resume_from or None)
+    if trainer.is_world_process_zero():
+        weights = {"student": adapters(model), "teacher": averages_of(trainer.teacher)}
+        torch.save(weights, folder / "weights.pt")
+    leave()
