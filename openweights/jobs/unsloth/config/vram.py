@@ -170,7 +170,7 @@ def vram_needed(
     Args:
         tokens: The largest batches that come; None for the largest that the config allows.
         kept_layers: Layers that keep their activations on a device that recomputes: as many as fit
-            do so (`models/recomputation.py`), and a job that has less memory needs none.
+            do so (`runtime/recomputation.py`), and a job that has less memory needs none.
         gpus: Over which the layers are spread; what one of them holds is counted.
     """
     tokens = tokens or most_tokens(config)

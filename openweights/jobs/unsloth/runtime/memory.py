@@ -20,15 +20,15 @@ from openweights.jobs.unsloth.config.vram import (
     settings_to_lower,
     vram_needed,
 )
-from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.load import base_dtype, clear_load_errors, device_name
-from openweights.models.memory import memory_bytes
-from openweights.models.recomputation import (
+from openweights.jobs.unsloth.runtime.recomputation import (
     affordable,
     keep_activations,
     measured,
     recomputing_layers,
 )
+from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.load import base_dtype, clear_load_errors, device_name
+from openweights.models.memory import memory_bytes
 from openweights.models.shape import model_shape
 
 logger = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from openweights.jobs.unsloth.config.vram import (
     settings_to_lower,
     vram_needed,
 )
+from openweights.jobs.unsloth.runtime.recomputation import affordable
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.recomputation import affordable
 from openweights.models.shape import ModelShape, usual_shape
 from openweights.settings import Settings
 from tests.jobs.unsloth.malformed_configs import GOOD

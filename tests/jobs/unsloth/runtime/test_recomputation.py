@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from openweights.models.recomputation import (
+from openweights.jobs.unsloth.runtime.recomputation import (
     affordable,
     keep_activations,
     measured,
