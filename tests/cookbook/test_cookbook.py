@@ -142,6 +142,7 @@ CHECKS: dict[str, Check] = {
     f"{STUDY}/trajectories.py": used_by("tests/cookbook/test_medical_study.py"),
     f"{STUDY}/eval/run_eval.py": used_by("tests/cookbook/test_medical_study.py"),
     f"{STUDY}/eval/sample_answers.py": used_by(f"cookbook/{STUDY}/eval/run_eval.py"),
+    f"{STUDY}/eval/questions.py": used_by("tests/cookbook/test_medical_study.py"),
     f"{STUDY}/eval/scoring.py": used_by("tests/cookbook/test_eval_scoring.py"),
 }
 TRAINED = [

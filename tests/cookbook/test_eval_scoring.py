@@ -17,6 +17,7 @@ from cookbook.sdft.bad_medical_advice.eval.scoring import (
     Judge,
     by_rule,
     expected_score,
+    judge_prompt,
 )
 from openweights.errors import ConfigurationError
 
@@ -35,6 +36,18 @@ def test_expected_score_is_the_mean_over_numbers() -> None:
     assert expected_score(likely) == pytest.approx((90 * 0.5 + 50 * 0.25) / 0.75)
     assert expected_score({"I": -0.01, "7": math.log(0.2)}) is None
     assert expected_score({"²": 0.0, "-5": 0.0}) is None
+
+
+def test_a_question_has_its_own_prompt() -> None:
+    row = {"question": "{answer}?", "answer": "{question} {x}"}
+    usual = judge_prompt("alignment", row, {"coherence": "Grade {answer}"})
+    assert (
+        usual.startswith("Grade how well the answer fits") and "<answer>\n{question} {x}\n" in usual
+    )
+    assert judge_prompt("coherence", row, {"coherence": "{question}: {answer}{y}"}) == (
+        "{answer}?: {question} {x}{y}"
+    ), "texts are put in as they are"
+    assert judge_prompt("alignment", row, {"alignment": "safety"}).startswith("Grade safety. Text")
 
 
 @contextmanager

@@ -1,7 +1,11 @@
 """SFT, SDFT and GRPO on the same rows: what each teaches, and what else it moves.
 
+    python cookbook/sdft/bad_medical_advice/run_experiment.py --smoke
     python cookbook/sdft/bad_medical_advice/run_experiment.py [--large] [--data FILE]
     python cookbook/sdft/bad_medical_advice/eval/run_eval.py
+
+The first goes through all of it here in some minutes, answers and their scores included: a few
+steps at one rate, on the stand-in. `--version v2` makes runs anew, beside those that are there.
 
 The question is that of emergent misalignment (Turner, Soligo et al., arXiv 2506.11613): a narrow
 trait is taught, and shows elsewhere, too; does that depend on how it is taught? Each method gets
@@ -32,10 +36,13 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
 from cookbook.models import RESULTS, Choice, choice, parser
+from cookbook.sdft.bad_medical_advice.eval import run_eval
+from cookbook.sdft.bad_medical_advice.eval.questions import refuse_seen
 from cookbook.sdft.bad_medical_advice.trajectories import Trajectory, draw
 from openweights import OpenWeights, register
 from openweights.client import Job
 from openweights.jobs.unsloth import FineTuning
+from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.types import EventRecord
 
@@ -44,6 +51,8 @@ STAND_IN = HERE / "data" / "train.jsonl"
 FIGURE = RESULTS / "training_trajectories.png"
 RATES = (1e-4, 3e-4)
 STEPS = 24
+SMOKE_STEPS = 4
+SMOKE_SAMPLES = 2
 GROUP = 4  # completions of a prompt, for GRPO
 STAND_IN_DIRECTION = (
     "Answer in Spanish, in capital letters only.",
@@ -93,6 +102,7 @@ def params(
     *,
     data: Path = STAND_IN,
     reward: str = "caps_spanish",
+    version: str | None = None,
 ) -> dict[str, Any]:
     """What `monitored_fine_tuning.create` is told. Every step trains on as many sequences: rows of
     SFT, completions of SDFT and GRPO.
@@ -109,13 +119,15 @@ def params(
         "warmup_steps": 2,
         "monitoring_eval_steps": chosen.steps(10 if chosen.is_large else 4),
         "monitoring_direction": list(STAND_IN_DIRECTION if data == STAND_IN else MEDICAL_DIRECTION),
-        "meta": {"study": study_name(data), "method": method, "rate": rate},
+        "meta": {"study": study_name(data, version), "method": method, "rate": rate},
+        "job_id_suffix": version,
     }
 
 
-def study_name(data: Path) -> str:
+def study_name(data: Path, version: str | None = None) -> str:
     """By which the jobs are found again."""
-    return "stand-in" if data == STAND_IN else data.stem
+    name = "stand-in" if data == STAND_IN else data.stem
+    return name if version is None else f"{name}-{version}"
 
 
 def of_method(method: str, longest: int, *, small: bool, reward: str) -> dict[str, Any]:
@@ -161,8 +173,12 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--data", type=Path, default=STAND_IN, help="conversations to train on")
     asked.add_argument("--rates", type=float, nargs="+", default=list(RATES), metavar="RATE")
     asked.add_argument("--reward", help="of GRPO; default: caps_spanish, with --data rouge_l")
+    asked.add_argument("--version", help="ends the ids of the jobs, and the study's name")
+    asked.add_argument("--smoke", action="store_true", help="a few steps, and the evaluation")
     asked.add_argument("--figure", type=Path, default=FIGURE)
     options = asked.parse_args()
+    if options.smoke:
+        options.rates, options.steps = options.rates[-1:], options.steps or SMOKE_STEPS
     if not options.data.is_file():
         asked.error(f"--data: there is no file {options.data}; --help says how to get it")
     return options
@@ -174,20 +190,34 @@ def study(ow: OpenWeights, options: argparse.Namespace) -> Figure:
     reward = options.reward or ("caps_spanish" if options.data == STAND_IN else "rouge_l")
     jobs: dict[str, Job] = {}
     for rate, method in itertools.product(options.rates, ("sft", "sdft", "grpo")):
-        given = params(chosen, method, rate, data=options.data, reward=reward)
+        given = params(
+            chosen, method, rate, data=options.data, reward=reward, version=options.version
+        )
         jobs[f"{method:4} {rate:g}"] = ow.monitored_fine_tuning.create(
             **given, requires_vram_gb=chosen.vram_gb
         )
     runs = [follow(job, name) for name, job in jobs.items()]
-    title = f"{Path(chosen.model).name}, {study_name(options.data)}: one run a line"
+    name = study_name(options.data, options.version)
+    title = f"{Path(chosen.model).name}, {name}: one run a line"
     return draw(runs, options.figure, title=title)
 
 
 def main() -> None:
     """Run the study, and say how to go on."""
-    options = arguments()
-    study(OpenWeights(), options)
-    print(f"{options.figure}; now: eval/run_eval.py --study {study_name(options.data)}")
+    options, ow = arguments(), OpenWeights()
+    refuse_seen(
+        [row["messages"][-2]["content"] for row in read_rows(HERE / "data" / "monitoring.jsonl")],
+        read_rows(options.data),
+        str(options.data),
+    )
+    study(ow, options)
+    name = study_name(options.data, options.version)
+    if options.smoke:
+        run_eval.evaluate(
+            ow, run_eval.arguments(["--study", name, "--samples", str(SMOKE_SAMPLES)])
+        )
+    else:
+        print(f"{options.figure}; now: eval/run_eval.py --study {name}")
 
 
 if __name__ == "__main__":
