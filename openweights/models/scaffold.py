@@ -25,6 +25,8 @@ Message = dict[str, Any]
 # the thinking, the closing tag, the rest.
 _THOUGHT = re.compile(r"(\s*(?:<think>)?\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
 
+_THINKING = ("THOUGHT", "REASONING")
+
 TRIMMED = (
     "the chat template, or a token that it writes, trims white space at the ends of what is read"
 )
@@ -77,10 +79,17 @@ class Marking(NamedTuple):
     word: str = "MARK"
 
     @classmethod
-    def beside(cls, *texts: str) -> Marking:
-        """The first that none of the texts holds a mark of."""
-        words = ("MARK" + (str(number) if number else "") for number in count())
-        return cls(next(w for w in words if not any(f"{w}-" in text for text in texts)))
+    def all(cls) -> Iterator[Marking]:
+        """Those to choose from."""
+        yield cls()
+        yield from (cls(f"MARK{number}") for number in count(1))
+
+    def is_unique(self, shape: Shape, said: Collection[str]) -> bool:
+        """Whether the only marks are those of texts that are said, and these hold none."""
+        begin = f"{self.word}-"
+        if begin in shape.template or any(begin in text for text in said):
+            return False
+        return shape.asked.count(begin) == sum(map(bool, said))
 
     def written(self, message: int, part: str) -> str:
         """A mark."""
@@ -271,13 +280,21 @@ def scaffold_of(
     Raises:
         ValueError: The template refuses it.
     """
-    said: dict[tuple[int, str], str] = {}
-    marking = Marking.beside(repr((messages, template.tools, template.options)), template.text)
-    marked = [
-        _marked(index, message, marking, said, whole=index in verbatim)
-        for index, message in enumerate(messages)
-    ]
-    shape = template.shape(marked, prompt=prompt)
+    for marking in Marking.all():
+        said: dict[tuple[int, str], str] = {}
+        marked = [
+            _marked(index, message, marking, said, whole=index in verbatim)
+            for index, message in enumerate(messages)
+        ]
+        shape = template.shape(marked, prompt=prompt)
+        if marking.is_unique(shape, said.values()):
+            return _rendered(marked, said, marking, shape)
+    raise AssertionError("there are more words than a row has texts")
+
+
+def _rendered(
+    marked: list[Message], said: dict[tuple[int, str], str], marking: Marking, shape: Shape
+) -> Scaffold:
     try:
         text = _rendered_once(shape)
     except ConfigError:
@@ -312,7 +329,7 @@ def _marked(
         content = mark("TEXT", content)
     marked = {**message, "content": content}
     if message.get("reasoning_content"):
-        marked["reasoning_content"] = mark("THOUGHT", message["reasoning_content"])
+        marked["reasoning_content"] = mark("REASONING", message["reasoning_content"])
     if message.get("name"):
         marked["name"] = mark("NAME", message["name"])
     if message.get("tool_calls"):
@@ -379,7 +396,7 @@ def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[i
             continue
         if times > 1:
             raise MessageError(number, f": {_REWRITTEN}")
-        if part == "THOUGHT" and number not in kept:
+        if part in _THINKING and number not in kept:
             notes.add(FORGOTTEN)
             continue
         is_last = number == len(messages) - 1
@@ -395,13 +412,13 @@ _REWRITTEN = (
 
 def dropped(message: Message, part: str, *, is_last: bool) -> str:
     """What to say of a part of a message that the template leaves out."""
-    if part == "THOUGHT" and not is_last:
+    if part in _THINKING and not is_last:
         return (
             ": the chat template drops the thinking of an answer that is not the last; set "
             "train_on='last', or give each answer a row of its own"
         )
-    if part == "THOUGHT":
-        place = ".reasoning_content" if message.get("reasoning_content") else ""
+    if part in _THINKING:
+        place = ".reasoning_content" if part == "REASONING" else ""
         return f"{place}: the chat template drops the thinking; give a chat_template that keeps it"
     if part == "NAME":
         return (

@@ -157,7 +157,8 @@ def rendered_spans(
         if answered is None:
             raise error from None
         rendered = answered
-    rendered = replace(rendered, notes=rendered.notes | notes)
+    if notes:
+        rendered = replace(rendered, notes=rendered.notes | notes)
     if messages[-1]["role"] == "assistant" and not rendered.text.rstrip().endswith(tuple(ends)):
         end = end_of_turn(tokenizer) or str(tokenizer.eos_token)
         return _closed(rendered, end, len(messages) - 1 in wanted)
