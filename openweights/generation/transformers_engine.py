@@ -24,8 +24,13 @@ from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.row_cache import can_join, join, keep_rows, set_width
 from openweights.generation.samples import Sample
 from openweights.generation.selection import Rows, log_probs, select, top_log_probs
-from openweights.models.adapters import active_adapter, adapter_names, with_adapter
-from openweights.models.forward import base_model, evaluating
+from openweights.models.forward import (
+    active_adapter,
+    adapter_names,
+    base_model,
+    evaluating,
+    with_adapter,
+)
 from openweights.models.sharding import taking_turns
 from openweights.models.tokens import eos_token_ids, pad_left
 

@@ -24,8 +24,7 @@ from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import MOST_TOP_LOGPROBS, Delta, GenerationRequest
 from openweights.generation.samples import Sample
-from openweights.models.adapters import adapter_names
-from openweights.models.forward import base_model
+from openweights.models.forward import adapter_names, base_model
 from openweights.models.tokens import eos_token_ids
 
 MEMORY_SHARE = 0.35  # of the GPU, beside a training in the same memory

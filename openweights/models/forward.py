@@ -1,14 +1,17 @@
-"""The forward pass by its parts: decoder, hidden states that count, output head."""
+"""The forward pass by its parts: decoder, hidden states that count, output head, adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from openweights.errors import ConfigError
 
 
 def frozen_head(base: Any) -> Head | None:
@@ -102,3 +105,36 @@ class Head:
             logits_grad = logits_grad.to(self.weight.dtype)  # as the kernels do
         with torch.autocast(logits_grad.device.type, enabled=False):
             return logits_grad @ self.weight.to(logits_grad.dtype)
+
+
+# ---- adapters ------------------------------------------------------------------------------------
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    """The adapter that a `PeftModel` computes with; None without one."""
+    inner: Any = model
+    return inner.active_adapter if hasattr(inner, "get_base_model") else None
+
+
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """Every adapter that a model has."""
+    return tuple(getattr(model, "peft_config", ()))
+
+
+def with_adapter(model: Any, name: str, folder: Path) -> Any:
+    """The model with an adapter from a folder, in the place of one of that name.
+
+    Raises:
+        ConfigError: The folder holds none that fits the model.
+    """
+    from peft import PeftModel
+
+    try:
+        if not adapter_names(model):
+            return PeftModel.from_pretrained(model, folder, adapter_name=name)
+        if name in adapter_names(model):
+            model.delete_adapter(name)
+        model.load_adapter(folder, name)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"adapter {name!r}: {folder} cannot be loaded ({error})") from error
+    return model

@@ -221,7 +221,8 @@ def _to_the_letter(scaffold: Scaffold, shown: Sequence[str], start: int, stop: i
     for (mark, here), following in zip(inside, stops, strict=True):
         said, behind = scaffold.said_by(mark), scaffold.text[mark.stop : following]
         lead, _, tail = said.partition(here)
-        written = next(n for n in range(len(lead), -1, -1) if text.endswith(lead[:n]))
+        before = scaffold.text[:start] + text
+        written = next(n for n in range(len(lead), -1, -1) if before.endswith(lead[:n]))
         missing = next(n for n in range(len(tail) + 1) if behind.startswith(tail[n:]))
         text += lead[written:] + here + tail[:missing] + behind
     return text

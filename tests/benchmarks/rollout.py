@@ -20,7 +20,7 @@ from torch import nn
 from openweights.generation.choose import generation_engine
 from openweights.generation.params import SamplingParams
 from openweights.jobs.unsloth.rollout import roll_out
-from openweights.models.adapters import active_adapter
+from openweights.models.forward import active_adapter
 from tests.benchmarks.models import adapted, byte_tokenizer, qwen_7b
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from openweights.generation.choose import generation_engine
 from openweights.jobs.unsloth.distillation.gate import open_gate
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.adapters import active_adapter
+from openweights.models.forward import active_adapter
 from openweights.models.load import load_trained
 
 ORDERS = Path(__file__).parents[2] / "cookbook" / "sdft" / "data" / "train.jsonl"

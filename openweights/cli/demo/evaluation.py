@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openweights.generation.params import Completion, GenerationRequest, SamplingParams
 from openweights.generation.transformers_engine import TransformersEngine
 from openweights.jobs.unsloth.config.demonstrations import Showing, split_row, teacher_messages
-from openweights.models.adapters import active_adapter
+from openweights.models.forward import active_adapter
 from openweights.models.template import Message
 
 LEDGER_LINE = re.compile(r"[A-Z][a-z]+: \d+ [a-z]+ [a-z]+\.")

@@ -32,8 +32,7 @@ from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.samples import Sample
 from openweights.generation.selection import row_key
-from openweights.models.adapters import adapter_names, with_adapter
-from openweights.models.forward import base_model
+from openweights.models.forward import adapter_names, base_model, with_adapter
 from openweights.models.tokens import eos_token_ids
 
 PAGE_SIZE = 64

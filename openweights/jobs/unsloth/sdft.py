@@ -74,8 +74,8 @@ from openweights.jobs.unsloth.sdft_data import (
 from openweights.jobs.unsloth.teacher import EMATeacher
 from openweights.jobs.unsloth.trainer_args import precision, run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.adapters import active_adapter
 from openweights.models.forward import (
+    active_adapter,
     base_model,
     evaluating,
     frozen_head,

@@ -22,7 +22,7 @@ def answers(name: str, location: str, params: dict[str, Any]) -> Iterator[Row]:
     """So many samples of each question, under the name of the model."""
     from openweights.generation.choose import generation_engine
     from openweights.generation.params import GenerationRequest, SamplingParams
-    from openweights.models.adapters import active_adapter
+    from openweights.models.forward import active_adapter
     from openweights.models.load import load_trained
     from openweights.models.template import prompt_token_ids
 

@@ -37,7 +37,7 @@ from openweights.jobs.unsloth.grpo.data import Prompt
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.jobs.unsloth.rollout import Rollout, roll_out
-from openweights.models.adapters import active_adapter
+from openweights.models.forward import active_adapter
 from openweights.models.weights import Reference
 
 COMPLETIONS_EVERY_STEPS = 10

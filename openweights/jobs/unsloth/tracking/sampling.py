@@ -23,7 +23,7 @@ from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.jobs.unsloth.validate import SamplingCallback
-from openweights.models.adapters import active_adapter
+from openweights.models.forward import active_adapter
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from openweights.jobs.unsloth.runtime.ranks import join, leave
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import training_config
-from openweights.models.adapters import active_adapter
-from openweights.models.forward import base_model
+from openweights.models.forward import active_adapter, base_model
 from openweights.models.load import load_model
 from openweights.models.sharding import decoder_layers, spread_layers
 from tests.jobs.unsloth.malformed_configs import DPO, GOOD, SDFT
