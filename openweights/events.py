@@ -8,6 +8,7 @@ kind                 written by                           read by
 ===================  ===================================  ==========================================
 metrics (no type)    trainers, at every logged step       `metric_rows`: `job.metrics`, plots
 results (no type)    the worker, for files in `uploads/`  `job.download`, `ow show`, later jobs
+`Stage`              jobs, before and after their steps   progress of `job.wait`
 `Started`            trainers and inference, first        progress of `job.wait`
 `Reproducibility`    training and scoring jobs, first     people: `ow events JOB --type …`
 `IdleGPU`            workers in pods, as a warning        people
@@ -80,6 +81,19 @@ class TypedEvent:
     @classmethod
     def _names(cls) -> list[str]:
         return [one.name for one in fields(cls)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(TypedEvent):
+    """What a job does now, until it says something else or makes a step.
+
+    Attributes:
+        doing: As in "loading the model".
+    """
+
+    type: ClassVar[str] = "stage"
+
+    doing: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

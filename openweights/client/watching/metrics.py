@@ -24,6 +24,7 @@ Blocks = dict[tuple[int, int, str, str], list[float]]
 _NO_MEASURES = frozenset(
     kind.type
     for kind in (
+        events.Stage,
         events.Started,
         events.Reproducibility,
         events.Checkpoint,

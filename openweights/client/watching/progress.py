@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from openweights.client.event_json import as_number
 from openweights.client.watching.metrics import TOTALS
 from openweights.client.watching.notes import notebook_display
-from openweights.events import BlockwiseLogProbs, LogProbs, Started
+from openweights.events import BlockwiseLogProbs, LogProbs, Stage, Started
 from openweights.types import ENDED, EventRecord, JobRecord
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Progress:
         began_at: When the first of its steps began.
         reached_at: When `step` was reached.
         tokens_per_s: Of a model that answers.
+        doing: What it does while it makes no step.
     """
 
     run_id: int = 0
@@ -48,6 +49,7 @@ class Progress:
     reached_at: datetime | None = None
     loss: float | None = None
     tokens_per_s: float | None = None
+    doing: str = ""
 
     def after(self, event: EventRecord) -> Progress:
         """With what one more event says."""
@@ -58,15 +60,21 @@ class Progress:
                 changes["total"] = int(total)
         if data.get("type") == Started.type:
             from_step = int(_finite(data.get("from_step")))
-            changes |= {"from_step": from_step, "began_at": event.created_at}
+            changes |= {"from_step": from_step, "began_at": event.created_at, "doing": ""}
         step = data.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and step > now.step:
-            changes |= {"step": step, "reached_at": event.created_at}
+            changes |= {"step": step, "reached_at": event.created_at, "doing": ""}
+        if data.get("type") == Stage.type:
+            changes["doing"] = str(data.get("doing", ""))
         if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
             changes["loss"] = float(loss)
         if (rate := as_number(data.get("tokens_per_s"))) is not None:
             changes["tokens_per_s"] = float(rate)
         return replace(now, **changes)
+
+    def of(self, job: JobRecord) -> Progress:
+        """As far as it concerns the job as it stands: one that does not run does nothing."""
+        return self if job.status == "in_progress" else replace(self, doing="")
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -85,9 +93,12 @@ class Progress:
         return max(0.0, left - since_s)
 
     def words(self, now: datetime | None = None) -> str:
-        """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`; empty when nothing is known."""
+        """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`, or, while it makes no step,
+        `loading the model`; empty when nothing is known.
+        """
         of = f"/{self.total}" if self.total else ""
-        parts = [f"step {self.step}{of}"] if self.step or of else []
+        parts = [self.doing] if self.doing else []
+        parts += [f"step {self.step}{of}"] if self.step or of else []
         if rate := self.seconds_per_step:
             parts.append(f"{rate:.2g} s/step" if rate >= 1 else f"{1 / rate:.2g} steps/s")
         left_s = self.left_s(now)
@@ -125,11 +136,13 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
         return Progress()
     run = runs[-1]
     progress = Progress(run.id)
-    for event in backend.list_events(run_id=run.id, type=Started.type):
+    kinds = (Started.type, Stage.type)
+    told = (event for kind in kinds for event in backend.list_events(run_id=run.id, type=kind))
+    for event in sorted(told, key=lambda event: event.id):
         progress = progress.after(event)
     last = backend.latest_values(["step", "loss", "tokens_per_s", *TOTALS], run_id=run.id)
     moment = run.ended_at or datetime.now(UTC)
-    return progress.after(EventRecord(0, run.id, last, moment))
+    return progress.after(EventRecord(0, run.id, last, moment)).of(job)
 
 
 class Display(Protocol):
@@ -183,8 +196,8 @@ class _NotebookBar:
 
 
 class _Lines:
-    """Where nothing can be replaced, such as a file: a line when the status changes, and every few
-    seconds while steps are made.
+    """Where nothing can be replaced, such as a file: a line when the status or what the job does
+    changes, and every few seconds while steps are made.
     """
 
     def __init__(self) -> None:
@@ -194,13 +207,14 @@ class _Lines:
 
     def show(self, job: JobRecord, progress: Progress, note: str) -> None:
         status = _status(job, note)
+        state = f"{status} {progress.doing}"
         line = " · ".join(filter(None, (job.id, status, progress.words())))
         steps = f"{progress.run_id} {progress.step}"
         if not self._told and job.status in ENDED:
             return  # there was nothing to wait for
         is_due = time.monotonic() >= self._due_at and steps != self._at
-        if status != self._told or is_due:
-            self._told, self._at = status, steps
+        if state != self._told or is_due:
+            self._told, self._at = state, steps
             self._due_at = time.monotonic() + _LINE_EVERY_S
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()

@@ -87,7 +87,7 @@ def _watch(
                 on_event(event)
         if job.status == "pending" and time.monotonic() >= look_at:
             queue, look_at = _waits_for(ow, job), time.monotonic() + _QUEUE_EVERY_S
-        display.show(job, progress, note_on(job, progress, queue))
+        display.show(job, progress.of(job), note_on(job, progress, queue))
         if job.status in ENDED:
             return job
         _sleep(poll_s, deadline, job)

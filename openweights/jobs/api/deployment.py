@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openweights.errors import InvalidStateError
-from openweights.events import Served
+from openweights.events import Served, Stage
 from openweights.jobs.api import ApiConfig
 from openweights.jobs.model_source import ModelSource, fetch_model
 from openweights.models.names import model_reference
@@ -71,6 +71,7 @@ def tell_served(ow: OpenWeights, place: Place, models: Sequence[str]) -> None:
     """Say that it can be asked."""
     served = Served(base_url=place.base_url, models=list(models), pod_id=place.pod_id)
     ow.run.log(served.data())
+    ow.run.log(Stage(doing="serving").data())
     ow.run.flush()
     logger.info("serving %s at %s", ", ".join(models), place.base_url)
 

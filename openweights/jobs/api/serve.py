@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from openweights.events import Stage
 from openweights.jobs.api import ApiConfig
 from openweights.jobs.api.deployment import Place, Use
 from openweights.jobs.model_source import fetch_model
@@ -38,6 +39,7 @@ def serve(ow: OpenWeights, config: ApiConfig, place: Place, use: Use | None = No
         ConfigError: A model cannot be loaded; one line that says why.
         JobFailedError: vLLM ended by itself; its own log is above.
     """
+    ow.run.log(Stage(doing="loading the model").data())
     base = fetch_model(ow, config.model, Path("model"))
     if _takes_vllm(config):
         from openweights.jobs.api.vllm_server import serve_vllm

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
-from openweights.events import Evaluation, Started
+from openweights.events import Evaluation, Stage, Started
 from openweights.jobs.evaluate import AskedModels, EvaluateConfig
 from openweights.jobs.evaluate.intervals import Estimate, bootstrap, mean_score
 from openweights.jobs.evaluate.tasks import Grade, Row, Task, open_tasks
@@ -122,6 +122,7 @@ def _of_group(
     from openweights.models.load import load_trained, tokenizer_of
 
     asked = _asked(config, first.name)
+    ow.run.log(Stage(doing=f"loading {first.base}").data())
     model, base_tokenizer = load_trained(
         first.base, chat_template=config.chat_template, in_4bit=asked.in_4bit
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.client.event_json import json_text
 from openweights.errors import ConfigError, DatasetError
-from openweights.events import Started
+from openweights.events import Stage, Started
 from openweights.generation.params import Completion, Delta, GenerationRequest, joined
 from openweights.generation.prompts import token_logprobs
 from openweights.jobs.inference import InferenceConfig
@@ -69,6 +69,7 @@ def _open(
         return openai_answers(ow, config, rows, left)
     from openweights.jobs.engine import open_engine
 
+    ow.run.log(Stage(doing="loading the model").data())
     source = fetch_model(ow, config.model, Path("model"))
     opened = open_engine(source, config.engine, config.chat_template, in_4bit=config.in_4bit)
     return engine_answers(opened.engine, opened.tokenizer, opened.adapter, config, rows, left)

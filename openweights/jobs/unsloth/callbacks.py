@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.errors import JobFailedError
-from openweights.events import AdapterMoved, Reproducibility, Started, Summary
+from openweights.events import AdapterMoved, Reproducibility, Stage, Started, Summary
 from openweights.generation.params import derived_seed
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.runtime.ranks import any_rank
@@ -35,12 +35,20 @@ GPU_STATS_EVERY_STEPS = 10
 class MetricsCallback(TrainerCallback):
     """Each entry of the trainer's log becomes one event and one line of the log.
 
-    A loss that is no finite number ends the job. `record` is logged at the start.
+    A loss that is no finite number ends the job. `record` is logged at the start, and with
+    `measures` that callbacks behind this one measure something before the first step.
     """
 
-    def __init__(self, reporter: Reporter, record: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        reporter: Reporter,
+        record: Mapping[str, Any] | None = None,
+        *,
+        measures: bool = False,
+    ) -> None:
         self._reporter = reporter
         self._record = record
+        self._measures = measures
         self._started_at = self._started_step = 0.0
 
     def on_train_begin(
@@ -54,6 +62,8 @@ class MetricsCallback(TrainerCallback):
         if self._record is not None:
             # Here, too, and not in the result alone: a run that fails was one nevertheless.
             self._reporter.log(Reproducibility(record=self._record).data())
+        if self._measures and not state.global_step:
+            self._reporter.log(Stage(doing="measuring before the first step").data())
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -38,7 +38,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
-from openweights.events import Agreement, Completions
+from openweights.events import Agreement, Completions, Stage
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import SamplingParams
@@ -400,6 +400,7 @@ def sdft_train(
     if resume_from is not None:
         showing = load_showing(config, Path(resume_from))
     elif gate is not None:
+        log_event(Stage(doing="trying the demonstrations").data())
         showing = gate.choose(log_event)
     else:
         showing = showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from openweights import progress
 from openweights.client.datasets import check_dataset
 from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
-from openweights.events import Pushed
+from openweights.events import Pushed, Stage
 from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_keep
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
@@ -106,6 +106,7 @@ def _train(
     from openweights.models.load import load_model, prepare_engine
 
     folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
+    reporter.log(Stage(doing="fetching the model").data())
     source = fetch_model(ow, config.model, folder)
     located = config.model_copy(update={"model": source.base})
     spread = shares_layers(located)
@@ -118,6 +119,7 @@ def _train(
     from openweights.jobs.unsloth.runtime.record import reproducibility
 
     with StopOnSignal() as stop:
+        reporter.log(Stage(doing="reading the rows").data())
         data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
         rows = _split(config, data)
         _check_rendering(config, source, data)
@@ -125,6 +127,7 @@ def _train(
         if spread:
             logger.info("the model's layers are spread over %d processes", launched_ranks())
             join()
+        reporter.log(Stage(doing="loading the model").data())
         model, tokenizer = load_model(located, engine, source.adapter, spread=spread)
         # The other ranks have copies of their own, and say nothing.
         record = {} if rank() else reproducibility(config, model, engine)
@@ -201,6 +204,11 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     return train, [rows[index] for index in sorted(held)]
 
 
+def _is_tracked(config: TrainingConfig) -> bool:
+    asked = (config.sampling_callbacks, config.logp_callback_datasets, config.mcq_callbacks)
+    return any(asked) or config.kl_to_base_steps is not None
+
+
 def _callbacks(
     config: TrainingConfig, reporter: Reporter, record: Mapping[str, Any], stop: TrainerCallback
 ) -> list[TrainerCallback]:
@@ -214,7 +222,7 @@ def _callbacks(
 
     return [
         StepSeed(),
-        MetricsCallback(reporter, record),
+        MetricsCallback(reporter, record, measures=_is_tracked(config)),
         GPUStatsCallback(reporter),
         AdapterMovement(reporter, NOTHING_LEARNED[config.loss]),
         *([] if rank() else report_callbacks(config.report_to, UPLOADS)),
@@ -278,6 +286,7 @@ def _train_by_loss(
     reporter: Reporter,
     engine: TrainingEngine,
 ) -> Trainer:
+    reporter.log(Stage(doing="preparing the rows").data())
     with progress.transferring():
         checkpoint = reporter.newest_checkpoint(Path(config.output_dir))
     resume_from = None if checkpoint is None else str(checkpoint)
@@ -313,6 +322,7 @@ def _finish(
     """Leave the result under uploads/, and push it when that is wanted."""
     from openweights.jobs.unsloth.runtime.model_card import model_card
 
+    reporter.log(Stage(doing="saving the result").data())
     result, base = _save(config, trainer.model, tokenizer)
     record = {**record, "steps": trainer.state.global_step}
     for name, content in (("config", record["config"]), ("reproducibility", record)):
@@ -365,6 +375,7 @@ def _push(config: TrainingConfig, result: Path, reporter: Reporter, merged_card:
     settings = Settings.from_env()
     if config.push_to_hub is False or not settings.hf_token:
         return None
+    reporter.log(Stage(doing="pushing to the hub").data())
     try:
         repo = push_result(
             config,

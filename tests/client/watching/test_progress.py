@@ -68,6 +68,16 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             [STARTED, (1, {"type": "logprobs", "step": 0, "tag": "total", "total": 2.7})],
             "step 0/40",
         ),
+        ([(0, {"type": "stage", "doing": "loading the model"})], "loading the model"),
+        ([(0, {"type": "stage", "doing": "loading the model"}), STARTED], "step 0/40"),
+        (
+            [STARTED, (0, {"type": "stage", "doing": "measuring"}), (0, {"step": 0, "loss": 2.0})],
+            "measuring · step 0/40 · loss 2",
+        ),
+        (
+            [STARTED, (0, {"type": "stage", "doing": "measuring"}), (10, {"step": 20})],
+            "step 20/40 · 2 steps/s · 10s left",
+        ),
         ([STARTED, (80, {"step": 40, "loss": 0.1})], "step 40/40 · 2 s/step · loss 0.1"),
         ([STARTED, (5, {"step": True}), (5, {"step": "x", "loss": "NaN"})], "step 0/40 · loss nan"),
     ],
@@ -75,6 +85,14 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
 def test_words(events: list[tuple[float, Mapping[str, Any]]], words: str) -> None:
     last = max((second for second, _ in events), default=0.0)
     assert progress(*events).words(START + timedelta(seconds=last)) == words
+
+
+def test_what_does_not_run_does_nothing() -> None:
+    job = JobRecord(id="ftjob-1", type="fine-tuning", script="", params={}, status="in_progress")
+    loading = Progress(1, doing="loading the model")
+    assert loading.of(job).words() == "loading the model"
+    for status in ("pending", "completed", "failed", "canceled"):
+        assert loading.of(replace(job, status=status)).words() == ""
 
 
 def test_a_new_run_begins_anew() -> None:
@@ -102,7 +120,8 @@ def scenes() -> list[tuple[JobRecord, Progress, str]]:
     running = replace(job, status="in_progress")
     return [
         (job, Progress(), f"behind ftjob-0 · {expected}"),
-        (running, Progress(1), expected),
+        (running, Progress(1, doing="loading the model"), expected),
+        (running, Progress(1, total=20, doing="trying the demonstrations"), expected),
         (running, half, ""),
         (replace(job, status="completed"), end, ""),
     ]
@@ -110,7 +129,8 @@ def scenes() -> list[tuple[JobRecord, Progress, str]]:
 
 TOLD = """\
 ftjob-1 · pending: behind ftjob-0 · about 1m00s, as ftjob-0 was
-ftjob-1 · in progress: about 1m00s, as ftjob-0 was
+ftjob-1 · in progress: about 1m00s, as ftjob-0 was · loading the model
+ftjob-1 · in progress: about 1m00s, as ftjob-0 was · trying the demonstrations · step 0/20
 ftjob-1 · in progress · step 10/20 · 2 s/step · 20s left · loss 0.5
 ftjob-1 · completed · step 20/20 · 2 s/step · loss 0.25
 """
@@ -135,14 +155,15 @@ def test_in_a_notebook() -> None:
     for scene in scenes():
         bar.show(*scene)
         bar.show(*scene)
-    progress = ["<progress>", "<progress>", '<progress value="10" max="20">']
+    progress = ["<progress>", "<progress>", '<progress value="0" max="20">']
+    progress.append('<progress value="10" max="20">')
     progress.append('<progress value="20" max="20">')
     lines = zip(progress, TOLD.splitlines(), strict=True)
     assert shown == [f"{begin}</progress> {line}" for begin, line in lines]
 
 
 def test_on_a_terminal() -> None:
-    console = Console(file=StringIO(), width=100, color_system=None, legacy_windows=False)
+    console = Console(file=StringIO(), width=120, color_system=None, legacy_windows=False)
     progress = _terminal_bar(console)
     bar = _Bar(progress, "ftjob-1")
     shown: list[str] = []
@@ -153,7 +174,7 @@ def test_on_a_terminal() -> None:
         shown.append(" ".join(printed.get().split()))
     told = [line.partition(" · ")[2] for line in TOLD.splitlines()]
     assert [line.partition("0:00:00 ")[2] for line in shown] == told
-    assert shown[2].startswith("ftjob-1 ━━━━━━━━━━") and shown[3].count("━") == 20
+    assert shown[3].startswith("ftjob-1 ━━━━━━━━━━") and shown[4].count("━") == 20
 
 
 def test_what_a_job_waits_for() -> None:

@@ -137,7 +137,11 @@ def test_result_events_and_log(whole: tuple[Path, str], params: dict[str, Any], 
     # Ten rows are two and a half optimizer steps: three an epoch, and the stop in the middle of the
     # fifth.
     assert kinds.count("eval") == 5 and kinds.count("checkpoint") == 3
-    assert events(folder)[0] == {"type": "started", "max_steps": 14, "from_step": 0}
+    stages = [e["doing"] for e in events(folder) if e.get("type") == "stage"]
+    preparing = ["fetching the model", "reading the rows", "loading the model"]
+    assert stages == [*preparing, "preparing the rows", "saving the result"]
+    [started] = [e for e in events(folder) if e.get("type") == "started"][:1]
+    assert started == {"type": "started", "max_steps": 14, "from_step": 0}
     base = AutoModelForCausalLM.from_pretrained(tiny)
     tokenizer = AutoTokenizer.from_pretrained(folder / "uploads" / "adapter")
     ids = tokenizer(tokenizer.apply_chat_template(ROWS[0]["messages"], tokenize=False))["input_ids"]

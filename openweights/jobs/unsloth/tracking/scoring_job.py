@@ -17,6 +17,7 @@ from openweights.client.results import write_table
 from openweights.events import (
     MultipleChoice,
     Reproducibility,
+    Stage,
 )
 from openweights.jobs.model_source import fetch_model
 from openweights.jobs.scoring import ScoringParams
@@ -103,12 +104,14 @@ def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     data = reporter.fetch(params.dataset, Path("data") / "dataset.jsonl")
     record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
     reporter.log(Reproducibility(record=record).data())
+    reporter.log(Stage(doing="loading the model").data())
     source = fetch_model(ow, params.model, Path("model"))
     model, tokenizer = load_trained(
         source.base if source.adapter is None else str(source.adapter),
         chat_template=params.chat_template,
         template_options=params.template_options,
     )
+    reporter.log(Stage(doing="scoring the rows").data())
     act(ScoringRun(params, model, tokenizer, read_rows(data), reporter))
     reporter.close(completed=True)
     return 0
