@@ -347,7 +347,9 @@ class _Execution:
         if verdict.outcome == "fenced":
             return
         if verdict.reason is not None:
-            self._log.note(f"{verdict.outcome}: {verdict.reason}")
+            said = _words_of(self._log.last_line())  # which stand right above
+            reason = verdict.reason.replace(f": {said}", "", 1) if said else verdict.reason
+            self._log.note(f"{verdict.outcome}: {reason}")
         self._log.finish()
         backend, run, reason = self._host.backend, self._run, verdict.reason
         if verdict.outcome in ("released", "lost"):
@@ -410,8 +412,13 @@ def describe_exit(exit_code: int, last_line: str) -> str:
         name += ", often for lack of memory"
     text = f"killed by signal {signum}" if exit_code < 0 else f"exit code {exit_code}"
     text += f" ({name})" if name else ""
-    said = _LOG_PREFIX.sub("", last_line)
+    said = _words_of(last_line)
     return shorten(f"{text}: {said}" if said else text)
+
+
+def _words_of(line: str) -> str:
+    """A line of a log without its time and level."""
+    return _LOG_PREFIX.sub("", line)
 
 
 def one_line(error: Exception) -> str:

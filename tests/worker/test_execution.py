@@ -110,7 +110,9 @@ def test_a_failing_job_says_why(jobs: Jobs, worker: object) -> None:
         assert jobs.wait_for_end(job) == "failed"
         assert (jobs.error(job) or "").startswith(error)
         assert jobs.events(job)[-1] == {"error": jobs.error(job)}
-        assert f"failed: {error}".encode() in jobs.log(job)
+        how, _, said = error.partition(": ")
+        assert jobs.log(job).endswith(f"[openweights] failed: {how}\n".encode())
+        assert jobs.log(job).count(said.encode() or b"failed") == 1, "it is said once"
 
 
 def test_a_note_is_no_reason(jobs: Jobs, worker: object) -> None:

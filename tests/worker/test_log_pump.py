@@ -49,6 +49,6 @@ def test_a_chatty_job_fills_no_store(settings: Settings) -> None:
         log = jobs.log(job)
         assert backend.list_runs(job_id=job.id)[0].log_bytes == len(log) <= 1 << 20
     assert log.startswith(b"1\n2\n3\n")
-    assert log.endswith(b"\n400000\nproblem\n[openweights] failed: exit code 3: problem\n")
+    assert log.endswith(b"\n400000\nproblem\n[openweights] failed: exit code 3\n")
     (left_out,) = _NOTE.findall(log)
     assert int(left_out) > 1_500_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -58,7 +59,9 @@ def show(job: str, as_json: bool) -> None:
         return
     _print_job(record, state)
     _print_params(record)
-    _print_runs(runs)
+    error = runs[-1].error if runs and record.status == "failed" else None
+    # Why the last one failed stands below, in full.
+    _print_runs([*runs[:-1], replace(runs[-1], error="below")] if error else runs)
     figures = {key: value for key, value in last.items() if as_number(value) is not None}
     known = (key for key in sorted(figures, key=rank_of) if key not in _NO_FIGURES)
     shown = {key: figures[key] for key in known}
@@ -67,7 +70,6 @@ def show(job: str, as_json: bool) -> None:
         f"result files (`ow fetch {record.id}` fetches them)",
         {file["path"]: file["file"] for file in files},
     )
-    error = runs[-1].error if runs and record.status == "failed" else None
     if record.failed_by is not None:
         error = (record.outputs or {}).get("error")
     if error:

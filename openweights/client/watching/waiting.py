@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _TAIL_LINES = 20
+# How a worker ends the log of a failed run, and how the reason of one begins that gave its own.
+_WORKER_SAYS = "[openweights] failed: "
+_EXIT = re.compile(r"(?:exit code -?\d+|killed by signal \d+)(?: \([^)]*\))?(?:: |$)")
 _TAIL_BYTES = 1 << 14
 # After so long without a run, somebody who looks is told what the job waits for.
 _SILENT_S = 15.0
@@ -208,12 +212,21 @@ def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
     run = runs[-1]
     times = f" after {len(runs)} attempts" if len(runs) > 1 else ""
     message = f"job {job.id} failed{times}: {run.error or 'no reason was given'}"
-    tail = _log_tail(ow, run)
+    tail = "\n".join(f"    {line}" for line in _unsaid(_log_tail(ow, run), run.error or ""))
     return JobFailedError(f"{message}\nlast lines of its log:\n{tail}" if tail else message)
 
 
-def _log_tail(ow: OpenWeights, run: RunRecord) -> str:
+def _unsaid(lines: list[str], reason: str) -> list[str]:
+    """The last lines of a log without those at its end that say the reason once more."""
+    said = _EXIT.sub("", reason).removesuffix("…")
+    end = len(lines)
+    while end and (lines[end - 1].startswith(_WORKER_SAYS) or (said and said in lines[end - 1])):
+        end -= 1
+    return lines[:end][-_TAIL_LINES:]
+
+
+def _log_tail(ow: OpenWeights, run: RunRecord) -> list[str]:
     start = max(0, run.log_bytes - _TAIL_BYTES)
     chunks = patiently(lambda: list(read_log_chunks(ow.backend, run.id, start)))
     text = b"".join(chunks).decode(errors="replace")
-    return "\n".join(f"    {line}" for line in text.rstrip().splitlines()[-_TAIL_LINES:])
+    return text.rstrip().splitlines()

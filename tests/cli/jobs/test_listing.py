@@ -125,7 +125,7 @@ parameters (1 more at their defaults)
 
 runs
 RUN  ATTEMPT  STATUS  STARTED              LASTED  LOG  WORKER             ERROR
-1    1        failed  MOMENT  0s      0 B  worker-of-ftjob-1  exit code 3: out of memory
+1    1        failed  MOMENT  0s      0 B  worker-of-ftjob-1  below
 
 last figures (`ow events ftjob-1` prints all)
   loss           0.52346

@@ -103,6 +103,26 @@ def test_failed_job_says_why(ow: QuietClient, claim: Take) -> None:
     assert job.restart().status == "pending"
 
 
+@pytest.mark.parametrize(
+    ("reason", "end"),
+    [
+        ("exit code 1: model: is none", "2026-11-29 13:51:14,853 ERROR model: is none\n"),
+        ("exit code 1: " + "x" * 50 + "…", "x" * 90 + "\n"),
+        ("out of memory: lower r (8) (exit code 1)", ""),
+    ],
+)
+def test_why_a_job_failed_is_said_once(ow: QuietClient, claim: Take, reason: str, end: str) -> None:
+    job = Echo(ow).create(text="a")
+    run = claim().run
+    log = f"line 1\nline 2\n{end}[openweights] failed: exit code 1\n"
+    ow.backend.append_log(run.id, 0, log.encode())
+    ow.backend.finish_run(run.id, run.attempt, "failed", error=reason)
+    with pytest.raises(JobFailedError) as caught:
+        job.wait()
+    told = f"job {job.id} failed: {reason}", "last lines of its log:", "    line 1", "    line 2"
+    assert tuple(str(caught.value).splitlines()) == told
+
+
 def test_canceling_by_the_beginning_of_an_id(ow: QuietClient) -> None:
     job = Echo(ow).create(text="a")
     assert ow.jobs.cancel(job.id[:-3]).status == job.refresh().status == "canceled"
