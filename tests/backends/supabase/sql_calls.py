@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import psycopg
@@ -36,9 +37,13 @@ class Caller:
 
     def rpc(self, name: str, /, **parameters: Any) -> Any:
         """What the function answers; dicts and lists of dicts are passed as JSON."""
-        given = ", ".join(f"p_{parameter} => %s" for parameter in parameters)
-        values = tuple(_adapted(value) for value in parameters.values())
-        return self.query(f"SELECT public.{name}({given})", values)[0][0]
+        return self.query(*statement(name, parameters))[0][0]
+
+
+def statement(name: str, parameters: Mapping[str, Any]) -> tuple[str, tuple[object, ...]]:
+    """What calls a function, and its values."""
+    given = ", ".join(f"p_{parameter} => %s" for parameter in parameters)
+    return f"SELECT public.{name}({given})", tuple(map(_adapted, parameters.values()))
 
 
 def become(db: psycopg.Connection[Any], key: str | None) -> None:

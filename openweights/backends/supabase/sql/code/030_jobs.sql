@@ -7,14 +7,53 @@ language sql immutable as $$
     from regexp_matches(p_text, '[A-Za-z0-9_-]+:file-[0-9a-f]{12}', 'g') as m
 $$;
 
+-- Until the transaction ends nobody removes the files and the jobs that a job names: who collects
+-- garbage, or deletes a job, sees neither this job nor that its files are needed before that. A file
+-- that was used in the last minutes is in no danger, and so is not locked by everybody who names it.
+create or replace function openweights.hold_named(j public.jobs) returns void
+language plpgsql as $$
+declare
+    old text[] := array(
+        select f.id from public.files f join public.job_files n
+            on n.organization_id = f.organization_id and n.file_id = f.id
+        where n.organization_id = j.organization_id and n.job_id = j.id
+            and f.used_at < now() - interval '10 minutes');
+    named text[] := array(
+        select o.id from public.jobs o
+        where o.organization_id = j.organization_id and o.id <> j.id and o.id in (
+            select split_part(value #>> '{}', '/', 1)
+            from jsonb_path_query(j.params, 'strict $.**') value
+            where jsonb_typeof(value) = 'string'));
+    gone text;
+begin
+    perform from public.files where organization_id = j.organization_id and id = any (old)
+    order by id for no key update;
+    update public.files set used_at = now() where organization_id = j.organization_id and id = any (old);
+    perform from public.jobs where organization_id = j.organization_id and id = any (named)
+    order by id for key share;
+    select needed into gone from unnest(old) needed
+    where not exists (
+        select from public.files where organization_id = j.organization_id and id = needed)
+    union all
+    select needed from unnest(named) needed
+    where not exists (
+        select from public.jobs where organization_id = j.organization_id and id = needed);
+    if found then
+        perform openweights.refuse('invalid_state', format(
+            '%s, which job %s names, was removed at this moment: put it there again', gone, j.id));
+    end if;
+end $$;
+
 -- Called for what people submit: a worker may read the files that its job names.
 create or replace function openweights.note_job_files(j public.jobs) returns void
-language sql as $$
+language plpgsql as $$
+begin
     insert into public.job_files
     select j.organization_id, j.id, f
     from openweights.file_ids(concat_ws(' ', j.params, j.bundle_file, j.script)) f
-    on conflict do nothing
-$$;
+    on conflict do nothing;
+    perform openweights.hold_named(j);
+end $$;
 
 -- A row of `jobs` as a submission describes it; raises on what no job can be.
 create or replace function openweights.read_spec(me public.api_keys, p_spec jsonb)
@@ -205,6 +244,7 @@ begin
     end if;
     perform check_budget(me);
     perform check_none_failed(j.organization_id, j.after);
+    perform hold_named(j);
     perform end_open_run(j);
     perform note(me, 'job.restart', j.id);
     -- Who restarts it pays for it, and wants it now.
