@@ -12,7 +12,7 @@ from openweights.backends.local.backend import LocalBackend
 from tests.backends import processes
 
 _PROCESSES = 8
-_JOBS = 2000
+_JOBS = 600
 
 
 def _race(home: Path, claim_all: Any) -> Counter[str]:

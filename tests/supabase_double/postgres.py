@@ -29,6 +29,8 @@ _TEMPLATE = "ow_template"
 _START_S = 30.0
 _STOP_S = 10.0
 _PR_SET_PDEATHSIG = 1
+_MEMORY = Path("/dev/shm")
+_LEAST_FREE = 4 << 30
 _SETTINGS = {
     "listen_addresses": "",
     "fsync": "off",
@@ -59,7 +61,10 @@ class PostgresServer:
         """A new database, as `template` or as a Supabase project is at first; returns its URL."""
         name = f"test_{next(self._counter)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as db:
-            db.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template1'}".encode())
+            # In memory copying files takes a third of the time of copying blocks.
+            copies = db.info.server_version >= 150_000 and self._folder.is_relative_to(_MEMORY)
+            how = "STRATEGY file_copy" if copies else ""
+            db.execute(f"CREATE DATABASE {name} TEMPLATE {template or 'template1'} {how}".encode())
         if template is None:
             with psycopg.connect(self.url(name)) as db:
                 db.execute(PRELUDE.read_bytes())
@@ -161,10 +166,19 @@ def _die_with_parent() -> Callable[[], object]:
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
+def _place() -> Path | None:
+    """In memory if there is plenty: a new database is 300 files, and takes a tenth of the time."""
+    try:
+        free = shutil.disk_usage(_MEMORY).free
+    except OSError:
+        return None
+    return _MEMORY if free > _LEAST_FREE and os.access(_MEMORY, os.W_OK) else None
+
+
 @contextmanager
 def running_server() -> Iterator[PostgresServer]:
     """A server in a folder that is removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="ow-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="ow-pg-", dir=_place()))
     try:
         server = PostgresServer(folder)
         try:

@@ -124,8 +124,8 @@ def wait_for(look: Any) -> Any:
 
 
 def test_a_run_survives_a_network_that_goes_away(team: Team, home: Path) -> None:
-    team.set_timing(lease_s=2.0, heartbeat_s=0.3)
-    check_outage(team, home, outage_s=4.0, steps=400, step_s=0.02)
+    team.set_timing(lease_s=1.0, heartbeat_s=0.2)
+    check_outage(team, home, outage_s=2.0, steps=250, step_s=0.02)
 
 
 @pytest.mark.slow
