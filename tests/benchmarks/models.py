@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from openweights.models.lora_linear import fuse_lora
+from openweights.models.shape import ModelShape, usual_shape
 
 PAD = 258
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -37,13 +39,30 @@ def shape(layers: int = 28) -> Qwen2Config:
 
 
 def qwen_7b(layers: int = 28) -> Any:
-    """A model of that shape in bf16 on the GPU."""
+    """Qwen2.5-7B's shape in bf16 on the GPU: 7.6 B parameters."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            return Qwen2ForCausalLM(shape(layers))
+            return Qwen2ForCausalLM(qwen_config(replace(usual_shape(7.6), layers=layers)))
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def qwen_config(shape: ModelShape) -> Qwen2Config:
+    """A model of that shape, none of whose tokens is its end."""
+    return Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=shape.is_tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=PAD,
+    )
 
 
 def adapted(base: Any) -> Any:
