@@ -19,6 +19,7 @@ from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import differing, parameters
+from openweights.client.watching.waiting import why_failed
 from openweights.errors import OpenWeightsError
 from openweights.types import JobRecord, RunRecord
 
@@ -39,6 +40,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
     return {
         "id": job.id,
         "status": job.status,
+        "error": why_failed(job, runs[-1].error if runs else None),
         "kind": kind or job.type,
         "model": job.model,
         "created": job.created_at.isoformat(),
@@ -224,7 +226,7 @@ def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:
     prices = worker_prices(backend, runs)
     return {
         "usd_per_hour": next(iter(prices.values()), None),
-        "error": runs[-1].error if runs and job.status == "failed" else None,
+        "error": why_failed(job, runs[-1].error if runs else None),
     }
 
 

@@ -14,6 +14,7 @@ from openweights.backends.base import Backend
 from openweights.client.event_json import as_number
 from openweights.client.secrets import without_keys
 from openweights.client.watching.progress import read_progress
+from openweights.client.watching.waiting import why_failed
 from openweights.types import JobRecord
 
 _FIRST_LOOK = 64
@@ -116,7 +117,7 @@ class JobIndex:
         if job.status == "in_progress":
             return read_progress(self._backend, job).words()
         if job.status == "failed":
-            return self._errors.get(job.id, "")
+            return why_failed(job, self._errors.get(job.id)) or ""
         loss = as_number((job.outputs or {}).get("loss"))
         return "" if loss is None else f"loss {loss:.4g}"
 

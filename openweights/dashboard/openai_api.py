@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from openweights.client import OpenWeights
 from openweights.client.watching.metrics import metric_rows
+from openweights.client.watching.waiting import why_failed
 from openweights.dashboard.chat import chat_completions, text_completions
 from openweights.dashboard.http import (
     json_body,
@@ -244,7 +245,7 @@ def _job_object(client: OpenWeights, job: JobRecord) -> dict[str, Any]:
     params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
     runs = client.backend.list_runs(job_id=job.id, limit=1)
     ended = runs[-1].ended_at if runs and job.status in ENDED else None
-    error = runs[-1].error if runs and job.status == "failed" else None
+    error = why_failed(job, runs[-1].error if runs else None)
     method = _METHOD_OF_LOSS.get(str(params.get("loss")), "supervised")
     hyper = {"n_epochs": params.get("epochs"), "batch_size": _batch_size(params)}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from openweights.dashboard.details import job_details
 from openweights.settings import Settings
-from openweights.types import WorkerSpec
+from openweights.types import JobSpec, WorkerSpec
 from tests.client.conftest import QuietClient
 from tests.dashboard.conftest import Served
 from tests.tiny_model import make_tiny_model
@@ -355,3 +356,27 @@ def test_changes_come_as_they_happen(served: Served, browser: Any, run_job: Any)
 def test_what_is_not_there_is_said(browser: httpx.Client, path: str, status: int) -> None:
     response = browser.get(path)
     assert response.status_code == status and response.json()["error"]
+
+
+def test_a_job_that_another_failed_says_so(served: Served, browser: Any) -> None:
+    """And not why it had failed itself once, before it was to come after that one."""
+    backend = served.ow.backend
+    spec = JobSpec("custom-late", "custom", "true", {"validated_params": {}})
+    backend.register_worker(WorkerSpec("w"))
+
+    def fail(error: str) -> None:
+        held = backend.claim_job("w")
+        assert held is not None
+        backend.finish_run(held.run.id, held.run.attempt, "failed", error=error)
+
+    backend.submit_job(spec)
+    fail("exit code 9: its own")
+    backend.submit_job(dataclasses.replace(spec, id="custom-first", priority=1))
+    backend.submit_job(dataclasses.replace(spec, after=("custom-first",)))
+    fail("exit code 3: of the first")
+    reason = "it was to come after job custom-first, which has failed"
+    rows = {row["id"]: row["last"] for row in browser.get("/api/jobs").json()["rows"]}
+    assert reason in rows["custom-late"] and rows["custom-first"] == "exit code 3: of the first"
+    assert reason in browser.get("/api/jobs/custom-late").json()["error"]
+    compared = browser.get("/api/compare", params={"jobs": "custom-late,custom-first"}).json()
+    assert [reason in job["error"] for job in compared["jobs"]] == [True, False]

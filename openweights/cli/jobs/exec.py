@@ -19,6 +19,7 @@ from openweights.cli.output import (
     print_json,
     print_table,
 )
+from openweights.client.watching.waiting import why_failed
 from openweights.types import CLOUD_TYPES, CloudType
 
 if TYPE_CHECKING:
@@ -167,8 +168,9 @@ def _follow(job: Job) -> int:
     job.refresh()
     if job.status == "completed":
         return 0
-    last = job.runs[-1].record if job.status == "failed" and job.runs else None
-    error = None if last is None else last.error
+    has_run = job.status == "failed" and job.failed_by is None and job.runs
+    last = job.runs[-1].record if has_run else None
+    error = why_failed(job.record, None if last is None else last.error)
     note(f"job {job.id} {job.status}" + (f": {one_line(error)}" if error else ""))
     return shell_code(None if last is None else last.exit_code)
 

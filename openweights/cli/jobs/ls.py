@@ -12,6 +12,7 @@ from openweights.cli.store import is_remote, open_store
 from openweights.client.secrets import without_keys
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
+from openweights.client.watching.waiting import why_failed
 from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
 
 if TYPE_CHECKING:
@@ -78,11 +79,9 @@ def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
     if outputs is None:
         outputs = backend.latest_values(["step", "loss"], job_id=job.id)
     values = {key: outputs[key] for key in ("step", "loss") if key in outputs}
-    if job.failed_by is not None:
-        values["error"] = outputs.get("error")
-    elif job.status == "failed":
-        runs = backend.list_runs(job_id=job.id, limit=1)
-        values["error"] = (runs[-1].error if runs else None) or outputs.get("error")
+    if job.status == "failed":
+        runs = [] if job.failed_by else backend.list_runs(job_id=job.id, limit=1)
+        values["error"] = why_failed(job, runs[-1].error if runs else None)
     return values
 
 

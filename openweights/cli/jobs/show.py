@@ -27,6 +27,7 @@ from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.plot import rank_of
+from openweights.client.watching.waiting import why_failed
 from openweights.types import ENDED, JobRecord, RunRecord
 
 # So many lines of a section fit a screen of 40 beside the others.
@@ -59,9 +60,10 @@ def show(job: str, as_json: bool) -> None:
         return
     _print_job(record, state)
     _print_params(record)
-    error = runs[-1].error if runs and record.status == "failed" else None
+    error = why_failed(record, runs[-1].error if runs else None)
     # Why the last one failed stands below, in full.
-    _print_runs([*runs[:-1], replace(runs[-1], error="below")] if error else runs)
+    is_below = runs and error == runs[-1].error is not None
+    _print_runs([*runs[:-1], replace(runs[-1], error="below")] if is_below else runs)
     figures = {key: value for key, value in last.items() if as_number(value) is not None}
     known = (key for key in sorted(figures, key=rank_of) if key not in _NO_FIGURES)
     shown = {key: figures[key] for key in known}
@@ -70,8 +72,6 @@ def show(job: str, as_json: bool) -> None:
         f"result files (`ow fetch {record.id}` fetches them)",
         {file["path"]: file["file"] for file in files},
     )
-    if record.failed_by is not None:
-        error = (record.outputs or {}).get("error")
     if error:
         click.echo(f"\nerror\n  {one_line(error)}")
 

@@ -201,14 +201,27 @@ def _sleep(poll_s: float, deadline: float | None, job: JobRecord) -> None:
     time.sleep(min(poll_s, left_s))
 
 
+def why_failed(job: JobRecord, last_run: str | None) -> str | None:
+    """Why a job has failed, in a line; None if it has not.
+
+    Args:
+        last_run: What its last run has failed of, if there was one. A job that fails because of
+            another one has not failed of that.
+    """
+    if job.status != "failed":
+        return None
+    of_the_job = (job.outputs or {}).get("error")
+    found = of_the_job if job.failed_by is not None else last_run or of_the_job
+    return None if found is None else str(found)
+
+
 def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
     if job.status == "canceled":
         return JobCanceledError(f"job {job.id} was canceled; job.restart() queues it again")
-    if job.failed_by is not None:
-        return JobFailedError(f"job {job.id} failed: {(job.outputs or {}).get('error')}")
     runs = _runs(ow, job.id)
-    if not runs:
-        return JobFailedError(f"job {job.id} failed before it ran")
+    if job.failed_by is not None or not runs:
+        reason = why_failed(job, None) or "before it ran"
+        return JobFailedError(f"job {job.id} failed: {reason}")
     run = runs[-1]
     times = f" after {len(runs)} attempts" if len(runs) > 1 else ""
     message = f"job {job.id} failed{times}: {run.error or 'no reason was given'}"

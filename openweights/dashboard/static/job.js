@@ -33,7 +33,7 @@ export async function show(view, { id, query, signal }) {
       After: job.after.length ? job.after.map((other) => [h("a", { class: "mono", href: to("job", other) }, other), " "]) : null, Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
       Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
       Worker: job.worker, "Cloud type": job.cloud, Cost: job.usd === null ? null : `$${job.usd.toFixed(2)}`, Command: h("code", {}, job.script),
-      Error: job.status === "failed" && last?.error ? h("span", { class: "problem" }, last.error) : null,
+      Error: job.error && h("span", { class: "problem" }, job.error),
     };
     fill(facts, h("dl", { class: "facts" }, Object.entries(shown).filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       job.runs.length > 1 && runTable());

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -225,3 +226,18 @@ def test_the_key_of_a_deployed_model_is_not_shown(
     for command in (["show", "apijob-1"], ["ls"]):
         shown = ow(*command, *options).stdout
         assert "apijob-1" in shown and key not in shown
+
+
+def test_a_job_that_another_failed_says_so(ow: Ow, backend: Backend) -> None:
+    """And not why it had failed itself once, before it was to come after that one."""
+    late = claim(backend, "custom-late").run
+    backend.finish_run(late.id, late.attempt, "failed", error="exit code 9: its own")
+    submit(backend, "custom-first", type="custom", model=None, priority=1)
+    spec = JobSpec("custom-late", "custom", "true", {"validated_params": {}})
+    backend.submit_job(replace(spec, after=("custom-first",)))
+    backend.cancel_job("custom-first")
+    reason = "it was to come after job custom-first, which was canceled"
+    (row,) = [line for line in ow("ls").stdout.splitlines() if "custom-late" in line]
+    assert reason[:30] in row and "its own" not in row
+    shown = ow("show", "custom-late").stdout
+    assert reason in shown.partition("\nerror\n")[2] and "its own" in shown, "that of the run"
