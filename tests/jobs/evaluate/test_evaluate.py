@@ -114,8 +114,9 @@ def test_models_side_by_side(
 
 
 def test_a_judge_grades_answers_and_models_of_openai_give_them(
-    home: Path, files: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    home: Path, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # a job writes into its folder
     with OpenAIDouble() as double:
         monkeypatch.setenv("OPENAI_BASE_URL", double.url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
