@@ -30,6 +30,7 @@ from openweights.models.forward import (
     base_model,
     evaluating,
     with_adapter,
+    without_adapter,
 )
 from openweights.models.sharding import taking_turns
 from openweights.models.tokens import eos_token_ids, pad_left
@@ -81,7 +82,7 @@ class TransformersEngine(GenerationEngine):
         if name not in self.adapters:
             raise ConfigError(f"adapter {name!r}: is not loaded")
         self._refuse_in_use(name)
-        self._model.delete_adapter(name)
+        self._model = without_adapter(self._model, name)
 
     def _refuse_in_use(self, name: str) -> None:
         batch = self._batch.samples if self._batch else []

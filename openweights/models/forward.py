@@ -127,14 +127,24 @@ def with_adapter(model: Any, name: str, folder: Path) -> Any:
     Raises:
         ConfigError: The folder holds none that fits the model.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     try:
+        PeftConfig.from_pretrained(str(folder))  # before the one of that name goes
+        if name in adapter_names(model):
+            model = without_adapter(model, name)
         if not adapter_names(model):
             return PeftModel.from_pretrained(model, folder, adapter_name=name)
-        if name in adapter_names(model):
-            model.delete_adapter(name)
         model.load_adapter(folder, name)
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"adapter {name!r}: {folder} cannot be loaded ({error})") from error
     return model
+
+
+def without_adapter(model: Any, name: str) -> Any:
+    """The model without one of its adapters; the base model itself where that was the last one.
+
+    A `PeftModel` that has none left still calls the deleted one active, and fails when it is asked.
+    """
+    model.delete_adapter(name)
+    return model if adapter_names(model) else model.unload()

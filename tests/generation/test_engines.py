@@ -368,6 +368,23 @@ def test_adapters_come_and_go(subject: Subject, tmp_path: Path) -> None:
     assert set(engine.adapters) == {"one", "two"}
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_last_adapter_leaves_the_model_itself(name: str, tmp_path: Path) -> None:
+    subject = Subject(name, make_tiny_model(tmp_path / "base", head_dim=32))
+    subject.model.save_pretrained(tmp_path / "saved", selected_adapters=["two"])
+    expected = {adapter: subject.complete(PROMPTS, GREEDY, adapter) for adapter in ("two", None)}
+    for adapter in ("one", "two"):
+        subject.engine.remove_adapter(adapter)
+    assert subject.engine.adapters == ()
+    assert subject.complete(PROMPTS, GREEDY, None) == expected[None]
+    subject.engine.set_adapter("job", tmp_path / "saved" / "two")  # is replaced
+    for _ in range(2):  # as an evaluation of several jobs asks one after the other
+        subject.engine.set_adapter("job", tmp_path / "saved" / "two")
+        assert subject.complete(PROMPTS, GREEDY, "job") == expected["two"]
+        assert subject.complete(PROMPTS, GREEDY, None) == expected[None]
+        subject.engine.remove_adapter("job")
+
+
 @pytest.mark.parametrize(
     ("request_", "says"),
     [

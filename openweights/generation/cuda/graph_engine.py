@@ -32,7 +32,7 @@ from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.samples import Sample
 from openweights.generation.selection import row_key
-from openweights.models.forward import adapter_names, base_model, with_adapter
+from openweights.models.forward import adapter_names, base_model, with_adapter, without_adapter
 from openweights.models.tokens import eos_token_ids
 
 PAGE_SIZE = 64
@@ -116,7 +116,7 @@ class CudaGraphEngine(GenerationEngine):
         if name not in self._adapter_names:
             raise ConfigError(f"adapter {name!r}: is not loaded")
         self._refuse_in_use(name)
-        self._model.delete_adapter(name)
+        self._model = without_adapter(self._model, name)
         self._adapters_changed()
 
     def _refuse_in_use(self, name: str) -> None:

@@ -45,7 +45,10 @@ def test_kernel_equals_float64(
         assert error <= tolerance / 5, name
     assert (fast.agreement == slow.agreement).float().mean() >= 0.99
     assert (student.grad - exact.grad).norm() <= tolerance * exact.grad.norm()
-    assert abs(fast.loss - slow.loss) <= tolerance / 10 * slow.loss
+    # A divergence sums differences of log-probabilities, and its error is relative to their size:
+    # where student and teacher are near each other it is much smaller than they are.
+    size = (weights * slow.entropy).sum() + slow.loss
+    assert abs(fast.loss - slow.loss) <= tolerance / 10 * size
 
 
 def test_no_more_than_a_gibibyte_above_the_inputs() -> None:
