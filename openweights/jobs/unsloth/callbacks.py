@@ -151,10 +151,15 @@ class AdapterMovement(TrainerCallback):
         or its log has a norm of it.
         """
         kept = kwargs["optimizer"].state.values() if state.global_step else ()
-        tensors = (value for one in kept for name, value in one.items() if name != "step")
         logged = (entry.get("grad_norm") for entry in state.log_history)
         self._had_gradient = any(logged) or any(
-            torch.is_tensor(value) and bool(value.any()) for value in tensors
+            bool(value.any())
+            for one in kept
+            for name, value in one.items()
+            # Of 8 bits, an average of 0 is a code that is not 0, and the table of codes never is;
+            # the scales of its blocks are.
+            if name != "step" and not name.startswith("qmap")
+            if torch.is_tensor(value) and value.is_floating_point()
         )
 
     def on_pre_optimizer_step(

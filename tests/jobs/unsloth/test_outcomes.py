@@ -148,6 +148,30 @@ def test_a_resumed_run_of_sgd_has_learned_what_its_log_says(
         movement.on_train_end(*given)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_averages_of_8_bits_tell_by_their_scales(scale: float, tmp_path: Path) -> None:
+    """As bitsandbytes keeps them: codes, a table of what they mean, and a scale for each block."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model.weight] = {
+        "step": 2,
+        "state1": torch.full((2, 2), 127, dtype=torch.uint8),
+        "qmap1": torch.linspace(-1, 1, 256),
+        "absmax1": torch.tensor([scale]),
+    }
+    movement = AdapterMovement(FolderReporter(tmp_path, training_config(GOOD)), "nothing learned")
+    given: Any = (None, TrainerState(global_step=2, max_steps=2), None)
+    movement.on_init_end(*given, model=model)
+    with torch.no_grad():
+        model.weight.mul_(0.5)  # decay
+    movement.on_train_begin(*given, optimizer=optimizer)
+    if scale:
+        movement.on_train_end(*given)
+        return
+    with pytest.raises(JobFailedError, match="nothing learned"):
+        movement.on_train_end(*given)
+
+
 def test_rewards_that_are_all_equal(grpo: dict[str, Any], tmp_path: Path) -> None:
     same = {**grpo, "grpo_reward_function": "reward.py:same", "max_steps": 2, "beta": 0.1}
     with pytest.raises(JobFailedError, match="after 2 steps: in no step did the rewards of a prom"):
