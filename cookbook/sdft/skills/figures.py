@@ -79,8 +79,8 @@ def _whiskers(values: Sequence[Sequence[float]]) -> list[list[float]]:
 
 def draw_sequence(runs: Sequence[Run], skills: Sequence[str], path: Path) -> Figure:
     """Every skill, and the first benchmark, over the stages: a panel for each, in it a line for
-    each method at the rate that went beyond the first. A dotted line is the stage in which the skill
-    was taught.
+    each method at the rate that went beyond the first. A dotted line is the stage in which the
+    skill was taught.
     """
     names = [*skills, *_benchmarks(runs)[:1]]
     figure = Figure(figsize=(4.0 * len(names), 3.8), layout="constrained")

@@ -58,7 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft_grpo": {"loss": "grpo"},
 }
 GOES_ON = "sft_grpo"  # from what SFT at the lowest rate has made
-# From the base no completion is right (of 8,000 that were drawn), and where all rewards are 0
+# From the base no completion is right (of 6,000 that were drawn), and where all rewards are 0
 # nothing is learned: an answer near the right one is worth something, too.
 OVERLAP = 0.5
 START_S = 60.0  # a worker of ours registers within so long
