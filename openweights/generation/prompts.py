@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
+from openweights.models.reading import token_ids
 from openweights.models.template import plain_message, rendered_prompt
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def chat_prompt_ids(
     plain = [plain_message(message) for message in messages]
     begun = plain.pop()["content"] if plain and plain[-1]["role"] == "assistant" else ""
     text = rendered_prompt(tokenizer, plain, tools=tools, **(options or {})).text
-    return list(tokenizer(text + begun + prefill, add_special_tokens=False)["input_ids"])
+    return token_ids(tokenizer, text + begun + prefill)
 
 
 def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -23,6 +23,7 @@ from openweights.errors import ConfigError
 from openweights.json_values import texts_of
 from openweights.models.functions import check_functions
 from openweights.models.names import location_here
+from openweights.models.reading import token_ids, without_weights
 from openweights.models.scaffold import (
     Message,
     MessageError,
@@ -397,8 +398,7 @@ def prompt_token_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **asked: Any
 ) -> list[int]:
     """The tokens of `rendered_prompt`."""
-    text = rendered_prompt(tokenizer, messages, **asked).text
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return token_ids(tokenizer, rendered_prompt(tokenizer, messages, **asked).text)
 
 
 # ---- the vocabulary's own tokens -----------------------------------------------------------------
@@ -558,19 +558,42 @@ def _literal(value: Any) -> str:
 
 
 def tokenizer_at_hand(location: str) -> Any | None:
-    """A model's tokenizer, if it is on this machine, and so is what reads it; None otherwise."""
+    """A model's tokenizer, if it is on this machine, and so is what reads it; None otherwise.
+
+    It knows which of its tokens the model's weights lack.
+    """
     if find_spec("transformers") is None:
         return None
     location = location_here(location)
     try:
-        if not Path(location).is_dir():
-            from huggingface_hub import try_to_load_from_cache
-
-            if not isinstance(try_to_load_from_cache(location, "tokenizer_config.json"), str):
-                return None
+        if _file_at_hand(location, "tokenizer_config.json") is None:
+            return None
         from transformers import AutoTokenizer
 
         loader: Any = AutoTokenizer
-        return loader.from_pretrained(location, local_files_only=True)
+        tokenizer = loader.from_pretrained(location, local_files_only=True)
+        if rows := _embedding_rows(location):
+            without_weights(tokenizer, rows)
+        return tokenizer
     except (OSError, ValueError):
         return None
+
+
+def _file_at_hand(location: str, name: str) -> Path | None:
+    """A file of a model's folder, or of its repository where that was fetched before."""
+    if Path(location).is_dir():
+        return Path(location) / name
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(location, name)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _embedding_rows(location: str) -> int | None:
+    """How many tokens a model's weights have; None where its folder does not say."""
+    file = _file_at_hand(location, "config.json")
+    if file is None or not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return rows if isinstance(rows, int) else None

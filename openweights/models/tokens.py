@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
+from openweights.models.reading import check_weights, without_weights
 from openweights.models.template import end_of_turn, exchange_text
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
         raise ConfigError("model: its tokenizer has no end token; choose a model that has one")
     tokenizer.padding_side = "right"
     ends, vocabulary = eos_token_ids(model, tokenizer), tokenizer.get_vocab()
-    missing = _without_weights(model, tokenizer, vocabulary)
+    missing = _without_weights(model, tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in {*ends, *missing}:
         free = [t for t in PAD_CANDIDATES if vocabulary.get(t) not in {None, *ends, *missing}]
         tokenizer.pad_token = free[0] if free else tokenizer.eos_token
@@ -82,26 +83,23 @@ def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
 
 
 def _without_weights(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, vocab: Mapping[str, int]
-) -> dict[int, str]:
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> Mapping[int, str]:
     """Tokens of the tokenizer that the embedding matrix has no row for. Reading one ends the job.
 
     Raises:
         ConfigError: The end token is one, or the chat template writes one.
     """
     embeddings: Any = model.get_input_embeddings()
-    rows = len(embeddings.weight)
-    missing = {token: text for text, token in vocab.items() if token >= rows}
+    missing = without_weights(tokenizer, len(embeddings.weight))
     if not missing:
         return {}
 
     def check(ids: Sequence[int]) -> None:
-        if found := next((missing[i] for i in ids if i in missing), None):
-            raise ConfigError(
-                f"model: its tokenizer writes {found!r} with the id {vocab[found]}, and its "
-                f"weights have {rows} tokens; choose a model whose tokenizer and weights belong "
-                "together, or rows and a chat_template without it"
-            )
+        try:
+            check_weights(tokenizer, ids)
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from None
 
     check([int(tokenizer.eos_token_id)])  # type: ignore[arg-type]
     check(tokenizer(exchange_text(tokenizer), add_special_tokens=False)["input_ids"])

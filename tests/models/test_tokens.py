@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from openweights.errors import ConfigError
+from openweights.errors import ConfigError, DatasetError
+from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models.load import load_model, load_trained
+from openweights.models.template import prompt_token_ids, tokenizer_at_hand
 from openweights.models.tokens import Collator, eos_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import CHATML, EOS, PAD, SECOND_EOS, make_tiny_model, make_tokenizer
@@ -76,10 +78,21 @@ def test_tokens_beyond_the_embedding_matrix(tiny: Path, caplog: pytest.LogCaptur
     model, tokenizer = load_trained(str(tiny))
     assert "the model's weights lack 1 tokens of its tokenizer" in caplog.text
     assert model(torch.tensor([[5, 6]])).logits.isfinite().all(), "other rows are no matter"
-    [row] = sft_examples(training_config(GOOD), tokenizer, [TALK])
-    beyond = "its tokenizer writes '{}' with the id 284, and its weights have 284 tokens"
+    beyond = "tokenizer writes '{}' with the id 284, and the model's weights have 284 tokens"
+    with pytest.raises(DatasetError, match="training_file:1: the " + beyond.format("answer")):
+        sft_examples(training_config(GOOD), tokenizer, [TALK])
+    with pytest.raises(ValueError, match=beyond.format("answer")):
+        prompt_token_ids(tokenizer, TALK["messages"][1:])
     with pytest.raises(ConfigError, match=beyond.format("answer")):
-        model(torch.tensor([row["input_ids"]]))
+        model(torch.tensor([[5, 284]]))
+    # Before a job is paid for it is known, too, where the model is on this machine.
+    at_hand = tokenizer_at_hand(str(tiny))
+    config = training_config(GOOD)
+    known = {"messages": [TALK["messages"][0], {"role": "assistant", "content": "a word"}]}
+    check_rendering([(1, known)], config, at_hand, config.datasets()[0])
+    for row in (TALK, {"text": "an answer"}):
+        with pytest.raises(DatasetError, match="training_file:2: the " + beyond.format("answer")):
+            check_rendering([(1, known), (2, row)], config, at_hand, config.datasets()[0])
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["<turn>"])
     tokenizer.chat_template = CHATML.replace(EOS, "<turn>")

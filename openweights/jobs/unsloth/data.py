@@ -9,9 +9,8 @@ token of a sequence is never a label: nothing predicts it.
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from openweights import progress
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, row_text
+from openweights.jobs.unsloth.config.rendering import (
+    LearnedText,
+    TrainOn,
+    plain_text_ids,
+    read_text,
+    row_text,
+)
 from openweights.jobs.unsloth.config.rows import Row, is_weighted
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.tokens import IGNORED, eos_token_ids
@@ -171,46 +176,18 @@ def encode_row(
 
 
 def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    text = row.get("text")
-    if not isinstance(text, str) or not text:
-        raise ValueError("messages: is missing, and so is 'text'; give one of them")
-    begin = tokenizer.bos_token
-    has_begin = bool(begin) and text.startswith(str(begin))
-    ids = list(tokenizer(text, add_special_tokens=not has_begin)["input_ids"])
-    if ids[-1] != tokenizer.eos_token_id:
-        ids.append(tokenizer.eos_token_id)
-    return Encoded(ids, [IGNORED, *ids[1:]], [0.0, *[1.0] * (len(ids) - 1)], [])
+    ids, notes = plain_text_ids(row, tokenizer)
+    return Encoded(ids, [IGNORED, *ids[1:]], [0.0, *[1.0] * (len(ids) - 1)], [], notes)
 
 
 def encode_text(learned: LearnedText, tokenizer: PreTrainedTokenizerBase) -> Encoded:
     """Tokens of a rendered text; each has the weight of the first piece that it touches."""
-    rendered, pieces = learned.rendered, learned.pieces
-    ids, offsets = tokens_of(rendered.text, rendered.cuts, tokenizer)
+    pieces = learned.pieces
+    ids, offsets, notes = read_text(learned, tokenizer)
     weights = [0.0 if at is None else pieces[at][2] for at in pieces_of_tokens(offsets, pieces)]
     weights[0] = 0.0
     labels = [token if weight else IGNORED for token, weight in zip(ids, weights, strict=True)]
-    return Encoded(ids, labels, weights, offsets, rendered.notes)
-
-
-def tokens_of(
-    text: str, cuts: Collection[int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids and characters of a text's tokens, none of which lies across a cut.
-
-    A model that is asked for an answer starts with a new token there, so that a line break that the
-    answer begins with never is half of a token.
-    """
-    # The template wrote the special tokens that the model wants; adding more would double them.
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    starts = [start for start, _ in offsets]
-    for cut in sorted(cuts):
-        start, stop = offsets[bisect_right(starts, cut) - 1] if cut < len(text) else (cut, cut)
-        if start < cut < stop:
-            before, at = tokens_of(text[:cut], cuts, tokenizer)
-            after, places = tokens_of(text[cut:], [c - cut for c in cuts if c > cut], tokenizer)
-            return before + after, at + [(a + cut, b + cut) for a, b in places]
-    return ids, offsets
+    return Encoded(ids, labels, weights, offsets, notes)
 
 
 def pieces_of_tokens(

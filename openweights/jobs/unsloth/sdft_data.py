@@ -17,6 +17,7 @@ from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import row_numbers
+from openweights.models.reading import token_ids
 from openweights.models.tokens import Collator, borders, pad_right
 
 
@@ -95,10 +96,7 @@ def encode_example(
         ValueError: The row cannot be used.
     """
     student, teacher, demonstration = sdft_texts(row, config, tokenizer, showing)
-    ids = [
-        list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        for text in (student.text, teacher.text, demonstration)
-    ]
+    ids = [token_ids(tokenizer, text) for text in (student.text, teacher.text, demonstration)]
     return SDFTExample(*ids), student.notes | teacher.notes
 
 

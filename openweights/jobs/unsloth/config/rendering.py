@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,7 @@ from openweights.jobs.unsloth.config.rows import (
     preference_messages,
     weights,
 )
+from openweights.models.reading import Offsets, compare_read, token_ids, tokens_of
 from openweights.models.template import (
     Message,
     MessageError,
@@ -106,6 +108,49 @@ def row_text(
     return LearnedText(rendered, pieces)
 
 
+def read_text(
+    learned: LearnedText, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], Offsets, frozenset[str]]:
+    """Tokens of a rendered row, the characters of each, and notes.
+
+    Raises:
+        ValueError: What is learned is not what the text says.
+    """
+    rendered = learned.rendered
+    tokens = tokens_of(rendered.text, rendered.cuts, tokenizer)
+    stretches = [(start, stop) for start, stop, weight in learned.pieces if weight]
+    notes = compare_read(tokenizer, rendered.text, tokens, cuts=rendered.cuts, learned=stretches)
+    return *tokens, rendered.notes | notes
+
+
+def plain_text_ids(
+    row: Row, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], frozenset[str]]:
+    """Tokens of a `text` row, between the tokens that begin and end one, and notes.
+
+    Raises:
+        ValueError: There is no text, or it is not what would be learned.
+    """
+    text = row.get("text")
+    if not isinstance(text, str) or not text:
+        raise ValueError("messages: is missing, and so is 'text'; give one of them")
+    begin = tokenizer.bos_token
+    encoding = tokenizer(
+        text,
+        add_special_tokens=not (begin and text.startswith(str(begin))),
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    ids = list(encoding["input_ids"])
+    columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
+    own = [(token, place) for token, place, added in zip(*columns, strict=True) if not added]
+    tokens = [token for token, _ in own], [place for _, place in own]
+    notes = compare_read(tokenizer, text, tokens, learned=[(0, len(text))])
+    if ids[-1] != tokenizer.eos_token_id:
+        ids.append(int(tokenizer.eos_token_id))  # type: ignore[arg-type]
+    return ids, frozenset(notes)
+
+
 def _counts(row: Row) -> bool:
     """Whether something in it has a weight that is not 0."""
     return any(weights(row))
@@ -146,12 +191,15 @@ def answer_texts(
         ValueError: They cannot be compared, or not be rendered as the row says.
     """
     prompt, *answers = preference_messages(row)
+    now = datetime.now()  # the prompt of both says the same, also where it tells the time
     texts: list[LearnedText] = []
     for side, answer in zip(("chosen", "rejected"), answers, strict=True):
         messages = [*prompt, *answer]
         wanted = [index for index in assistant_messages(messages) if index >= len(prompt)]
         try:
-            rendered = rendered_spans(tokenizer, messages, wanted, ends, tools=row.get("tools"))
+            rendered = rendered_spans(
+                tokenizer, messages, wanted, ends, tools=row.get("tools"), now=now
+            )
         except MessageError as error:
             index, field = error.message, "prompt"
             if index >= len(prompt):
@@ -182,9 +230,9 @@ def sdft_texts(
     )
     as_turns = showing.placement == "turns"
     turns = demonstration_turns(prompt, showing.repeats) if as_turns else ()
-    tools = row.get("tools")
-    student = rendered_prompt(tokenizer, prompt, tools=tools)
-    teacher = rendered_prompt(tokenizer, shown, tools=tools, verbatim=turns)
+    asked: dict[str, Any] = {"tools": row.get("tools"), "now": datetime.now()}
+    student = rendered_prompt(tokenizer, prompt, **asked)
+    teacher = rendered_prompt(tokenizer, shown, verbatim=turns, **asked)
     return student, teacher, demonstration
 
 
@@ -275,19 +323,23 @@ def _render(
     field: str,
     ends: Sequence[str],
 ) -> None:
+    prompts: tuple[Rendered, ...] = ()
     if "text" in row:
-        return
-    if field == "mcq_callbacks":
-        question_text(parse_question(row), tokenizer)
+        plain_text_ids(row, tokenizer)
+    elif field == "mcq_callbacks":
+        prompts = (question_text(parse_question(row), tokenizer),)
     elif field == "sampling_callbacks":
-        prompt_text(row, tokenizer)
+        prompts = (prompt_text(row, tokenizer),)
     elif field == "logp_callback_datasets":
-        row_text(row, tokenizer, train_on="responses", ends=ends)
+        read_text(row_text(row, tokenizer, train_on="responses", ends=ends), tokenizer)
     elif config.loss in PREFERENCE_LOSSES:
-        answer_texts(row, tokenizer, ends)
+        for answer in answer_texts(row, tokenizer, ends):
+            read_text(answer, tokenizer)
     elif config.loss == "grpo":
-        rendered_prompt(tokenizer, split_gold(row)[0], tools=row.get("tools"))
+        prompts = (rendered_prompt(tokenizer, split_gold(row)[0], tools=row.get("tools")),)
     elif config.loss == "sdft" and field == "training_file":
-        sdft_texts(row, config, tokenizer)
+        prompts = sdft_texts(row, config, tokenizer)[:2]
     else:
-        row_text(row, tokenizer, train_on=config.train_on, ends=ends)
+        read_text(row_text(row, tokenizer, train_on=config.train_on, ends=ends), tokenizer)
+    for prompt in prompts:
+        token_ids(tokenizer, prompt.text)

@@ -13,6 +13,7 @@ from openweights.jobs.unsloth.config.grpo_fields import GOLD, split_gold
 from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.reading import token_ids
 from openweights.models.template import Message, rendered_prompt
 
 
@@ -68,7 +69,7 @@ def grpo_rows(
     def encode(row: Row) -> tuple[Prompt, frozenset[str]]:
         messages, gold = split_gold(row)
         rendered = rendered_prompt(tokenizer, messages, tools=row.get("tools"))
-        ids = list(tokenizer(rendered.text, add_special_tokens=False)["input_ids"])
+        ids = token_ids(tokenizer, rendered.text)
         return Prompt(messages, ids, gold), rendered.notes
 
     fitting = Fitting[Prompt](

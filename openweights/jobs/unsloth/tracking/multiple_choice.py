@@ -19,6 +19,7 @@ from openweights.client.questions import Question
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.rendering import question_text
 from openweights.models.log_probs import mean_target_log_probs
+from openweights.models.reading import token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,13 @@ def ask(
     pairs: list[tuple[list[int], list[int]]] = []
     for number, question in enumerate(questions, start=1):
         try:
-            asked = question_text(question, tokenizer)
+            texts = (question_text(question, tokenizer).text, *question.choices)
+            prompt, *choices = (token_ids(tokenizer, text) for text in texts)
         except ConfigError:
             raise
         except ValueError as error:
             raise DatasetError(f"question {number}: {error}") from None
-        prompt = list(tokenizer(asked.text, add_special_tokens=False)["input_ids"])
-        for choice in question.choices:
-            pairs.append((prompt, list(tokenizer(choice, add_special_tokens=False)["input_ids"])))
+        pairs += [(prompt, choice) for choice in choices]
     pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     means = iter(mean_target_log_probs(model, pairs, pad, batch_size=batch_size))
     return Answers(

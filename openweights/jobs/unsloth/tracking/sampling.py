@@ -24,6 +24,7 @@ from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.jobs.unsloth.validate import SamplingCallback
 from openweights.models.forward import active_adapter
+from openweights.models.reading import token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ class Sampler(ScheduledCallback):
 
         def encode(row: Row) -> tuple[list[int], frozenset[str]]:
             rendered = prompt_text(row, tokenizer)
-            ids = tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
-            return list(ids), rendered.notes
+            return token_ids(tokenizer, rendered.text), rendered.notes
 
         name = f"sampling_callbacks ({settings.tag})"
         for row, ids in encode_rows(rows, encode, Fitting[list[int]](None, length=len), name=name):

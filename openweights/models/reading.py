@@ -1,0 +1,188 @@
+"""What a tokenizer makes of a text, and whether that is the text.
+
+A tokenizer may read other characters than are written (one form of accents, no capital letters),
+may have no token for some, or have tokens that the model's weights lack. What is learned is what it
+reads, so tokens are decoded and compared with the text. No torch here.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Offsets = list[tuple[int, int]]  # of each token, its first character and the one behind it
+
+NO_CAPITALS = "the tokenizer reads capital letters as small ones, so that none are learned"
+NO_SPACE = "the tokenizer takes all white space for the same, so that none is learned as it stands"
+READ_OTHERWISE = "the tokenizer reads some of what is not learned otherwise than it is written"
+
+_SHOWN = 24  # characters of a text that is read as another
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a rendered text, in which the template wrote all that begin and end something.
+
+    Raises:
+        ValueError: The model's weights lack one.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    check_weights(tokenizer, ids)
+    return ids
+
+
+def tokens_of(
+    text: str, cuts: Collection[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], Offsets]:
+    """Ids and characters of a text's tokens, none of which lies across a cut.
+
+    A model that is asked for an answer starts with a new token there, so that a line break that the
+    answer begins with never is half of a token.
+    """
+    # The template wrote the special tokens that the model wants; adding more would double them.
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    starts = [start for start, _ in offsets]
+    for cut in sorted(cuts):
+        at = bisect_right(starts, cut) - 1
+        start, stop = offsets[at] if at >= 0 and cut < len(text) else (cut, cut)
+        if start < cut < stop:
+            before, places = tokens_of(text[:cut], cuts, tokenizer)
+            after, later = tokens_of(text[cut:], [c - cut for c in cuts if c > cut], tokenizer)
+            return before + after, places + [(a + cut, b + cut) for a, b in later]
+    return ids, offsets
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
+def compare_read(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    tokens: tuple[Sequence[int], Offsets],
+    *,
+    cuts: Collection[int] = (),
+    learned: Sequence[tuple[int, int]],
+) -> set[str]:
+    """See that tokens say what the text says, where it is learned.
+
+    White space that a tokenizer reads besides, as many do before a word, is no matter.
+
+    Args:
+        tokens: Ids and offsets.
+        cuts: Characters at which a token begins for sure.
+        learned: Stretches of characters.
+
+    Returns:
+        Notes on what the tokenizer does to every text, and on what is read otherwise and not
+        learned.
+
+    Raises:
+        ValueError: Something that is learned is read otherwise, or the weights lack a token.
+    """
+    ids, offsets = tokens
+    check_weights(tokenizer, ids)
+    if _decoded(tokenizer, ids) == text:
+        return set()
+    habits = _habits(tokenizer)
+    notes = set(habits)
+    starts = [start for start, _ in offsets]
+    borders = {stop for _, stop in offsets} & {stop for _, stop in learned} | {0, *cuts, len(text)}
+    for start, stop in pairwise(sorted(borders)):
+        inside = ids[bisect_left(starts, start) : bisect_left(starts, stop)]
+        said, read = text[start:stop], _decoded(tokenizer, inside)
+        problem = _difference(said, read, habits)
+        if problem and any(a < stop and start < b for a, b in learned):
+            raise ValueError(problem)
+        if problem:
+            notes.add(READ_OTHERWISE)
+    return notes
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=16)
+def _habits(tokenizer: Any) -> frozenset[str]:
+    """What a tokenizer does to every text, as notes."""
+
+    def same(first: str, second: str) -> bool:
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (first, second)]
+        return ids[0] == ids[1]
+
+    found = {NO_CAPITALS: same("Ab aB", "ab ab"), NO_SPACE: same("a\n  a", "a a")}
+    return frozenset(note for note, is_so in found.items() if is_so)
+
+
+def _difference(said: str, read: str, habits: Collection[str]) -> str | None:
+    """What is read otherwise than it is said; None where nothing is, but for habits."""
+    if NO_CAPITALS in habits:
+        said, read = said.lower(), read.lower()
+    if NO_SPACE in habits:
+        said, read = ("".join(text.split()) for text in (said, read))
+    at, left = 0, " " + read  # a decoder may cut a space off at the beginning
+    for place, character in enumerate(left):
+        if at < len(said) and character == said[at]:
+            at += 1
+        elif not character.isspace():
+            return _told(said[at:], left[place:])
+    return None if at == len(said) else _told(said[at:], "")
+
+
+def _told(said: str, read: str) -> str:
+    """The difference between two texts that differ from their beginning on."""
+    here, there = _beginning(said), _beginning(read)
+    alike = unicodedata.normalize("NFKC", here) == unicodedata.normalize("NFKC", there)
+    show = ascii if alike else repr
+    read_as = f"{show(here)} as {show(there)}" if there else f"nothing of {show(here)}"
+    return (
+        f"the tokenizer reads {read_as}, so that the row would not be learned as it stands; change "
+        "that text, or choose a model that knows it"
+    )
+
+
+def _beginning(text: str) -> str:
+    """The white space or the word with which a text begins."""
+    word = text[: len(text) - len(text.lstrip())] or next(iter(text.split()), "")
+    return word[:_SHOWN]
+
+
+# ---- tokens without weights ----------------------------------------------------------------------
+
+_WITHOUT_WEIGHTS: WeakKeyDictionary[Any, tuple[int, Mapping[int, str]]] = WeakKeyDictionary()
+
+
+def without_weights(tokenizer: PreTrainedTokenizerBase, rows: int) -> Mapping[int, str]:
+    """Tokens that an embedding matrix of so many rows lacks. From then on, what is tokenised for
+    the model is refused where it holds one.
+    """
+    missing = {token: text for text, token in tokenizer.get_vocab().items() if token >= rows}
+    _WITHOUT_WEIGHTS[tokenizer] = rows, missing
+    return missing
+
+
+def check_weights(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+    """See that the weights have each token, as far as they are known.
+
+    Raises:
+        ValueError: They lack one.
+    """
+    rows, missing = _WITHOUT_WEIGHTS.get(tokenizer, (0, {}))
+    found = next((i for i in ids if i in missing), None) if missing else None
+    if found is not None:
+        raise ValueError(
+            f"the tokenizer writes {missing[found]!r} with the id {found}, and the model's weights "
+            f"have {rows} tokens; choose a model whose tokenizer and weights belong together, or "
+            "remove it"
+        )
