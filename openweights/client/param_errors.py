@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -86,7 +86,7 @@ def _what(
 ) -> str:
     detail = details[0]
     if detail["type"] == "missing":
-        return "is required; pass it"
+        return f"is required; pass {_choices(_place(detail), model) or 'it'}"
     if detail["type"] == "extra_forbidden":
         return _unknown(_place(detail), model, unknown)
     wanted = [_wanted(detail) for detail in details]
@@ -111,6 +111,14 @@ def _wanted(detail: ErrorDetails) -> str | None:
     if kind.endswith(("_type", "_parsing", "_from_float")):
         return _TYPES.get(kind.split("_")[0])
     return None
+
+
+def _choices(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The values that a field may have, where they are named; empty otherwise."""
+    owner = _owner(place, model)
+    field = None if owner is None else owner.model_fields.get(str(place[-1]))
+    named = field is not None and get_origin(field.annotation) is Literal
+    return " or ".join(map(repr, get_args(field.annotation))) if field and named else ""
 
 
 def _remedy(place: tuple[int | str, ...], model: type[BaseModel]) -> str:

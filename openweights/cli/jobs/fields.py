@@ -48,18 +48,24 @@ class FieldRow:
 def fields(name: str | None, markdown: bool, as_json: bool) -> None:
     """List the fields of fine-tuning jobs, or explain one.
 
-    With the default of each, the losses that read it, and what it means.
+    With the default of each, the losses that read it, and what it means. The name of a loss lists
+    those that it reads and others do not.
     """
     sections = field_sections()
     if markdown:
         click.echo(page(sections), nl=False)
+    elif own := [row for found in sections.values() for row in found if name in row.losses]:
+        _print_rows(own)
     elif name is not None:
         _explain(name, sections)
     elif as_json:
         print_json({title: rows for title, rows in sections.items()})
     else:
-        rows = [row for found in sections.values() for row in found]
-        print_table(("field", "default", "losses", "meaning"), [_cells(row) for row in rows])
+        _print_rows([row for found in sections.values() for row in found])
+
+
+def _print_rows(rows: list[FieldRow]) -> None:
+    print_table(("field", "default", "losses", "meaning"), [_cells(row) for row in rows])
 
 
 def _explain(name: str, sections: dict[str, list[FieldRow]]) -> None:

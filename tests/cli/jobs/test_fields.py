@@ -35,6 +35,12 @@ def test_all_fields(ow: Ow) -> None:
     assert found["Self-distillation"][0]["losses"] == ["sdft"]
 
 
+def test_the_fields_of_a_loss(ow: Ow) -> None:
+    _, *rows = ow("fields", "sdft").stdout.splitlines()
+    names = {row.split()[0] for row in rows}
+    assert "sdft_divergence" in names and not {"model", "train_on", "beta"} & names
+
+
 def test_a_field_that_nobody_explains_is_found() -> None:
     class Params(BaseModel):
         """Parameters.

@@ -16,6 +16,7 @@ MISSING = "MISSING"  # as a value: leave the field out
 MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     # required fields and their kinds
     ({**GOOD, "model": MISSING}, "model", "is required; pass it"),
+    ({**GOOD, "loss": MISSING}, "loss", "is required; pass 'sft' or 'sdft' or 'dpo'"),
     ({**GOOD, "training_file": MISSING}, "training_file", "is required"),
     ({**GOOD, "loss": MISSING}, "loss", "is required"),
     ({**GOOD, "model": ""}, "model", "is empty"),
