@@ -25,6 +25,7 @@ def cleaned(
     at: str,
     *,
     number: Callable[[float], Any] = lambda _: None,
+    text: Callable[[str], str] = lambda text: storable(text),
     other: Callable[[Any, str], object] | None = None,
     depth: int = 0,
 ) -> Any:
@@ -33,6 +34,7 @@ def cleaned(
     Args:
         at: What it is called in errors; places inside are named below it, as `at.key[2]`.
         number: What becomes of NaN and infinities; None by default.
+        text: What becomes of texts, and of keys; by default what every store can hold of them.
         other: A value in place of one that is no JSON, given with where it is; may raise. Without
             it such values are refused.
 
@@ -44,14 +46,14 @@ def cleaned(
     if isinstance(value, Enum):
         value = value.value
     if value is None or isinstance(value, bool | int | float | str):
-        return _atom(value, number)
+        return _atom(value, number, text)
 
     def inner(item: object, place: str) -> Any:
-        return cleaned(item, place, number=number, other=other, depth=depth + 1)
+        return cleaned(item, place, number=number, text=text, other=other, depth=depth + 1)
 
     if isinstance(value, Mapping):
         pairs = cast("Mapping[object, object]", value).items()
-        named = [(_name(key), item) for key, item in pairs]
+        named = [(text(_name(key)), item) for key, item in pairs]
         return {name: inner(item, f"{at}.{name}" if at else name) for name, item in named}
     if isinstance(value, list | tuple):
         items = cast("Sequence[object]", value)
@@ -64,17 +66,19 @@ def cleaned(
     return inner(other(value, at), at)
 
 
-def _atom(value: bool | float | str | None, number: Callable[[float], Any]) -> Any:
+def _atom(
+    value: bool | float | str | None, number: Callable[[float], Any], text: Callable[[str], str]
+) -> Any:
     """As Python's own type: numpy's float64 is a float, and prints as something else."""
     if isinstance(value, str):
-        return storable(str(value))
+        return text(str(value))
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else number(float(value))
     return value if value is None or isinstance(value, bool) else int(value)
 
 
 def _name(key: object) -> str:
-    return storable(str(key.value if isinstance(key, Enum) else key))
+    return str(key.value if isinstance(key, Enum) else key)
 
 
 def kind_of(value: object) -> str:
@@ -103,6 +107,19 @@ def to_json(value: object, what: str) -> str:
     if "\\u0000" in text or "\\ud" in text or text.count("[") + text.count("{") > DEEPEST:
         return dump(cleaned(value, what))
     return text
+
+
+def as_written(value: object, what: str) -> str:
+    """JSON text with all that a value holds, also what JSON lacks: for a check that names it.
+
+    Raises:
+        InvalidInputError: `what` holds something that cannot be written at all.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        plain = cleaned(value, what, number=float, text=str)
+    return json.dumps(plain, separators=(",", ":"))
 
 
 def dump(value: object) -> str:

@@ -17,7 +17,7 @@ from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
 from openweights.client.results import LOG_PREFIX, read_log_chunks, write_chunks, write_stream_to
 from openweights.client.watching.notes import tell
 from openweights.errors import DatasetError, InvalidInputError, NotFoundError, closest, shown
-from openweights.json_values import to_json
+from openweights.json_values import as_written
 from openweights.types import FileRecord
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
     elif (rows := _rows(file)) is not None:
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
             for number, row in enumerate(rows, start=1):
-                spool.write(to_json(row, f"row {number}").encode() + b"\n")
+                spool.write(as_written(row, f"row {number}").encode() + b"\n")
             spool.seek(0)
             yield cast("BinaryIO", spool), "rows.jsonl"
     else:

@@ -1,9 +1,9 @@
 """What a conversation's messages may hold, checked where a file is uploaded and where it is read.
 
 The keys are those of OpenAI's format: `role`, `content` (a text, or blocks of text), `weight`,
-`name`, `tool_calls`, `tool_call_id`, and `reasoning_content` besides. A key with null or an empty
-list counts as left out; any other is refused, since nothing would read it. Whether a chat template
-writes a key is known where there is a tokenizer (`models/template.py`).
+`name`, `tool_calls`, `tool_call_id`, and `reasoning_content` besides. A key with null counts as
+left out, and so does an empty list of calls; any other key is refused, since nothing would read it.
+Whether a chat template writes a key is known where there is a tokenizer (`models/template.py`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _MESSAGE_KEYS = (
 )
 _CALL_KEYS = ("type", "id", "function")
 _FUNCTION_KEYS = ("name", "arguments")
+_LEAST_WEIGHT = 1e-20
 _BLOCK_KEYS = ("type", "text", "weight", "tag")
 _KEY_MEANT = {
     "thinking": "reasoning_content",
@@ -69,7 +70,8 @@ class Problems:
                 seen.add(value)
         if self.count <= LISTED_ERRORS:
             place = f"{self._name}:{line}: " + (f"{field}: " if field else "")
-            self._listed.append(place + problem)
+            # Half characters of what is wrong must not stop a terminal from saying so.
+            self._listed.append(f"{place}{problem}".encode(errors="backslashreplace").decode())
         self._lines += line != self._last_line
         self._last_line = line
 
@@ -198,7 +200,11 @@ def _check_message(value: Any, field: str, report: Report) -> str | None:
         report(field, f"is {kind(value)}; make it {{'role': …, 'content': …}}")
         return None
     message = cast("dict[str, Any]", value)
-    given = {key: item for key, item in message.items() if item is not None and item != []}
+    given = {
+        key: item
+        for key, item in message.items()
+        if item is not None and not (key == "tool_calls" and item == [])
+    }
     has_calls = "tool_calls" in given
     if "content" in message:
         if not (has_calls and message["content"] in (None, "")):
@@ -365,13 +371,14 @@ def _check_characters(text: str, field: str, report: Report) -> bool:
 
 
 def _check_weight(value: Any, field: str, report: Report) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    try:
-        if is_number and math.isfinite(float(value)):
-            return
-    except OverflowError:
-        pass
-    report(field, f"is {kind(value)}; make it a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        report(field, f"is {kind(value)}; make it a finite number")
+    elif value and not _LEAST_WEIGHT <= abs(value) <= 1 / _LEAST_WEIGHT:
+        report(
+            field,
+            f"is {kind(value)}, which 32-bit sums cannot hold; make it 0, or of a size from "
+            f"{_LEAST_WEIGHT} to {1 / _LEAST_WEIGHT}",
+        )
 
 
 def kind(value: Any) -> str:

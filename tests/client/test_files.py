@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
 
 from openweights import InvalidInputError, NotFoundError
+from openweights.errors import DatasetError
 from tests.client.conftest import QuietClient, every_store  # noqa: F401 - a fixture
 from tests.client.malformed_datasets import GOOD, lines
 
@@ -43,6 +47,27 @@ def test_upload_and_read_back(ow: QuietClient, home: Path, tmp_path: Path) -> No
     with pytest.raises(NotFoundError):
         ow.files.download(file["id"], tmp_path / "gone")
     assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"weight": float("nan")}, "messages[1].weight: is NaN"),
+        ({"weight": float("inf")}, "messages[1].weight: is NaN or Infinity"),
+        ({"reasoning_content": float("nan")}, "messages[1].reasoning_content: is NaN"),
+        ({"content": "a\ud800b"}, "messages[1].content: has half a surrogate pair"),
+    ],
+)
+def test_rows_are_stored_as_they_are_or_refused(
+    ow: QuietClient, changes: dict[str, Any], says: str
+) -> None:
+    """As the same rows in a file are: nothing is replaced on the way."""
+    [asked, answer] = GOOD["messages"]
+    with pytest.raises(DatasetError, match=re.escape(f"rows.jsonl:1: {says}")):
+        ow.files.upload([{"messages": [asked, {**answer, **changes}]}], "conversations")
+    row = {"messages": [asked, {**answer, "content": "a\0b ü 🙂"}]}
+    stored = ow.files.upload([MappingProxyType(row)], "conversations")["id"]
+    assert json.loads(ow.files.content(stored)) == row
 
 
 def test_create_takes_what_can_be_read(ow: QuietClient, tmp_path: Path) -> None:

@@ -233,7 +233,8 @@ def sft_examples(
 
     def encode(row: Row) -> tuple[tuple[Encoded, bool], Iterable[str]]:
         encoded = encode_row(row, tokenizer, train_on=config.train_on, ends=texts)
-        return (encoded, is_weighted(row)), encoded.notes
+        says_nothing = all(label == IGNORED for label in encoded.labels)
+        return (encoded, says_nothing and is_weighted(row)), encoded.notes
 
     fitting = Fitting[tuple[Encoded, bool]](
         config.max_seq_length,

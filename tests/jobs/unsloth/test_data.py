@@ -13,7 +13,7 @@ from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
 from openweights.models.template import prompt_token_ids
 from openweights.models.tokens import IGNORED, Collator
-from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.jobs.unsloth.malformed_configs import DPO, GOOD, GRPO
 from tests.tiny_model import EOS, make_tokenizer
 
 TOKENIZER: Any = make_tokenizer()
@@ -167,3 +167,59 @@ def test_rows_are_checked_by_line() -> None:
         check_rows([(n, {}) for n in range(25)], *trained_on(config()))
     with pytest.raises(DatasetError, match="training_file:1: demonstration: is missing"):
         check_rows([(1, {"messages": TURNS[:2]})], *trained_on(config(loss="sdft")))
+
+
+def test_columns_that_a_loss_does_not_read_are_no_messages() -> None:
+    """A text called `prompt` is what many files have beside their messages."""
+    others = {"prompt": "hello", "chosen": [{"weight": 0.5}], "rejected": 3}
+    rows = [(n, {"messages": TURNS, **others}) for n in range(1, 9)]
+    for settings in (config(), config(loss="sdft"), training_config(GRPO)):
+        assert check_rows(rows, *trained_on(settings)) == 8
+    [example] = sft_examples(config(), TOKENIZER, [rows[0][1]])
+    assert learned(example) == [f" Hello there, ünder {EOS}", f"Bye{EOS}"]
+    pair = {"prompt": TURNS[:2], "chosen": TURNS[2:3], "rejected": TURNS[4:], "messages": "x"}
+    assert check_rows([(1, pair)], *trained_on(training_config(DPO))) == 1
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_a_weight_that_would_not_count_is_refused(index: int) -> None:
+    """Files of OpenAI's format say 0 or 1 of each answer; of others a 1 says that they are learned,
+    which only sft can do, and not with train_on='last'.
+    """
+
+    def check(weights: dict[int, float], **changes: Any) -> int:
+        turns = [{**turn, "weight": weights.get(n)} for n, turn in enumerate(TURNS)]
+        return check_rows([(1, {"messages": turns})], *trained_on(config(**changes)))
+
+    assert check({index: 1}) == 1
+    for changes in ({"loss": "sdft"}, {"train_on": "last"}):
+        assert check({2: 1, 4: 1}, **changes) == check({2: 0, index: 0}, **changes) == 1
+        for weights in ({index: 1}, {2: 0.5}, {index: -1}):
+            with pytest.raises(DatasetError, match=r"messages\[\d\]: has a weight"):
+                check(weights, **changes)
+
+
+def test_weights_of_what_train_on_learns_are_counted() -> None:
+    def check(weights: list[float | None], train_on: str) -> int:
+        turns = [{**turn, "weight": w} for turn, w in zip(TURNS[1:], weights, strict=True)]
+        settings = config(train_on=train_on)
+        return check_rows([(1, {"messages": turns})], *trained_on(settings))
+
+    assert check([None, 0, None, 0], "all") == 1, "what the user says"
+    assert check([None, 1, None, 0], "responses") == 1
+    for weights, train_on in (([0, 0, 0, 0], "all"), ([None, 1, None, 0], "last")):
+        with pytest.raises(DatasetError, match="every weight is 0"):
+            check(weights, train_on)
+
+
+def test_a_weighted_row_of_which_nothing_is_left_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    long = {"messages": [{**TURNS[1], "content": "word " * 50}, {**TURNS[4], "weight": 0.5}]}
+    unlearned = {"messages": [TURNS[1], {**TURNS[4], "weight": 0}]}
+    rows = [long, unlearned, {"messages": TURNS[:3]}]
+    assert len(sft_examples(config(max_seq_length=64), TOKENIZER, rows)) == 2
+    assert "1 rows dropped: nothing to learn is left" in caplog.text
+    with pytest.raises(DatasetError, match="nothing to learn is left of any row"):
+        sft_examples(config(max_seq_length=16), TOKENIZER, [long] * 3)

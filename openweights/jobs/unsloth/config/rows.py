@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 NumberedRow = tuple[int, dict[str, Any]]
 
 PREFERENCE_LOSSES = ("dpo", "orpo")
-_MESSAGE_FIELDS = ("messages", "prompt", "chosen", "rejected")
+_PAIR_FIELDS = ("prompt", "chosen", "rejected")
 
 
 class FileRow(dict[str, Any]):
@@ -86,12 +86,13 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
     Raises:
         DatasetError: It cannot; a line for each of the first 20 rows, and how many more there are.
     """
-    problems, count, is_weightless = Problems(ref.name), 0, True
+    problems, count = Problems(ref.name), 0
+    is_weightless = config.loss == "sft" and ref.field == "training_file"
     for number, row in rows:
         count += 1
         try:
             _check_row(row, config, ref.field)
-            is_weightless = is_weightless and not _teaches(row)
+            is_weightless = is_weightless and not _teaches(row, config.train_on)
         except ValueError as error:
             problems.add_error(number, error)
     problems.raise_if_any(rows=count)
@@ -101,7 +102,7 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
         check_prompt_count(config, count)
     if config.holdout_fraction is not None:
         held_out(count, config.holdout_fraction)
-    if config.loss == "sft" and is_weightless:
+    if is_weightless:
         raise DatasetError(
             f"{ref.name}: every weight is 0, so that there is nothing to learn; give what is to be "
             "learned another weight"
@@ -180,8 +181,7 @@ def _check_row(row: Row, config: TrainingFields, field: str) -> None:
         refuse_weights(row, config.loss)
     else:
         check_answered(row, needs_answer=config.train_on != "all")
-        if config.loss != "sft":
-            refuse_weights(row, config.loss)
+        _check_weights(row, config)
 
 
 def check_answered(row: Row, *, needs_answer: bool = True) -> None:
@@ -210,11 +210,9 @@ def preference_messages(row: Row) -> tuple[list[Message], list[Message], list[Me
         ValueError: One is missing, an answer repeats the prompt or does not end with the assistant,
             both are the same, or blocks have weights.
     """
-    prompt, chosen, rejected = (
-        plain_messages(row, field) for field in ("prompt", "chosen", "rejected")
-    )
-    check_pair({field: row[field] for field in ("prompt", "chosen", "rejected")}, _refuse)
-    refuse_weights(row, "dpo and orpo")
+    prompt, chosen, rejected = (plain_messages(row, field) for field in _PAIR_FIELDS)
+    check_pair({field: row[field] for field in _PAIR_FIELDS}, _refuse)
+    refuse_weights(row, "dpo and orpo", _PAIR_FIELDS)
     return prompt, chosen, rejected
 
 
@@ -239,39 +237,74 @@ def _refuse(field: str, problem: str) -> None:
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def refuse_weights(row: Row, loss: str) -> None:
-    """See that the row has no weight that would be ignored.
-
-    A message's weight of 0 or 1 says whether it is learned. These losses learn the last answer
-    alone, so it is heeded unless that one has a 0.
+def refuse_weights(row: Row, loss: str, fields: Sequence[str] = ("messages",)) -> None:
+    """See that the row has no weight that would be ignored, by a loss that learns the last answer.
 
     Raises:
         ValueError: It has one.
     """
-    for field in _MESSAGE_FIELDS:
-        messages: Sequence[Any] = row.get(field) or ()
+    for field in fields:
+        messages: Sequence[Message] = row.get(field) or ()
         for index, message in enumerate(messages):
-            is_read = field == "prompt" or (field == "messages" and index < len(messages) - 1)
-            heeded = (0, 1) if is_read or message["role"] != "assistant" else (1,)
-            own = message.get("weight")
-            if (own is not None and own not in heeded) or any(w != 1 for w in _of_blocks(message)):
+            is_last = field != "prompt" and (field != "messages" or index == len(messages) - 1)
+            if _is_unheeded(message, is_learned=is_last):
                 raise ValueError(
                     f"{field}[{index}]: has a weight, which {loss} cannot use; remove it, or use "
                     "loss='sft'"
                 )
 
 
-def _teaches(row: Row) -> bool:
-    """Whether some weight of a row is not 0; what has none of its own weighs 1."""
-    if not is_weighted(row) or any(weights(row)):
-        return True
-    for message in row.get("messages") or ():
-        content = message.get("content")
-        blocks = content if isinstance(content, list) else [{}]
-        plain = any(block.get("weight") is None for block in blocks)
-        if message["role"] == "assistant" and message.get("weight") is None and plain:
-            return True
-    return False
+def _check_weights(row: Row, config: TrainingFields) -> None:
+    if config.loss != "sft":
+        refuse_weights(row, config.loss)
+    elif config.train_on == "last" and "messages" in row:
+        _refuse_other_weights(row)
+
+
+def _refuse_other_weights(row: Row) -> None:
+    """See that no message but the last answer has a weight that `train_on="last"` would ignore.
+
+    Raises:
+        ValueError: One has.
+    """
+    messages: Sequence[Message] = row["messages"]
+    answers = assistant_messages(messages)
+    for index, message in enumerate(messages):
+        if index not in answers[-1:] and _is_unheeded(message, is_learned=False):
+            raise ValueError(
+                f"messages[{index}]: has a weight, and train_on='last' learns the last answer "
+                "alone; remove it, or use train_on='responses'"
+            )
+
+
+def _is_unheeded(message: Message, *, is_learned: bool) -> bool:
+    """Whether a weight says another thing than that the message is learned, or is not.
+
+    What a 1 says of an answer that is only read is what OpenAI's format says of every answer.
+    """
+    is_answer = message["role"] == "assistant"
+    heeded = (1,) if is_learned and is_answer else (0, 1) if is_answer else (0,)
+    return any(weight not in heeded for weight in _of_message(message))
+
+
+def _teaches(row: Row, train_on: str) -> bool:
+    """Whether something is learned of a row that has messages, by their weights."""
+    messages: Sequence[Message] = row.get("messages") or ()
+    answers = assistant_messages(messages)
+    learned = range(len(messages)) if train_on == "all" else answers
+    counted = answers[-1:] if train_on == "last" else range(len(messages))
+    return not messages or any(
+        any(_of_message(message)) or (index in learned and _has_plain_part(message))
+        for index, message in enumerate(messages)
+        if index in counted
+    )
+
+
+def _has_plain_part(message: Message) -> bool:
+    """Whether some of a message has no weight of its own."""
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else [{}]
+    return message.get("weight") is None and any(b.get("weight") is None for b in blocks)
 
 
 def is_weighted(row: Row) -> bool:
@@ -280,14 +313,14 @@ def is_weighted(row: Row) -> bool:
 
 
 def weights(row: Row) -> Iterator[float]:
-    """The weights that the row's messages and their blocks have of their own."""
-    for message in (m for field in _MESSAGE_FIELDS for m in row.get(field) or ()):
-        if message.get("weight") is not None:
-            yield message["weight"]
-        yield from _of_blocks(message)
+    """The weights that the messages of a conversation and their blocks have of their own."""
+    for message in row.get("messages") or ():
+        yield from _of_message(message)
 
 
-def _of_blocks(message: Mapping[str, Any]) -> Iterator[float]:
+def _of_message(message: Message) -> Iterator[float]:
+    if message.get("weight") is not None:
+        yield message["weight"]
     content = message.get("content")
     blocks = content if isinstance(content, list) else []
     yield from (block["weight"] for block in blocks if block.get("weight") is not None)
