@@ -10,6 +10,7 @@ import gzip
 import io
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -18,10 +19,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from openweights.backends.base import Backend
 from openweights.backends.local.backend import LocalBackend
+from openweights.backends.local.migrations import MIGRATIONS, migrate
 from openweights.backends.supabase.backend import SupabaseBackend
 from openweights.backends.supabase.sql import apply
-from openweights.types import WorkerSpec
-from tests.backends.steps import draft, spec
+from openweights.types import Retry, WorkerSpec
+from tests.backends.steps import claim, draft, spec
 from tests.backends.supabase.sql_calls import Caller, job, sign_up
 from tests.backends.supabase.sql_world import event
 from tests.supabase_double.postgres import PostgresServer
@@ -58,6 +60,58 @@ def work_off(backend: Backend, worker_id: str) -> list[str]:
         backend.append_events(claim.run.id, [draft(step=5)])
         backend.finish_run(claim.run.id, claim.run.attempt, "completed", exit_code=0)
     return taken
+
+
+def use_the_queue(backend: Backend, old: str) -> None:
+    """All that the queue has learned since version 1, on a store that was made before it.
+
+    Args:
+        old: A job of then that has completed.
+    """
+    backend.register_worker(WorkerSpec("w-queue"))
+    assert backend.set_paused(True).paused_at is not None
+    retry, later = Retry(1, 0.0, ("exit:3",)), backend.now() + timedelta(days=1)
+    backend.submit_job(spec("q-first", after=(old,), retry=retry, priority=9, max_duration_s=60))
+    backend.submit_job(spec("q-second", after=("q-first",), stall_timeout_s=60))
+    backend.submit_job(spec("q-later", not_before=later))
+    labeled = {"label": "gpu", "max_running": 1}
+    backend.submit_job(spec("q-one", **labeled))
+    assert backend.claim_job("w-queue") is None, "it is paused"
+    backend.set_paused(False)
+    assert backend.set_max_duration(3600).max_duration_s == 3600
+    first = claim(backend, "w-queue")
+    assert first.job.id == "q-first"
+    again = backend.finish_run(first.run.id, 1, "failed", exit_code=3, cause="oom")
+    assert (again.status, again.retries) == ("pending", 1)
+    first = claim(backend, "w-queue")
+    backend.finish_run(first.run.id, 2, "failed", exit_code=3)
+    assert backend.get_job("q-second").failed_by == "q-first"
+    backend.restart_job("q-first")
+    assert work_off(backend, "w-queue")[0] == "q-first"
+    assert backend.get_job("q-second").status == "completed"
+    backend.submit_job(spec("q-one-more", **labeled))
+    held = claim(backend, "w-queue")
+    backend.touch_run(held.run.id)
+    assert backend.heartbeat("w-queue", held.run.id) == "continue"
+    backend.submit_job(spec("q-one-too-many", **labeled))
+    backend.register_worker(WorkerSpec("w-beside"))
+    assert backend.claim_job("w-beside") is None, "one with that label runs"
+    backend.release_run(held.run.id, 1, reason="hung", is_lost=True)
+    assert set(work_off(backend, "w-beside")) == {"q-one-more", "q-one-too-many"}
+    assert backend.get_job("q-later").status == "pending"
+    backend.cancel_job("q-later")
+    assert backend.list_audit(target="q-first")[0].action == "job.restart"
+
+
+@pytest.mark.parametrize("version", range(2, len(MIGRATIONS) + 1))
+def test_a_store_of_each_schema_since_then_goes_on(old_home: Path, version: int) -> None:
+    """One that a version in between has migrated, and that is used by this one."""
+    with closing(sqlite3.connect(old_home / "openweights.db", isolation_level=None)) as db:
+        migrate(db, MIGRATIONS[:version])
+    with closing(LocalBackend(old_home)) as backend:
+        backend.register_worker(WorkerSpec("w-new"))
+        assert work_off(backend, "w-new") == ["running", "waiting"]
+        use_the_queue(backend, "waiting")
 
 
 def test_a_store_of_version_1_opens_migrates_and_goes_on(old_home: Path) -> None:
@@ -142,3 +196,4 @@ def test_a_project_of_version_1_is_brought_up_to_date_and_goes_on(
         assert backend.submit_job(spec("next", params={"mounted_files": {"f": file.id}}))
         assert work_off(backend, "w-new") == ["next"]
         assert backend.sizes().file_bytes == 3
+        use_the_queue(backend, "waiting")
