@@ -226,5 +226,7 @@ def _one_hardware(item: object) -> str:
     found = _HARDWARE.fullmatch(item) if isinstance(item, str) else None
     count = int(found[1] or 1) if found else 0
     if found is None or not 1 <= count <= _MOST_GPUS:
-        raise ConfigError(f"allowed_hardware: {item!r} is not hardware; write it like '2x H100S'")
+        raise ConfigError(
+            f"allowed_hardware: {shown(item)} is not hardware; write it like '2x H100S'"
+        )
     return f"{count}x {gpu_key(found[2]) or found[2].upper()}"

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from openweights.errors import InvalidStateError, StoreUnavailableError
@@ -66,6 +66,7 @@ class MemoryStore:
     keep_days: float | None = None
     collected: list[datetime] = field(default_factory=list[datetime])
     completions: Counter[str] = field(default_factory=Counter[str])
+    is_paused: bool = False
 
     def retention(self) -> tuple[int, float | None]:
         return 64, self.keep_days
@@ -83,7 +84,22 @@ class MemoryStore:
     # ---- the manager's side
 
     def pending_jobs(self) -> list[PendingRow]:
-        return [PendingRow(job) for job in self.jobs.values() if job.status == "pending"]
+        return [PendingRow(job) for job in self.jobs.values() if self.is_due(job)]
+
+    def is_due(self, job: JobRecord) -> bool:
+        """Whether it waits for a worker, and for nothing else."""
+        if self.is_paused or job.status != "pending":
+            return False
+        has_come = job.not_before is None or job.not_before <= self.now()
+        has_room = job.max_running is None or len(self.running(job.label)) < job.max_running
+        return has_come and has_room and self.are_completed(job.after)
+
+    def are_completed(self, ids: Sequence[str]) -> bool:
+        return all(self.jobs[id].status == "completed" for id in ids)
+
+    def running(self, label: str | None) -> list[JobRecord]:
+        jobs = self.jobs.values()
+        return [job for job in jobs if job.status == "in_progress" and job.label == label]
 
     def worker_rows(self, worker_ids: Sequence[str] | None = None) -> list[WorkerRow]:
         if worker_ids is not None:
@@ -171,7 +187,7 @@ class MemoryStore:
             tiers = ("ALL", row.cloud_type)
             if not isinstance(job.params, dict) or "cloud_type" not in job.params:
                 continue  # no worker would run it
-            if job.status == "pending" and job.params["cloud_type"] in tiers:
+            if self.is_due(job) and job.params["cloud_type"] in tiers:
                 attempts = job.attempts + 1
                 self._job(job.id, status="in_progress", worker_id=worker_id, attempts=attempts)
                 number = len(self.runs) + 1
@@ -184,6 +200,14 @@ class MemoryStore:
     def finish(self, job_id: str) -> None:
         self.completions[job_id] += 1
         self._job(job_id, status="completed", worker_id=None)
+
+    def fail(self, job_id: str) -> None:
+        """As a job that is tried again, later."""
+        job = self.jobs[job_id]
+        assert job.retry is not None and job.retries < job.retry.max
+        later = self.now() + timedelta(seconds=job.retry.backoff_s * 2**job.retries)
+        retries = job.retries + 1
+        self._job(job_id, status="pending", worker_id=None, retries=retries, not_before=later)
 
     def lose(self, worker_id: str) -> None:
         for job in self.jobs.values():

@@ -35,11 +35,10 @@ def live_through(seed: int, limits: Limits = LIMITS) -> World:
     world = World(seed, fault_share=(0.02, 0.05, 0.1, 0.2)[seed % 4], limits=limits)
     for number in range(FAULTY_STEPS):
         if number % 4 == 0 and number // 4 < len(JOBS):
-            world.submit(*JOBS[number // 4])
+            world.submit_with_wishes(*JOBS[number // 4])
         world.step()
         check_always(world)
-    world.fault_share = 0.0
-    world.cancel_poison()
+    world.calm_down()
     for _ in range(MOST_STEPS):
         world.step(30.0)
         check_always(world)
@@ -53,6 +52,10 @@ def check_always(world: World) -> None:
     assert world.foreign <= world.pods.machines.keys(), "somebody else's pod was ended"
     for machine in world.ours():
         assert machine.worker_id in world.store.rows, "a pod without a row"
+    assert len(world.store.running("gpu")) <= 1, "more of a label than may run"
+    for job in world.jobs():
+        has_begun = job.status in ("in_progress", "completed")
+        assert not has_begun or world.store.are_completed(job.after), "a job ran before its turn"
 
 
 def check_at_rest(world: World) -> None:
@@ -89,11 +92,12 @@ def test_without_faults() -> None:
 
 def test_the_faults_are_there() -> None:
     """In some of those sequences managers crashed, and pods were started again."""
-    worlds = [live_through(seed) for seed in range(20)]
+    worlds = [live_through(seed) for seed in range(60)]
     assert sum(world.crashes for world in worlds) > 10
     seen = sum((world.seen for world in worlds), Counter[str]())
-    assert min(seen[kind] for kind in ("skew", "poison", "stopped")) > 20
-    assert sum(len(world.store.rows) for world in worlds) > 2 * 20 * len(JOBS) / 3
+    assert min(seen[kind] for kind in ("skew", "poison", "stopped", "paused")) > 20
+    assert min(seen[kind] for kind in ("after", "not before", "label", "retried")) > 20
+    assert sum(len(world.store.rows) for world in worlds) > 2 * 60 * len(JOBS) / 3
     names = {name for world in worlds for name in world.pods.terminated}
     assert names and all(name.startswith("ow-w") for name in names)
 
@@ -101,7 +105,8 @@ def test_the_faults_are_there() -> None:
 def test_a_pod_too_many_is_noticed() -> None:
     """The control."""
     with pytest.raises(AssertionError, match="a pod too many"):
-        live_through(0, replace(LIMITS, max_workers=LIMITS.max_workers + 1))
+        for seed in range(20):
+            live_through(seed, replace(LIMITS, max_workers=LIMITS.max_workers + 1))
 
 
 def test_two_pods_for_four_groups() -> None:

@@ -27,7 +27,7 @@ from openweights.cluster.pods.base import (
     SpendingLimit,
 )
 from openweights.errors import StoreUnavailableError
-from openweights.types import JobRecord, WorkerRow
+from openweights.types import JobRecord, Retry, WorkerRow
 from tests.cluster.memory_store import Crash, Faults, FaultyStore, MemoryStore
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -177,6 +177,7 @@ class World:
         self.skew = timedelta(0)
         self._ids = 0
         self._left_s: dict[str, float] = {}
+        self._failures_left = Counter[str]()
         self.restart()
 
     def restart(self) -> None:
@@ -201,6 +202,24 @@ class World:
             updated_at=self.time,
         )
 
+    def submit_with_wishes(self, job_id: str, cloud_type: str) -> None:
+        """A job that may have to wait for others, for a moment or for room, or fail at first."""
+        chance, wishes = self.random, dict[str, Any]()
+        others = sorted(job.id for job in self.jobs())
+        if others and chance.random() < 0.4:
+            self.seen["after"] += 1
+            wishes["after"] = tuple(chance.sample(others, chance.randint(1, len(others))))
+        if chance.random() < 0.3:
+            self.seen["not before"] += 1
+            wishes["not_before"] = self.time + timedelta(seconds=chance.uniform(0, 900))
+        if chance.random() < 0.4:
+            self.seen["label"] += 1
+            wishes |= {"label": "gpu", "max_running": 1}
+        if chance.random() < 0.4:
+            wishes["retry"] = Retry(3, chance.uniform(0, 120), ("any",))
+            self._failures_left[job_id] = chance.randint(0, 3)
+        self.submit(job_id, cloud_type, **wishes)
+
     def poison(self) -> None:
         """A job that no client of ours would have written, as it is read."""
         self.seen["poison"] += 1
@@ -223,12 +242,20 @@ class World:
                 self.store.jobs[job.id] = replace(job, status="canceled")
 
     def _disturb(self) -> None:
-        """Clocks that jump, and rows that are poison."""
+        """Clocks that jump, rows that are poison, and a queue that is paused for a while."""
         if self.faults.happens():
             self.seen["skew"] += 1
             self.skew = timedelta(seconds=self.random.choice((-86_400, -600, -15, 0, 15, 600, 3e6)))
         if self.faults.happens(0.5):
             self.poison()
+        if self.faults.happens():
+            self.store.is_paused = not self.store.is_paused
+            self.seen["paused"] += self.store.is_paused
+
+    def calm_down(self) -> None:
+        """No faults from now on, and somebody has seen what was left of them."""
+        self.fault_share, self.store.is_paused = 0.0, False
+        self.cancel_poison()
 
     def step(self, seconds: float = 15.0) -> None:
         """A pass of the manager, with faults, and then some time."""
@@ -281,7 +308,14 @@ class World:
             self.store.claim(row.id)
         else:
             self._left_s[held.id] -= seconds
-            if self._left_s[held.id] <= 0:
+            if self._left_s[held.id] > 0:
+                return
+            if self._failures_left[held.id] > 0:
+                self._failures_left[held.id] -= 1
+                self._left_s[held.id] = 30.0
+                self.seen["retried"] += 1
+                self.store.fail(held.id)
+            else:
                 self.store.finish(held.id)
 
     def _new_id(self) -> str:
