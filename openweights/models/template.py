@@ -321,7 +321,8 @@ def _after_prompt(
     some cut the thinking, or read the system text from the last user turn alone.
     """
     last, answer = len(messages) - 1, messages[-1]
-    if set(wanted) != {last} or answer["role"] != "assistant" or _is_structured(answer) or not last:
+    has_more = _is_structured(answer) or "name" in answer
+    if set(wanted) != {last} or answer["role"] != "assistant" or has_more or not last:
         return None
     try:
         prompt, text, _, notes = compared(template, messages[:-1], prompt=True)

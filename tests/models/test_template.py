@@ -75,6 +75,17 @@ def test_white_space_beside_thinking_and_calls_is_learned(
 _trimming = tokenizer_with(TRIMMING)
 
 
+@pytest.mark.parametrize("turns", [1, 2])
+@pytest.mark.parametrize("train_on", ["last", "responses", "all"])
+def test_a_name_that_the_template_does_not_write_is_refused(turns: int, train_on: str) -> None:
+    """Also of a single answer, and where another template does write it."""
+    turn = user("q"), said("a", name="Ann")
+    with pytest.raises(DatasetError, match="name"):
+        learned(tokenizer_with(PLAIN), row(*turn * turns), train_on=train_on)
+    named = PLAIN.replace("m.role +", "m.role + (' ' + m.name if m.name else '') +")
+    assert learned(tokenizer_with(named), row(*turn * turns))[-1] == f"a{EOS}"
+
+
 # ---- ends ----------------------------------------------------------------------------------------
 
 
