@@ -36,9 +36,23 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         ValueError: The model's weights lack one.
     """
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenised(tokenizer, text, add_special_tokens=False)["input_ids"])
     check_weights(tokenizer, ids)
     return ids
+
+
+def tokenised(tokenizer: Any, text: str, **asked: bool) -> Any:
+    """What a tokenizer gives for a text.
+
+    Raises:
+        ValueError: It is no text.
+    """
+    try:
+        return tokenizer(text, **asked)
+    except (TypeError, UnicodeEncodeError):
+        raise ValueError(
+            "holds half a surrogate pair, which no tokenizer reads; write the whole character"
+        ) from None
 
 
 def tokens_of(
@@ -50,7 +64,7 @@ def tokens_of(
     answer begins with never is half of a token.
     """
     # The template wrote the special tokens that the model wants; adding more would double them.
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenised(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
     starts = [start for start, _ in offsets]
     for cut in sorted(cuts):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.preference.data import preference_examples
+from openweights.models.reading import token_ids
 from tests.learned_rows import config, learned, row, said, tokenizer_with, user
 from tests.tiny_model import CHATML, EOS
 
@@ -134,6 +135,15 @@ def test_what_the_vocabulary_lacks_is_refused(make: Any, answer: str, words: str
     assert words in str(caught.value)
     [found] = learned(tokenizer, row(user("hello"), said("hello world")))
     assert "".join(found.split()) == "helloworld" + EOS
+
+
+def test_half_a_character_is_no_text() -> None:
+    tokenizer = tokenizer_with(CHATML)
+    for example in (row(user("q"), said("a", name="\ud800")), {"text": "a\ud800"}):
+        with pytest.raises(DatasetError, match="training_file:1: .*half a surrogate pair"):
+            learned(tokenizer, example)
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        token_ids(tokenizer, "\ud800")
 
 
 _text = st.text(

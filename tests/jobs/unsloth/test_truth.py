@@ -386,7 +386,9 @@ _text = st.one_of(
     _words,
     st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8),
     st.builds("{}{}".format, _words, st.sampled_from(["<think>", "</think>", "[INST]", EOS])),
+    st.builds("MARK-{}-TEXT-KRAM".format, st.integers(0, 3)),
 ).filter(str.strip)
+_others = st.sampled_from(["system", "developer", "tool"])
 _thought = st.builds("<think>\n{}\n</think>\n\n{}".format, _text, _text)
 _answer = st.builds(
     lambda text, more: said(text, **more),
@@ -400,6 +402,8 @@ def conversations(draw: st.DrawFn) -> Row:
     messages = [system(draw(_text))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         messages += [user(draw(_text)), draw(_answer)]
+        if draw(st.integers(0, 9)) == 0:
+            messages += [{"role": draw(_others), "content": draw(_text)}]
     messages += [user(draw(_text))] if draw(st.integers(0, 4)) == 0 else []
     return row(*messages)
 

@@ -36,7 +36,7 @@ from openweights.jobs.unsloth.config.rows import (
     preference_messages,
     weights,
 )
-from openweights.models.reading import Offsets, compare_read, token_ids, tokens_of
+from openweights.models.reading import Offsets, compare_read, token_ids, tokenised, tokens_of
 from openweights.models.template import (
     Message,
     MessageError,
@@ -135,7 +135,8 @@ def plain_text_ids(
     if not isinstance(text, str) or not text:
         raise ValueError("messages: is missing, and so is 'text'; give one of them")
     begin = tokenizer.bos_token
-    encoding = tokenizer(
+    encoding = tokenised(
+        tokenizer,
         text,
         add_special_tokens=not (begin and text.startswith(str(begin))),
         return_offsets_mapping=True,
