@@ -35,12 +35,14 @@ class GenerationEngine(Protocol):
         max_length: Tokens that a prompt and its completion may have together.
         is_exact: Whether it computes with the model's own weights; log-probabilities then differ
             from a plain forward by rounding alone.
+        replicas: Processes that compute its requests, each with the whole model.
     """
 
     name: str
     end_token_ids: tuple[int, ...]
     max_length: int
     is_exact: bool = True
+    replicas: int = 1
 
     @property
     @abstractmethod

@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from openweights.generation.choose import generation_engine
-from openweights.models.load import load_trained
+from openweights.generation.replicas import Opening, open_replicated
+from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,18 +34,19 @@ class OpenedModel:
 def open_engine(
     source: ModelSource, engine: Any, chat_template: str = "default", *, in_4bit: bool = False
 ) -> OpenedModel:
-    """Load a model, with its adapter when it has one.
+    """Load a model, with its adapter when it has one, on each GPU of the job.
 
     Raises:
         ConfigError: It cannot be loaded; one line that says why.
     """
-    model, tokenizer = load_trained(
+    opening = Opening(
         source.base,
-        chat_template=chat_template,
-        tokenizer_from=None if source.adapter is None else str(source.adapter),
-        in_4bit=in_4bit,
+        engine,
+        chat_template,
+        None if source.adapter is None else str(source.adapter),
+        in_4bit,
     )
-    opened = generation_engine(engine, model, tokenizer)
+    opened, tokenizer = open_replicated(opening, Settings.from_env().n_gpus)
     if source.adapter is not None:
         opened.set_adapter(source.name, source.adapter)
     logger.info("generating with engine %s", opened.name)

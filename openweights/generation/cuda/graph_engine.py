@@ -37,7 +37,7 @@ from openweights.models.tokens import eos_token_ids
 
 PAGE_SIZE = 64
 ROWS = 128
-SLICE_TOKENS = 2_048  # of prompts between two blocks, while most rows decode
+SLICE_TOKENS = 2_048  # of prompts between two blocks, while almost all rows decode
 PREFILL_TOKENS = 16_384  # while few do
 WAITING_BLOCK_STEPS = 8  # a row that finishes within a block is idle for the rest of it
 POOL_STEP = 64  # pages by which the pool grows
@@ -214,9 +214,10 @@ class CudaGraphEngine(GenerationEngine):
     def _compute_prompts(self) -> list[Delta]:
         """A slice of the prompts that wait, or all of them while few rows decode."""
         deltas: list[Delta] = []
-        while self._scheduler.computing:
-            few = len(self._scheduler.running) < self._scheduler.computing
-            slices = self._scheduler.slices(PREFILL_TOKENS if few else SLICE_TOKENS)
+        while computing := self._scheduler.computing:
+            running = len(self._scheduler.running)
+            few = running < computing
+            slices = self._scheduler.slices(slice_tokens(computing, running))
             starts = [member for part in slices for member in part.starts]
             drawn = self._runner.prefill(
                 slices,
@@ -273,6 +274,18 @@ class CudaGraphEngine(GenerationEngine):
             limit=member.work.tokens - 1,
             completion=growing.tokens,
         )
+
+
+def slice_tokens(computing: int, running: int) -> int:
+    """How many tokens of prompts are computed between two blocks of decode steps.
+
+    Rows that decode wait for them, and rows whose prompts are computed are idle until then; so the
+    slice grows with the share of the latter. One of a fixed size falls behind where answers are
+    short: more prompts come in a block than it holds, and ever more rows are idle.
+    """
+    if running <= computing:
+        return PREFILL_TOKENS
+    return min(PREFILL_TOKENS, max(SLICE_TOKENS, 2 * PREFILL_TOKENS * computing // running))
 
 
 def _ops(base: Any) -> Any:

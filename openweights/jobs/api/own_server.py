@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from openweights.errors import ConfigError, InvalidStateError, OpenWeightsError
-from openweights.generation.choose import generation_engine
 from openweights.generation.engine_thread import EngineThread
+from openweights.generation.replicas import Opening, open_replicated
 from openweights.generation.server import ModelServer, ServedModel
 from openweights.jobs.api.deployment import (
     LOOK_S,
@@ -25,8 +25,9 @@ from openweights.jobs.api.deployment import (
     tell_served,
 )
 from openweights.jobs.model_source import ModelSource, fetch_model, pinned_model
-from openweights.models.load import load_trained, tokenizer_of
+from openweights.models.load import tokenizer_of
 from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
+from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
@@ -53,8 +54,8 @@ async def serve_own(
         ConfigError: A model cannot be loaded; one line that says why.
     """
     wait_for_memory(base.name, int(ROOM * weight_bytes(Path(base.base))))
-    model, tokenizer = load_trained(base.base, chat_template=config.chat_template)
-    engine = generation_engine(config.engine, model, tokenizer, rows=config.max_num_seqs)
+    opening = Opening(base.base, config.engine, config.chat_template, rows=config.max_num_seqs)
+    engine, tokenizer = open_replicated(opening, Settings.from_env().n_gpus)
     models = {config.model: ServedModel(None, tokenizer)}
     for source in fixed_adapters(ow, config):
         engine.set_adapter(source.name, _folder(source))

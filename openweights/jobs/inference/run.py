@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 TAG = "inference"
 RESULT = Path("completions.jsonl")
-AHEAD = 256  # requests that an engine holds at a time; it works on as many of them as it can
+AHEAD = 256  # requests for each process of an engine; it works on as many of them as it can
 REPORT_S = 2.0
 
 Answers = Iterator[tuple[int, Result, int]]  # row, its result, and its new tokens
@@ -92,7 +92,7 @@ def engine_answers(
     requests = iter(_requests(engine, tokenizer, adapter, config, rows, left, field))
     grown: dict[str, list[list[Delta]]] = {}
     while True:
-        for request in islice(requests, AHEAD - len(grown)):
+        for request in islice(requests, AHEAD * engine.replicas - len(grown)):
             engine.submit(request)
             grown[request.id] = [[] for _ in range(request.params.n)]
         if not grown:

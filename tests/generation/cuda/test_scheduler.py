@@ -4,12 +4,15 @@ sequence wrote.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openweights.generation.cuda.graph_engine import SLICE_TOKENS, slice_tokens
 from openweights.generation.cuda.pages import PagePool
 from openweights.generation.cuda.scheduler import Member, Scheduler, Slice, Work
 
@@ -156,3 +159,39 @@ def test_what_is_forgotten_is_computed_again() -> None:
 def test_a_request_larger_than_the_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="41 tokens"):
         Scheduler(PagePool(10, PAGE), 2).submit(Work("x", [1] * 40, 1, 41))
+
+
+def busy_share(tokens: Callable[[int, int], int], rows: int = 128) -> float:
+    """Of the rows, those that decode, while any sample waits: long prompts, answers of all lengths.
+
+    Args:
+        tokens: How many of prompts are computed between two blocks, by the members whose prompts
+            are not computed yet and by those that decode.
+    """
+    draw = random.Random(0)
+    scheduler = Scheduler(PagePool(rows * 40, 64), rows)
+    left: dict[str, int] = {}
+    for index in range(4 * rows):
+        prompt, answer = [index] * draw.randint(50, 1500), draw.randint(10, 512)
+        scheduler.submit(Work(str(index), prompt, 1, len(prompt) + answer, None))
+        left[str(index)] = answer
+    shares: list[float] = []
+    while scheduler.waits:
+        scheduler.admit()
+        while scheduler.computing:
+            few = len(scheduler.running) < scheduler.computing
+            scheduler.slices(tokens(scheduler.computing, len(scheduler.running)))
+            if not few:
+                break
+        shares.append(len(scheduler.running) / rows)
+        for member in scheduler.running:
+            left[member.work.id] -= 8
+            if left[member.work.id] <= 0:
+                scheduler.finish(member)
+    return sum(shares) / len(shares)
+
+
+def test_prompts_keep_up_with_the_rows_that_become_free() -> None:
+    assert busy_share(slice_tokens) > 0.9
+    assert busy_share(lambda *_: SLICE_TOKENS) < 0.75, "the control"
+    assert slice_tokens(1, 127) == SLICE_TOKENS, "one newcomer holds up the others for no longer"
