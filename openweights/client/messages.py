@@ -8,7 +8,6 @@ Whether a chat template writes a key is known where there is a tokenizer (`model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -371,7 +370,7 @@ def _check_characters(text: str, field: str, report: Report) -> bool:
 
 
 def _check_weight(value: Any, field: str, report: Report) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         report(field, f"is {kind(value)}; make it a finite number")
     elif value and not _LEAST_WEIGHT <= abs(value) <= 1 / _LEAST_WEIGHT:
         report(

@@ -39,15 +39,19 @@ _TOOLS_DROPPED = (
 
 @dataclass(slots=True)
 class _Marks:
-    """Marks, with where in the row it stands and what it is that each stands for.
+    """Marks, with what each stands for, and where that is in the row.
 
     Attributes:
+        message: Whose parts are being marked.
+        owners: The message of each mark.
         may_trim: White space at the ends of texts may be lost, as in what is read alone.
         has_trimmed: It was.
     """
 
     places: dict[str, str] = field(default_factory=dict[str, str])
     said: dict[str, object] = field(default_factory=dict[str, object])
+    message: int = 0
+    owners: dict[str, int] = field(default_factory=dict[str, int])
     may_trim: bool = False
     has_trimmed: bool = False
 
@@ -107,7 +111,7 @@ class _Marks:
         return marked
 
     def _add(self, mark: str, said: object, place: str) -> str:
-        self.said[mark], self.places[mark] = said, place
+        self.said[mark], self.places[mark], self.owners[mark] = said, place, self.message
         return mark
 
     def lost(self, marked: str, real: str) -> str | None:
@@ -164,11 +168,11 @@ def check_functions(
     if not template.tools and not called:
         return set()
     scaffold = scaffold_of(template, messages, prompt=prompt, verbatim=())
-    for index in called:
+    if called:
         marks, marked = _Marks(), [*scaffold.messages]
-        marked[index] = _marked_calls(messages[index], scaffold.messages[index], marks)
-        text = template.scaffold(marked, prompt=prompt)
-        _check_calls(index, messages[index], marks, text, scaffold.text)
+        for marks.message in called:
+            marked[marks.message] = _marked_calls(marked[marks.message], marks)
+        _check_calls(messages, marks, template.scaffold(marked, prompt=prompt), scaffold.text)
     notes = _check_tools(template, scaffold.messages, scaffold.text, prompt=prompt)
     ids = [call.get("id") for index in called for call in messages[index]["tool_calls"]]
     ids += [message.get("tool_call_id") for message in messages]
@@ -177,23 +181,24 @@ def check_functions(
     return notes
 
 
-def _marked_calls(message: Message, scaffold: Message, marks: _Marks) -> Message:
+def _marked_calls(message: Message, marks: _Marks) -> Message:
     def marked(number: int, call: Mapping[str, Any]) -> dict[str, Any]:
         function = call["function"]
         place = f".tool_calls[{number}].function.arguments"
         arguments = marks.arguments(function["arguments"], place)
         return {**call, "function": {**function, "arguments": arguments}}
 
-    calls = scaffold["tool_calls"]
-    return {**scaffold, "tool_calls": [marked(n, call) for n, call in enumerate(calls)]}
+    calls = message["tool_calls"]
+    return {**message, "tool_calls": [marked(n, call) for n, call in enumerate(calls)]}
 
 
-def _check_calls(index: int, message: Message, marks: _Marks, marked: str, real: str) -> None:
+def _check_calls(messages: Sequence[Message], marks: _Marks, marked: str, real: str) -> None:
     lost = marks.lost(marked, real)
     if lost is None:
         return
-    if not any(mark in marked for mark in marks.said):
-        raise MessageError(index, dropped(message, "CALL", is_last=False))
+    index = marks.owners[lost]
+    if not any(mark in marked for mark, owner in marks.owners.items() if owner == index):
+        raise MessageError(index, dropped(messages[index], "CALL", is_last=False))
     raise MessageError(
         index,
         f"{marks.places[lost]}: the chat template does not write it as it is; write the call into "
