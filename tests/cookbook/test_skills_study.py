@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from cookbook.sdft.skills.data import SKILLS, skill_rows
 from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
 from cookbook.sdft.skills.grading import is_right, score
 from cookbook.sdft.skills.results import (
+    LABELS,
     Run,
     chosen_rates,
     difference,
@@ -187,6 +190,28 @@ def test_figures_and_table(tmp_path: Path) -> None:
     assert len(less) == 2 + 1, "only 3e-5 was run by both"
     assert less[2].startswith("| SDFT, forward KL less SFT, 3e-05 | orders | **-0.65 [")
     assert differences(RUNS[:4], ("orders", "arithmetic")) == ""
+
+
+def test_the_documents_say_what_was_measured() -> None:
+    """The means of the runs that are kept are those of the tables in docs/sdft.md."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "sdft.md").read_text(encoding="utf-8")
+    data = json.loads((root / "tests" / "benchmarks" / "skills.json").read_text())
+    runs = [Run.of(run) for run in data["runs"]]
+    first = [point for point in frontier_points(runs, "tool_use") if point.method != "grpo"]
+    assert len(first) == 9 and all(len(point.skill) == 3 for point in first[1:])
+    for point in first:
+        label = LABELS[point.method]
+        rate = f"{point.rate:.0e}".replace("e-0", "e-") if point.rate else ""
+        skill, kept = f"{fmean(point.skill):.2f}", f"{fmean(point.kept):.2f}"
+        row = rf"\| {label} \| {rate} ?\| {skill} \[.*\] \| {kept} \["
+        assert re.search(row, text), f"{label} {point.rate}"
+    for method, seeds, calls in (("sft", 3, "0.17"), ("sdft_forward", 2, "0.56")):
+        later = [run for run in runs if (run.method, run.stage) == (method, 2)]
+        assert len(later) == seeds
+        assert f"{fmean(run.score('tool_use') for run in later):.2f}" == calls
+    assert all(len(run.rows("tool_use")) == 300 for run in runs)
+    assert all(len(run.rows("humaneval")) == 164 for run in runs)
 
 
 def test_the_plan_has_whole_seeds_and_what_each_run_goes_on_from() -> None:
