@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
@@ -146,3 +147,65 @@ def exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+USERS, USES, FILES = 3, 40, 2
+
+
+def race_for_files(home: Path, collect: Any, count: int) -> list[str]:
+    """What users missed of the files that they began to use, beside so many who collect garbage."""
+    with closing(LocalBackend(home)) as backend:
+        backend.list_jobs()  # makes the store
+    return sum(start_all(_user_or_collector, (home, collect), USERS + count), [])  # type: ignore[arg-type]
+
+
+def _user_or_collector(where: Any, index: int, barrier: Barrier, answers: Queue[Any]) -> None:
+    home, collect = where
+    with closing(LocalBackend(home)) as backend:
+        barrier.wait()
+        if index < USERS:
+            answers.put(_use_files(backend, index))
+            (home / f"user-{index}").touch()
+            return
+        while len(list(home.glob("user-*"))) < USERS:
+            collect(backend)
+    answers.put([])
+
+
+def _use_files(backend: LocalBackend, index: int) -> list[str]:
+    """Put files of one's own that are there and that nobody has needed for days, name and read
+    them.
+    """
+    missed: list[str] = []
+    for number in range(USES):
+        content = f"content {number % FILES} of {index}".encode()
+        file = backend.put_file(io.BytesIO(content), "conversations", "f")
+        spec = job(f"job-{index}-{number}")
+        backend.submit_job(replace(spec, params={"mounted_files": {"f": file.id}}))
+        try:
+            with backend.open_file(file.id) as stored:
+                assert stored.read() == content
+        except OpenWeightsError as error:
+            missed.append(str(error))
+        backend.cancel_job(spec.id)
+        backend.delete_job(spec.id)
+        with closing(sqlite3.connect(backend.home / "openweights.db", timeout=60)) as db, db:
+            db.execute("UPDATE files SET used_at = 0, created_at = 0 WHERE id = ?", (file.id,))
+    return missed
+
+
+def collect(backend: LocalBackend) -> None:
+    backend.collect_garbage(0)
+
+
+def collect_racily(backend: LocalBackend) -> None:
+    """The control: look for what nobody needs, then remove it, with nothing that keeps others out
+    in between.
+    """
+    with closing(sqlite3.connect(backend.home / "openweights.db", timeout=60)) as db:
+        named = "".join(params for (params,) in db.execute("SELECT params FROM jobs"))
+        old = db.execute("SELECT id FROM files WHERE used_at = 0").fetchall()
+        time.sleep(0.01)
+        for (file_id,) in old:
+            if file_id not in named:
+                backend.delete_file(file_id)

@@ -1,5 +1,6 @@
-"""Many processes claim from one store: no job twice, none lost; and a control that shows the test
-would notice."""
+"""Many processes claim from one store: no job twice, none lost; and what somebody begins to use is
+not collected as garbage. Controls show that the tests would notice.
+"""
 
 from __future__ import annotations
 
@@ -42,3 +43,15 @@ def test_the_race_is_real(tmp_path: Path) -> None:
     claims = _race(tmp_path, processes.claim_all_racily)
     assert set(claims) == {f"job-{index}" for index in range(_JOBS)}
     assert max(claims.values()) > 1
+
+
+def test_what_somebody_begins_to_use_is_not_collected(tmp_path: Path) -> None:
+    assert processes.race_for_files(tmp_path, processes.collect, 2) == []
+    with closing(LocalBackend(tmp_path)) as backend:
+        backend.collect_garbage(0)
+        assert backend.list_files() == []
+        assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+
+
+def test_the_race_for_files_is_real(tmp_path: Path) -> None:
+    assert processes.race_for_files(tmp_path, processes.collect_racily, 2)
