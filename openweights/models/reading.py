@@ -24,6 +24,7 @@ NO_CAPITALS = "the tokenizer reads capital letters as small ones, so that none a
 NO_SPACE = "the tokenizer takes all white space for the same, so that none is learned as it stands"
 READ_OTHERWISE = "the tokenizer reads some of what is not learned otherwise than it is written"
 
+_KEEP_TO_THEMSELVES = ("\n", ".", "a", "0")  # one of them no text begins with
 _SHOWN = 24  # characters of a text that is read as another
 
 
@@ -63,18 +64,68 @@ def tokens_of(
     A model that is asked for an answer starts with a new token there, so that a line break that the
     answer begins with never is half of a token.
     """
-    # The template wrote the special tokens that the model wants; adding more would double them.
-    encoding = tokenised(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-    starts = [start for start, _ in offsets]
-    for cut in sorted(cuts):
-        at = bisect_right(starts, cut) - 1
-        start, stop = offsets[at] if at >= 0 and cut < len(text) else (cut, cut)
-        if start < cut < stop:
-            before, places = tokens_of(text[:cut], cuts, tokenizer)
-            after, later = tokens_of(text[cut:], [c - cut for c in cuts if c > cut], tokenizer)
-            return before + after, places + [(a + cut, b + cut) for a, b in later]
+    ordered = sorted(cuts)
+    ids: list[int] = []
+    offsets: Offsets = []
+    waiting = [(0, len(text))]
+    while waiting:
+        start, stop = waiting.pop()
+        part, places = _part_tokens(tokenizer, text[start:stop], continues=start > 0)
+        inside = ordered[bisect_right(ordered, start) : bisect_left(ordered, stop)]
+        crossed = _crossed([cut - start for cut in inside], places)
+        if crossed:
+            borders = [start, *(start + cut for cut in crossed), stop]
+            waiting += reversed([*pairwise(borders)])
+        else:
+            ids += part
+            offsets += [(start + first, start + behind) for first, behind in places]
     return ids, offsets
+
+
+def _crossed(cuts: Sequence[int], offsets: Offsets) -> list[int]:
+    """Those of the cuts that lie within a token."""
+    starts = [start for start, _ in offsets]
+    within = ((cut, bisect_right(starts, cut) - 1) for cut in cuts)
+    return [cut for cut, at in within if at >= 0 and offsets[at][0] < cut < offsets[at][1]]
+
+
+def _part_tokens(tokenizer: Any, text: str, *, continues: bool) -> tuple[list[int], Offsets]:
+    """Tokens of a text, or of a part of one that has begun.
+
+    Many tokenizers put a space before what they are given. A part does not get one: it is read
+    behind a character that keeps to itself.
+    """
+    _count_white_space(tokenizer)
+    ahead = _KEEP_TO_THEMSELVES if continues and _puts_a_space(tokenizer) else ()
+    for character in (*ahead, ""):
+        # The template wrote the special tokens that the model wants; more would double them.
+        asked = {"add_special_tokens": False, "return_offsets_mapping": True}
+        encoding = tokenised(tokenizer, character + text, **asked)
+        ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+        size = len(character)
+        first = bisect_left([start for start, _ in offsets], size)
+        if not first or offsets[first - 1][1] == size:
+            return ids[first:], [(start - size, stop - size) for start, stop in offsets[first:]]
+    raise AssertionError("the text alone begins where it begins")
+
+
+@lru_cache(maxsize=16)
+def _puts_a_space(tokenizer: Any) -> bool:
+    """Whether a text is read as if a space stood before it."""
+    alone, behind = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "\na")
+    )
+    return alone != behind[-len(alone) :]
+
+
+def _count_white_space(tokenizer: Any) -> None:
+    """Have the tokenizer say all characters of a token: some leave out white space, which is
+    learned as all else.
+    """
+    processor = tokenizer.backend_tokenizer.post_processor
+    for part in (processor, *(processor if hasattr(processor, "__getitem__") else ())):
+        if getattr(part, "trim_offsets", False):
+            part.trim_offsets = False
 
 
 # ---- comparing -----------------------------------------------------------------------------------

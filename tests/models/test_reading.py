@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.preference.data import preference_examples
-from openweights.models.reading import token_ids
+from openweights.models.reading import token_ids, tokens_of
 from tests.learned_rows import config, learned, row, said, tokenizer_with, user
 from tests.tiny_model import CHATML, EOS
 
@@ -177,3 +177,65 @@ def test_the_answer_is_learned_or_refused(answer: str, name: str) -> None:
 def test_spaces_that_a_tokenizer_adds_refuse_nothing(question: str, answer: str) -> None:
     [found] = learned(like_llama_2(), row(user(question), said(answer)))
     assert "".join(found.split()) == "".join(f"{answer}{EOS}".split())
+
+
+# ---- white space ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_white_space_is_learned_though_offsets_leave_it_out(wrapped: bool) -> None:
+    """As `ByteLevel`'s own defaults do, alone or as one of several steps."""
+    trimming = processors.ByteLevel(trim_offsets=True)
+    tokenizer = tokenizer_with(CHATML)
+    tokenizer.backend_tokenizer.post_processor = (
+        processors.Sequence([trimming]) if wrapped else trimming
+    )
+    code = "def f():\n    return a    b \n"
+    assert learned(tokenizer, row(user("q"), said(code))) == [code + EOS]
+    blocks = [{"text": "x ", "weight": 0}, {"text": "  y \n", "weight": 1}, {"text": " z"}]
+    assert learned(tokenizer, row(user("q"), said(blocks))) == [f"  y \n z{EOS}"]
+
+
+def with_words(place: str) -> Any:
+    """A tokenizer that puts a space before a text, as a normaliser or as a step before, whose
+    tokens may have several characters.
+    """
+    words = ["▁", "▁▁", "\n", "\n\n", "H", "▁H", "Hi", "▁Hi"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    merges = [("▁", "▁"), ("\n", "\n"), ("H", "i"), ("▁", "H"), ("▁", "Hi")]
+    vocabulary = ids_of(*bytes_, "i", *words)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
+    if place == "normaliser":
+        spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(spaces)  # type: ignore[assignment]
+    else:
+        step = pre_tokenizers.Metaspace(prepend_scheme=place, split=False)  # type: ignore[arg-type]
+        tokenizer.pre_tokenizer = step  # type: ignore[assignment]
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])  # type: ignore[assignment]
+    return fast(tokenizer)
+
+
+_PLACES = {place: with_words(place) for place in ("first", "always", "never", "normaliser")}
+_pieces = st.lists(
+    st.sampled_from(["Hi", " ", "  ", "\n", "\n\n", "é", "H"]), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(sorted(_PLACES)), st.lists(_pieces, min_size=1, max_size=4))
+def test_a_part_gets_no_space_that_the_text_has_not(place: str, parts: list[list[str]]) -> None:
+    """Its tokens say the text, but for the space before all of it, and none lies across a cut."""
+    texts = ["".join(part) for part in parts]
+    cuts = [len("".join(texts[:index])) for index in range(1, len(texts))]
+    ids, offsets = tokens_of("".join(texts), cuts, _PLACES[place])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    said = decoders.Sequence(steps).decode(_PLACES[place].convert_ids_to_tokens(ids))  # type: ignore[arg-type]
+    assert said in ("".join(texts), " " + "".join(texts))
+    assert not any(start < cut < stop for start, stop in offsets for cut in cuts)
+
+
+def test_a_thousand_answers_are_cut() -> None:
+    text, count = "Hi  Hi", 1200
+    ids, offsets = tokens_of(text * count, range(1, count * len(text)), _PLACES["first"])
+    assert len(ids) == offsets[-1][1] == count * len(text)
