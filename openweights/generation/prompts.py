@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
-from openweights.models.reading import token_ids
+from openweights.models.reading import check_weights, token_ids, tokens_of
 from openweights.models.template import plain_message, rendered_prompt
 
 if TYPE_CHECKING:
@@ -42,7 +42,13 @@ def chat_prompt_ids(
     plain = [plain_message(message) for message in messages]
     begun = plain.pop()["content"] if plain and plain[-1]["role"] == "assistant" else ""
     text = rendered_prompt(tokenizer, plain, tools=tools, **(options or {})).text
-    return token_ids(tokenizer, text + begun + prefill)
+    answer = begun + prefill
+    if not answer:
+        return token_ids(tokenizer, text)
+    # In training an answer begins with a token of its own, too.
+    ids, _ = tokens_of(text + answer, [len(text)], tokenizer)
+    check_weights(tokenizer, ids)
+    return ids
 
 
 def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

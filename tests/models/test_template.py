@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from openweights.errors import DatasetError
+from openweights.generation.prompts import chat_prompt_ids
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples
 from openweights.models.scaffold import Marking, Template, scaffold_of
@@ -143,6 +144,11 @@ def test_tokens_that_take_in_white_space(
     assert encoded["input_ids"][: len(asked)] == asked
     raw = tokenizer.apply_chat_template([user(" q \n")], tokenize=False, add_generation_prompt=True)
     assert tokenizer(raw, add_special_tokens=False)["input_ids"] == asked
+    # A prefilled answer begins as the learned one does.
+    [encoded] = sft_examples(config(), tokenizer, [row(user("q"), said("  y"))])
+    begun = chat_prompt_ids(tokenizer, [user("q")], prefill="  y")
+    assert encoded["input_ids"][: len(begun)] == begun
+    assert tokenizer.decode(begun).endswith("  y")
     indented = row(user("    if x:\n        y"), said("b"))
     if "rstrip" in habits:
         with pytest.raises(DatasetError, match=r"training_file:1: messages\[0\]: .*indentation"):
