@@ -175,7 +175,8 @@ def compare_read(
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    # The library's own takes half the time, and tidies no spaces.
+    return tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
 
 
 @lru_cache(maxsize=16)
