@@ -71,6 +71,15 @@ class FileFolder:
         """Remove content; nothing happens when there is none."""
         self.path(file_id).unlink(missing_ok=True)
 
+    def contents(self) -> dict[str, int]:
+        """Id -> bytes, of all content that is here."""
+        found: dict[str, int] = {}
+        for path in self._folder.glob("[0-9a-f][0-9a-f]/*_file-*"):
+            purpose, _, digest = path.name.rpartition("_file-")
+            with suppress(FileNotFoundError):
+                found[f"{purpose}:file-{digest}"] = path.stat().st_size
+        return found
+
     def path(self, file_id: str) -> Path:
         """Where the content of a file lies."""
         digest = file_id.rpartition("-")[2]

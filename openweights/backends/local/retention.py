@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,8 +78,10 @@ class RetentionVerbs(Store):
 
     def collect_garbage(self, keep_s: float, *, dry_run: bool = False) -> Garbage:
         before = self._now() - int(checked_keep_s(keep_s) * 1_000_000)
+        with clear_errors(self.home):
+            contents = self._files.contents()
         with self._write() as db:
-            files = _unnamed(db, before)
+            files = [*_unnamed(db, before), *_unrecorded(db, contents)]
             if not dry_run:
                 db.executemany("DELETE FROM files WHERE id = ?", [(id,) for id, _ in files])
             logs = self._old_logs(db, before)
@@ -148,6 +150,12 @@ def _unnamed(db: sqlite3.Connection, before: int) -> list[tuple[str, int]]:
     named = named_files(_keepers(db), before)
     old = "SELECT id, bytes FROM files WHERE max(used_at, created_at) < ?"
     return [(id, size) for id, size in db.execute(old, (before,)) if id not in named]
+
+
+def _unrecorded(db: sqlite3.Connection, contents: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What a killed process has left: content comes before its record, and goes after it."""
+    recorded = {id for (id,) in db.execute("SELECT id FROM files")}
+    return [(id, size) for id, size in contents.items() if id not in recorded]
 
 
 def _check_deletable(job_id: str, status: str, keepers: Sequence[Keeper]) -> None:

@@ -90,3 +90,20 @@ def test_a_connection_that_failed_is_not_used_again(home: Path, backend: LocalBa
             raise error
         assert (used() is first) == is_kept
     assert backend.list_jobs() and backend.put_file(io.BytesIO(b"x"), "result", "f")
+
+
+def test_content_that_a_killed_process_left_is_collected(home: Path, backend: LocalBackend) -> None:
+    """Of one that removed a file, or put one: its record is gone, or was never there."""
+    kept = backend.put_file(io.BytesIO(b"kept"), "custom_job_file", "f")
+    lost = backend.put_file(io.BytesIO(b"lost"), "custom_job_file", "f")
+    with closing(sqlite3.connect(home / "openweights.db")) as db, db:
+        db.execute("DELETE FROM files WHERE id = ?", (lost.id,))
+    planned = backend.collect_garbage(0, dry_run=True)
+    assert (planned.files, planned.file_bytes) == (1, 4)
+    assert backend.collect_garbage(0) == planned
+    assert [path.read_bytes() for path in (home / "files").glob("??/*")] == [b"kept"]
+    with backend.open_file(kept.id) as stored:
+        assert stored.read() == b"kept"
+    again = backend.put_file(io.BytesIO(b"lost"), "custom_job_file", "f")
+    with backend.open_file(again.id) as stored:
+        assert again.id == lost.id and stored.read() == b"lost"
