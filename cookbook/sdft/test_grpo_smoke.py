@@ -1,4 +1,4 @@
-"""Smoke test of GRPO: ten steps with a reward that needs no judge.
+"""Smoke test of GRPO: ten steps with two rewards that need no judge.
 
     python cookbook/sdft/test_grpo_smoke.py [--large]
 
@@ -23,7 +23,8 @@ def params(chosen: Choice) -> dict[str, Any]:
         "model": chosen.model,
         "training_file": str(ORDERS / "train.jsonl"),
         "loss": "grpo",
-        "grpo_reward_function": "rouge_l",
+        # The second differs between the answers of any model, so that there is something to learn.
+        "grpo_reward_function": {"rouge_l": 1.0, "caps_spanish": 0.1},
         "grpo_num_generations": 4,
         "grpo_max_completion_length": 16,
         "beta": 0.0,
