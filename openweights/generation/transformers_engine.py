@@ -32,6 +32,7 @@ from openweights.models.forward import (
     with_adapter,
     without_adapter,
 )
+from openweights.models.packing import use_packed_attention
 from openweights.models.sharding import taking_turns
 from openweights.models.tokens import eos_token_ids, pad_left
 
@@ -56,6 +57,8 @@ class TransformersEngine(GenerationEngine):
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_rows: int = MAX_ROWS
     ) -> None:
         base = base_model(model)
+        if base.device.type == "cpu":
+            use_packed_attention(base)  # whose attention under a mask is faster there, too
         self._model: Any = model
         self._tokenizer = tokenizer
         self._max_rows = max_rows
@@ -221,7 +224,9 @@ class TransformersEngine(GenerationEngine):
     def _forward(self, adapters: Sequence[str | None], **inputs: Any) -> Tensor:
         """Logits of the last position, shape (B, V)."""
         if self._keeps_logits:
-            inputs["logits_to_keep"] = 1
+            # By index, which copies them: of a slice that lies among the others, a CPU would make a
+            # copy of the head for each row.
+            inputs["logits_to_keep"] = inputs["input_ids"].new_tensor([-1])
         active = active_adapter(self._model)
         if all(name == active for name in adapters):
             return base_model(self._model)(**inputs, use_cache=True).logits[:, -1]

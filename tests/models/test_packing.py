@@ -18,7 +18,12 @@ from transformers import (
 )
 
 from openweights.models.log_probs import scored_log_probs
-from openweights.models.packing import divided, repacked, use_packed_attention
+from openweights.models.packing import (
+    divided,
+    packed_attention,
+    repacked,
+    use_packed_attention,
+)
 from openweights.models.tokens import IGNORED, Collator
 from tests.rounding import assert_equal_in_float64
 
@@ -132,3 +137,33 @@ def test_repacked_batches_hold_the_same_rows(lengths: list[list[int]], budget: i
     for pack in packs:
         assert pack["max_length_q"] == int(pack["cu_seq_lens_q"].diff().max())
         assert int((pack["position_ids"] == 0).sum()) == len(pack["cu_seq_lens_q"]) - 1
+
+
+@pytest.mark.parametrize("given", ["borders", "mask", "neither"])
+def test_attention_in_half_precision_is_computed_wide_on_a_cpu(given: str) -> None:
+    """Its output is the exact one, rounded once; the control: torch's own rounds on the way."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 12, 16, generator=generator).bfloat16() for heads in (4, 2, 2)
+    )
+    starts = torch.tensor([0, 5, 12], dtype=torch.int32)
+    blocks = torch.block_diag(torch.ones(5, 5), torch.ones(7, 7)).tril().bool()[None, None]
+    causal = torch.ones(12, 12).tril().bool()[None, None]
+    mask = {"borders": blocks, "mask": blocks, "neither": causal}[given]
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), mask, enable_gqa=True
+    ).transpose(1, 2)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True  # type: ignore[assignment]
+    options = {"cu_seq_lens_q": starts} if given == "borders" else {}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = packed_attention(
+            module, query, key, value, mask if given == "mask" else None, **options
+        )
+    assert found.dtype == torch.bfloat16
+    last_place = 2.0**-8 * exact.abs()
+    assert ((found.double() - exact).abs() <= last_place).all()
+    narrow = torch.nn.functional.scaled_dot_product_attention(
+        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), mask
+    ).transpose(1, 2)
+    assert ((narrow.double() - exact).abs() > last_place).any()
