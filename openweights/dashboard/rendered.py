@@ -5,6 +5,7 @@ learned of them, counted in tokens.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +33,10 @@ from openweights.models.template import (
     tokenizer_at_hand,
 )
 from openweights.types import FileRecord
+
+# A page asks for rows and for their summary at once, and transformers, which names its parts when
+# they are asked for, cannot be imported by two threads at a time.
+_loading = threading.Lock()
 
 Row = Mapping[str, Any]
 # A text of a row, and what each of its stretches weighs; None where it is read only.
@@ -120,8 +125,13 @@ def reader_of(ow: OpenWeights, file: FileRecord, given: Mapping[str, str]) -> Re
     return Reader(config, tokenizer, ends)
 
 
-@lru_cache(maxsize=8)
 def _tokenizer(base: str, chat_template: str, options: str) -> Any | None:
+    with _loading:
+        return _loaded(base, chat_template, options)
+
+
+@lru_cache(maxsize=8)
+def _loaded(base: str, chat_template: str, options: str) -> Any | None:
     tokenizer = tokenizer_at_hand(base)
     if tokenizer is not None:
         set_template(tokenizer, chat_template, cast("dict[str, Any]", json.loads(options)))

@@ -147,9 +147,8 @@ def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     for message in _messages(row.get("messages")):
         role = str(message.get("role", "?"))
         weight = message.get("weight", 1)
-        parts.append(
-            _part(role, flat_text(message.get("content")), role == "assistant" and weight != 0)
-        )
+        learned = role == "assistant" and weight != 0
+        parts += [_part(f"{role}{what}", text, learned) for what, text in _said(message)]
     for name in ("prompt", "chosen", "rejected"):
         said = row.get(name)
         text = said if isinstance(said, str) else "\n".join(map(_line_of, _messages(said)))
@@ -168,7 +167,24 @@ def _messages(value: object) -> list[dict[str, Any]]:
 
 
 def _line_of(message: Mapping[str, Any]) -> str:
-    return f"{message.get('role', '?')}: {flat_text(message.get('content'))}"
+    role = message.get("role", "?")
+    return "\n".join(f"{role}{what}: {text}" for what, text in _said(message))
+
+
+def _said(message: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a message says, each with how: thinking, content, and calls."""
+    thinking, content = message.get("reasoning_content"), flat_text(message.get("content"))
+    said = [(", thinking", str(thinking))] if thinking else []
+    calls = [(", calls", _call(call)) for call in _messages(message.get("tool_calls"))]
+    return said + ([("", content)] if content or not (said or calls) else []) + calls
+
+
+def _call(call: Mapping[str, Any]) -> str:
+    given: object = call.get("function")
+    function = cast("Mapping[str, Any]", given) if isinstance(given, dict) else {}
+    arguments = function.get("arguments") or {}
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f"{function.get('name', '?')} {text}"
 
 
 def _part(role: str, text: str, learned: bool = False) -> dict[str, Any]:

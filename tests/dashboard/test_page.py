@@ -310,6 +310,26 @@ def test_a_job_is_made_watched_and_canceled(
     visitor.close()
 
 
+def test_the_page_of_a_running_job_follows_it(
+    served: Served, chromium: Any, run_job: Callable[..., Any]
+) -> None:
+    """What is measured after the page was opened is drawn, and that the job ends is shown."""
+    losses = [{"loss": 3.0 - at, "step": at} for at in (1, 2)]
+    run = run_job("ftjob-live", losses, status=None).run
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/job/ftjob-live", "[aria-label='chart of loss']")
+    page.locator(".status.in_progress").first.wait_for()
+    now = datetime.now(UTC)
+    more = [EventDraft(f"r{at}", {"reward": at / 4, "step": at}, now) for at in (3, 4)]
+    served.ow.backend.append_events(run.id, more)
+    page.locator("[aria-label='chart of reward']").wait_for()
+    served.ow.backend.finish_run(run.id, run.attempt, "completed")
+    page.locator(".status.completed").first.wait_for()
+    assert visitor.errors == []
+    visitor.close()
+
+
 def test_a_job_is_restarted_and_deleted_with_a_question(
     served: Served, chromium: Any, jobs: list[str]
 ) -> None:

@@ -280,6 +280,19 @@ def test_a_dataset_and_what_would_be_refused(served: Served, browser: Any) -> No
     assert refused.json()["error"].splitlines()[1].startswith("bad.jsonl:2:")
 
 
+def test_calls_and_thinking_of_a_dataset_are_shown(served: Served, browser: Any) -> None:
+    function = {"name": "rain", "arguments": '{"city": "Ålesund"}'}
+    called = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+    thought = {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}
+    rows = [{"messages": [ROWS[0]["messages"][0], answer]} for answer in (called, thought)]
+    file = served.ow.files.create(_lines(rows), "conversations")["id"]
+    first, second = browser.get(f"/api/files/{file}/rows").json()["rows"]
+    said = [[(part["role"], part["text"]) for part in row["parts"][1:]] for row in (first, second)]
+    assert said[0] == [("assistant, calls", 'rain {"city": "Ålesund"}')]
+    assert said[1] == [("assistant, thinking", "2 + 2"), ("assistant", "4")]
+    assert all(part["learned"] for row in (first, second) for part in row["parts"][1:])
+
+
 @pytest.mark.parametrize("loss", ["sft", "sdft"])
 def test_a_dataset_as_a_job_reads_it(
     served: Served, browser: Any, tmp_path: Path, loss: str

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from openweights.backends.values import LEAST_KEEP_S
 from openweights.cli.jobs.change import change_jobs
 from openweights.cli.output import json_option, print_json
 from openweights.cli.store import complete_jobs, open_store
+from openweights.errors import InvalidInputError
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ def rm(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:
 
 
 def _delete(backend: Backend, job: JobRecord, yes: bool) -> str:
-    is_asked = not yes and sys.stdin is not None and sys.stdin.isatty()
-    if is_asked and not click.confirm(f"delete {job.id} ({job.status})?", err=True):
+    if not yes and not (sys.stdin is not None and sys.stdin.isatty()):
+        raise InvalidInputError("not deleted: nobody can be asked here; add --yes")
+    if not yes and not click.confirm(f"delete {job.id} ({job.status})?", err=True):
         return "kept"
     backend.delete_job(job.id)
     return "deleted"
@@ -56,8 +59,8 @@ def gc(keep_days: float | None, dry_run: bool, as_json: bool) -> None:
 
     These are files that no job and no event names, such as uploads that were never used and results
     of deleted jobs; checkpoints of jobs that have ended; and logs, of which a line is left. Results
-    and kept checkpoints stay, and so does what a waiting or running job names. In a project it
-    takes an admin's key.
+    and kept checkpoints stay, and so does what a waiting or running job names, and what is younger
+    than an hour. In a project it takes an admin's key.
     """
     settings = Settings.from_env()
     days = settings.keep_days if keep_days is None else keep_days
@@ -73,6 +76,8 @@ def gc(keep_days: float | None, dry_run: bool, as_json: bool) -> None:
         f"{verb}: {found.files} files ({in_bytes(found.file_bytes)}), "
         f"{found.logs} logs ({in_bytes(found.log_bytes)})"
     )
+    if days is not None and days * _DAY_S < LEAST_KEEP_S:
+        click.echo("what is younger than an hour is kept", err=True)
 
 
 def in_bytes(size: int) -> str:

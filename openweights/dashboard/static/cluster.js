@@ -1,6 +1,6 @@
 // Who works for this store, what waits and why; in a project what it costs, and its keys and members.
 
-import { ask, copy, fill, h, notice, when } from "./dom.js";
+import { ask, copy, fill, h, notice, pause, when } from "./dom.js";
 import { get, post } from "./api.js";
 import { colour, draw } from "./charts.js";
 import { to } from "./route.js";
@@ -29,7 +29,7 @@ async function follow(workers, queue, signal) {
       : h("p", { class: "faint" }, found.usd_per_hour === null ? "None. On this machine one starts when a job is submitted." : "None."));
     fill(queue, h("h2", {}, `Queue, ${found.waiting.toLocaleString("en")} waiting`), found.queue.length > 0 && table(["Job", "Model", "Waits since", "Waits", ""], found.queue.map((job) => [
       h("a", { class: "mono", href: to("job", job.id) }, job.id), job.model || "", when(job.since), job.reason, job.owner ? h("span", { class: "faint mono" }, job.owner.slice(0, 8)) : ""])));
-    await new Promise((resolve) => { setTimeout(resolve, 3000); });
+    await pause(3000);
   }
 }
 

@@ -1,6 +1,6 @@
 // Any number of jobs in one chart, and in one table; the address holds all choices.
 
-import { fill, h, number, status, valueText } from "./dom.js";
+import { fill, h, number, pause, status, valueText } from "./dom.js";
 import { get } from "./api.js";
 import { colour, csv, draw, library, picture, smoothed } from "./charts.js";
 import { remember, to } from "./route.js";
@@ -52,7 +52,7 @@ export async function show(view, { query, signal }) {
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
   await paint();
   while (!signal.aborted && jobs.some(({ status: name }) => name === "in_progress" || name === "pending")) {
-    await new Promise((resolve) => { setTimeout(resolve, 3000); });
+    await pause(3000);
     if (document.hidden || signal.aborted) continue;
     ({ jobs, differing } = await compare());
     await paint();

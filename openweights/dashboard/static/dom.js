@@ -95,6 +95,10 @@ export function afterTyping(action, pause = 200) {
   return (...given) => { clearTimeout(timer); timer = setTimeout(() => action(...given), pause); };
 }
 
+export function pause(milliseconds) {
+  return new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+}
+
 export async function copy(text) {
   await navigator.clipboard.writeText(text);
   notice("copied");

@@ -1,6 +1,6 @@
 // One job: what it was asked, how it goes, what it said.
 
-import { ask, copy, duration, fill, h, notice, number, size, status, valueText, when } from "./dom.js";
+import { ask, copy, duration, fill, h, notice, number, pause, size, status, valueText, when } from "./dom.js";
 import { file as filePath, get, job as jobPath, post } from "./api.js";
 import { colour, draw, library } from "./charts.js";
 import { DELETION } from "./jobs.js";
@@ -130,8 +130,6 @@ export async function show(view, { id, query, signal }) {
     fill(answers, gate, place);
     await Promise.all([gateView(gate, id, signal), answersView(place, id, signal)]);
   }
-
-  const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
 }
 
 /** Names of measures by panel: train and eval of one measure, and all sets of one, stand together. */

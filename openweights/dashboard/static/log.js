@@ -1,7 +1,7 @@
 // A run's log: a window on it, however long it is; follows what comes, and searches on the server.
 // Each piece is an element of its own, so that what comes is laid out without what stands there.
 
-import { fill, h, notice, size } from "./dom.js";
+import { fill, h, notice, pause, size } from "./dom.js";
 import { get } from "./api.js";
 
 const WINDOW = 1 << 18;
@@ -73,7 +73,7 @@ export function logView(runs, first, signal) {
   async function live() {
     let piece = await open();
     while (!signal.aborted && !(piece?.ended && piece.next >= piece.size)) {
-      await new Promise((resolve) => { setTimeout(resolve, 1000); });
+      await pause(1000);
       if (follow.checked && !document.hidden) piece = (await more()) || piece;
     }
   }

@@ -23,7 +23,11 @@ def test_jobs_that_have_ended_are_deleted(ow: Ow, backend: Backend) -> None:
     assert "no job ftjob-none" in unknown
     assert [job.id for job in backend.list_jobs()] == ["ftjob-waiting"]
     ow("cancel", "ftjob-waiting")
-    (result,) = json.loads(ow("rm", "--json", stdin="ftjob-waiting\n").stdout)
+    refused = ow("rm", "--json", stdin="ftjob-waiting\n")
+    (result,) = json.loads(refused.stdout)
+    assert refused.exit_code == 1 and "nobody can be asked here; add --yes" in result["error"]
+    assert [job.id for job in backend.list_jobs()] == ["ftjob-waiting"]
+    (result,) = json.loads(ow("rm", "--json", "--yes", stdin="ftjob-waiting\n").stdout)
     assert result == {"id": "ftjob-waiting", "status": "deleted", "error": None}
 
 
@@ -36,4 +40,8 @@ def test_what_nobody_names_is_collected(ow: Ow, backend: Backend, home: Path) ->
     found = json.loads(ow("gc", "--json", "--keep-days", "1").stdout)
     assert found == {"files": 1, "file_bytes": 1500, "logs": 0, "log_bytes": 0}
     assert ow("gc").stdout == "removed: 0 files (0 B), 0 logs (0 B)\n"
+    backend.put_file(io.BytesIO(b"new"), "conversations", "f")
+    young = ow("gc", "--keep-days", "0")
+    assert young.stdout == "removed: 0 files (0 B), 0 logs (0 B)\n"
+    assert young.stderr == "what is younger than an hour is kept\n"
     assert "of records" in ow("doctor").stdout
