@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
 _LINE_EVERY_S = 10.0
+_WHOLE = 10.0  # rates from there on are told without decimals
 # Keys of these are names of sets.
 _NAMED_BY_USERS = (LogProbs.type, BlockwiseLogProbs.type)
 
@@ -100,7 +101,8 @@ class Progress:
         parts = [self.doing] if self.doing else []
         parts += [f"step {self.step}{of}"] if self.step or of else []
         if rate := self.seconds_per_step:
-            parts.append(f"{rate:.2g} s/step" if rate >= 1 else f"{1 / rate:.2g} steps/s")
+            figure, unit = (rate, "s/step") if rate >= 1 else (1 / rate, "steps/s")
+            parts.append(f"{figure:.0f} {unit}" if figure >= _WHOLE else f"{figure:.2g} {unit}")
         left_s = self.left_s(now)
         if left_s is not None and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")

@@ -55,6 +55,8 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             [STARTED, (10, {"step": 20, "loss": 2.0}), (11, {"step": 20, "type": "x", "loss": 9})],
             "step 20/40 · 2 steps/s · 9s left · loss 2",
         ),
+        ([STARTED, (1130.0, {"step": 10})], "step 10/40 · 113 s/step · 56m30s left"),
+        ([STARTED, (0.25, {"step": 30})], "step 30/40 · 120 steps/s · 0s left"),
         # It went on from step 30: those steps took this run no time.
         (
             [(0, {"type": "started", "max_steps": 40, "from_step": 30}), (10, {"step": 35})],
