@@ -258,7 +258,11 @@ class Scaffold:
     shape: Shape
 
     def marks_of(self, message: int) -> list[Mark]:
-        return [mark for mark in self.marks if mark.message == message]
+        """Those of a message, each where it was written first."""
+        first: dict[tuple[int, str], Mark] = {}
+        for mark in self.marks:
+            first.setdefault(mark.key, mark)
+        return [mark for mark in first.values() if mark.message == message]
 
     def said_by(self, mark: Mark) -> str:
         return self.said[mark.key]
@@ -364,22 +368,34 @@ def compared(
     scaffold = scaffold_of(template, messages, prompt=prompt, verbatim=verbatim)
     notes = _missing(scaffold, messages, kept)
     _check_roles(scaffold)
-    said = [_to_show(mark, scaffold, verbatim) for mark in scaffold.marks]
     real = [scaffold.messages[i] if i in verbatim else m for i, m in enumerate(messages)]
     text = template.render(real, prompt=prompt)
-    shown = list(_walk(scaffold, said, text))
-    for mark, here, whole in zip(scaffold.marks, shown, said, strict=True):
+    forms = [_to_show(mark, scaffold, messages, verbatim) for mark in scaffold.marks]
+    shown: list[str] = []
+    for mark, (here, whole) in zip(scaffold.marks, _walk(scaffold, forms, text), strict=True):
+        shown.append(here)
         if here != whole and mark.message not in kept:
             _check_indentation(mark.message, whole, here)
             notes.add(TRIMMED)
     return scaffold, text, shown, notes
 
 
-def _to_show(mark: Mark, scaffold: Scaffold, verbatim: Collection[int]) -> str:
-    """What the text must show in place of a mark."""
+def _to_show(
+    mark: Mark, scaffold: Scaffold, messages: Sequence[Message], verbatim: Collection[int]
+) -> list[str]:
+    """What the text may show in place of a mark."""
     if mark.message in verbatim:
-        return scaffold.text[mark.start : mark.stop]
-    return scaffold.said_by(mark)
+        return [scaffold.text[mark.start : mark.stop]]
+    said = scaffold.said_by(mark)
+    if messages[mark.message]["role"] != "tool" or mark.part != "TEXT":
+        return [said]
+    # Some templates write what a function returned as JSON, as it may be a text or an object.
+    return list(dict.fromkeys([said, *json_forms(said)]))
+
+
+def json_forms(said: str) -> list[str]:
+    """A text as JSON writes it between quotation marks."""
+    return [json.dumps(said, ensure_ascii=escapes)[1:-1] for escapes in (False, True)]
 
 
 def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[int]) -> set[str]:
@@ -392,6 +408,8 @@ def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[i
     notes: set[str] = set()
     for (number, part), text in scaffold.said.items():
         times = written.count((number, part))
+        if part.startswith("CALL"):
+            times -= _repeated(scaffold, messages, (number, part))
         if not text or times == 1:
             continue
         if times > 1:
@@ -402,6 +420,23 @@ def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[i
         is_last = number == len(messages) - 1
         raise MessageError(number, dropped(messages[number], part, is_last=is_last))
     return notes
+
+
+def _repeated(scaffold: Scaffold, messages: Sequence[Message], call: tuple[int, str]) -> int:
+    """How often a function's name is written again over what the function returned."""
+    following = [*scaffold.marks[1:], None]
+    pairs = list(zip(scaffold.marks, following, strict=True))
+    return sum(
+        mark.key == call
+        and after is not None
+        and after.message > mark.message
+        and messages[after.message]["role"] == "tool"
+        for mark, after in pairs[_first(scaffold, call) + 1 :]
+    )
+
+
+def _first(scaffold: Scaffold, key: tuple[int, str]) -> int:
+    return next((at for at, mark in enumerate(scaffold.marks) if mark.key == key), 0)
 
 
 _REWRITTEN = (
@@ -465,9 +500,11 @@ def _misread(shape: Shape, marking: Marking) -> tuple[int, str, str] | None:
     """
     template, marked, prompt = shape.parts()
     text, header = _rendered_once(shape), _asking(template)
-    first: dict[int, int] = {}
+    first, behind, stop = dict[int, int](), dict[int, int](), 0
     for mark in marking.found(text):
         first.setdefault(mark.message, mark.start)
+        behind.setdefault(mark.message, stop)
+        stop = mark.stop
     for index, message in enumerate(marked):
         role: str = message["role"]
         alike = [
@@ -476,8 +513,10 @@ def _misread(shape: Shape, marking: Marking) -> tuple[int, str, str] | None:
             if other != role and _given_to(template, marked, index, other, prompt) == text
         ]
         if role in ("user", "assistant"):
-            before = text[: first.get(index, 0)].rstrip()
+            before = text[behind.get(index, 0) : first.get(index, 0)].rstrip()
             is_asked = before.endswith(header) if header and before else role == "assistant"
+            if header and is_structured(message):  # a call has more before it in its turn
+                is_asked = header in before
             alike = alike if is_asked != (role == "assistant") else []
         elif len(alike) == 2 and not header:
             alike = []
@@ -507,8 +546,11 @@ def _asking(template: Template) -> str:
     return asked.removeprefix(plain).strip() if asked.startswith(plain) else ""
 
 
-def _walk(scaffold: Scaffold, said: Sequence[str], text: str) -> Iterator[str]:
-    """What `text` shows in place of each mark.
+def _walk(
+    scaffold: Scaffold, forms: Sequence[Sequence[str]], text: str
+) -> Iterator[tuple[str, str]]:
+    """What `text` shows in place of each mark, and the form of what is said that it is, which may
+    have white space around it.
 
     Raises:
         MessageError: `text` is not the scaffold with the texts in place of the marks.
@@ -517,12 +559,13 @@ def _walk(scaffold: Scaffold, said: Sequence[str], text: str) -> Iterator[str]:
     stops = [*(mark.start for mark in marks), len(scaffold.text)]
     position = stops[0]
     matches = text.startswith(scaffold.text[: stops[0]])
-    for mark, stop, here in zip(marks, stops[1:], said, strict=True):
+    for mark, stop, said in zip(marks, stops[1:], forms, strict=True):
         piece = scaffold.text[mark.stop : stop]
-        shown = _shown(text, position, here, piece) if matches else None
+        tried = ((_shown(text, position, form, piece), form) for form in said if matches)
+        shown, form = next((pair for pair in tried if pair[0] is not None), (None, ""))
         if shown is None:
             raise MessageError(mark.message, f": {_REWRITTEN}")
-        yield shown
+        yield shown, form
         position += len(shown) + len(piece)
     if not matches or position != len(text):
         raise ValueError(_REWRITTEN)
@@ -541,6 +584,11 @@ def _shown(text: str, start: int, said: str, piece: str) -> str | None:
         if text.startswith(piece, stop + length) and text.startswith(tail[:length], stop):
             return text[start : stop + length]
     return None
+
+
+def is_structured(message: Message) -> bool:
+    """Whether the template writes more of the message than its content."""
+    return bool(message.get("reasoning_content") or message.get("tool_calls"))
 
 
 def _check_indentation(index: int, said: str, shown: str) -> None:

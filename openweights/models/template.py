@@ -30,6 +30,7 @@ from openweights.models.scaffold import (
     Scaffold,
     Template,
     compared,
+    is_structured,
     scaffold_of,
 )
 
@@ -171,24 +172,18 @@ def _located(
 ) -> Rendered:
     learned = {index for index in wanted if messages[index]["role"] == "assistant"}
     scaffold, text, shown, notes = compared(template, messages, kept=learned)
+    places = [
+        _found(template, scaffold, messages, index, index in learned, ends, notes)
+        for index in wanted
+    ]
     spans: list[MessageSpan] = []
     cuts: list[int] = []
     output, done = "", 0
-    for index in sorted(wanted):
-        prompt = _prompt_before(template, scaffold, index) if index in learned else None
-        agrees = prompt is not None and scaffold.text.startswith(prompt)
-        asked = len(prompt) if prompt and agrees else None
-        place = _place(scaffold, messages, index, asked, ends)
-        inserted = "" if asked is None else scaffold.text[asked : place[0]]
-        if inserted.strip():
-            notes.add(INSERTED.format(text=repr(inserted)))
-        elif prompt and not agrees:
-            other = scaffold.marking.hidden(prompt[_common(prompt, scaffold.text) :])
-            notes.add(DIFFERS.format(text=repr(other)))
-        if index in learned and index < len(messages) - 1 and place[1] == place[2]:
-            notes.add(UNENDED)
+    for index, place, inserted in sorted(places, key=lambda found: found[1]):
         start, stop, end = (_in_text(scaffold, shown, at) for at in place)
-        content, is_plain = messages[index]["content"], not _is_structured(messages[index])
+        if start < done:
+            raise MessageError(index, _INTERWOVEN)
+        content, is_plain = messages[index]["content"], not is_structured(messages[index])
         said = text[start:stop]
         if index in learned:
             said = content if is_plain else _to_the_letter(scaffold, shown, *place[:2])
@@ -205,6 +200,40 @@ def _located(
         cuts += [span.stop] if inserted == " " or index not in learned else [span.start, span.stop]
         output, done = output + said, stop
     return Rendered(output + text[done:], spans, cuts, frozenset(notes))
+
+
+_INTERWOVEN = (
+    ": the chat template writes other messages amid this one, such as what a function returned "
+    "between a call and the text beside it; give the call and the text messages of their own, or "
+    "another chat_template"
+)
+
+
+def _found(
+    template: Template,
+    scaffold: Scaffold,
+    messages: Sequence[Message],
+    index: int,
+    is_learned: bool,
+    ends: Sequence[str],
+    notes: set[str],
+) -> tuple[int, tuple[int, int, int], str]:
+    """A message, its place in the scaffold, and what the template writes before an answer beside
+    the prompt; `notes` are told of that.
+    """
+    prompt = _prompt_before(template, scaffold, index) if is_learned else None
+    agrees = prompt is not None and scaffold.text.startswith(prompt)
+    asked = len(prompt) if prompt and agrees else None
+    place = _place(scaffold, messages, index, asked, ends)
+    inserted = "" if asked is None else scaffold.text[asked : place[0]]
+    if inserted.strip():
+        notes.add(INSERTED.format(text=repr(inserted)))
+    elif prompt and not agrees:
+        other = scaffold.marking.hidden(prompt[_common(prompt, scaffold.text) :])
+        notes.add(DIFFERS.format(text=repr(other)))
+    if is_learned and index < len(messages) - 1 and place[1] == place[2]:
+        notes.add(UNENDED)
+    return index, place, inserted
 
 
 def _to_the_letter(scaffold: Scaffold, shown: Sequence[str], start: int, stop: int) -> str:
@@ -231,11 +260,6 @@ def _to_the_letter(scaffold: Scaffold, shown: Sequence[str], start: int, stop: i
 
 def _common(first: str, second: str) -> int:
     return len(commonprefix([first, second]))
-
-
-def _is_structured(message: Message) -> bool:
-    """Whether the template writes more of the message than its content."""
-    return bool(message.get("reasoning_content") or message.get("tool_calls"))
 
 
 def _prompt_before(template: Template, scaffold: Scaffold, index: int) -> str | None:
@@ -279,8 +303,10 @@ def _place(
             "it text, or remove it",
         )
     first, last = own[0].start, own[-1].stop
+    if any(mark.message != index and first < mark.start < last for mark in scaffold.marks):
+        raise MessageError(index, _INTERWOVEN)
     following = next((mark.start for mark in scaffold.marks if mark.start >= last), len(text))
-    if _is_structured(message):
+    if is_structured(message):
         end = _end_token(ends, text[last:following])
         if asked is None or asked > first or end is None:
             raise MessageError(
@@ -321,7 +347,7 @@ def _after_prompt(
     some cut the thinking, or read the system text from the last user turn alone.
     """
     last, answer = len(messages) - 1, messages[-1]
-    has_more = _is_structured(answer) or "name" in answer
+    has_more = is_structured(answer) or "name" in answer
     if set(wanted) != {last} or answer["role"] != "assistant" or has_more or not last:
         return None
     try:

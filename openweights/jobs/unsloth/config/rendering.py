@@ -176,7 +176,19 @@ def _weighted_pieces(span: MessageSpan, content: Any, default: float) -> list[Pi
 
 
 def block_spans(span: MessageSpan, blocks: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Where each block of a message is in the rendered text."""
+    """Where each block of a message is in the rendered text.
+
+    Raises:
+        MessageError: The template writes it in another notation, in which blocks are not found.
+    """
+    if len(blocks) == 1:
+        return [(span.start, span.stop)]
+    if span.trimmed < 0:
+        raise MessageError(
+            span.message,
+            ".content: the chat template writes it as JSON, in which its blocks cannot be told "
+            "apart; make it one text",
+        )
     lengths = [len(block["text"]) for block in blocks]
     stops = list(accumulate(lengths, initial=span.start - span.trimmed))
     inside = [min(max(stop, span.start), span.stop) for stop in stops]
