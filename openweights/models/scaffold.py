@@ -30,6 +30,7 @@ _THINKING = ("THOUGHT", "REASONING")
 TRIMMED = (
     "the chat template, or a token that it writes, trims white space at the ends of what is read"
 )
+UNWRITTEN_NAMES = "the chat template does not write again whose result a function's is"
 FORGOTTEN = "the chat template leaves out the thinking of earlier answers, as it does when sampling"
 
 
@@ -142,6 +143,17 @@ class Template:
             ConfigError: The tokenizer has no chat template.
             ValueError: The template refuses the conversation.
         """
+        key, as_text = _thinking_key(self.text), False
+        if any(message.get("tool_calls") for message in messages):
+            as_text = _takes_text(self.tokenizer, self.text)
+        text = self.applied([_as_read(m, key, as_text) for m in messages], prompt=prompt)
+        swallowed = _swallowed(self.tokenizer)
+        return swallowed.sub("", text) if swallowed else text
+
+    def applied(self, messages: list[Message], *, prompt: bool) -> str:
+        """What the template makes of messages as they are."""
+        from jinja2 import TemplateSyntaxError
+
         if not self.tokenizer.chat_template:
             raise ConfigError(
                 "chat_template: the model's tokenizer has none; give one, or choose an instruct "
@@ -149,20 +161,22 @@ class Template:
             )
         clock = {"strftime_now": self.now.strftime} if "strftime_now" in self.text else {}
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
+            return self.tokenizer.apply_chat_template(
+                messages,
                 tokenize=False,
                 tools=self.tools or None,
                 add_generation_prompt=prompt,
                 **clock,
                 **self.options,
             )
+        except TemplateSyntaxError as error:
+            raise ValueError(
+                f"the chat template is no Jinja (line {error.lineno}: {error}); correct it"
+            ) from None
         except Exception as error:  # noqa: BLE001 - a template is a program that others wrote
             raise ValueError(
                 f"the chat template refuses it ({_words(error)}); correct the messages"
             ) from None
-        swallowed = _swallowed(self.tokenizer)
-        return swallowed.sub("", text) if swallowed else text
 
     def scaffold(self, marked: Sequence[Message], *, prompt: bool = False) -> str:
         """`render` of marked messages, which are the same for all conversations of one shape."""
@@ -179,6 +193,61 @@ class Template:
         if formats is None:
             return self.now.isoformat()
         return "\n".join(map(self.now.strftime, formats))
+
+
+def _as_read(message: Message, thinking: str, as_text: bool) -> Message:
+    """A message as a template reads it.
+
+    Args:
+        thinking: The key of its thinking.
+        as_text: Whether arguments of calls are a text of JSON.
+    """
+    read = dict(message)
+    if "reasoning_content" in read:
+        read[thinking] = read.pop("reasoning_content")
+    if as_text and "tool_calls" in read:
+        read["tool_calls"] = [
+            {**call, "function": {**function, "arguments": _json(function["arguments"])}}
+            for call in read["tool_calls"]
+            for function in [call["function"]]
+        ]
+    return read
+
+
+def _json(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+@lru_cache(maxsize=64)
+def _thinking_key(template: str) -> str:
+    """Under which key a template reads the thinking of an answer."""
+    keys = ("reasoning_content", "thinking", "reasoning")
+    read = (key for key in keys if re.search(rf"[.'\"]{key}\b", template))
+    return next(read, keys[0])
+
+
+@lru_cache(maxsize=16)
+def _takes_text(tokenizer: Any, template: str) -> bool:
+    """Whether a template wants arguments of calls as a text of JSON, as OpenAI's format has them.
+
+    Most take an object and write it as JSON. Some fail then, or write it in Python's notation.
+    """
+    del template  # which `tokenizer` has; another one is another answer
+    object_, as_python, as_json = {"Leaf": "Tree"}, "{'Leaf': 'Tree'}", '{"Leaf": "Tree"}'
+
+    def written(arguments: Any) -> str:
+        function = {"name": "leaf", "arguments": arguments}
+        call = {"type": "function", "id": "call00001", "function": function}
+        messages = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            return Template(tokenizer, None, {}).applied(messages, prompt=False)
+        except ValueError:
+            return as_python
+
+    return as_python in written(object_) and as_json in written(as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,9 +486,21 @@ def _missing(scaffold: Scaffold, messages: Sequence[Message], kept: Collection[i
         if part in _THINKING and number not in kept:
             notes.add(FORGOTTEN)
             continue
+        if (
+            part == "NAME"
+            and messages[number]["role"] == "tool"
+            and text in _called(messages[:number])
+        ):
+            notes.add(UNWRITTEN_NAMES)
+            continue
         is_last = number == len(messages) - 1
         raise MessageError(number, dropped(messages[number], part, is_last=is_last))
     return notes
+
+
+def _called(messages: Sequence[Message]) -> set[str]:
+    """The names of the functions that are called."""
+    return {c["function"]["name"] for message in messages for c in message.get("tool_calls") or ()}
 
 
 def _repeated(scaffold: Scaffold, messages: Sequence[Message], call: tuple[int, str]) -> int:

@@ -152,6 +152,8 @@ def rendered_spans(
     refuse_control_tokens(tokenizer, messages, tools)
     template = Template(tokenizer, tools, {}, now or datetime.now())
     notes = check_functions(template, messages)
+    if any(message.get("tool_calls") for message in messages):
+        ends = [*ends, *filter(None, [end_of_call(tokenizer)])]
     try:
         rendered = _located(template, messages, wanted, ends)
     except MessageError as error:
@@ -162,7 +164,8 @@ def rendered_spans(
     if notes:
         rendered = replace(rendered, notes=rendered.notes | notes)
     if messages[-1]["role"] == "assistant" and not rendered.text.rstrip().endswith(tuple(ends)):
-        end = end_of_turn(tokenizer) or str(tokenizer.eos_token)
+        end = end_of_call(tokenizer) if messages[-1].get("tool_calls") else None
+        end = end or end_of_turn(tokenizer) or str(tokenizer.eos_token)
         return _closed(rendered, end, len(messages) - 1 in wanted)
     return rendered
 
@@ -224,7 +227,10 @@ def _found(
     prompt = _prompt_before(template, scaffold, index) if is_learned else None
     agrees = prompt is not None and scaffold.text.startswith(prompt)
     asked = len(prompt) if prompt and agrees else None
-    place = _place(scaffold, messages, index, asked, ends)
+    opened = _THINK_OPEN.search(prompt) if prompt and not agrees else None
+    if prompt and opened and scaffold.text.startswith(prompt[: opened.start()]):
+        asked = opened.start() if is_structured(messages[index]) else None
+    place = _place(template, scaffold, messages, index, asked, ends)
     inserted = "" if asked is None else scaffold.text[asked : place[0]]
     if inserted.strip():
         notes.add(INSERTED.format(text=repr(inserted)))
@@ -288,6 +294,7 @@ def _prompt_before(template: Template, scaffold: Scaffold, index: int) -> str | 
 
 
 def _place(
+    template: Template,
     scaffold: Scaffold,
     messages: Sequence[Message],
     index: int,
@@ -308,6 +315,10 @@ def _place(
     following = next((mark.start for mark in scaffold.marks if mark.start >= last), len(text))
     if is_structured(message):
         end = _end_token(ends, text[last:following])
+        is_open = end is None and index == len(messages) - 1
+        left = _left_open(template, scaffold, last, ends) if is_open else None
+        if left is not None and asked is not None and asked <= first:
+            return asked, left, left
         if asked is None or asked > first or end is None:
             raise MessageError(
                 index,
@@ -322,6 +333,32 @@ def _place(
         last = closed.end() if closed else last
     end = _end_token(ends, text[last:following])
     return first, last, last + (end.end() if end else 0)
+
+
+def _left_open(
+    template: Template, scaffold: Scaffold, last: int, ends: Sequence[str]
+) -> int | None:
+    """Where a last answer with calls or thinking ends, whose turn the template leaves open, as the
+    header of what follows ends it; None where that is not plain.
+
+    Args:
+        last: Behind its last mark.
+    """
+    behind, message = scaffold.text[last:].rstrip(), scaffold.messages[-1]
+    if not behind:
+        return last
+    ids = [call.get("id") for call in message.get("tool_calls", ())]
+    further: list[Message] = [{"role": "tool", "content": "?", "tool_call_id": i} for i in ids]
+    further = further or [{"role": "user", "content": "?"}]
+    try:
+        continued = template.scaffold([*scaffold.messages, *further])
+    except ValueError:
+        return None
+    end = _end_token(ends, continued[last:])
+    if end is None or continued[:last] != scaffold.text[:last]:
+        return None
+    closing = continued[last : last + end.start(1)].rstrip()
+    return last + len(closing) if closing == behind else None
 
 
 def _end_token(ends: Sequence[str], behind: str) -> re.Match[str] | None:
@@ -535,6 +572,59 @@ def end_of_turn(tokenizer: Any) -> str | None:
         if token and token[1] != tokenizer.bos_token:
             return token[1]
     return None
+
+
+_ARGUMENT = "leafofthetree"
+
+
+def end_of_call(tokenizer: Any) -> str | None:
+    """The token with which an answer hands over to the function that it calls; None where that is
+    what ends other answers, too, or the template writes no calls.
+    """
+    return _end_of_call(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=16)
+def _end_of_call(tokenizer: Any, template: str) -> str | None:
+    del template  # which `tokenizer` has; another one is another answer
+    one, two = (_scaffold_of_calls(tokenizer, number) for number in (1, 2))
+    if one is None or not (own := one.marks_of(1)):
+        return None
+    following = next((m.start for m in one.marks if m.start > own[0].start), len(one.text))
+    at = one.text.rfind(_ARGUMENT, own[0].stop, following)
+    if at < 0:
+        return None
+    behind, between = one.text[at:following], _between_calls(two)
+    if any(end and end in behind for end in (tokenizer.eos_token, end_of_turn(tokenizer))):
+        return None
+    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    tokens = re.findall("|".join(map(re.escape, added)) or r"(?!)", behind)
+    return next((token for token in tokens if token not in between), None)
+
+
+def _scaffold_of_calls(tokenizer: Any, number: int) -> Scaffold | None:
+    """A scaffold of so many calls in one answer, and of what they returned."""
+    ids = [f"call0000{index}" for index in range(number)]
+    function = {"name": "leaf", "arguments": {"leaf": _ARGUMENT}}
+    calls = [{"type": "function", "id": given, "function": function} for given in ids]
+    messages: list[Message] = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *({"role": "tool", "content": "?", "tool_call_id": given} for given in ids),
+    ]
+    try:
+        return scaffold_of(Template(tokenizer, None, {}), messages, prompt=False, verbatim=())
+    except ValueError:
+        return None
+
+
+def _between_calls(scaffold: Scaffold | None) -> str:
+    """What closes a call that another one follows."""
+    own = scaffold.marks_of(1) if scaffold else []
+    if scaffold is None or len(own) < 2:
+        return ""
+    at = scaffold.text.rfind(_ARGUMENT, own[0].stop, own[1].start)
+    return scaffold.text[at : own[1].start] if at >= 0 else ""
 
 
 # ---- options -------------------------------------------------------------------------------------

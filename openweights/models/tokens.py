@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
 from openweights.models.reading import check_weights, without_weights
-from openweights.models.template import end_of_turn, exchange_text
+from openweights.models.template import end_of_call, end_of_turn, exchange_text
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -37,15 +37,15 @@ def eos_token_ids(
     model: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
     """Every id that ends a completion: the tokenizer's, those of the generation config, and what
-    ends a turn in the chat template, whatever the other two say.
+    ends a turn or a call in the chat template, whatever the other two say.
     """
     generation = getattr(model, "generation_config", None)
-    turn = end_of_turn(tokenizer)
+    written = filter(None, [end_of_turn(tokenizer), end_of_call(tokenizer)])
     known: list[int] = []
     for given in (
         tokenizer.eos_token_id,
         getattr(generation, "eos_token_id", None),
-        None if turn is None else tokenizer.convert_tokens_to_ids(turn),
+        *map(tokenizer.convert_tokens_to_ids, written),
     ):
         ids: Any = given
         known += [] if ids is None else [ids] if isinstance(ids, int) else ids

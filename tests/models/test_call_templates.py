@@ -5,13 +5,19 @@ our own, and those of an installed trl where there is one.
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken
 
 from openweights.errors import DatasetError
+from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
+from openweights.models.template import rendered_prompt
+from openweights.models.tokens import eos_token_ids
 from tests.learned_rows import Row, config, learned, row, said, stretches, system, user
 from tests.tiny_model import EOS, make_tokenizer
 
@@ -29,7 +35,8 @@ LLAMA_31 = """{%- for m in messages %}
 # What functions return stands in the model's turn, behind its calls and before its text.
 GEMMA_4 = """{%- set ns = namespace(calls=false) %}
 {%- for m in messages %}{%- if m.role != 'tool' %}
-{%- if not ns.calls %}{{- '<|im_start|>' + m.role + '\\n' }}{%- endif %}
+{%- if not (ns.calls and m.role == 'assistant') %}{{- '<|im_start|>' + m.role + '\\n' }}
+{%- endif %}
 {%- set ns.calls = false %}
 {%- for c in m.tool_calls or [] %}{%- set ns.calls = true %}
 {{- '<call>' + c.function.name + (c.function.arguments | tojson) + '</call>' }}{%- endfor %}
@@ -41,6 +48,48 @@ GEMMA_4 = """{%- set ns = namespace(calls=false) %}
 {{- m.content }}{%- if not ns.calls %}{{- '<|im_end|>\\n' }}{%- endif %}
 {%- endif %}{%- endfor %}
 {%- if add_generation_prompt and not ns.calls %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+# Thinking has a key of its own and is kept of a last answer; a call ends with a token of its own,
+# and the function's name stands over what it returned.
+GPT_OSS = """{%- set ns = namespace(called='') %}
+{%- for m in messages %}
+{%- if m.role == 'tool' %}{{- '<|im_start|>' + ns.called + '\\n' }}
+{{- (m.content | tojson) + '<|im_end|>' }}
+{%- else %}
+{%- if m.thinking and loop.last %}
+{{- '<|im_start|>assistant<think>' + m.thinking + '<end>' }}{%- endif %}
+{{- '<|im_start|>' + m.role }}
+{%- if 'tool_calls' in m %}{%- set call = m.tool_calls[0].function %}
+{%- set ns.called = call.name %}
+{{- ' to=' + call.name + '\\n' + (call.arguments | tojson) + '<|call|>' }}
+{%- else %}{{- '\\n' + m.content + '<|im_end|>' }}{%- endif %}
+{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant' }}{%- endif %}"""
+
+# Arguments are a text.
+DEEPSEEK_3 = """{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content }}
+{%- for c in m.tool_calls or [] %}
+{{- '<call>' + c.function.name + '\\n' + c.function.arguments + '</call>' }}{%- endfor %}
+{{- '<|im_end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+# The header of what follows ends an answer: of a question, or of what functions return.
+GLM_4 = """{%- for m in messages %}
+{{- '<|observation|>' if m.role == 'tool' else '<|' + m.role + '|>' }}{{- '\\n' + m.content }}
+{%- for c in m.tool_calls or [] %}{{- '<call>' + c.function.name }}
+{%- for k, v in c.function.arguments.items() %}
+{{- '<key>' + k + '</key>' + (v | string) }}{%- endfor %}{{- '</call>' }}{%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"""
+GLM_4_TOKENS = (
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<call>",
+    "</call>",
+    "<key>",
+    "</key>",
+)
 
 # The system text stands in the last question.
 SYSTEM_LAST = """{%- for m in messages if m.role != 'system' %}
@@ -125,6 +174,87 @@ def test_what_a_function_returned_is_not_learned_with_the_answer_around_it() -> 
     text_behind = row(user("q"), calling("See"), returned("5"), said("dry"))
     with pytest.raises(DatasetError, match=r"messages\[1\]: the chat template writes other mess"):
         read(tokenizer, text_behind)
+
+
+def test_a_result_in_the_turn_of_the_model_is_read() -> None:
+    tokenizer = family(GEMMA_4, "<result>")
+    example = row(user("q"), calling(), returned("5"), said("dry"), user("r"), said("wet"))
+    call = '<call>weather{"city": "Oslo", "days": 3}</call><result>'
+    assert learned(tokenizer, example) == [call, "dry" + EOS, "wet" + EOS]
+
+
+def test_a_call_ends_with_its_own_token_where_the_template_writes_one() -> None:
+    tokenizer = family(GPT_OSS, "<|call|>")
+    assert "<|call|>" in tokenizer.convert_ids_to_tokens(eos_token_ids(None, tokenizer))
+    call = ' to=weather\n{"city": "Oslo", "days": 3}<|call|>'
+    example = row(user("q"), calling(), returned(), said("dry"))
+    assert learned(tokenizer, example) == [call, "dry" + EOS]
+    check_rendering([(1, example)], config(), tokenizer, config().datasets()[0])
+    assert learned(tokenizer, row(user("q"), calling())) == [call]
+
+
+def test_thinking_stands_under_the_key_that_the_template_reads() -> None:
+    tokenizer = family(GPT_OSS, "<|call|>", "<end>")
+    example = row(user("q"), said("dry", reasoning_content="T"))
+    assert learned(tokenizer, example) == ["<think>T<end><|im_start|>assistant\ndry" + EOS]
+
+
+@pytest.mark.parametrize("arguments", ["c.function.arguments", "c.function.arguments | string"])
+def test_arguments_are_a_text_where_the_template_takes_no_object(arguments: str) -> None:
+    tokenizer = family(DEEPSEEK_3.replace("c.function.arguments", arguments))
+    given = {"city": 'Os"lo', "far": False, "days": None}
+    [call, answer] = learned(
+        tokenizer, row(user("q"), calling("See", given), returned(), said("dry"))
+    )
+    assert call == f"See<call>weather\n{json.dumps(given)}</call>{EOS}"
+    assert answer == "dry" + EOS
+
+
+def test_what_a_header_ends_is_closed_with_the_one_that_follows() -> None:
+    tokenizer = family(GLM_4, *GLM_4_TOKENS)
+    call = "<call>weather<key>city</key>Oslo<key>days</key>3</call><|observation|>"
+    whole = row(user("q"), calling(), returned("5"), said("dry"))
+    assert learned(tokenizer, whole) == [call, "dry<|user|>"]
+    assert learned(tokenizer, row(user("q"), calling())) == [call]
+    two = learned(tokenizer, row(user("q"), calling(None, ARGUMENTS, ARGUMENTS)))
+    assert two == [2 * call.removesuffix("<|observation|>") + "<|observation|>"]
+
+
+def test_whose_result_it_is_need_not_be_written_again() -> None:
+    tokenizer = family(LLAMA_31)
+    example = row(user("q"), calling(), returned() | {"name": "weather"}, said("dry"))
+    assert learned(tokenizer, example)[1] == "dry" + EOS
+    example["messages"][2]["name"] = "traffic"
+    with pytest.raises(DatasetError, match=r"messages\[2\]\.name: the chat template does not"):
+        learned(tokenizer, example)
+
+
+def test_a_template_that_is_no_jinja_is_what_is_to_be_corrected() -> None:
+    with pytest.raises(
+        DatasetError, match=r"the chat template is no Jinja \(line 1: .*; correct it"
+    ):
+        learned(family("{% for %}"), row(user("q"), said("a")))
+    with pytest.raises(ValueError, match="the chat template is no Jinja"):
+        rendered_prompt(family("{% for %}"), [user("q")])
+
+
+INSTALLED = ("llama3_1", "llama3_2", "gptoss", "deepseekv3", "glm4moe", "gemma4", "qwen3")
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_templates_of_an_installed_trl_train_calls(name: str) -> None:
+    found = find_spec("trl")
+    file = Path(found.origin or "").parent / "chat_templates" / f"{name}.jinja" if found else None
+    if file is None or not file.is_file():
+        pytest.skip("no trl with this template is installed")
+    template = file.read_text(encoding="utf-8")
+    tokens = re.findall(r"<\|?[a-z_]+\|?>|<｜[^｜'\"]+｜>|</[a-z_]+>", template)
+    tokenizer = family(template, *dict.fromkeys(tokens), "<｜end▁of▁sentence｜>")
+    tokenizer.eos_token = "<｜end▁of▁sentence｜>" if name == "deepseekv3" else EOS
+    example = row(user("q"), calling(), returned("5 deg"), said("dry"))
+    call, answer = learned(tokenizer, example)
+    assert "weather" in call and "Oslo" in call and "5 deg" not in call
+    assert answer.startswith("dry") and answer != "dry"
 
 
 def test_weights_hold_where_the_template_writes_messages_in_another_order() -> None:
