@@ -71,6 +71,7 @@ def _hub_name(text: str) -> str:
 
 
 _TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
+_LIKE_A_JOB = re.compile(r"[a-z]+job-[^/]*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
 _PART = re.compile(r"[\w.-]{1,96}")  # of a repository's id, or of a folder inside it
 _OPENAI = "openai/"
@@ -104,6 +105,8 @@ def model_reference(model: str) -> ModelReference:
         return ModelReference("job", head, rest or None)
     if is_path(model) or Path(model).is_dir():
         return ModelReference("folder", model_location(model))
+    if problem := _no_training_job(head):
+        raise ConfigError(f"model: {problem}")
     name = model.removeprefix(_OPENAI)
     if name != model and not name.startswith(_OPEN_WEIGHTS):
         return ModelReference("openai", name)
@@ -114,6 +117,16 @@ def model_reference(model: str) -> ModelReference:
             "a folder, nor the id of a fine-tuning job; correct it"
         )
     return ModelReference("repository", name, part or None)
+
+
+def _no_training_job(head: str) -> str:
+    """What is wrong with a name that looks like a job's and is no fine-tuning job's, or nothing."""
+    if not _LIKE_A_JOB.fullmatch(head) or _TRAINING_JOB.fullmatch(head):
+        return ""
+    return (
+        f"{shown(head)} is no fine-tuning job; give the whole id of one, as `ow ls` says it "
+        "(ftjob- and 12 digits)"
+    )
 
 
 def full_name(model: str) -> str:
@@ -175,6 +188,8 @@ def bare_name(value: str) -> str:
 
 def _model_name(value: str) -> str:
     is_folder = is_path(bare_name(value)) or Path(value).is_dir()
+    if not is_folder and (problem := _no_training_job(value.partition("/")[0])):
+        raise ValueError(problem)
     if not is_folder and not all(map(_PART.fullmatch, value.split("/"))):
         raise ValueError(
             f"{shown(value)} is neither a Hugging Face id (org/name) nor a folder; correct it"

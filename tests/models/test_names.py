@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from openweights import ConfigError
+from openweights.jobs.unsloth.validate import training_config
 from openweights.models.names import full_name, location_here, model_location, model_reference
+from tests.jobs.unsloth.malformed_configs import FILE
 
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -45,3 +47,14 @@ def test_a_folder_is_served_in_full_and_a_job_is_no_folder(
     # Where the results of a job were downloaded to.
     assert model_reference(job).kind == "job" and full_name(f"{job}/checkpoint-2").startswith(job)
     assert model_reference(f"./{job}").kind == "folder"
+
+
+@pytest.mark.parametrize("name", ["ftjob-0bff", "ftjob-doesnotexist", "apijob-ee9a91f4dc3a"])
+def test_what_looks_like_a_job_and_is_none_is_no_model(name: str, tmp_path: Path) -> None:
+    for model in (name, f"{name}/checkpoint-2"):
+        with pytest.raises(ConfigError, match=f"model: '{name}' is no fine-tuning job; give the"):
+            model_reference(model)
+        with pytest.raises(ConfigError, match=f"model: '{name}' is no fine-tuning job; give the"):
+            training_config({"model": model, "training_file": FILE, "loss": "sft"})
+    for model in ("ftjob-0123456789ab", "ftjob-0123456789ab-second/checkpoint-2"):
+        assert model_reference(model).kind == "job"
