@@ -335,10 +335,10 @@ class Backend(Protocol):
         """Remove what nobody has needed for `keep_s`, an hour at least.
 
         Files that no job names and no event names and that were not put since, and what killed
-        processes have left of files; checkpoints of jobs
-        that ended before, but for those that a job keeps, or that belong to a job which is named by
-        one that has not ended; logs of runs that ended before, of which a line is left that says
-        so. Safe beside workers and clients at work.
+        processes have left of files; checkpoints of jobs that ended before, but for those that a
+        job keeps, or that belong to a job which is named by one that has not ended; logs of runs
+        that ended before, of which a line is left that says so. Safe beside workers and clients at
+        work: what a submission names meanwhile stays, or it is refused.
 
         Args:
             dry_run: Only say what would go.

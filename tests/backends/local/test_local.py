@@ -48,7 +48,7 @@ class Clock:
 
 
 class TestLocalBackend(BackendContract):
-    max_examples = 60
+    max_examples = 45
 
     @pytest.fixture
     def clock(self) -> Clock:
