@@ -46,6 +46,7 @@ class _Marks:
         owners: The message of each mark.
         may_trim: White space at the ends of texts may be lost, as in what is read alone.
         has_trimmed: It was.
+        ignores_case: Marks of keys are in the order of their letters, whether small or capital.
     """
 
     places: dict[str, str] = field(default_factory=dict[str, str])
@@ -54,6 +55,10 @@ class _Marks:
     owners: dict[str, int] = field(default_factory=dict[str, int])
     may_trim: bool = False
     has_trimmed: bool = False
+    ignores_case: bool = False
+
+    def _order(self, item: tuple[str, Any]) -> tuple[str, str]:
+        return (item[0].lower() if self.ignores_case else "", item[0])
 
     def text(self, said: str, place: str) -> str:
         """A mark for a text; an empty one stays, since templates ask for that."""
@@ -67,7 +72,7 @@ class _Marks:
             given = cast("Mapping[str, Any]", value)
             marked = {
                 key: (self.text(key, f"{place}.{key}"), self.arguments(item, f"{place}.{key}"))
-                for key, item in sorted(given.items())
+                for key, item in sorted(given.items(), key=self._order)
             }
             return dict(marked[key] for key in given)
         if isinstance(value, list):
@@ -169,10 +174,15 @@ def check_functions(
         return set()
     scaffold = scaffold_of(template, messages, prompt=prompt, verbatim=())
     if called:
-        marks, marked = _Marks(), [*scaffold.messages]
-        for marks.message in called:
-            marked[marks.message] = _marked_calls(marked[marks.message], marks)
-        _check_calls(messages, marks, template.scaffold(marked, prompt=prompt), scaffold.text)
+        checked: list[tuple[_Marks, str]] = []
+        for ignores_case in (True, False):  # how templates that sort do it
+            marks, marked = _Marks(ignores_case=ignores_case), [*scaffold.messages]
+            for marks.message in called:
+                marked[marks.message] = _marked_calls(marked[marks.message], marks)
+            checked.append((marks, template.scaffold(marked, prompt=prompt)))
+            if marks.lost(checked[-1][1], scaffold.text) is None:
+                break
+        _check_calls(messages, *checked[-1], scaffold.text)
     notes = _check_tools(template, scaffold.messages, scaffold.text, prompt=prompt)
     ids = [call.get("id") for index in called for call in messages[index]["tool_calls"]]
     ids += [message.get("tool_call_id") for message in messages]

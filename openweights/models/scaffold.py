@@ -30,7 +30,7 @@ _THINKING = ("THOUGHT", "REASONING")
 TRIMMED = (
     "the chat template, or a token that it writes, trims white space at the ends of what is read"
 )
-UNWRITTEN_NAMES = "the chat template does not write again whose result a function's is"
+UNWRITTEN_NAMES = "the chat template does not write the names on what functions returned"
 FORGOTTEN = "the chat template leaves out the thinking of earlier answers, as it does when sampling"
 
 

@@ -49,7 +49,7 @@ UNENDED = (
     "its own"
 )
 DIFFERS = (
-    "the prompt that is sampled from ends with {text}, which the chat template does not write "
+    "the prompt that is sampled from ends with {text}, where the chat template writes {written} "
     "before an answer that is given; see template_options"
 )
 
@@ -235,8 +235,12 @@ def _found(
     if inserted.strip():
         notes.add(INSERTED.format(text=repr(inserted)))
     elif prompt and not agrees:
-        other = scaffold.marking.hidden(prompt[_common(prompt, scaffold.text) :])
-        notes.add(DIFFERS.format(text=repr(other)))
+        line = prompt.rfind("\n", 0, _common(prompt, scaffold.text)) + 1
+        asked_with, written = (
+            repr(_shortened(scaffold.marking.hidden(text)))
+            for text in (prompt[line:], scaffold.text[line : scaffold.marks_of(index)[0].start])
+        )
+        notes.add(DIFFERS.format(text=asked_with, written=written))
     if is_learned and index < len(messages) - 1 and place[1] == place[2]:
         notes.add(UNENDED)
     return index, place, inserted
@@ -262,6 +266,10 @@ def _to_the_letter(scaffold: Scaffold, shown: Sequence[str], start: int, stop: i
         missing = next(n for n in range(len(tail) + 1) if behind.startswith(tail[n:]))
         text += lead[written:] + here + tail[:missing] + behind
     return text
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _common(first: str, second: str) -> int:

@@ -257,6 +257,31 @@ def test_templates_of_an_installed_trl_train_calls(name: str) -> None:
     assert answer.startswith("dry") and answer != "dry"
 
 
+@pytest.mark.parametrize("order", ["dictsort", "dictsort(true)", "items"])
+def test_a_template_may_sort_arguments_with_or_without_capitals(order: str) -> None:
+    pairs = f"{{% for k, v in call.arguments | {order} %}}{{{{ k ~ '=' ~ v ~ ';' }}}}{{% endfor %}}"
+    template = LLAMA_31.replace("{{- (call.arguments | tojson) + '}", pairs + "{{- '}")
+    given = {"b": 1, "Az": 2, "aB": 3, "Ba": 4}
+    [call] = learned(family(template), row(user("q"), calling(None, given)))
+    assert sorted(re.findall(r"(\w+=\d);", call)) == ["Az=2", "Ba=4", "aB=3", "b=1"]
+
+
+def test_a_prompt_that_differs_is_told_beside_what_is_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    template = LLAMA_31.replace(
+        "if add_generation_prompt %}{{- '<|im_start|>assistant\\n'",
+        "if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n'",
+    ).replace(
+        "'\\n' + m.content",
+        "'\\n' + ('<think></think>' if m.role == 'assistant' else '') + m.content",
+    )
+    with caplog.at_level("INFO"):
+        learned(family(template), row(user("q"), said("a")))
+    told = r"ends with '<think>\n', where the chat template writes '<think></think>' before"
+    assert told in caplog.text
+
+
 def test_weights_hold_where_the_template_writes_messages_in_another_order() -> None:
     messages = [system("SYS"), user("first"), said("one"), user("second"), said("two")]
     weights = [0.5, 0.25, 0, None, None]
