@@ -78,7 +78,7 @@ def tokens_of(
             waiting += reversed([*pairwise(borders)])
         else:
             ids += part
-            offsets += [(start + first, start + behind) for first, behind in places]
+            offsets += [(start + a, start + b) for a, b in places] if start else places
     return ids, offsets
 
 
@@ -102,6 +102,8 @@ def _part_tokens(tokenizer: Any, text: str, *, continues: bool) -> tuple[list[in
         asked = {"add_special_tokens": False, "return_offsets_mapping": True}
         encoding = tokenised(tokenizer, character + text, **asked)
         ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
+        if not character:
+            return ids, offsets
         size = len(character)
         first = bisect_left([start for start, _ in offsets], size)
         if not first or offsets[first - 1][1] == size:
