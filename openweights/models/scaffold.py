@@ -414,6 +414,15 @@ def _marked(
     return marked
 
 
+def unmarked_beginning(message: Message) -> str:
+    """What an answer has before its first mark: tags of thinking, and white space beside them."""
+    thought = _THOUGHT.fullmatch(message["content"])
+    if message["role"] != "assistant" or thought is None:
+        return ""
+    opened, thinking, closed, _ = thought.groups()
+    return opened if thinking else opened + closed
+
+
 # ---- comparing -----------------------------------------------------------------------------------
 
 

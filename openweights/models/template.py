@@ -32,12 +32,14 @@ from openweights.models.scaffold import (
     compared,
     is_structured,
     scaffold_of,
+    unmarked_beginning,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _THINK_OPEN = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
+_THINK_CLOSED = re.compile(r"</think>\s*\Z")
 
 INSERTED = (
     "before an answer the chat template writes {text}, which is not in the prompt that is sampled "
@@ -334,13 +336,26 @@ def _place(
                 "ends; write it as one content, or give another chat_template",
             )
         return asked, last + end.start(1), last + end.end()
-    if "<think>" in message["content"] and (opened := _THINK_OPEN.search(text, 0, first)):
-        first = opened.start()
+    beginning = unmarked_beginning(message)
+    # A prompt may have opened the thinking already, and ends with white space that is its own.
+    begun = 0 if "<think>" in beginning else asked or 0
+    first -= _size_before(beginning, text[begun:first])
     if message["content"].rstrip().endswith("</think>"):
         closed = re.compile(r"\s*</think>\s*").match(text, last)
         last = closed.end() if closed else last
     end = _end_token(ends, text[last:following])
     return first, last, last + (end.end() if end else 0)
+
+
+def _size_before(beginning: str, written: str) -> int:
+    """How many characters of an answer the template has written before its first mark: tags of
+    thinking as the answer has them, or in the template's own manner.
+    """
+    if written.endswith(beginning):
+        return len(beginning)
+    tag = _THINK_OPEN if "<think>" in beginning else _THINK_CLOSED
+    found = tag.search(written)
+    return len(written) - found.start() if found else 0
 
 
 def _left_open(

@@ -87,6 +87,30 @@ def test_a_name_that_the_template_does_not_write_is_refused(turns: int, train_on
     assert learned(tokenizer_with(named), row(*turn * turns))[-1] == f"a{EOS}"
 
 
+@pytest.mark.parametrize(
+    "name", ["qwen-2.5", "llama-3", "qwen-3", "thinking-only", "mistral", "gemma-3"]
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "</think>\n\nA",
+        "\n</think>\n\nA",
+        "<think></think>A",
+        "  <think>\n</think>A",
+        "  <think>\nT</think>A",
+    ],
+)
+def test_thinking_that_is_empty_or_was_opened_before_is_learned_once(
+    name: str, answer: str
+) -> None:
+    """An answer may begin with the closing tag, as behind a prompt that ends with `<think>`."""
+    [example] = sft_examples(config(), TOKENIZERS[name], [row(user("q"), said(answer))])
+    text = TOKENIZERS[name].decode(example["input_ids"])
+    assert learned(TOKENIZERS[name], row(user("q"), said(answer))) == [answer + EOS]
+    assert text.count("</think>") == 1 and text.count("<think>") <= 1
+    assert text.partition(answer)[0].endswith((">", "\n", " ")), "nothing of the header is lost"
+
+
 # ---- ends ----------------------------------------------------------------------------------------
 
 
