@@ -180,9 +180,8 @@ def _said(message: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _call(call: Mapping[str, Any]) -> str:
-    given: object = call.get("function")
-    function = cast("Mapping[str, Any]", given) if isinstance(given, dict) else {}
-    arguments = function.get("arguments") or {}
+    (function,) = _messages([call.get("function")]) or [dict[str, Any]()]
+    arguments: object = function.get("arguments") or {}
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return f"{function.get('name', '?')} {text}"
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
 from openweights.models.reading import check_weights, token_ids, tokens_of
-from openweights.models.template import plain_message, rendered_prompt
+from openweights.models.template import (
+    Message,
+    plain_message,
+    refuse_control_tokens,
+    rendered_prompt,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,12 +42,14 @@ def chat_prompt_ids(
 
     Raises:
         ConfigError: The tokenizer has no chat template.
-        ValueError: The template refuses the conversation, or changes what it says.
+        ValueError: The template refuses the conversation, or changes what it says; or the answer
+            that is to be continued is more than a text.
     """
     plain = [plain_message(message) for message in messages]
-    begun = plain.pop()["content"] if plain and plain[-1]["role"] == "assistant" else ""
-    text = rendered_prompt(tokenizer, plain, tools=tools, **(options or {})).text
-    answer = begun + prefill
+    is_begun = bool(plain) and plain[-1]["role"] == "assistant"
+    asked = plain[:-1] if is_begun else plain
+    text = rendered_prompt(tokenizer, asked, tools=tools, **(options or {})).text
+    answer = (_begun(tokenizer, plain) if is_begun else "") + prefill
     if not answer:
         return token_ids(tokenizer, text)
     # In training an answer begins with a token of its own, too.
@@ -51,9 +58,27 @@ def chat_prompt_ids(
     return ids
 
 
+def _begun(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """The text of the last message, an answer that is continued."""
+    last = messages[-1]
+    for key in last.keys() - {"role", "content"}:
+        raise ValueError(
+            f"messages[{len(messages) - 1}].{key}: an answer that is continued is a text; write it "
+            "into the content, as the model would, or add what comes after it"
+        )
+    refuse_control_tokens(tokenizer, messages)
+    return last["content"]
+
+
 def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """What the model continues to go on with a text, with the tokens that begin one."""
-    return list(tokenizer(text)["input_ids"])
+    """What the model continues to go on with a text, with the tokens that begin one; not with those
+    that some tokenizers end it with.
+    """
+    begin, end = tokenizer.bos_token, tokenizer.eos_token
+    has_begin = bool(begin) and text.startswith(str(begin))
+    ids = list(tokenizer(text, add_special_tokens=not has_begin)["input_ids"])
+    ends = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(end))
+    return ids[:-1] if ends and len(ids) > 1 else ids
 
 
 def token_logprobs(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 from openweights.errors import DatasetError
-from openweights.generation.prompts import chat_prompt_ids
+from openweights.generation.prompts import chat_prompt_ids, text_prompt_ids
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples
 from openweights.models.scaffold import Marking, Template, scaffold_of
@@ -109,6 +109,37 @@ def test_thinking_that_is_empty_or_was_opened_before_is_learned_once(
     assert learned(TOKENIZERS[name], row(user("q"), said(answer))) == [answer + EOS]
     assert text.count("</think>") == 1 and text.count("<think>") <= 1
     assert text.partition(answer)[0].endswith((">", "\n", " ")), "nothing of the header is lost"
+
+
+@pytest.mark.parametrize(
+    ("begun", "field"),
+    [
+        ({"reasoning_content": "t"}, "reasoning_content"),
+        ({"name": "Ann"}, "name"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, "tool_calls"),
+        ({"content": f"x{EOS}y"}, "content"),
+    ],
+)
+def test_an_answer_that_is_continued_is_a_text(begun: dict[str, Any], field: str) -> None:
+    tokenizer = tokenizer_with(PLAIN)
+    with pytest.raises(ValueError, match=rf"messages\[1\].{field}: "):
+        chat_prompt_ids(tokenizer, [user("q"), {**said("x"), **begun}])
+    ids = chat_prompt_ids(tokenizer, [user("q"), said("<think>\nx")])
+    assert tokenizer.decode(ids).endswith("assistant\n<think>\nx")
+
+
+def test_a_text_that_is_continued_begins_once_and_does_not_end() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|endoftext|>"
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ends = [(tokenizer.bos_token, begin), (tokenizer.eos_token, end)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A {tokenizer.eos_token}", special_tokens=ends
+    )
+    for text in ("Once", f"{tokenizer.bos_token}Once"):
+        assert tokenizer.decode(text_prompt_ids(tokenizer, text)) == f"{tokenizer.bos_token}Once"
+    ended = f"Once{tokenizer.eos_token}"
+    assert text_prompt_ids(tokenizer, ended)[-1] == end, "what the text itself ends with stays"
 
 
 # ---- ends ----------------------------------------------------------------------------------------
