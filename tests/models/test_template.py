@@ -142,6 +142,14 @@ def test_a_text_that_is_continued_begins_once_and_does_not_end() -> None:
     assert text_prompt_ids(tokenizer, ended)[-1] == end, "what the text itself ends with stays"
 
 
+@pytest.mark.parametrize("placement", ["template", "turns"])
+def test_a_control_token_of_a_demonstration_is_named_where_the_row_has_it(placement: str) -> None:
+    example = {"messages": [user("q")], "demonstration": f"x{EOS}y"}
+    settings = config(loss="sdft", sdft_demo_placement=placement, sdft_gate="off")
+    with pytest.raises(DatasetError, match=r":1: demonstration: holds '<\|im_end\|>'"):
+        sdft_examples(settings, tokenizer_with(PLAIN), [example])
+
+
 # ---- ends ----------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ def teacher_messages(
         text = "{prompt}\n\n" + text
     values = {"prompt": question["content"], "demonstration": demonstration}
     filled = _FIELD.sub(lambda field: values[field[1]], text)
-    return [*history, {"role": "user", "content": filled}]
+    return [*history, {**question, "content": filled}]
 
 
 def demonstration_turns(prompt: Sequence[Message], repeats: int) -> set[int]:

@@ -237,6 +237,8 @@ def sdft_texts(
         ValueError: The row has none, or it cannot be rendered as it says.
     """
     prompt, demonstration = split_row(row)
+    if row.get("demonstration"):
+        _refuse_control_token(tokenizer, demonstration, "demonstration")
     showing = showing or showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
     shown = teacher_messages(
         prompt, demonstration, template=config.sdft_demo_template, showing=showing
@@ -275,11 +277,15 @@ def question_text(question: Question, tokenizer: PreTrainedTokenizerBase) -> Ren
     except MessageError as error:
         raise ValueError(f"question{error.problem.removeprefix('.content')}") from None
     for index, choice in enumerate(question.choices):
-        try:
-            refuse_control_tokens(tokenizer, [{"content": choice}])
-        except MessageError as error:
-            raise ValueError(f"choices[{index}]{error.problem.removeprefix('.content')}") from None
+        _refuse_control_token(tokenizer, choice, f"choices[{index}]")
     return asked
+
+
+def _refuse_control_token(tokenizer: PreTrainedTokenizerBase, text: str, field: str) -> None:
+    try:
+        refuse_control_tokens(tokenizer, [{"content": text}])
+    except MessageError as error:
+        raise ValueError(f"{field}{error.problem.removeprefix('.content')}") from None
 
 
 # ---- before anything is paid for -----------------------------------------------------------------

@@ -98,3 +98,9 @@ def test_any_text_arrives_unchanged(prompt: str, demonstration: str) -> None:
         [{"role": "user", "content": prompt}], demonstration, template="a{prompt}b{demonstration}c"
     )
     assert turn["content"] == f"a{prompt}b{demonstration}c"
+
+
+def test_the_name_of_who_asks_is_read_by_both() -> None:
+    asked = {**QUESTION, "name": "Bob"}
+    for showing in (Showing("template"), Showing("turns")):
+        assert teacher_messages([asked], "48", showing=showing)[-1]["name"] == "Bob"
