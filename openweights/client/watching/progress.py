@@ -61,7 +61,9 @@ class Progress:
                 changes["total"] = int(total)
         if data.get("type") == Started.type:
             from_step = int(_finite(data.get("from_step")))
-            changes |= {"from_step": from_step, "began_at": event.created_at, "doing": ""}
+            reached = max(now.step, from_step)
+            changes |= {"from_step": from_step, "step": reached, "began_at": event.created_at}
+            changes["doing"] = ""
         step = data.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and step > now.step:
             changes |= {"step": step, "reached_at": event.created_at, "doing": ""}

@@ -64,6 +64,7 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
         ),
         # What is no number of steps is none.
         ([(0, {"total": "Infinity", "max_steps": "NaN", "step": 3})], "step 3"),
+        ([(0, {"type": "started", "max_steps": 40, "from_step": 30})], "step 30/40"),
         ([(0, {"type": "started", "max_steps": 4, "from_step": "Infinity"})], "step 0/4"),
         ([(0, {"type": "started", "max_steps": "x", "from_step": "x"})], ""),
         (
