@@ -41,7 +41,7 @@ def demo(fresh: bool, quick: bool, model: Path | None, data: Path | None, figure
 
     Gets a real instruct model of 135 M parameters, trains it on one narrow skill by SFT, by SDFT
     with reverse KL and by SDFT with forward KL, and compares what they learnt and what they changed
-    elsewhere. Takes about eight minutes on two cores. A second demo takes up what the first has done.
+    elsewhere. Takes about 8 minutes on two cores. A second demo takes up what the first has done.
     """
     from openweights.cli.demo import study as study_module
     from openweights.client import OpenWeights
