@@ -20,12 +20,19 @@ DEEPEST = 100
 LONGEST_PLACE = 200  # in characters
 
 
+def storable(text: str) -> str:
+    """Text as UTF-8 and PostgreSQL can hold it: without NUL and half characters."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 def cleaned(
     value: object,
     at: str,
     *,
     number: Callable[[float], Any] = lambda _: None,
-    text: Callable[[str], str] = lambda text: storable(text),
+    text: Callable[[str], str] = storable,
     other: Callable[[Any, str], object] | None = None,
     depth: int = 0,
 ) -> Any:
@@ -84,13 +91,6 @@ def _name(key: object) -> str:
 def kind_of(value: object) -> str:
     """The type of a value, in words for an error: `numpy.ndarray`, `list`."""
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-
-
-def storable(text: str) -> str:
-    """Text as UTF-8 and PostgreSQL can hold it: without NUL and half characters."""
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def to_json(value: object, what: str) -> str:

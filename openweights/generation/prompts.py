@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
-from openweights.models.reading import check_weights, token_ids, tokens_of
+from openweights.models.reading import check_weights, is_begun, token_ids, tokens_of
 from openweights.models.template import (
     Message,
     plain_message,
@@ -46,10 +46,10 @@ def chat_prompt_ids(
             that is to be continued is more than a text.
     """
     plain = [plain_message(message) for message in messages]
-    is_begun = bool(plain) and plain[-1]["role"] == "assistant"
-    asked = plain[:-1] if is_begun else plain
+    continues = bool(plain) and plain[-1]["role"] == "assistant"
+    asked = plain[:-1] if continues else plain
     text = rendered_prompt(tokenizer, asked, tools=tools, **(options or {})).text
-    answer = (_begun(tokenizer, plain) if is_begun else "") + prefill
+    answer = (_begun(tokenizer, plain) if continues else "") + prefill
     if not answer:
         return token_ids(tokenizer, text)
     # In training an answer begins with a token of its own, too.
@@ -61,10 +61,10 @@ def chat_prompt_ids(
 def _begun(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """The text of the last message, an answer that is continued."""
     last = messages[-1]
-    for key in last.keys() - {"role", "content"}:
+    if more := sorted(last.keys() - {"role", "content"}):
         raise ValueError(
-            f"messages[{len(messages) - 1}].{key}: an answer that is continued is a text; write it "
-            "into the content, as the model would, or add what comes after it"
+            f"messages[{len(messages) - 1}].{more[0]}: an answer that is continued is a text; "
+            "write it into the content, as the model would, or add what comes after it"
         )
     refuse_control_tokens(tokenizer, messages)
     return last["content"]
@@ -74,10 +74,8 @@ def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """What the model continues to go on with a text, with the tokens that begin one; not with those
     that some tokenizers end it with.
     """
-    begin, end = tokenizer.bos_token, tokenizer.eos_token
-    has_begin = bool(begin) and text.startswith(str(begin))
-    ids = list(tokenizer(text, add_special_tokens=not has_begin)["input_ids"])
-    ends = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(end))
+    ids = list(tokenizer(text, add_special_tokens=not is_begun(tokenizer, text))["input_ids"])
+    ends = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if ends and len(ids) > 1 else ids
 
 

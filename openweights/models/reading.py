@@ -42,6 +42,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def is_begun(tokenizer: Any, text: str) -> bool:
+    """Whether a text has the token that begins one, which would be doubled."""
+    begin = tokenizer.bos_token
+    return bool(begin) and text.startswith(str(begin))
+
+
 def tokenised(tokenizer: Any, text: str, **asked: bool) -> Any:
     """What a tokenizer gives for a text.
 
@@ -96,19 +102,19 @@ def _part_tokens(tokenizer: Any, text: str, *, continues: bool) -> tuple[list[in
     behind a character that keeps to itself.
     """
     _count_white_space(tokenizer)
-    ahead = _KEEP_TO_THEMSELVES if continues and _puts_a_space(tokenizer) else ()
-    for character in (*ahead, ""):
-        # The template wrote the special tokens that the model wants; more would double them.
-        asked = {"add_special_tokens": False, "return_offsets_mapping": True}
-        encoding = tokenised(tokenizer, character + text, **asked)
-        ids, offsets = list(encoding["input_ids"]), list(encoding["offset_mapping"])
-        if not character:
-            return ids, offsets
-        size = len(character)
-        first = bisect_left([start for start, _ in offsets], size)
-        if not first or offsets[first - 1][1] == size:
-            return ids[first:], [(start - size, stop - size) for start, stop in offsets[first:]]
-    raise AssertionError("the text alone begins where it begins")
+    if continues and _puts_a_space(tokenizer):
+        for character in _KEEP_TO_THEMSELVES:
+            ids, offsets = _with_places(tokenizer, character + text)
+            first = bisect_left([start for start, _ in offsets], 1)
+            if not first or offsets[first - 1][1] == 1:
+                return ids[first:], [(start - 1, stop - 1) for start, stop in offsets[first:]]
+    return _with_places(tokenizer, text)
+
+
+def _with_places(tokenizer: Any, text: str) -> tuple[list[int], Offsets]:
+    # The template wrote the special tokens that the model wants; more would double them.
+    encoding = tokenised(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(encoding["input_ids"]), list(encoding["offset_mapping"])
 
 
 @lru_cache(maxsize=16)

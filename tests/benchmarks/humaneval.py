@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,14 @@ def by_generate(model: Any, tokenizer: Any, prompts: list[list[int]], new: int) 
             eos_token_id=ends,
         )
         for index, row in zip(part, output[:, ids.shape[1] :].tolist(), strict=True):
-            end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
-            answers[index] = row[: end + 1]
+            answers[index] = until_end(row, ends)
     return answers
+
+
+def until_end(row: list[int], ends: Sequence[int]) -> list[int]:
+    """An answer up to its end token, with that; all of one that has none."""
+    end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
+    return row[: end + 1]
 
 
 def main() -> None:

@@ -95,6 +95,7 @@ def by_generate(options: argparse.Namespace) -> dict[str, Any]:
 
     from openweights.models.template import prompt_token_ids
     from openweights.models.tokens import eos_token_ids, pad_left
+    from tests.benchmarks.humaneval import until_end
 
     tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
     model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16)
@@ -123,11 +124,6 @@ def by_generate(options: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s": round(sum(map(len, answers)) / seconds),
         "texts": tokenizer.batch_decode(answers, skip_special_tokens=True),
     }
-
-
-def until_end(row: list[int], ends: Sequence[int]) -> list[int]:
-    end = next((at for at, token in enumerate(row) if token in ends), len(row) - 1)
-    return row[: end + 1]
 
 
 # ---- two jobs of one base ------------------------------------------------------------------------

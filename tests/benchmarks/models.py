@@ -23,19 +23,7 @@ TEMPLATE = (
 
 def shape(layers: int = 28) -> Qwen2Config:
     """Qwen2.5-7B's: 7.6 B parameters."""
-    return Qwen2Config(
-        vocab_size=152_064,
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=layers,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=PAD,
-    )
+    return qwen_config(replace(usual_shape(7.6), layers=layers))
 
 
 def qwen_7b(layers: int = 28) -> Any:
@@ -43,7 +31,7 @@ def qwen_7b(layers: int = 28) -> Any:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            return Qwen2ForCausalLM(qwen_config(replace(usual_shape(7.6), layers=layers)))
+            return Qwen2ForCausalLM(shape(layers))
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -36,7 +36,14 @@ from openweights.jobs.unsloth.config.rows import (
     preference_messages,
     weights,
 )
-from openweights.models.reading import Offsets, compare_read, token_ids, tokenised, tokens_of
+from openweights.models.reading import (
+    Offsets,
+    compare_read,
+    is_begun,
+    token_ids,
+    tokenised,
+    tokens_of,
+)
 from openweights.models.template import (
     Message,
     MessageError,
@@ -134,11 +141,10 @@ def plain_text_ids(
     text = row.get("text")
     if not isinstance(text, str) or not text:
         raise ValueError("messages: is missing, and so is 'text'; give one of them")
-    begin = tokenizer.bos_token
     encoding = tokenised(
         tokenizer,
         text,
-        add_special_tokens=not (begin and text.startswith(str(begin))),
+        add_special_tokens=not is_begun(tokenizer, text),
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
