@@ -1,13 +1,16 @@
 """Uneven work on one GPU: prompts of 50 to 1,500 tokens, answers of 10 to 512, forced to end there.
 
-    python -m tests.benchmarks.uneven [--requests 512] [--peers 64] [--vllm 128] [--json F]
+    python -m tests.benchmarks.uneven [--requests 512] [--rows 32 128] [--peers 64] [--json F]
+    python -m tests.benchmarks.uneven --vllm 128 [--requests 512] [--json F]
 
 A model of a 7 B model's shape with random weights, without adapters, which the peers' fastest paths
-do not compute. `generate` completes batches of 32 in their order, each as long as its longest
-answer; transformers' continuous batching is told each request's own length. They are given the
-first `--peers` requests only, since they take long. With `--vllm` vLLM, in a process of its own and
-where it is installed, is given all of them, to grow so many at a time; nothing else is measured
-then. All figures are tokens of answers a second.
+do not compute. All figures are tokens of answers a second, the time of the prompts included, after
+other work of the same kind that captures and compiles (`first_s`).
+
+The peers take long: `generate` completes the first `--peers` requests in batches of 32, and
+the first 128 in one batch, each as long as its longest answer; transformers' continuous batching
+is told each request's own length, and is stopped after a minute. `--vllm` gives vLLM, where it is
+installed, all requests, to grow so many at a time; nothing else is measured then.
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from openweights.generation.cuda.graph_engine import CudaGraphEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
@@ -30,21 +34,25 @@ from openweights.models.tokens import pad_left
 from tests.benchmarks.models import PAD, byte_tokenizer, qwen_7b, shape
 
 Work = list[tuple[list[int], int]]
+Complete = Callable[[Work], int]  # returns how many tokens of answers there are
+
+PEER_SECONDS = 60.0  # after which continuous batching is stopped
+WARM_PEERS, WARM_TOKENS = 8, 4  # what compiles for the peers: so many requests and tokens of each
 
 
-def uneven(count: int) -> Work:
+def uneven(count: int, seed: int = 0) -> Work:
     """Prompts and the lengths of their answers."""
-    draw = random.Random(0)
+    draw = random.Random(seed)
     return [
         ([draw.randrange(256) for _ in range(draw.randint(50, 1500))], draw.randint(10, 512))
         for _ in range(count)
     ]
 
 
-def ours(model: Any, rows: int) -> Callable[[Work], None]:
+def ours(model: Any, rows: int) -> Complete:
     engine = CudaGraphEngine(model, byte_tokenizer(), rows=rows)
 
-    def complete(work: Work) -> None:
+    def complete(work: Work) -> int:
         requests = [
             GenerationRequest(
                 prompt,
@@ -54,17 +62,16 @@ def ours(model: Any, rows: int) -> Callable[[Work], None]:
             )
             for index, (prompt, length) in enumerate(work)
         ]
-        for (_, length), own in zip(work, engine.generate(requests), strict=True):
-            assert len(own[0].token_ids) == length
+        return sum(len(own[0].token_ids) for own in engine.generate(requests))
 
     return complete
 
 
-@torch.no_grad()
-def by_generate(model: Any) -> Callable[[Work], None]:
-    def complete(work: Work) -> None:
-        for start in range(0, len(work), 32):
-            part = work[start : start + 32]
+def by_generate(model: Any, rows: int) -> Complete:
+    @torch.no_grad()
+    def complete(work: Work) -> int:
+        for start in range(0, len(work), rows):
+            part = work[start : start + rows]
             ids, mask = pad_left([prompt for prompt, _ in part], PAD, model.device)
             longest = max(length for _, length in part)
             model.generate(
@@ -75,32 +82,49 @@ def by_generate(model: Any) -> Callable[[Work], None]:
                 do_sample=True,
                 top_k=0,
             )
+        return tokens_of(work)
 
     return complete
 
 
-def by_continuous_batching(model: Any) -> Callable[[Work], None]:
-    def complete(work: Work) -> None:
-        config = GenerationConfig(
-            do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=PAD, max_new_tokens=512
-        )
-        manager = model.init_continuous_batching(generation_config=config)
+def by_continuous_batching(model: Any, rows: int) -> Complete:
+    """Without graphs and with small batches: attention without FlashAttention's package makes a
+    mask of all tokens of a batch times all that are cached.
+    """
+    config = GenerationConfig(
+        do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=PAD, max_new_tokens=512
+    )
+    settings = ContinuousBatchingConfig(
+        num_blocks=8 * rows,  # of 256 tokens
+        max_batch_tokens=1024,
+        max_requests_per_batch=rows,
+        max_memory_percent=0.5,
+        use_cuda_graph=False,
+    )
+
+    def complete(work: Work) -> int:
+        manager = model.init_continuous_batching(config, settings)
+        grown: dict[str, int] = {}
+        deadline = time.monotonic() + PEER_SECONDS
         manager.start()
         try:
-            for index, (prompt, length) in enumerate(work):
-                manager.add_request(prompt, request_id=str(index), max_new_tokens=length)
+            for prompt, length in work:
+                manager.add_request(prompt, max_new_tokens=length, streaming=True)
             left = len(work)
-            while left:
-                result = manager.get_result(timeout=60)
-                assert result is not None, "continuous batching stopped"
-                left -= bool(result.is_finished())
+            while left and time.monotonic() < deadline:
+                result = manager.get_result(timeout=1)
+                if result is not None:
+                    assert result.error is None, result.error
+                    grown[result.request_id] = len(result.generated_tokens)
+                    left -= bool(result.is_finished())
         finally:
-            manager.stop(block=True)
+            manager.stop(block=True, hard_stop=True)
+        return sum(grown.values())
 
     return complete
 
 
-def by_vllm(rows: int, folder: Path) -> Callable[[Work], None]:
+def by_vllm(rows: int, folder: Path) -> Complete:
     """Random weights of the same shape, made by vLLM itself; its defaults, no tokenizer."""
     from vllm import LLM, SamplingParams, TokensPrompt  # pyright: ignore[reportMissingImports]
 
@@ -115,7 +139,7 @@ def by_vllm(rows: int, folder: Path) -> Callable[[Work], None]:
         gpu_memory_utilization=0.6,
     )
 
-    def complete(work: Work) -> None:
+    def complete(work: Work) -> int:
         prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt, _ in work]
         params = [
             SamplingParams(
@@ -124,25 +148,35 @@ def by_vllm(rows: int, folder: Path) -> Callable[[Work], None]:
             for _, length in work
         ]
         found = llm.generate(prompts, params, use_tqdm=False)
-        for (_, length), own in zip(work, found, strict=True):
-            assert len(own.outputs[0].token_ids) == length
+        return sum(len(own.outputs[0].token_ids) for own in found)
 
     return complete
 
 
-def measure(name: str, complete: Callable[[Work], None], work: Work) -> dict[str, Any]:
-    """Of one call, after a short one that compiles."""
-    complete(work[:8])
+def tokens_of(work: Work) -> int:
+    return sum(length for _, length in work)
+
+
+def timed(complete: Complete, work: Work) -> tuple[int, float]:
+    """Tokens and seconds of a call."""
     torch.cuda.synchronize()
     started = time.perf_counter()
-    complete(work)
+    tokens = complete(work)
     torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    tokens = sum(length for _, length in work)
+    return tokens, time.perf_counter() - started
+
+
+def measure(name: str, complete: Complete, before: Work, work: Work) -> dict[str, Any]:
+    """Of one call, after one with other work, which captures and compiles."""
+    _, first_s = timed(complete, before)
+    tokens, seconds = timed(complete, work)
+    assert tokens == tokens_of(work) or seconds > PEER_SECONDS, "an answer has another length"
     return {
         "name": name,
         "requests": len(work),
+        "first_s": round(first_s, 2),
         "s": round(seconds, 2),
+        "tokens": tokens,
         "tokens_per_s": round(tokens / seconds),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
     }
@@ -151,36 +185,39 @@ def measure(name: str, complete: Callable[[Work], None], work: Work) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=512)
-    parser.add_argument("--peers", type=int, default=64)
+    parser.add_argument("--rows", type=int, nargs="*", default=[32, 128])
+    parser.add_argument("--peers", type=int, default=64, help="0 leaves them out")
     parser.add_argument("--vllm", type=int, default=0, help="rows; 0 leaves vLLM out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    work = uneven(options.requests)
-    if options.vllm:
-        with tempfile.TemporaryDirectory() as folder:
-            complete = by_vllm(options.vllm, Path(folder))
-            result = measure(f"vLLM, {options.vllm} rows", complete, work)
-        print(result, flush=True)
-        if options.json:
-            options.json.write_text(json.dumps([result], indent=2))
-        return
-    model = qwen_7b().eval()
-    few = work[: options.peers]
-    runs: list[tuple[str, Callable[[Any], Callable[[Work], None]], Work]] = [
-        ("cuda_graph, 32 rows", lambda m: ours(m, 32), work),
-        ("cuda_graph, 128 rows", lambda m: ours(m, 128), work),
-        ("cuda_graph, 32 rows", lambda m: ours(m, 32), few),
-        ("generate, batches of 32", by_generate, few),
-        ("continuous batching", by_continuous_batching, few),
-    ]
     results: list[dict[str, Any]] = []
-    for name, make, part in runs if options.peers else runs[:2]:
+    for name, make, before, work in runs(options):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        results.append(measure(name, make(model), part))
+        results.append(measure(name, make(), before, work))
         print(results[-1], flush=True)
         if options.json:
             options.json.write_text(json.dumps(results, indent=2))
+
+
+def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Complete], Work, Work]]:
+    """Name, what completes, what is completed before, and what is measured."""
+    work, before = uneven(options.requests), uneven(max(options.requests // 2, 1), seed=1)
+    rows = options.vllm
+    if rows:
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"vLLM, {rows} rows", lambda: by_vllm(rows, Path(folder)), before, work
+        return
+    model = qwen_7b().eval()
+    for rows in options.rows:
+        yield f"cuda_graph, {rows} rows", partial(ours, model, rows), before, work
+    if options.peers:
+        few = work[: options.peers]
+        short = [(prompt, WARM_TOKENS) for prompt, _ in before[:WARM_PEERS]]
+        yield "generate, batches of 32", partial(by_generate, model, 32), short, few
+        yield "generate, a batch of 128", partial(by_generate, model, 128), short, work[:128]
+        peer = partial(by_continuous_batching, model, 32)
+        yield "continuous batching, 32 rows", peer, short, few
 
 
 if __name__ == "__main__":
