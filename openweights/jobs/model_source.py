@@ -6,6 +6,7 @@ one of them, so that equal names mean equal weights; the worker fetches it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import tarfile
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, NotFoundError
 from openweights.events import Checkpoint
+from openweights.models.checkpoint import adapter_shape
 from openweights.models.names import (
     ModelReference,
-    adapter_shape,
     location_here,
     model_location,
     model_reference,
@@ -133,7 +134,8 @@ def adapter_base(ow: OpenWeights, model: str, *, ask_hub: bool = True) -> str:
 
 def shape_to_keep(ow: OpenWeights, model: str) -> dict[str, Any]:
     """The fields of a training config that an adapter fixes for what goes on from it, as far as the
-    client can tell: those of a job, and of a folder. Nothing for every other model.
+    client can tell: of a job, a folder, and a repository that this machine has read before. Nothing
+    for every other model.
 
     Raises:
         ConfigError: There is no such job.
@@ -150,11 +152,19 @@ def shape_to_keep(ow: OpenWeights, model: str) -> dict[str, Any]:
                 f"model: the store has no job {reference.name}; correct the id"
             ) from None
         fields = ("r", "lora_alpha", "use_rslora", "lora_bias", "target_modules")
-        return {field: params[field] for field in fields if field in params}
+        is_adapter = params.get("is_peft", True)
+        return {field: params[field] for field in fields if is_adapter and field in params}
+    config = _config_here(reference)
+    return {} if config is None else adapter_shape(json.loads(config.read_text(encoding="utf-8")))
+
+
+def _config_here(reference: ModelReference) -> Path | None:
+    """`adapter_config.json` of an adapter that lies on this machine; None for everything else."""
+    if reference.kind == "repository":
+        with contextlib.suppress(ModuleNotFoundError):
+            return _kept_file(reference.name, _in_part(reference))
     config = Path(reference.name) / _ADAPTER_CONFIG
-    if reference.kind != "folder" or not config.is_file():
-        return {}
-    return adapter_shape(json.loads(config.read_text(encoding="utf-8")))
+    return config if reference.kind == "folder" and config.is_file() else None
 
 
 def job_base(ow: OpenWeights, job_id: str) -> str:
@@ -171,12 +181,23 @@ def job_base(ow: OpenWeights, job_id: str) -> str:
 
 def _base_on_hub(reference: ModelReference) -> str | None:
     """The base of an adapter on the hub; None for a model, and where the hub cannot be asked."""
-    name = f"{reference.part}/{_ADAPTER_CONFIG}" if reference.part else _ADAPTER_CONFIG
     try:
-        config = _hub_file(reference.name, name)
+        config = _hub_file(reference.name, _in_part(reference))
     except ModuleNotFoundError:
         return None
     return None if config is None else _base_name(config)
+
+
+def _in_part(reference: ModelReference) -> str:
+    return f"{reference.part}/{_ADAPTER_CONFIG}" if reference.part else _ADAPTER_CONFIG
+
+
+def _kept_file(repository: str, name: str) -> Path | None:
+    """A file of a repository from this machine's cache; None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _hub_file(repository: str, name: str) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +76,75 @@ def check_target_modules(model: str, wanted: Sequence[str], modules: Iterable[st
             f"it has {', '.join(sorted(names))}"
         )
     return existing
+
+
+def may_be_same_modules(
+    asked: Sequence[str], kept: Sequence[str], modules: Iterable[str] | None
+) -> bool:
+    """Whether two lists of target modules can come to the same on a model, of which the default
+    ones count where they are there.
+
+    Args:
+        modules: The model's, by their full names; None where they are not known.
+    """
+    if set(DEFAULT_TARGET_MODULES) not in (set(asked), set(kept)):
+        return set(asked) == set(kept)
+    if modules is None:
+        return {*asked, *kept} == set(DEFAULT_TARGET_MODULES)
+    names = {module.rpartition(".")[2] for module in modules}
+    return set(asked) & names == set(kept) & names
+
+
+# ---- going on from an adapter --------------------------------------------------------------------
+
+
+def adapter_shape(lora: Mapping[str, Any]) -> dict[str, Any]:
+    """What an adapter's `adapter_config.json` fixes for whoever goes on from it, as our fields."""
+    shape: dict[str, Any] = {
+        "r": lora.get("r"),
+        "lora_alpha": lora.get("lora_alpha"),
+        "use_rslora": lora.get("use_rslora", False),
+        "lora_bias": lora.get("bias", "none"),
+    }
+    if isinstance(lora.get("target_modules"), list):
+        shape["target_modules"] = sorted(lora["target_modules"])
+    return {name: value for name, value in shape.items() if value is not None}
+
+
+def check_adapter_shape(
+    shape: Mapping[str, Any], asked: Mapping[str, Any], adapter: str | Path
+) -> None:
+    """See that what goes on from an adapter keeps its shape.
+
+    Args:
+        shape: What the adapter fixes, as `adapter_shape`.
+        asked: The same fields of the config.
+
+    Raises:
+        ConfigError: A line for each field that is another.
+    """
+    wrong = [
+        f"{name}: is {asked[name]}, but the adapter in {adapter} has {value}; give "
+        f"{name}={value!r} to go on from it"
+        for name, value in shape.items()
+        if asked[name] != value
+    ]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def check_can_go_on(*, is_peft: bool, engine: str) -> None:
+    """See that a config can go on from an adapter at all.
+
+    Raises:
+        ConfigError: It trains all weights, or with an engine that loads no adapter.
+    """
+    if not is_peft:
+        raise ConfigError(
+            "is_peft: False trains all weights of a whole model, and this one is an adapter; push "
+            "it with merge_before_push=True and train that model, or remove is_peft"
+        )
+    if engine == "unsloth":
+        raise ConfigError(
+            "engine: 'unsloth' cannot go on from an adapter; use 'auto' or 'transformers'"
+        )

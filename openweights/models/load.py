@@ -19,8 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError, OpenWeightsError
-from openweights.models.checkpoint import check_target_modules
-from openweights.models.names import adapter_shape, location_here
+from openweights.models.checkpoint import (
+    adapter_shape,
+    check_adapter_shape,
+    check_can_go_on,
+    check_target_modules,
+)
+from openweights.models.names import location_here
 from openweights.models.template import set_template
 from openweights.models.tokens import set_tokens
 from openweights.progress import transferring
@@ -80,16 +85,8 @@ def resolve_engine(
     # vLLM is driven by trl; unsloth would want to load it by itself.
     if config.engine == "transformers" or config.grpo_use_vllm or not config.is_peft or spread:
         engine = "transformers"
-    if goes_on and not config.is_peft:
-        raise ConfigError(
-            "is_peft: False trains all weights of a whole model, and this one is an adapter; push "
-            "it with merge_before_push=True and train that model, or remove is_peft"
-        )
     if goes_on:
-        if config.engine == "unsloth":
-            raise ConfigError(
-                "engine: 'unsloth' cannot go on from an adapter; use 'auto' or 'transformers'"
-            )
+        check_can_go_on(is_peft=config.is_peft, engine=config.engine)
         engine = "transformers"
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
@@ -336,12 +333,7 @@ def _with_adapter(model: Any, config: ModelRequest, adapter: Path) -> Any:
     asked |= {"use_rslora": config.use_rslora, "lora_bias": config.lora_bias}
     if "target_modules" in shape:
         asked["target_modules"] = sorted(_existing_modules(model, config))
-    for name, value in shape.items():
-        if value != asked[name]:
-            raise ConfigError(
-                f"{name}: is {asked[name]}, but the adapter in {adapter} has {value}; give "
-                f"{name}={value!r} to go on from it"
-            )
+    check_adapter_shape(shape, asked, adapter)
     lora: Any = LoraConfig.from_pretrained(str(adapter))
     lora.lora_dropout, lora.inference_mode = config.lora_dropout, False
     return PeftModel.from_pretrained(model, str(adapter), config=lora, is_trainable=True)

@@ -72,7 +72,9 @@ def _hub_name(text: str) -> str:
 
 _TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
 _LIKE_A_JOB = re.compile(r"[a-z]+job-[^/]*")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|[A-Za-z0-9][\w.-]*")
+# What the hub's own client takes for an id.
+_WORD = r"\b[\w.-]{1,96}\b"
+_REPO = re.compile(rf"(?!.*(?:--|\.\.|\.git$))(?:{_WORD}/)?{_WORD}", re.ASCII)
 _PART = re.compile(r"[\w.-]{1,96}")  # of a repository's id, or of a folder inside it
 _OPENAI = "openai/"
 # OpenAI's account on the hub has the same name: these weights are open, and no model of its API.
@@ -103,7 +105,7 @@ def model_reference(model: str) -> ModelReference:
     # Before folders: the results of a job may lie in one that is named after it.
     if _TRAINING_JOB.fullmatch(head):
         return ModelReference("job", head, rest or None)
-    if is_path(model) or Path(model).is_dir():
+    if model and (is_path(model) or Path(model).is_dir()):
         return ModelReference("folder", model_location(model))
     if problem := _no_training_job(head):
         raise ConfigError(f"model: {problem}")
@@ -111,7 +113,7 @@ def model_reference(model: str) -> ModelReference:
     if name != model and not name.startswith(_OPEN_WEIGHTS):
         return ModelReference("openai", name)
     name, part = "/".join(model.split("/")[:2]), "/".join(model.split("/")[2:])
-    if not _REPO.fullmatch(name) or ".." in model or any(not piece for piece in model.split("/")):
+    if not _REPO.fullmatch(name) or ".." in model or not all(model.split("/")):
         raise ConfigError(
             f"model: {shown(model)} is neither a Hugging Face id (org/name, org/name/folder), nor "
             "a folder, nor the id of a fine-tuning job; correct it"
@@ -137,19 +139,6 @@ def full_name(model: str) -> str:
     """
     reference = model_reference(model)
     return reference.name if reference.kind == "folder" else model
-
-
-def adapter_shape(lora: Mapping[str, Any]) -> dict[str, Any]:
-    """What an adapter's `adapter_config.json` fixes for whoever goes on from it, as our fields."""
-    shape: dict[str, Any] = {
-        "r": lora.get("r"),
-        "lora_alpha": lora.get("lora_alpha"),
-        "use_rslora": lora.get("use_rslora", False),
-        "lora_bias": lora.get("bias", "none"),
-    }
-    if isinstance(lora.get("target_modules"), list):
-        shape["target_modules"] = sorted(lora["target_modules"])
-    return {name: value for name, value in shape.items() if value is not None}
 
 
 # "7B", "0.5b", "135M", "8x7B", but neither the 4 of "4bit" nor the 2.5 of "Qwen2.5".

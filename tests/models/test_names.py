@@ -58,3 +58,22 @@ def test_what_looks_like_a_job_and_is_none_is_no_model(name: str, tmp_path: Path
             training_config({"model": model, "training_file": FILE, "loss": "sft"})
     for model in ("ftjob-0123456789ab", "ftjob-0123456789ab-second/checkpoint-2"):
         assert model_reference(model).kind == "job"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "Qwen/Qwen3-4B", "a_b/c.d-e", "o" * 96 + "/" + "m" * 96, "org/name/part", "7b"]
+)
+def test_ids_that_the_hub_takes(name: str) -> None:
+    assert model_reference(name).kind == "repository"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a--b/c", "a/b.git", "a/-b", "a/b-", "a/b.", "-a", "a" * 97, "a/" + "b" * 97, "a/b c"),
+        *("Qwén/Qwen3-4B", "模型", "a/b\n", "a//b", "a/..", "a/b/../c", ""),
+    ],
+)
+def test_ids_that_the_hub_would_refuse(name: str) -> None:
+    with pytest.raises(ConfigError, match="^model: .*(is neither a Hugging Face id|no folder)"):
+        model_reference(name)

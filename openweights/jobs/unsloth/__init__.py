@@ -30,7 +30,13 @@ from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
 from openweights.jobs.unsloth.config.vram import gpu_gb
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
-from openweights.models.checkpoint import check_target_modules, linear_modules
+from openweights.models.checkpoint import (
+    check_adapter_shape,
+    check_can_go_on,
+    check_target_modules,
+    linear_modules,
+    may_be_same_modules,
+)
 from openweights.models.names import location_here, repository_id
 from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
@@ -138,8 +144,8 @@ class FineTuning(Jobs):
 
         Raises:
             ConfigError: A file, or the job of `model`, is not in the store, a push was asked for
-                without a token, the chat template has no such option, or a model on this machine
-                has no such module.
+                without a token, the chat template has no such option, a model on this machine has
+                no such module, or an adapter to go on from has another shape.
             DatasetError: Rows cannot be used; names line and field.
         """
         config = cast(TrainingConfig, validated)
@@ -153,7 +159,7 @@ class FineTuning(Jobs):
                 self._row_counts[ref.file] = check_rows(numbered_rows(content), config, ref)
         for field, note in config_notes(config, self._steps(config)):
             logger.warning("%s: %s", field, note)
-        self._check_target_modules(config)
+        self._check_adapter(config)
         self._check_rendering(config)
         for field, spec in config.rewards.items():
             for choice in reward_choices(spec):
@@ -176,14 +182,24 @@ class FineTuning(Jobs):
     def _steps(self, config: TrainingConfig) -> int:
         return run_steps(config, self._row_counts[config.training_file])
 
-    def _check_target_modules(self, config: TrainingConfig) -> None:
-        """See that a model on this machine has what the adapter is to be put on."""
+    def _check_adapter(self, config: TrainingConfig) -> None:
+        """See that a model on this machine has what the adapter is to be put on, and that the
+        config suits the adapter that is gone on from.
+        """
+        shape = shape_to_keep(self.ow, config.model)
+        if shape:
+            check_can_go_on(is_peft=config.is_peft, engine=config.engine)
         if not config.is_peft:
             return
         folder = Path(location_here(adapter_base(self.ow, config.model, ask_hub=False)))
         modules = linear_modules(folder) if folder.is_dir() else None
         if modules is not None:
             check_target_modules(config.model, config.target_modules, modules)
+        kept = shape.get("target_modules", ())
+        if may_be_same_modules(config.target_modules, kept, modules):
+            shape.pop("target_modules", None)
+        asked = {name: getattr(config, name) for name in shape}
+        check_adapter_shape(shape, asked, config.model)
 
     def vram_gb(self, validated: BaseModel) -> int | None:
         """What the job needs by its model's shape, loss and batches (`config/vram.py`).

@@ -14,7 +14,9 @@ from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.config.rows import prompts_in_step, run_steps
 from openweights.jobs.unsloth.validate import training_config
+from openweights.models.checkpoint import DEFAULT_TARGET_MODULES
 from openweights.settings import Settings
+from openweights.types import JobSpec
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD, GRPO
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Bye"}]}
@@ -169,3 +171,86 @@ def test_steps_of_grpo_leave_out_what_fills_none(rows: int, steps: int) -> None:
     small = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     grpo = training_config({**GRPO, **small, "grpo_num_generations": 4})
     assert prompts_in_step(grpo) == 2 and run_steps(grpo, rows) == steps
+
+
+SHAPE = {"r": 4, "lora_alpha": 8, "use_rslora": False, "target_modules": ["v_proj", "q_proj"]}
+OTHER_SHAPES = [
+    ({"r": 16}, "^r: is 16, but the adapter in .* has 4; give r=4 to go on from it$"),
+    ({"lora_alpha": 4}, "^lora_alpha: is 4, but the adapter"),
+    ({"use_rslora": True}, "^use_rslora: is True, but the adapter"),
+    ({"lora_bias": "all"}, "^lora_bias: is all, but the adapter"),
+    ({"target_modules": ["q_proj"]}, r"^target_modules: is \['q_proj'\], but the adapter"),
+    ({"r": 8, "lora_alpha": 8, "use_rslora": True}, "^r: is 8, .*\nuse_rslora: is True, .*it$"),
+    ({"is_peft": False}, "^is_peft: False trains all weights of a whole model, and this one is"),
+    ({"engine": "unsloth"}, "^engine: 'unsloth' cannot go on from an adapter"),
+]
+
+
+def store_job(ow: OpenWeights, job_id: str, **params: Any) -> str:
+    """A fine-tuning job that nothing has run."""
+    given = {**GOOD, **params}
+    spec = JobSpec(
+        id=job_id,
+        type="fine-tuning",
+        script="true",
+        params={"validated_params": training_config(given).model_dump()},
+        model=given["model"],
+    )
+    return ow.backend.submit_job(spec).id
+
+
+@pytest.mark.parametrize(("change", "words"), OTHER_SHAPES)
+def test_another_shape_than_the_adapter_s_is_refused_before_it_is_queued(
+    ow: OpenWeights, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    data = upload(ow, tmp_path, ROW)
+    base = saved_model(tmp_path / "base", *(f"layers.0.{n}_proj.weight" for n in "qkv"))
+    job = store_job(ow, "ftjob-000000000001", model=base, **SHAPE)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    lora = {"base_model_name_or_path": base, "peft_type": "LORA", **SHAPE}
+    (folder / "adapter_config.json").write_text(json.dumps(lora))
+    for model in (job, str(folder)):
+        go_on = {"training_file": data, "model": model}
+        assert checked(ow, **go_on).r == 4, "which need not be said"
+        assert checked(ow, **go_on, **{**SHAPE, "target_modules": ["q_proj", "v_proj"]})
+        with pytest.raises(ConfigError, match=words):
+            checked(ow, **go_on, **change)
+    # A job that goes on from that one keeps its shape; one that trains all weights leaves none.
+    second = store_job(ow, "ftjob-000000000002", model=job, **SHAPE)
+    with pytest.raises(ConfigError, match=words):
+        checked(ow, training_file=data, model=second, **change)
+    whole = store_job(ow, "ftjob-000000000003", model=base, is_peft=False)
+    assert checked(ow, training_file=data, model=whole, **change)
+
+
+def test_the_default_modules_are_those_that_the_model_has(ow: OpenWeights, tmp_path: Path) -> None:
+    data, two = upload(ow, tmp_path, ROW), ["q_proj", "v_proj"]
+    base = saved_model(tmp_path / "base", *(f"layers.0.{name}.weight" for name in two))
+    default = store_job(ow, "ftjob-000000000001", model=base)
+    assert checked(ow, training_file=data, model=default, target_modules=two)
+    with pytest.raises(ConfigError, match=r"^target_modules: is \['q_proj'\], but"):
+        checked(ow, training_file=data, model=default, target_modules=["q_proj"])
+    named = store_job(ow, "ftjob-000000000002", model=base, target_modules=two)
+    assert checked(ow, training_file=data, model=named, target_modules=DEFAULT_TARGET_MODULES)
+    # Of a model that is elsewhere nobody can say here which it has; but what is none of them is.
+    away = store_job(ow, "ftjob-000000000003")
+    assert checked(ow, training_file=data, model=away, target_modules=two)
+    with pytest.raises(ConfigError, match=r"^target_modules: is \['lm_head'\], but"):
+        checked(ow, training_file=data, model=away, target_modules=["lm_head"])
+
+
+def test_an_adapter_of_the_hub_that_was_read_before(
+    ow: OpenWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = upload(ow, tmp_path, ROW)
+    commit = tmp_path / "models--org--adapter" / "snapshots" / "1234"
+    commit.mkdir(parents=True)
+    (commit.parents[1] / "refs").mkdir()
+    (commit.parents[1] / "refs" / "main").write_text("1234")
+    lora = {"base_model_name_or_path": "org/name", "peft_type": "LORA", **SHAPE}
+    (commit / "adapter_config.json").write_text(json.dumps(lora))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert checked(ow, training_file=data, model="org/adapter").r == 4
+    with pytest.raises(ConfigError, match="^r: is 16, but the adapter in org/adapter has 4"):
+        checked(ow, training_file=data, model="org/adapter", r=16)
