@@ -33,6 +33,7 @@ class GenerationEngine(Protocol):
         name: "transformers", "cuda_graph" or "vllm".
         end_token_ids: What ends a completion when its parameters do not say.
         max_length: Tokens that a prompt and its completion may have together.
+        vocabulary: Tokens that the model has an embedding for, from 0.
         is_exact: Whether it computes with the model's own weights; log-probabilities then differ
             from a plain forward by rounding alone.
         replicas: Processes that compute its requests, each with the whole model.
@@ -41,6 +42,7 @@ class GenerationEngine(Protocol):
     name: str
     end_token_ids: tuple[int, ...]
     max_length: int
+    vocabulary: int
     is_exact: bool = True
     replicas: int = 1
 
@@ -74,7 +76,7 @@ class GenerationEngine(Protocol):
 
     @abstractmethod
     def submit(self, request: GenerationRequest) -> None:
-        """Take a request; `step` works on it from now on.
+        """Take a request; `step` works on it from now on. When it raises, nothing was taken.
 
         Raises:
             ConfigError: It cannot be worked on (`check_request`).
@@ -105,9 +107,11 @@ class GenerationEngine(Protocol):
         """Deltas of the requests as they come. Closing the iterator drops what is not finished.
 
         Raises:
-            ConfigError: A request cannot be worked on.
+            ConfigError: A request cannot be worked on, or two have the same id.
             InvalidStateError: The engine has requests already.
         """
+        if len({request.id for request in requests}) < len(requests):
+            raise ConfigError("id: two requests have the same one; give each its own")
         if not self.is_idle:
             raise InvalidStateError(f"engine {self.name}: has requests already; finish them first")
         try:
@@ -126,7 +130,8 @@ def check_request(engine: GenerationEngine, request: GenerationRequest) -> None:
     """See that an engine can work on a request.
 
     Raises:
-        ConfigError: The prompt is empty or too long, or the adapter is unknown.
+        ConfigError: The prompt is empty, too long or has tokens that the model does not know, or
+            the adapter is unknown.
     """
     length = len(request.prompt_ids)
     if length == 0:
@@ -136,6 +141,13 @@ def check_request(engine: GenerationEngine, request: GenerationRequest) -> None:
             f"prompt: has {length} tokens, and the model's context {engine.max_length} leaves no "
             "room for a completion; shorten it"
         )
+    # On a GPU a look-up beside the embedding ends the process.
+    for token in (min(request.prompt_ids), max(request.prompt_ids)):
+        if not 0 <= token < engine.vocabulary:
+            raise ConfigError(
+                f"prompt: holds token id {token}, and the model knows 0 to {engine.vocabulary - 1}"
+                "; use its own tokenizer"
+            )
     if request.adapter is not None and request.adapter not in engine.adapters:
         known = ", ".join(engine.adapters) or "none"
         raise ConfigError(f"adapter: {request.adapter!r} is not loaded (there are: {known})")

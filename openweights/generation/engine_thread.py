@@ -125,6 +125,9 @@ class EngineThread:
             self._engine.submit(request)
         except OpenWeightsError as error:
             self._tell(self._put, request.id, error)
+        except Exception as error:  # noqa: BLE001 - this request's alone; the others go on
+            logger.exception("the engine could not take a request")
+            self._tell(self._put, request.id, PlatformError(f"the engine failed: {error}"))
 
     def _tell(self, act: Callable[..., None], *arguments: object) -> None:
         if not self._loop.is_closed():

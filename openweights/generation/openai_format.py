@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for /v1/completions
+# What templates are given beside `chat_template_kwargs`.
+_NOT_OPTIONS = ("tokenizer", "messages", "tools", "verbatim", "now")
 _random = SystemRandom()
 
 
@@ -195,7 +197,8 @@ def parse_chat(body: object) -> ChatRequest:
         "response_format": None if kind == "text" else kind,
         "logit_bias": request.logit_bias,
     }
-    _refuse(unable)
+    options = request.chat_template_kwargs or {}
+    _refuse(unable | {f"chat_template_kwargs.{name}": name in options for name in _NOT_OPTIONS})
     return request
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
-from openweights.models.reading import check_weights, is_begun, token_ids, tokens_of
+from openweights.models.reading import check_weights, is_begun, token_ids, tokenised, tokens_of
 from openweights.models.template import (
     Message,
     plain_message,
@@ -73,8 +73,12 @@ def _begun(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
 def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """What the model continues to go on with a text, with the tokens that begin one; not with those
     that some tokenizers end it with.
+
+    Raises:
+        ValueError: It is no text.
     """
-    ids = list(tokenizer(text, add_special_tokens=not is_begun(tokenizer, text))["input_ids"])
+    begins = not is_begun(tokenizer, text)
+    ids = list(tokenised(tokenizer, text, add_special_tokens=begins)["input_ids"])
     ends = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if ends and len(ids) > 1 else ids
 

@@ -106,7 +106,8 @@ class ReplicatedEngine(GenerationEngine):
     def __init__(self, own: GenerationEngine, others: Sequence[_Other]) -> None:
         self._own, self._others = own, list(others)
         self.name, self.end_token_ids = own.name, own.end_token_ids
-        self.max_length, self.is_exact = own.max_length, own.is_exact
+        self.max_length, self.vocabulary = own.max_length, own.vocabulary
+        self.is_exact = own.is_exact
         self.replicas = 1 + len(others)
         self.loads: list[int | None] = [0] * self.replicas
         self._growing: dict[str, _Growing] = {}  # by the request's id

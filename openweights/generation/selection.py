@@ -19,6 +19,9 @@ from torch import Tensor
 
 from openweights.generation.params import GenerationRequest, SamplingParams
 
+# Quotients of logits must be numbers of float32: below the one a row takes the likeliest token,
+# above the other all tokens are equally likely.
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-5, 1e6
 LARGEST_UNIFORM = 1 - 2.0**-24  # the largest below 1 in float32
 
 
@@ -74,17 +77,22 @@ class Rows:
         vocabulary: int,
         device: torch.device | str,
     ) -> Rows:
-        """Rows with these parameters, keys and end tokens."""
+        """Rows with these parameters, keys and end tokens.
+
+        Ends beyond the vocabulary, as a tokenizer with more tokens than its model has them, are
+        never drawn.
+        """
+        ends = [[end for end in own if end < vocabulary] for own in ends]
         delays = [p.min_new_tokens if own else 0 for p, own in zip(params, ends, strict=True)]
         width = max(map(len, ends), default=0)
-        filled = [[*own, *[next(iter(own), 0)] * (width - len(own))] for own in ends]
+        filled = [[*own, *(own[:1] or [0]) * (width - len(own))] for own in ends]
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         return cls(
             keys=torch.tensor(keys, dtype=torch.int32, device=device),
-            temperature=column([p.temperature for p in params]),
+            temperature=column([_temperature(p) for p in params]),
             top_k=torch.tensor([_top_k(p, vocabulary) for p in params], device=device),
             top_p=column([p.top_p for p in params]),
             min_p=column([p.min_p for p in params]),
@@ -93,7 +101,7 @@ class Rows:
             scored_temperature=column([_scored_temperature(p) for p in params]),
             ends=torch.tensor(filled, dtype=torch.long, device=device).view(len(params), width),
             first_end=torch.tensor(delays, dtype=torch.long, device=device),
-            draws=any(p.temperature > 0 for p in params),
+            draws=any(_temperature(p) > 0 for p in params),
             widest=max((_width(p, vocabulary) for p in params), default=0),
             limits=any(_width(p, vocabulary) or p.min_p for p in params),
             penalizes=any(p.has_penalties for p in params),
@@ -108,14 +116,19 @@ def _top_k(params: SamplingParams, vocabulary: int) -> int:
     return min(params.top_k or vocabulary, vocabulary)
 
 
+def _temperature(params: SamplingParams) -> float:
+    given = params.temperature
+    return min(given, HIGHEST_TEMPERATURE) if given >= LOWEST_TEMPERATURE else 0.0
+
+
 def _scored_temperature(params: SamplingParams) -> float:
-    return (params.temperature or 1.0) if params.logprobs_after_temperature else 1.0
+    return (_temperature(params) or 1.0) if params.logprobs_after_temperature else 1.0
 
 
 def _width(params: SamplingParams, vocabulary: int) -> int:
     """How many of the likeliest tokens must be sorted to know which of them stay."""
     top_k = _top_k(params, vocabulary)
-    limited = params.temperature > 0 and (params.top_p < 1 or top_k < vocabulary)
+    limited = _temperature(params) > 0 and (params.top_p < 1 or top_k < vocabulary)
     return top_k if limited else 0
 
 

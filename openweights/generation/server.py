@@ -149,10 +149,13 @@ class ModelServer:
     async def _completion(self, request: Request) -> Response:
         asked = parse_completion(await _body(request))
         model = self._model(asked.model)
-        prompts = [
-            text_prompt_ids(model.tokenizer, prompt) if isinstance(prompt, str) else prompt
-            for prompt in asked.prompts()
-        ]
+        try:
+            prompts = [
+                text_prompt_ids(model.tokenizer, prompt) if isinstance(prompt, str) else prompt
+                for prompt in asked.prompts()
+            ]
+        except ValueError as error:
+            raise ConfigError(f"prompt: {error}") from None
         return await self._answer(request, asked, model, prompts)
 
     def _model(self, name: str) -> ServedModel:
@@ -210,12 +213,14 @@ class ModelServer:
 
 
 async def _body(request: Request) -> object:
-    length = int(request.headers.get("content-length") or 0)
-    if length > MOST_BODY_BYTES:
-        raise ConfigError(f"body: has {length} bytes; at most {MOST_BODY_BYTES} are taken")
+    body = bytearray()
+    async for part in request.stream():  # whose length its sender need not tell
+        body += part
+        if len(body) > MOST_BODY_BYTES:
+            raise ConfigError(f"body: has more than the {MOST_BODY_BYTES} bytes that are taken")
     try:
-        return json.loads(await request.body())
-    except ValueError:
+        return json.loads(body)
+    except (ValueError, RecursionError):
         raise ConfigError("body: is no JSON; send one object") from None
 
 

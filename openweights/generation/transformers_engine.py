@@ -67,6 +67,7 @@ class TransformersEngine(GenerationEngine):
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer))
         self.max_length = int(base.config.get_text_config().max_position_embeddings)
+        self.vocabulary = int(base.config.get_text_config().vocab_size)
 
     # ---- adapters
 

@@ -66,6 +66,7 @@ class VLLMEngine(GenerationEngine):
         self._samples: dict[str, Sample] = {}
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer))
         self.max_length = int(base.config.get_text_config().max_position_embeddings)
+        self.vocabulary = int(base.config.get_text_config().vocab_size)
         self._engine = vllm.LLMEngine.from_engine_args(
             vllm.EngineArgs(
                 model=base.config.name_or_path,

@@ -390,6 +390,8 @@ def test_the_last_adapter_leaves_the_model_itself(name: str, tmp_path: Path) -> 
     [
         (GenerationRequest([]), "prompt: is empty"),
         (GenerationRequest([5] * 512), "512 tokens"),
+        (GenerationRequest([5, 100_000, 6]), "prompt: holds token id 100000"),
+        (GenerationRequest([5, -1]), "prompt: holds token id -1"),
         (GenerationRequest([5], adapter="three"), "adapter: 'three' is not loaded.*one, two"),
     ],
 )
@@ -398,6 +400,15 @@ def test_what_cannot_be_worked_on_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         subject.engine.generate([GenerationRequest([5]), request_])
+    assert subject.engine.is_idle
+
+
+def test_requests_of_a_stream_have_ids_of_their_own(subject: Subject) -> None:
+    """Or nobody could tell whose their deltas are."""
+    with pytest.raises(ConfigError, match="id: two requests"):
+        next(
+            subject.engine.stream([GenerationRequest([5], id="a"), GenerationRequest([6], id="a")])
+        )
     assert subject.engine.is_idle
 
 

@@ -150,6 +150,28 @@ def test_penalties_are_what_they_are_called() -> None:
     assert select(values, own, torch.zeros(3), counts).tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_a_temperature_whose_quotients_are_no_numbers_is_greedy(temperature: float) -> None:
+    values = torch.stack([logits(), logits() - 50, logits() * 1000])
+    params = SamplingParams(temperature=temperature, top_p=0.9, logprobs_after_temperature=True)
+    own = rows(3, params)
+    best = values.argmax(-1)
+    assert torch.equal(select(values, own, torch.zeros(3)), best)
+    assert torch.isfinite(log_probs(values, best, own)).all()
+
+
+def test_the_highest_temperature_draws_from_all_but_forbidden_ends() -> None:
+    params = SamplingParams(temperature=1e300, min_new_tokens=2, top_p=0.999)
+    drawn = select(logits().expand(2_000, -1), rows(2_000, params, ends=(4,)), torch.zeros(2_000))
+    assert set(drawn.tolist()) == set(range(VOCABULARY)) - {4}
+
+
+def test_ends_beyond_the_vocabulary_are_never_drawn() -> None:
+    own = rows(2, SamplingParams(temperature=0, min_new_tokens=2), ends=(4, VOCABULARY + 9))
+    assert own.ends.tolist() == [[4], [4]]
+    rows(2, SamplingParams(min_new_tokens=2), ends=(VOCABULARY,))
+
+
 def test_no_end_is_drawn_before_its_time() -> None:
     values = torch.zeros(2, VOCABULARY)
     values[:, 4], values[:, 6], values[:, 7] = 3.0, 2.0, 1.0

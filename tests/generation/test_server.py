@@ -234,6 +234,51 @@ def test_what_cannot_be_is_refused_by_field(
         running.client().chat.completions.create(**{"model": "base", "messages": HELLO, **wrong})
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("completions", '{"prompt": [999999]}', "prompt: holds token id 999999"),
+        ("completions", '{"prompt": [[5], [-3]]}', "prompt: holds token id -3"),
+        ("completions", '{"prompt": "\\ud800"}', "prompt: holds half a surrogate pair"),
+        ("completions", '{"prompt": []}', "prompt: is empty"),
+        (
+            "chat/completions",
+            '{"chat_template_kwargs": {"tools": 3}}',
+            "chat_template_kwargs.tools",
+        ),
+        ("chat/completions", "[" * 100_000, "body: is no JSON"),
+    ],
+)
+def test_nothing_that_a_client_sends_harms_the_others(
+    running: Running, path: str, body: str, words: str
+) -> None:
+    """A look-up beside the vocabulary would end a GPU's process, with everybody's requests."""
+    more = '{"model": "base", "messages": [{"role": "user", "content": "Hello"}], '
+    answers: list[Any] = []
+
+    def ask() -> None:
+        own = running.client().completions
+        answers.append(own.create(model="base", prompt="a", max_tokens=200, temperature=0))
+
+    other = threading.Thread(target=ask)
+    other.start()
+    answer = httpx.post(
+        f"{running.url}/v1/{path}",
+        content=body.replace("{", more, 1),
+        headers={"authorization": f"Bearer {KEY}"},
+    )
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"]
+    other.join()
+    assert answers[0].usage.completion_tokens == 200
+
+
+def test_a_body_of_any_length_is_not_read_whole(running: Running) -> None:
+    parts = (b" " * 2**20 for _ in range(64))
+    headers = {"authorization": f"Bearer {KEY}"}
+    answer = httpx.post(f"{running.url}/v1/completions", content=parts, headers=headers)
+    assert answer.status_code == 400 and "body: has more than" in answer.text
+
+
 def test_200_at_once_and_none_mixed_up(running: Running) -> None:
     prompts = [f"{number} is" for number in range(200)]
     expected = [running.greedy(prompt, 6) for prompt in prompts[:20]]

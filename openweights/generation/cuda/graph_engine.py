@@ -89,6 +89,7 @@ class CudaGraphEngine(GenerationEngine):
         base = base_model(model)
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer) if tokenizer else ())
         self.max_length = int(base.config.get_text_config().max_position_embeddings)
+        self.vocabulary = int(base.config.get_text_config().vocab_size)
         self._growing: dict[tuple[str, int], _Growing] = {}
         self._submitted: list[Work] = []
         self._adapter_names: tuple[str, ...] = ()
