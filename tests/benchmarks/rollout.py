@@ -19,7 +19,7 @@ from torch import nn
 
 from openweights.generation.choose import generation_engine
 from openweights.generation.params import SamplingParams
-from openweights.jobs.unsloth.rollout import roll_out
+from openweights.jobs.unsloth.rollout import StepSampler
 from openweights.models.forward import active_adapter
 from tests.benchmarks.models import adapted, byte_tokenizer, qwen_7b
 
@@ -56,9 +56,8 @@ def measure(
     adapter = active_adapter(model)
     params = SamplingParams(max_new_tokens=new, stop_token_ids=(), detokenize=False)
     torch.cuda.reset_peak_memory_stats()
-    seconds = [
-        roll_out(engine, prompts, params, adapter, seed=(seed,)).seconds for seed in range(4)
-    ]
+    sampler = StepSampler(engine, params)
+    seconds = [sampler.sample(prompts, adapter, seed=(seed,)).seconds for seed in range(4)]
     best = min(seconds[1:])
     return {
         "engine": name,

@@ -1,17 +1,20 @@
-"""Optimizer steps of SFT and SDFT on one GPU and on two, with the model on each of them (ddp) or
-its layers spread over them (fsdp).
+"""Optimizer steps of SFT, SDFT and GRPO on one GPU and on two, with the model on each of them (ddp)
+or its layers spread over them (fsdp).
 
     python -m tests.benchmarks.two_gpus 7b:sft:ddp 7b:sdft:ddp --gpus 1
     python -m tests.benchmarks.two_gpus 7b:sft:ddp 7b:sdft:fsdp 32b:sft:fsdp 70b-nf4:sdft:fsdp
+    python -m tests.benchmarks.two_gpus 7b:sdft:ddp 7b:grpo:ddp --batch 64 --new 512 --ends 150
     python -m tests.benchmarks.two_gpus tiny:sft:fsdp tiny:sdft:fsdp tiny:sdft:ddp --cpu
 
 A case is shape, loss and how the GPUs share it; shapes are `7b` (7.6 B), `32b` (32.8 B) and
 `70b-nf4` (70.6 B, in nf4, which needs bitsandbytes), with random weights and a LoRA of rank 32 on
 all linear layers; `--layers` makes them shorter. A step has `--batch` rows, over all GPUs. Rows of
-SFT have log-normal lengths around 300 tokens. Of SDFT, prompts have about 200 tokens, the teacher's
-500, and every completion `--new` tokens. One line of JSON a case: the mean step after the first,
-tokens a second (of SFT all, of SDFT those of completions), and what each card held at most.
-Consecutive cases of one shape and way share the model.
+SFT have log-normal lengths around 300 tokens. Of SDFT and GRPO, prompts have about 200 tokens, the
+teacher's 500, GRPO's groups 8 completions. Every completion has `--new` tokens; with `--ends N` one
+token of N ends it, so that lengths are uneven, with a mean below N, and `--new` the longest. One
+line of JSON a case: the mean step after the first, tokens a second (of SFT all, of the others those
+of completions), losses, and what each card held at most. Consecutive cases of one shape and way
+share the model.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2ForCausalLM, TrainerCallback
 
+from openweights.jobs.unsloth.grpo_ft import grpo_train
 from openweights.jobs.unsloth.runtime.ranks import join, leave
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.jobs.unsloth.sft import sft_train
@@ -43,6 +48,7 @@ from openweights.models.forward import base_model
 from openweights.models.load import local_rank
 from openweights.models.shape import ModelShape, usual_shape
 from openweights.models.sharding import decoder_layers, spread_layers
+from tests.benchmarks.grpo_step import REWARD
 from tests.benchmarks.models import adapted, byte_tokenizer, qwen_config
 from tests.benchmarks.sdft_step import rows as sdft_rows
 from tests.benchmarks.sft_step import conversations, texts
@@ -53,7 +59,12 @@ SHAPES = {
     "70b": usual_shape(70.6),
     "tiny": ModelShape(300, 64, 128, 3, 4, 2, 16),
 }
-TRAIN: dict[str, Any] = {"sft": sft_train, "sdft": sdft_train}
+GROUP = 8
+TRAIN: dict[str, Any] = {
+    "sft": sft_train,
+    "sdft": sdft_train,
+    "grpo": partial(grpo_train, fetch=lambda name, _: Path(name), log_event=lambda event: None),
+}
 
 
 class StepTimes(TrainerCallback):
@@ -159,10 +170,13 @@ def load(name: str, parallel: str, options: argparse.Namespace, device: torch.de
 
 def run_case(loaded: Loaded, loss: str, options: argparse.Namespace) -> dict[str, Any]:
     model = loaded.model
+    if options.ends:  # each time: a Trainer puts the tokenizer's in their place
+        ends = list(range(options.ends // 2, loaded.shape.vocabulary, options.ends))
+        base_model(model).generation_config.eos_token_id = ends
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     times = StepTimes()
-    rows = sdft_rows(64) if loss == "sdft" else conversations(texts(options.scale)[:512])
+    rows = conversations(texts(options.scale)[:512]) if loss == "sft" else sdft_rows(512)
     with tempfile.TemporaryDirectory() as folder:
         config = settings(options, loss, Path(folder))
         trainer = TRAIN[loss](config, model, byte_tokenizer(), rows, None, callbacks=[times])
@@ -175,12 +189,12 @@ def run_case(loaded: Loaded, loss: str, options: argparse.Namespace) -> dict[str
         "batch": options.batch,
         "step_s": round(step_s, 3),
         "steps_s": [round(s, 3) for s in times.seconds],
-        "tokens_per_s": round(tokens_per_step(options, loss) / step_s),
-        "losses": [round(entry["loss"], 4) for entry in log],
+        "tokens_per_s": round(tokens_per_step(options, loss, log) / step_s),
+        "losses": [round(entry["loss"], 6) for entry in log],
         "loaded_s": round(loaded.seconds, 1),
     }
-    timed = {key for key in log[-1] if key.endswith("_s")}
-    result |= {key: round(log[-1][key], 3) for key in timed}
+    timed = {key for key in log[-1] if key.endswith(("_s", "length"))}
+    result |= {key: round(log[-1][key], 3) for key in sorted(timed)}
     if torch.cuda.is_available():
         own = (loaded.gib, torch.cuda.max_memory_allocated() / 2**30)
         cards: list[Any] = [own]
@@ -202,6 +216,14 @@ def settings(options: argparse.Namespace, loss: str, folder: Path) -> TrainingCo
             "sdft_demo_placement": "template",
             "sdft_max_new_tokens": options.new,
         }
+    if loss == "grpo":
+        reward = folder / "reward.py"
+        reward.write_text(REWARD)
+        own = {
+            "grpo_reward_function": f"{reward}:score",
+            "grpo_num_generations": GROUP,
+            "grpo_max_completion_length": options.new,
+        }
     micro = min(options.micro, options.batch // options.gpus)
     return TrainingConfig(
         model="random/shape",
@@ -222,10 +244,14 @@ def settings(options: argparse.Namespace, loss: str, folder: Path) -> TrainingCo
     )
 
 
-def tokens_per_step(options: argparse.Namespace, loss: str) -> float:
-    if loss == "sdft":
-        return options.batch * options.new
-    return options.batch * statistics.mean(len(t) + 60 for t in texts(options.scale)[:512])
+def tokens_per_step(
+    options: argparse.Namespace, loss: str, log: Sequence[dict[str, float]]
+) -> float:
+    """The mean of those steps whose time is told."""
+    if loss == "sft":
+        return options.batch * statistics.mean(len(t) + 60 for t in texts(options.scale)[:512])
+    length = "completion_length" if loss == "sdft" else "completions/mean_length"
+    return options.batch * statistics.mean(entry[length] for entry in log[1:])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -236,6 +262,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="rows of a step, of all GPUs")
     parser.add_argument("--micro", type=int, default=4, help="rows of a forward pass at most")
     parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--ends", type=int, default=0, help="one token of so many is an end")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="of the lengths of SFT's rows")
     parser.add_argument("--cpu", action="store_true", help="gloo, to try it")

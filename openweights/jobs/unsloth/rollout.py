@@ -5,25 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import Completion, GenerationRequest, SamplingParams
+from openweights.jobs.unsloth.runtime.ranks import of_all_ranks, own_share
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion for each prompt, in their order.
+    """One completion for each prompt of a step, of all ranks, in their order.
 
     Attributes:
-        seconds: Wall-clock time of the call.
+        own: Prompts that this rank has sampled, by their indices.
+        seconds: Wall-clock time until all ranks had theirs.
+        waiting_s: How much of it this rank waited for the others.
     """
 
     completions: list[Completion]
+    own: list[int]
     seconds: float
+    waiting_s: float
 
     @property
     def tokens(self) -> int:
@@ -36,23 +42,73 @@ class Rollout:
         return sum(completion.ended for completion in self.completions)
 
 
-def roll_out(
-    engine: GenerationEngine,
+class StepSampler:
+    """Completes the prompts of a step, each rank a part of them.
+
+    Who samples what changes no completion, as each has a seed of its own. How long they will be
+    nobody knows: a prompt is expected to be answered as briefly as it was the last time, and one
+    that is new as the others were. By that the ranks get equal work, and begin with the longest.
+
+    Args:
+        engine: Draws the completions.
+        params: How.
+    """
+
+    def __init__(self, engine: GenerationEngine, params: SamplingParams) -> None:
+        self._engine = engine
+        self._params = params
+        # Tokens of a completion when it was last sampled, by the hash of its prompt.
+        self._lengths: dict[int, float] = {}
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], adapter: str | None, *, seed: Sequence[int]
+    ) -> Rollout:
+        """Complete each prompt once; every rank must ask, with the prompts of all.
+
+        Equal prompts that follow one another, as those of a group, are read once, and their
+        completions drawn apart by one rank.
+
+        Args:
+            adapter: The one that is trained.
+            seed: What tells this call from others, such as seed and step of a run.
+        """
+        started = time.perf_counter()
+        requests = sampling_requests(prompts, self._params, adapter, seed)
+        firsts = list(accumulate((request.params.n for request in requests), initial=0))
+        mine = own_share(self._expected(requests))
+        own = [index for at in mine for index in range(firsts[at], firsts[at + 1])]
+        completed = self._engine.generate([requests[at] for at in mine])
+        sampled = time.perf_counter()
+        found = dict(chain(*of_all_ranks(list(zip(own, chain(*completed), strict=True)))))
+        ended = time.perf_counter()
+        completions = [found[index] for index in range(len(prompts))]
+        for at, request in enumerate(requests):
+            lengths = [len(one.token_ids) for one in completions[firsts[at] : firsts[at + 1]]]
+            self._lengths[_key(request)] = sum(lengths) / len(lengths)
+        return Rollout(completions, sorted(own), ended - started, ended - sampled)
+
+    def _expected(self, requests: Sequence[GenerationRequest]) -> list[float]:
+        """Tokens that each will hold in the cache when its completions have ended."""
+        known = self._lengths
+        usual = sum(known.values()) / len(known) if known else self._params.max_new_tokens
+        return [
+            len(request.prompt_ids) + request.params.n * known.get(_key(request), usual)
+            for request in requests
+        ]
+
+
+def _key(request: GenerationRequest) -> int:
+    # Of two prompts with one hash a length is taken for the other's, which changes no result.
+    return hash(tuple(request.prompt_ids))
+
+
+def sampling_requests(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     adapter: str | None,
-    *,
     seed: Sequence[int],
-) -> Rollout:
-    """Complete each prompt once.
-
-    Equal prompts that follow one another are read once; their completions are drawn apart.
-
-    Args:
-        adapter: The one that is trained.
-        seed: What tells this call from others, such as seed, step and rank of a run.
-    """
-    started = time.perf_counter()
+) -> list[GenerationRequest]:
+    """A request for each prompt; one for equal prompts that follow one another."""
     requests: list[GenerationRequest] = []
     for index, prompt in enumerate(prompts):
         if requests and prompt == requests[-1].prompt_ids:
@@ -60,8 +116,7 @@ def roll_out(
         else:
             own = params.with_seed(*seed, index)
             requests.append(GenerationRequest(prompt, own, adapter))
-    completions = [one for own in engine.generate(requests) for one in own]
-    return Rollout(completions, time.perf_counter() - started)
+    return requests
 
 
 def sampling_params(config: TrainingConfig) -> SamplingParams:

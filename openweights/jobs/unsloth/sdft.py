@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,19 @@ from openweights.jobs.unsloth.divergence import (
     linear_divergence,
     logits_divergence,
 )
-from openweights.jobs.unsloth.rollout import Rollout, roll_out, sampling_params
+from openweights.jobs.unsloth.rollout import Rollout, StepSampler, sampling_params
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
-from openweights.jobs.unsloth.runtime.ranks import sum_over_ranks
+from openweights.jobs.unsloth.runtime.ranks import (
+    own_share,
+    rows_of_step,
+    sum_over_ranks,
+    world_size,
+)
 from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
     on_policy_dataset,
+    places_in_completions,
     scoring_rows,
     sdft_examples,
     token_weights,
@@ -157,7 +163,6 @@ class SDFTTrainer(ExactMeanTrainer):
             callbacks=list(callbacks),
             **kwargs,
         )
-        self.sampling = sampling
         self.divergence: Divergence = divergence
         self.skip_tokens = skip_tokens
         self.top_k = top_k
@@ -165,6 +170,7 @@ class SDFTTrainer(ExactMeanTrainer):
         # First in line: what callbacks after it see, and save, is the teacher after the step.
         self.callback_handler.callbacks.insert(0, EMATeacherCallback(self.teacher))
         self.engine = engine or TransformersEngine(model, processing_class)
+        self._sampler = StepSampler(self.engine, sampling)
         self._showing = showing
         self._pad_token_id = pad_token_id
         self._micro_batch_tokens = micro_batch_tokens
@@ -177,23 +183,20 @@ class SDFTTrainer(ExactMeanTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of an optimizer step, with completions that one call generated."""
+        """The micro-batches of an optimizer step, with completions that one call generated.
+
+        Of the rows of all ranks this one gets those to score by which all have equally much to do.
+        """
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches or "prompt_ids" not in batches[0]:
             return batches, num_items
-        prompts, teacher_prompts = (
-            [unpad(b[f"{name}_ids"], b[f"{name}_mask"]) for b in batches]
-            for name in ("prompt", "teacher_prompt")
-        )
-        rollout = self._rollout([prompt for batch in prompts for prompt in batch])
-        rows = zip(
-            chain(*prompts),
-            chain(*teacher_prompts),
-            (completion.token_ids for completion in rollout.completions),
-            strict=True,
-        )
-        scored = self._micro_batches(list(rows), [len(batch) for batch in prompts])
-        return scored, sum_over_ranks(len(rollout.completions), self.accelerator)
+        asked = rows_of_step([_prompts(batch) for batch in batches])
+        rollout = self._rollout([prompt for prompt, _ in asked])
+        completions = (completion.token_ids for completion in rollout.completions)
+        rows = [(*prompts, own) for prompts, own in zip(asked, completions, strict=True)]
+        share = own_share([_tokens_passed(row) for row in rows])
+        sizes = [len(batch["prompt_ids"]) for batch in batches]
+        return self._micro_batches([rows[index] for index in sorted(share)], sizes), len(rows)
 
     def _micro_batches(self, rows: Sequence[ScoredRow], sizes: Sequence[int]) -> list[Any]:
         """What is scored in one forward pass each.
@@ -212,15 +215,16 @@ class SDFTTrainer(ExactMeanTrainer):
 
     def _rollout(self, prompts: list[list[int]]) -> Rollout:
         step = self.state.global_step
-        seed = (self.args.seed, step, self.args.process_index)
         adapter = active_adapter(self._network)
-        rollout = roll_out(self.engine, prompts, self.sampling, adapter, seed=seed)
+        rollout = self._sampler.sample(prompts, adapter, seed=(self.args.seed, step))
         count = len(prompts)
         self._record("completion_length", rollout.tokens, count)
         self._record("eos_share", rollout.ended, count)
         self._record("truncated_share", count - rollout.ended, count)
         self._record("rollout_s", rollout.seconds, 1)
         self._record("rollout_tokens_per_s", rollout.tokens, rollout.seconds)
+        if world_size() > 1:
+            self._record("rollout_waiting_s", rollout.waiting_s, 1)
         if self._log_event and step % EVENTS_EVERY_STEPS == 0 and self.args.process_index == 0:
             self._log_event(self._completions_event(step, prompts, rollout))
         return rollout
@@ -276,7 +280,7 @@ class SDFTTrainer(ExactMeanTrainer):
         self._record("divergence", float(output.per_token.sum()), tokens)
         self._record("entropy", float(output.entropy.sum()), tokens)
         self._record("agreement", output.agreement.sum(), tokens)
-        self._add_places(inputs["loss_mask"], output.agreement)
+        self._add_places(inputs["loss_mask"], starts, output.agreement)
         loss = self._share(output.loss)
         return (loss, {}) if return_outputs else loss
 
@@ -305,9 +309,9 @@ class SDFTTrainer(ExactMeanTrainer):
 
     # ---- logs and checkpoints
 
-    def _add_places(self, loss_mask: Tensor, agreement: Tensor) -> None:
+    def _add_places(self, loss_mask: Tensor, starts: Tensor | None, agreement: Tensor) -> None:
         """Count agreements by where in its completion a token is."""
-        places = (loss_mask.cumsum(-1) - 1 + self.skip_tokens)[loss_mask]
+        places = places_in_completions(loss_mask, starts) + self.skip_tokens
         ranges = torch.frexp(places.float()).exponent.long()  # of 0, 1, 2-3, 4-7, …
         if self._by_place is None:
             self._by_place = agreement.new_zeros(2, PLACE_RANGES, dtype=torch.float32)
@@ -349,6 +353,22 @@ class SDFTTrainer(ExactMeanTrainer):
     ) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.teacher.load(Path(resume_from_checkpoint))
+
+
+def _prompts(batch: Mapping[str, Tensor]) -> list[tuple[list[int], list[int]]]:
+    """What student and teacher continue, of each row of a batch."""
+    student, teacher = (
+        unpad(batch[f"{name}_ids"], batch[f"{name}_mask"]) for name in ("prompt", "teacher_prompt")
+    )
+    return list(zip(student, teacher, strict=True))
+
+
+def _tokens_passed(row: ScoredRow) -> int:
+    """Through the layers, to score a row: once as the teacher, and as the student there and back,
+    where the way back is twice as long.
+    """
+    prompt, teacher_prompt, completion = row
+    return len(teacher_prompt) + 3 * len(prompt) + 4 * len(completion)
 
 
 def _range_name(place: int) -> str:

@@ -157,3 +157,15 @@ def token_weights(loss_mask: Tensor, starts: Tensor | None, sequences: int) -> T
     rows, count = row_numbers(loss_mask, starts)
     per_row = rows.bincount(minlength=count)
     return 1.0 / (per_row[rows] * sequences)
+
+
+def places_in_completions(loss_mask: Tensor, starts: Tensor | None) -> Tensor:
+    """Which scored token of its sequence each one is, from 0; in row order, shape (N,).
+
+    Args:
+        starts: Borders of packed rows.
+    """
+    rows, count = row_numbers(loss_mask, starts)
+    counts = rows.bincount(minlength=count)
+    firsts = counts.cumsum(0) - counts
+    return torch.arange(len(rows), device=rows.device) - firsts[rows]

@@ -18,10 +18,10 @@ log-probabilities.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from accelerate.utils import gather
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
@@ -29,14 +29,20 @@ from trl.trainer.utils import RepeatSampler
 
 from openweights.events import Completions
 from openweights.generation.engine import GenerationEngine
-from openweights.generation.params import SamplingParams
+from openweights.generation.params import Completion, SamplingParams
 from openweights.jobs.unsloth.config.grpo_fields import REWARD_SCALES
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards, group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
 from openweights.jobs.unsloth.grpo.data import Prompt
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
-from openweights.jobs.unsloth.rollout import Rollout, roll_out
+from openweights.jobs.unsloth.rollout import Rollout, StepSampler
+from openweights.jobs.unsloth.runtime.ranks import (
+    of_all_ranks,
+    own_share,
+    rows_of_step,
+    world_size,
+)
 from openweights.models.forward import active_adapter
 from openweights.models.weights import Reference
 
@@ -95,16 +101,19 @@ class RewardTrainer(GRPOTrainer):
         self._functions = functions
         self._prompts = prompts
         self._rows = rows
-        self._asked: list[Prompt] = []
         self._failed = failed
         self._think_end_tag = think_end_tag
         self._packs_rows = packs_rows
         self._engine = engine
+        self._sampler = StepSampler(engine, sampling)
         self._sampling = sampling
         self._logps: Tensor | None = None  # of the policy, in the forward before last loss
         self._log_event = log_event
-        self._rewards: Tensor = torch.empty(0)
         self._is_training = True
+        # Of the step, or the batch that is evaluated: the rows that are scored here, with their
+        # completions, and the rewards of those of all ranks.
+        self._shared: list[tuple[Prompt, Completion]] = []
+        self._scores: Tensor = torch.empty(0)
         self.add_callback(SkipEmptySteps(self))
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
@@ -124,107 +133,133 @@ class RewardTrainer(GRPOTrainer):
 
     # ---- rollouts and rewards: once per optimizer step
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """As every prompt is rendered here, not by trl."""
-        assert len(prompts) == len(self._asked), "the prompts of this call, in their order"
-        return [prompt.ids for prompt in self._asked], None, {}
-
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """A completion of each prompt, and the log-probabilities that it was drawn with."""
-        seed = (
-            self.args.seed,
-            self.state.global_step,
-            self.args.process_index,
-            int(self._is_training),
-        )
-        adapter = active_adapter(self._policy)
-        rollout = roll_out(self._engine, prompt_ids, self._sampling, adapter, seed=seed)
-        self._record_rollout(rollout)
-        ids = [completion.token_ids for completion in rollout.completions]
-        # An engine that packs rows has a use of its own for them.
-        logps = [completion.logprobs for completion in rollout.completions]
-        return ids, None if self._packs_rows else logps
-
-    def _record_rollout(self, rollout: Rollout) -> None:
-        metrics = self._metrics["train" if self._is_training else "eval"]
-        count = len(rollout.completions)
-        own = torch.tensor(
-            [count - rollout.ended, count, rollout.tokens, rollout.seconds],
-            device=self.accelerator.device,
-        )
-        unfinished, total, tokens, seconds = gather(own[None]).sum(0).tolist()  # type: ignore[union-attr]
-        metrics["truncated_share"].append(unfinished / total)
-        metrics["rollout_s"].append(rollout.seconds)
-        metrics["rollout_tokens_per_s"].append(tokens / seconds * self.accelerator.num_processes)
-
-    def _calculate_rewards(
-        self,
-        inputs: list[dict[str, Any]],
-        prompts: list[Any],
-        completions: list[Any],
-        completion_ids_list: list[list[int]],
-    ) -> Tensor:
-        """Rewards of all ranks, shape (N, functions); NaN in a whole row where one failed."""
-        texts = self._tokenizer.batch_decode(
-            completion_ids_list, skip_special_tokens=self._sampling.skip_special_tokens
-        )
-        samples = Samples(
-            prompts=[self._prompts[row["row"]].messages for row in inputs],
-            completions=texts,
-            completion_ids=completion_ids_list,
-            rows=[self._rows[row["row"]] for row in inputs],
-            think_end_tag=self._think_end_tag,
-        )
-        own = torch.tensor(self._functions.score(samples), device=self.accelerator.device).T
-        scores: Tensor = gather(own.contiguous())  # type: ignore[assignment]
-        scores[scores.isnan().any(1)] = torch.nan
-        self._rewards = (scores * self.reward_weights.to(scores.device)).sum(1)
-        missing = int(self._rewards.isnan().sum())
-        mode = "train" if self._is_training else "eval"
-        self._metrics[mode]["failed_fraction"].append(missing / len(self._rewards))
-        if self._is_training:
-            self._log_completions(samples, own)
-            self._failed.record(self.state.global_step, missing, len(self._rewards))
-        return scores
-
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """trl's, with our own advantages."""
+        """trl's, with our own completions, rewards and advantages.
+
+        Each rank samples whole groups and rewards what it has sampled. Then the completions are
+        dealt by their lengths, so that all have equally many tokens to score.
+        """
         # Asked before: generation may leave the model in another mode.
         self._is_training = self._policy.training
-        self._asked = [self._prompts[row["row"]] for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
+        asked = rows_of_step([inputs])
+        prompts = [self._prompts[row["row"]] for row in asked]
+        rollout = self._roll_out(prompts)
+        self._scores = self._rewarded(asked, rollout)
+        tokens = [
+            len(prompt.ids) + len(completion.token_ids)
+            for prompt, completion in zip(prompts, rollout.completions, strict=True)
+        ]
+        share = sorted(own_share(tokens))
+        self._shared = [(prompts[index], rollout.completions[index]) for index in share]
+        output = super()._generate_and_score_completions([asked[index] for index in share])
         size = int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
         scale: Any = self.scale_rewards
-        advantages = group_advantages(self._rewards, size, scale)
-        first = self.accelerator.process_index * len(inputs)
-        output["advantages"] = advantages[first : first + len(inputs)]
+        rewards = (self._scores * self.reward_weights.to(self._scores.device)).sum(1)
+        output["advantages"] = group_advantages(rewards, size, scale)[share]
         if not self._engine.is_exact:
             # Then the ratio of the loss is an importance weight, by the trainer's own weights.
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         if self._is_training:
-            self.has_signal = has_signal(self._rewards, size)
+            self.has_signal = has_signal(rewards, size)
         return output
 
-    def _log_completions(self, samples: Samples, scores: Tensor) -> None:
+    def _roll_out(self, prompts: Sequence[Prompt]) -> Rollout:
+        """Completions of the prompts of all ranks."""
+        seed = (self.args.seed, self.state.global_step, int(self._is_training))
+        adapter = active_adapter(self._policy)
+        rollout = self._sampler.sample([prompt.ids for prompt in prompts], adapter, seed=seed)
+        metrics = self._metrics["train" if self._is_training else "eval"]
+        count = len(rollout.completions)
+        metrics["truncated_share"].append((count - rollout.ended) / count)
+        metrics["rollout_s"].append(rollout.seconds)
+        metrics["rollout_tokens_per_s"].append(rollout.tokens / rollout.seconds)
+        if world_size() > 1:
+            waiting = sum(of_all_ranks(rollout.waiting_s)) / world_size()
+            metrics["rollout_waiting_s"].append(waiting)
+        return rollout
+
+    def _rewarded(self, asked: Sequence[Mapping[str, Any]], rollout: Rollout) -> Tensor:
+        """Rewards of all completions, shape (N, functions); NaN in a whole row where one failed."""
+        found = dict(chain(*of_all_ranks(self._own_rewards(asked, rollout))))
+        device = self.accelerator.device
+        scores = torch.tensor([found[index] for index in range(len(asked))], device=device)
+        if self._is_training:
+            self._log_completions(asked, rollout, scores)
+        scores[scores.isnan().any(1)] = torch.nan
+        missing = int(scores.isnan().any(1).sum())
+        mode = "train" if self._is_training else "eval"
+        self._metrics[mode]["failed_fraction"].append(missing / len(scores))
+        if self._is_training:
+            self._failed.record(self.state.global_step, missing, len(scores))
+        return scores
+
+    def _own_rewards(
+        self, asked: Sequence[Mapping[str, Any]], rollout: Rollout
+    ) -> list[tuple[int, tuple[float, ...]]]:
+        """By index, the rewards of what was sampled here."""
+        if not rollout.own:
+            return []
+        own = [rollout.completions[index] for index in rollout.own]
+        samples = self._samples([asked[index] for index in rollout.own], own)
+        by_row = zip(*self._functions.score(samples), strict=True)
+        return list(zip(rollout.own, by_row, strict=True))
+
+    def _samples(self, asked: Sequence[Mapping[str, Any]], own: Sequence[Completion]) -> Samples:
+        """Completions with what was asked, as rewards read them."""
+        ids = [completion.token_ids for completion in own]
+        return Samples(
+            prompts=[self._prompts[row["row"]].messages for row in asked],
+            completions=self._tokenizer.batch_decode(
+                ids, skip_special_tokens=self._sampling.skip_special_tokens
+            ),
+            completion_ids=ids,
+            rows=[self._rows[row["row"]] for row in asked],
+            think_end_tag=self._think_end_tag,
+        )
+
+    def _log_completions(
+        self, asked: Sequence[Mapping[str, Any]], rollout: Rollout, scores: Tensor
+    ) -> None:
         """Every so many steps, log some completions with what they earned."""
         step = self.state.global_step
         if step % COMPLETIONS_EVERY_STEPS or self.args.process_index:
             return
+        first = slice(COMPLETIONS_LOGGED)
+        samples = self._samples(asked[first], rollout.completions[first])
         names = [reward.name for reward in self._functions.rewards]
         logged = []
-        for index in range(min(COMPLETIONS_LOGGED, len(samples.completions))):
-            values = [None if v != v else v for v in scores[index].tolist()]  # noqa: PLR0124 - NaN
+        for prompt, completion, row in zip(
+            samples.prompts, samples.completions, scores[first].tolist(), strict=True
+        ):
+            values = [None if v != v else v for v in row]  # noqa: PLR0124 - NaN
             logged.append(
                 {
-                    "prompt": samples.prompts[index][-1]["content"],
-                    "completion": samples.completions[index],
+                    "prompt": prompt[-1]["content"],
+                    "completion": completion,
                     "rewards": dict(zip(names, values, strict=True)),
                 }
             )
         scales = {name: REWARD_SCALES[name] for name in names if name in REWARD_SCALES} or None
         self._log_event(Completions(step=step, completions=logged, scales=scales).data())
+
+    # ---- what trl asks for on the way: all of it is there already
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """As every prompt is rendered here, not by trl."""
+        return [prompt.ids for prompt, _ in self._shared], None, {}
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """A completion of each prompt, and the log-probabilities that it was drawn with."""
+        ids = [completion.token_ids for _, completion in self._shared]
+        # An engine that packs rows has a use of its own for them.
+        logps = [completion.logprobs for _, completion in self._shared]
+        return ids, None if self._packs_rows else logps
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Rewards of all ranks, group by group, shape (N, functions)."""
+        return self._scores.clone()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """trl's, with the rewards under their older names, too: `rewards/<name>_reward/mean`."""

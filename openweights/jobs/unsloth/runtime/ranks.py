@@ -1,16 +1,18 @@
 """Several processes, one for each GPU (`launcher.py`): what they tell each other.
 
-Every rank samples and scores its own rows. Gradients, the number of sequences in a step and what is
-logged are summed over all of them, so a step equals that of one process with all rows, to rounding.
+Gradients, the number of sequences in a step and what is logged are summed over all of them, so a
+step equals that of one process with all rows, to rounding, whoever has which of them. So SDFT and
+GRPO deal the rows of a step anew: to be sampled by how long completions may become, and, once they
+are there, to be scored by how long they are (`even_shares`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +24,8 @@ from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 LOADING = timedelta(hours=1)  # of a large model by the first rank, for which the others wait
 GLOO_REST_S = 0.5  # for threads that have nothing left to do but to end
@@ -60,6 +64,50 @@ def first_ranks(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def of_all_ranks(value: T) -> list[T]:
+    """What each rank has, in their order; every rank must ask."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def rows_of_step(batches: Sequence[Sequence[T]]) -> list[T]:
+    """The rows of all ranks in the order in which one process would have them.
+
+    Args:
+        batches: Of this rank: its rows of each micro-batch. Every rank must ask.
+    """
+    ranks = of_all_ranks(batches)
+    return [row for micro in zip(*ranks, strict=True) for batch in micro for row in batch]
+
+
+def own_share(sizes: Sequence[float]) -> list[int]:
+    """This rank's rows, of rows of these sizes: `even_shares`."""
+    number = torch.distributed.get_rank() if world_size() > 1 else 0
+    return even_shares(sizes, world_size())[number]
+
+
+def even_shares(sizes: Sequence[float], ranks: int) -> list[list[int]]:
+    """Rows for each rank, by their indices, the largest first: nearly the same sum of sizes, and
+    the same number of rows, or one less.
+
+    In order of size, as many rows as there are ranks are dealt at a time, the largest of them to
+    the rank that has least. Two sums then differ by no more than two rows that were dealt at the
+    same time do, so not by more than the largest row and the smallest.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    sums = [0.0] * ranks
+    by_size = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+    for start in range(0, len(by_size), ranks):
+        lightest = sorted(range(ranks), key=lambda number: sums[number])
+        for number, row in zip(lightest, by_size[start : start + ranks], strict=False):
+            shares[number].append(row)
+            sums[number] += sizes[row]
+    return shares
 
 
 def shares_layers(config: TrainingConfig) -> bool:
