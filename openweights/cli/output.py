@@ -21,7 +21,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # Wider than any table: piped output is for programs, so nothing is cut there.
 _PIPED_WIDTH = 100_000
-_GAP = 2
+GAP = 2
 _LEAST_WIDTH = 6
 STATUS_STYLES = {
     "pending": "yellow",
@@ -145,7 +145,7 @@ def print_table(
     from rich.text import Text
 
     console = Console(file=sys.stdout, highlight=False)
-    room = console.width if console.is_terminal else _PIPED_WIDTH
+    room = terminal_width()
     console.width = _PIPED_WIDTH  # columns get their widths from us
     # Text, not str: a model called "[bold]" is no markup.
     cells = [
@@ -153,7 +153,7 @@ def print_table(
     ]
     lines = [[Text(name.upper() if is_upper else name) for name in columns], *cells]
     natural = [max(line[index].cell_len for line in lines) for index in range(len(columns))]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for heading, width in zip(lines[0], fit(natural, room), strict=True):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
     for row in cells:
@@ -164,13 +164,21 @@ def print_table(
         click.echo(line.rstrip(), color=True)
 
 
+def terminal_width() -> int:
+    """Columns of the terminal; more than any table has where output is piped."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    return console.width if console.is_terminal else _PIPED_WIDTH
+
+
 def fit(natural: Sequence[int], room: int) -> list[int]:
     """Column widths that fit into `room` with the gaps between them: the widest give way first.
 
     The first column keeps its width whatever happens, and none gets narrower than a few characters.
     """
     widths = list(natural)
-    room -= _GAP * (len(widths) - 1)
+    room -= GAP * (len(widths) - 1)
     while sum(widths) > room:
         widest = max(range(1, len(widths)), key=lambda index: widths[index], default=0)
         if widest == 0 or widths[widest] <= _LEAST_WIDTH:

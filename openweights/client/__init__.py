@@ -204,7 +204,7 @@ class OpenWeights:
 
     def compare(self, jobs: Sequence[Job | str], as_dataframe: bool | None = None) -> Any:
         """A table with a row for each job: the parameters that differ, and the last value of each
-        measure.
+        measure. Printed it is whole, with a column for each job.
 
         Args:
             jobs: Jobs, or their ids or beginnings of ids.
@@ -213,15 +213,15 @@ class OpenWeights:
         Raises:
             ConfigurationError: A DataFrame was asked for, and pandas is not installed.
         """
-        from openweights.client.watching.comparison import comparison_rows
+        from openweights.client.watching.comparison import comparison_columns, comparison_rows
 
         found = self._found(jobs)
         rows = comparison_rows([job.record for job in found], [job.metric_rows() for job in found])
         if as_dataframe is False:
             return rows
-        from openweights.client.watching.plot import as_table
+        from openweights.client.watching.plot import as_comparison
 
-        return as_table(rows, required=bool(as_dataframe), index="id")
+        return as_comparison(rows, comparison_columns(rows), required=bool(as_dataframe))
 
     def plot(
         self,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_PANELS = 15  # of a figure
 _SHOWN = 4  # ids named when a prefix fits several jobs
 
 
@@ -243,7 +244,8 @@ class Job:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: The job has logged no metrics.
         """
-        from openweights.client.watching.plot import draw_panels, metric_panels, plot_title
+        from openweights.client.watching.panels import metric_panels
+        from openweights.client.watching.plot import draw_panels, plot_title
 
         rows = self.metric_rows()
         if not rows:
@@ -251,7 +253,10 @@ class Job:
         shares_loss = self.params.get("validated_params", {}).get("loss") != "sdft"
         panels = metric_panels(rows, shares_loss=shares_loss)
         target = None if path is None else Path(path)
-        return draw_panels(panels, title=plot_title([self.record]), path=target)
+        title = plot_title([self.record])
+        return draw_panels(
+            panels, title=title, path=target, has_one_legend=False, most=_MOST_PANELS
+        )
 
     def sample(
         self, prompts: Sequence[Prompt], *, base: bool = True, **params: Any

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from openweights.cli.output import json_option, one_line, print_json, print_table
+from openweights.cli.output import (
+    GAP,
+    json_option,
+    one_line,
+    print_json,
+    print_table,
+    terminal_width,
+)
 from openweights.cli.store import complete_jobs
 
 
@@ -18,20 +26,37 @@ def compare(jobs: tuple[str, ...], as_json: bool) -> None:
     """Compare jobs: what differs, and where they ended.
 
     A column for each job; a row for each parameter that differs, and for the last value of each
-    measure.
+    measure. What does not fit the terminal follows below.
     """
     from openweights.client import OpenWeights
+    from openweights.client.watching.comparison import comparison_columns
 
     rows = OpenWeights().compare(jobs, as_dataframe=False)
     if as_json:
         print_json(rows)
         return
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
-    print_table(
-        ("", *(row["id"] for row in rows)),
-        [(name, *(_cell(row.get(name)) for row in rows)) for name in names],
-        is_upper=False,
-    )
+    names = comparison_columns(rows)
+    cells = [[str(row["id"]), *(_cell(row.get(name)) for name in names)] for row in rows]
+    room = terminal_width() - max(map(len, names))
+    for number, block in enumerate(_blocks(cells, room)):
+        if number:
+            click.echo()
+        heading, *lines = zip(("", *names), *block, strict=True)
+        print_table(heading, lines, is_upper=False)
+
+
+def _blocks(columns: Sequence[list[str]], room: int) -> Iterator[list[list[str]]]:
+    """The columns that fit beside each other, in order; one at least."""
+    block: list[list[str]] = []
+    left = room
+    for column in columns:
+        width = max(map(len, column)) + GAP
+        if block and width > left:
+            yield block
+            block, left = [], room
+        block.append(column)
+        left -= width
+    yield block
 
 
 def _cell(value: Any) -> str:

@@ -26,7 +26,7 @@ from openweights.client.jobs import find_job
 from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
-from openweights.client.watching.plot import rank_of
+from openweights.client.watching.panels import rank_of
 from openweights.client.watching.waiting import why_failed
 from openweights.types import ENDED, JobRecord, RunRecord
 

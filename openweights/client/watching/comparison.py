@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from openweights.client.secrets import without_keys
 from openweights.client.watching.metrics import Row, Series, series
-from openweights.client.watching.plot import Line
+from openweights.client.watching.panels import Line, measure_rank
 from openweights.errors import InvalidInputError, closest
 from openweights.types import JobRecord
 
@@ -17,6 +17,7 @@ Points = Sequence[tuple[int, float, float]]  # step, x, y
 
 # Names of a job and of its result: they differ whenever anything does.
 _NAMES = frozenset({"finetuned_model_id", "job_id_suffix"})
+_SHORT = 24  # characters: as numbers and names, not files and templates
 
 
 def parameters(job: JobRecord) -> Params:
@@ -55,6 +56,13 @@ def comparison_rows(jobs: Sequence[JobRecord], tables: Sequence[Sequence[Row]]) 
     return rows
 
 
+def comparison_columns(rows: Sequence[Row]) -> list[str]:
+    """What `comparison_rows` have beside the id: what differs, then measures as panels come."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
+    ahead = names.index("step") + 1 if rows else 0
+    return names[:ahead] + sorted(names[ahead:], key=measure_rank)
+
+
 def curve_panels(
     jobs: Sequence[JobRecord],
     tables: Sequence[Sequence[Row]],
@@ -68,7 +76,8 @@ def curve_panels(
 
     Args:
         x: "step", or a measure: then each job is a path through the plane of both.
-        y: Measures to show; default: the loss, and what was measured on other sets.
+        y: Measures to show; default: the loss, and what was measured on other sets, as far as
+            that is more than a single point.
         group_by: Parameters whose values name the lines; default: all that differ.
         band: A parameter such as "seed" that is averaged over: the line is the mean of the jobs
             that agree otherwise, the band reaches from the least to the greatest; a path over
@@ -79,7 +88,7 @@ def curve_panels(
     """
     given, curves = [parameters(job) for job in jobs], [series(table) for table in tables]
     names = _chosen(given, group_by, band)
-    texts = [", ".join(f"{name}={params.get(name)}" for name in names) for params in given]
+    texts = labels_by(given, names)
     keys = texts if band else [job.id for job in jobs]
     ids = {key: [job.id for job, own in zip(jobs, keys, strict=True) if own == key] for key in keys}
     labels = {key: _label(text, ids[key]) for key, text in zip(keys, texts, strict=True)}
@@ -97,7 +106,10 @@ def curve_panels(
             if points := _against(curve, name, x):
                 groups.setdefault(keys[place], []).append(points)
         panels[name] = [_line(labels[key], group) for key, group in groups.items()]
-    return panels
+    if y:
+        return panels
+    curved = {n: lines for n, lines in panels.items() if any(len(line.x) > 1 for line in lines)}
+    return curved or panels
 
 
 def _chosen(
@@ -109,16 +121,31 @@ def _chosen(
         if name not in known:
             hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
             raise InvalidInputError(f"the jobs have no parameter {name!r}{hint}")
-    return names or _distinguishing(given, [name for name in differing(given) if name != band])
+    return names or telling_apart(given, [name for name in differing(given) if name != band])
 
 
-def _distinguishing(given: Sequence[Params], names: Sequence[str]) -> list[str]:
-    """Without those that tell the same jobs apart as an earlier one, as a rate noted in `meta`."""
-    kept: dict[tuple[int, ...], str] = {}
-    for name in names:
-        values = [repr(params.get(name)) for params in given]
-        kept.setdefault(tuple(values.index(value) for value in values), name)
-    return list(kept.values())
+def labels_by(jobs: Sequence[Params], names: Sequence[str]) -> list[str]:
+    """What each job is called by the values of these parameters."""
+    return [", ".join(f"{name}={params.get(name)}" for name in names) for params in jobs]
+
+
+def telling_apart(jobs: Sequence[Params], names: Sequence[str]) -> list[str]:
+    """The fewest of these parameters by which the jobs are told apart as well as by all of them;
+    of equally good ones the one that is short to say, and comes first.
+    """
+    names = sorted(names, key=lambda name: _is_long(jobs, name))
+    kept: list[str] = []
+    while len(kept) < len(names) and _groups(jobs, kept) < _groups(jobs, names):
+        kept.append(max(names, key=lambda name: _groups(jobs, [*kept, name])))
+    return kept
+
+
+def _is_long(jobs: Sequence[Params], name: str) -> bool:
+    return any(len(str(params.get(name))) > _SHORT for params in jobs)
+
+
+def _groups(jobs: Sequence[Params], names: Sequence[str]) -> int:
+    return len({tuple(repr(params.get(name)) for name in names) for params in jobs})
 
 
 def _label(text: str, ids: Sequence[str]) -> str:
@@ -131,7 +158,8 @@ def _label(text: str, ids: Sequence[str]) -> str:
 def _default_measures(known: Sequence[str], x: str) -> list[str]:
     tracked = [name for name in known if "[" in name and not name.endswith("/questions")]
     main = [name for name in ("loss", "eval_loss", "reward") if name in known]
-    return [name for name in (*main, *tracked) if name != x] or list(known)
+    shown = sorted((*main, *tracked), key=measure_rank)
+    return [name for name in shown if name != x] or list(known)
 
 
 def _against(curve: Mapping[str, Series], name: str, x: str) -> Points:

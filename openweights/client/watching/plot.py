@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
-from openweights import events
-from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
+from openweights.client.watching.metrics import EVAL, TRAIN, Row
+from openweights.client.watching.panels import Line
 from openweights.errors import ConfigurationError
 from openweights.types import JobRecord
 
@@ -22,69 +22,49 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-_MOST_PANELS = 12
 _PANEL_INCHES = (4.2, 2.8)
-_ROUNDING = 1e-9  # what differs by no more than this, as `sampling_kl` of one engine, is constant
 _FEW_POINTS = 40  # with more, markers hide the line
 # Okabe and Ito's colours, which are told apart by nearly everybody.
 _COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"),
 )
 _DASHES = ("-", "--", ":", "-.")
-# What a study looks at first comes first; names that match nothing stand between the last two.
-_ORDER = [
-    re.compile(pattern, re.DOTALL)
-    for pattern in (
-        r"loss",
-        r"eval_loss",
-        r"reward",
-        r"rewards/(accuracies|margins)",
-        r"rewards/.*",
-        r"multiple_choice/.*",
-        r"logprobs/.*",
-        r"logprob_block/.*",
-        r"teacher gate|agreement by place|everyday/.*",
-        r"agreement|divergence|kl.*|teacher_drift|entropy|mean_token_accuracy",
-        r"logps/.*|nll_loss|log_odds.*",
-        r"reward.*|failed_fraction|frac_.*",
-        r"comp.*length|.*_share|.*_ratio",
-        r"(?!(?:grad_norm|learning_rate)\Z).*",
-        r"grad_norm|learning_rate",
-    )
-]
-# Measures of one panel, which its name for the event's type says, with a line for each.
-_PANELS = {events.TeacherGate.type: "teacher gate", events.Agreement.type: "agreement by place"}
-_TOGETHER = re.compile(
-    rf"({events.TeacherGate.type}(?=/(?:student|teacher|same_format)$)|{events.Agreement.type})/(.+)"
-)
-# Timings, counts and extremes are left to the table.
-_TABLE_ONLY = re.compile(
-    r"epoch|total|max_steps|total_\w+|(eval_)?(num_tokens|runtime)|step_time|.*(_s|_per_second)"
-    r"|.*/(questions|rows|std|\w*(min|max|terminated)_\w*|\w+_(min|max))|teacher_gate/.*"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of a panel.
-
-    Attributes:
-        low, high: Edges of a band around it, value by value; empty for none.
-    """
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-
+_PLAIN_POWERS = (-3, 6)  # of ten: smaller and larger values have the power above the axis
 
 Panels = Mapping[str, Sequence[Line]]
 Styles = Mapping[str, tuple[str, str]]
 
 
-def as_table(rows: list[Row], *, required: bool, index: str | None = None) -> Any:
-    """The rows as a DataFrame; without pandas as they are, unless `required`."""
+def as_table(rows: list[Row], *, required: bool) -> Any:
+    """Rows of measures as a DataFrame; without pandas as they are, unless `required`."""
+    pandas = _pandas(required)
+    if pandas is None:
+        return rows
+    return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["step", "tag"])
+
+
+def as_comparison(rows: list[Row], columns: Sequence[str], *, required: bool) -> Any:
+    """Rows of jobs as a DataFrame by id that is printed whole, with a column for each job as `ow
+    compare` has it; without pandas as they are, unless `required`.
+    """
+    pandas = _pandas(required)
+    if pandas is None:
+        return rows
+
+    class Comparison(pandas.DataFrame):
+        """What differs between jobs, and where they ended; what is cut out of it is a DataFrame."""
+
+        def __repr__(self) -> str:
+            return self.T.to_string(line_width=get_terminal_size().columns, na_rep="")
+
+        def _repr_html_(self) -> str:
+            return self.T.to_html(na_rep="")
+
+    ids = pandas.Index([row["id"] for row in rows], name="id", dtype=object)
+    return Comparison(rows, index=ids, columns=columns)
+
+
+def _pandas(required: bool) -> Any:
     try:
         import pandas
     except ImportError:
@@ -92,10 +72,8 @@ def as_table(rows: list[Row], *, required: bool, index: str | None = None) -> An
             raise ConfigurationError(
                 "a DataFrame needs pandas: pip install 'openweights[plot]'"
             ) from None
-        return rows
-    none = ["step", "tag"] if index is None else [index]
-    table = pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=none)
-    return table if index is None else table.set_index(index)
+        return None
+    return pandas
 
 
 def plot_title(jobs: Sequence[JobRecord]) -> str:
@@ -112,99 +90,73 @@ def _words(job: JobRecord) -> list[str]:
     return [*filter(None, words), *([f"learning rate {rate:g}"] if rate else [])]
 
 
-def metric_panels(rows: Sequence[Row], *, shares_loss: bool = True) -> dict[str, list[Line]]:
-    """What of the table is drawn: a panel for each measure, train and eval together, a line for
-    each tag. What never changes is left to the table.
+def draw_panels(
+    panels: Panels,
+    *,
+    title: str,
+    x: str = "step",
+    path: Path | None,
+    has_one_legend: bool = True,
+    most: int | None = None,
+) -> Figure:
+    """A figure with a panel for each measure.
 
     Args:
-        shares_loss: Whether the loss of the test set is the one that is trained.
-    """
-    panels: dict[str, list[Line]] = {}
-    for key, points in series(rows).items():
-        name, _, tag = key.removesuffix("]").partition("[")
-        base, label = name, tag or TRAIN
-        if name.startswith("eval_"):
-            is_other = name == "eval_loss" and not shares_loss
-            base, label = name if is_other else name.removeprefix("eval_"), EVAL
-        elif together := _TOGETHER.fullmatch(name):
-            base, label = _PANELS[together[1]], together[2].replace("_", " ")
-        steps, values = zip(*points, strict=True)
-        panels.setdefault(base, []).append(Line(label, steps, values))
-    shown = {name: lines for name, lines in panels.items() if _is_worth_a_panel(name, lines)}
-    return _in_order(shown or panels)
-
-
-def _is_worth_a_panel(name: str, lines: Sequence[Line]) -> bool:
-    if name in ("loss", "eval_loss"):
-        return True
-    values = [value for line in lines for value in line.y if not math.isnan(value)]
-    changes = bool(values) and max(values) - min(values) > _ROUNDING
-    return changes and not _TABLE_ONLY.fullmatch(name)
-
-
-def rank_of(measure: str) -> int:
-    """What a study looks at first has the least."""
-    bare = measure.partition("[")[0]
-    return next(place for place, known in enumerate(_ORDER) if known.fullmatch(bare))
-
-
-def _in_order(panels: dict[str, list[Line]]) -> dict[str, list[Line]]:
-    names: list[str] = []
-    for name in sorted(panels, key=rank_of):
-        # The only reward is the mean of all; a divergence may be the loss.
-        if not any(_is_same(panels[name], panels[other]) for other in names):
-            names.append(name)
-    return {name: panels[name] for name in names[:_MOST_PANELS]}
-
-
-def _is_same(one: Sequence[Line], other: Sequence[Line]) -> bool:
-    """Whether every line of `one` is in `other`."""
-    return all(
-        any(
-            line.label == known.label and line.x == known.x and all(map(_is_close, line.y, known.y))
-            for known in other
-        )
-        for line in one
-    )
-
-
-def _is_close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-6)
-
-
-def draw_panels(panels: Panels, *, title: str, x: str = "step", path: Path | None) -> Figure:
-    """A figure with a panel for each measure, one colour for each label and one legend for all.
+        has_one_legend: One colour for each label, and one legend for all panels; else each panel
+            has its own, if it shows more than the training.
+        most: So many panels; below them stands how many more there are.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
     """
+    left_out = 0 if most is None else max(len(panels) - most, 0)
+    panels = dict(islice(panels.items(), most))
     columns = min(_COLUMNS, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    found = dict.fromkeys(line.label for drawn in panels.values() for line in drawn)
-    labels = sorted(found, key=lambda label: label not in (TRAIN, EVAL))
-    legend_lines = math.ceil(len(labels) / columns) if len(labels) > 1 else 0
-    height = _PANEL_INCHES[1] * lines + 0.6 + 0.22 * legend_lines
+    rows = math.ceil(len(panels) / columns)
+    labels = _labels(line for drawn in panels.values() for line in drawn)
+    legend_rows = math.ceil(len(labels) / columns) if has_one_legend and len(labels) > 1 else 0
+    height = _PANEL_INCHES[1] * rows + 0.6 + 0.22 * legend_rows
     figure = _figure(_PANEL_INCHES[0] * columns, height)
     figure.suptitle(title, fontsize="medium", wrap=True)
-    styles = {label: _style(place) for place, label in enumerate(labels)}
     for place, (name, drawn) in enumerate(panels.items()):
         # One range of steps for all, so that panels can be compared.
         first = figure.axes[0] if figure.axes and x == "step" else None
-        axes = figure.add_subplot(lines, columns, place + 1, sharex=first)
-        _draw(axes, drawn, name, x, styles)
-    if legend_lines:
-        handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-        figure.legend(
-            handles=[handles[label] for label in labels],
-            loc="outside lower center",
-            ncols=min(columns if len(labels) > 2 * columns else 6, len(labels)),
-            fontsize="small",
-            frameon=False,
-        )
+        axes = figure.add_subplot(rows, columns, place + 1, sharex=first)
+        own = labels if has_one_legend else _labels(drawn)
+        _draw(axes, drawn, name, x, {label: _style(at) for at, label in enumerate(own)})
+        if not has_one_legend and own != [TRAIN]:
+            axes.legend(fontsize="x-small", framealpha=0.7, ncols=2 if len(own) > _COLUMNS else 1)
+    if legend_rows:
+        _draw_legend(figure, labels, columns)
+    if left_out:
+        more = f"{left_out} more measures are in job.metrics()"
+        figure.supxlabel(more, fontsize="small", color="#555555")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     return figure
+
+
+def _labels(lines: Iterable[Line]) -> list[str]:
+    """Each once, training and test set first."""
+    found = dict.fromkeys(line.label for line in lines)
+    return sorted(found, key=lambda label: label not in (TRAIN, EVAL))
+
+
+def _draw_legend(figure: Figure, labels: Sequence[str], columns: int) -> None:
+    import numpy as np
+
+    drawn = [line for axes in figure.axes for line in axes.get_lines()]
+    # The look of the longest of them: a point alone is drawn otherwise.
+    drawn.sort(key=lambda line: np.size(line.get_xdata()))
+    handles = {line.get_label(): line for line in drawn}
+    figure.legend(
+        handles=[handles[label] for label in labels],
+        loc="outside lower center",
+        ncols=min(columns if len(labels) > 2 * columns else 6, len(labels)),
+        fontsize="small",
+        frameon=False,
+    )
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -227,13 +179,16 @@ def _draw(axes: Axes, lines: Sequence[Line], name: str, x: str, styles: Styles) 
 
     for line in lines:
         color, dashes = styles[line.label]
-        marker = "." if len(line.x) <= _FEW_POINTS else None
+        # A point alone has no line that leads the eye to it.
+        marker = "o" if len(line.x) == 1 else "." if len(line.x) <= _FEW_POINTS else None
         look: dict[str, Any] = {"marker": marker, "color": color, "linestyle": dashes}
         axes.plot(line.x, line.y, label=line.label, linewidth=1.4, **look)
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
     if x == "step":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.ticklabel_format(axis="y", scilimits=_PLAIN_POWERS)
+    axes.yaxis.get_offset_text().set_fontsize("small")
     axes.grid(alpha=0.25)
     axes.set_title(name, fontsize="medium")
     axes.set_xlabel(x, fontsize="small")

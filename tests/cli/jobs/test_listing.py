@@ -241,3 +241,23 @@ def test_a_job_that_another_failed_says_so(ow: Ow, backend: Backend) -> None:
     assert reason[:30] in row and "its own" not in row
     shown = ow("show", "custom-late").stdout
     assert reason in shown.partition("\nerror\n")[2] and "its own" in shown, "that of the run"
+
+
+@pytest.mark.parametrize(("width", "blocks"), [(40, 4), (80, 2), (200, 1)])
+def test_compare_is_whole_in_every_terminal(
+    ow: Ow, filled: Backend, monkeypatch: pytest.MonkeyPatch, width: int, blocks: int
+) -> None:
+    """Jobs that do not fit beside the others follow below; no id and no value is cut."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", ow("compare", *JOBS).stdout).splitlines()
+    assert all(any(job in line for line in lines) for job in JOBS)
+    assert lines.count("") == blocks - 1
+    assert sum(line.startswith("eval_loss") for line in lines) == blocks
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+
+
+def test_compare_of_one_job_and_as_json(ow: Ow, filled: Backend) -> None:
+    lines = ow("compare", JOBS[1]).stdout.splitlines()
+    assert lines[0].split() == [JOBS[1]] and lines[-1].split() == ["eval_loss", "0.12346"]
+    assert [row["id"] for row in json.loads(ow("compare", *JOBS, "--json").stdout)] == [*JOBS]

@@ -14,9 +14,10 @@ import pytest
 
 from openweights import ConfigurationError, InvalidInputError
 from openweights.client import Job
-from openweights.client.watching.comparison import comparison_rows, curve_panels
-from openweights.client.watching.metrics import Row
-from openweights.client.watching.plot import Line, draw_panels, metric_panels
+from openweights.client.watching.comparison import comparison_rows, curve_panels, telling_apart
+from openweights.client.watching.metrics import Row, series
+from openweights.client.watching.panels import Layout, Line, layout, metric_panels
+from openweights.client.watching.plot import draw_panels
 from openweights.types import Claim, JobRecord
 from tests.client.conftest import QuietClient, append
 from tests.client.kinds import Echo
@@ -178,6 +179,67 @@ def test_panels_of_each_loss(loss: str) -> None:
     assert shared == (["train"] if loss == "sdft" else ["train", "eval"])
 
 
+# A run that has tried the demonstrations twice, and measured itself.
+FOLLOWED: list[Row] = [
+    {"step": 0, "tag": "train", "teacher_gate/student": 0.2, "teacher_gate/teacher": 0.9}
+    | {"teacher_gate/same_format": 0.1, "teacher_gate/rows": 16},
+    {"step": 0, "tag": "everyday", "kl_to_base": 0.0},
+    *(
+        {"step": n, "tag": "train", "loss": 1.0 / n, "rollout_s": n * 0.1, "constant": 3.0}
+        | {"learning_rate": 1e-4 * n, "copy_of_loss": 1.0 / n}
+        for n in (1, 2)
+    ),
+    {"step": 2, "tag": "everyday", "kl_to_base": 0.1},
+    {"step": 2, "tag": "train", "agreement/8-15": 0.5, "agreement/0": 0.25, "agreement/1": 0.5}
+    | {"teacher_gate/student": 0.5, "teacher_gate/teacher": 0.9, "adapter_moved/weight_norm": 9.0},
+    {"step": 3, "tag": "train", "agreement/8-15": 0.75, "agreement/0": 0.5, "agreement/1": 1.0},
+]
+
+
+def layout_of(rows: list[Row]) -> Layout:
+    return layout(
+        {name: tuple(zip(*points, strict=True)) for name, points in series(rows).items()}  # type: ignore[misc]
+    )
+
+
+def test_what_is_drawn_what_is_looked_up_and_what_stands_still() -> None:
+    found = layout_of(FOLLOWED)
+    assert {title: [line.label for line in lines] for title, lines in found.panels.items()} == {
+        "loss": ["train"],
+        "teacher gate": ["student", "teacher", "same format"],
+        "kl_to_base": ["everyday"],
+        "agreement by place": ["0", "1", "8-15"],
+        "learning_rate": ["train"],
+    }
+    assert list(found.more) == ["rollout_s"]
+    assert set(found.still) == {"constant", "teacher_gate/rows", "adapter_moved/weight_norm"}
+    assert found.panels["kl_to_base"][0].name == "kl_to_base[everyday]"
+
+
+def test_no_panel_is_a_single_point() -> None:
+    """But where there is nothing else to draw."""
+    before = [row for row in FOLLOWED if row["step"] == 0]
+    assert not layout_of(before).panels
+    assert "teacher gate" in metric_panels(before)
+    jobs, tables = sweep()
+    tables = [[*table, {"step": 2, "tag": "eval", "eval_loss": 1.0}] for table in tables]
+    assert list(curve_panels(jobs, tables)) == ["loss", "logprobs/loss[old]"]
+    assert list(curve_panels(jobs, tables, y=["eval_loss"])) == ["eval_loss"]
+
+
+def test_a_figure_says_what_it_leaves_out_and_names_its_lines() -> None:
+    pytest.importorskip("matplotlib")
+    panels = metric_panels(FOLLOWED)
+    figure = draw_panels(panels, title="t", path=None, has_one_legend=False, most=3)
+    assert [axes.get_title() for axes in figure.axes] == list(panels)[:3]
+    assert figure.get_supxlabel() == "2 more measures are in job.metrics()"
+    legends = [axes.get_legend() for axes in figure.axes]
+    words = [one and [text.get_text() for text in one.get_texts()] for one in legends]
+    assert words == [None, ["student", "teacher", "same format"], ["everyday"]]
+    figure = draw_panels(panels, title="t", path=None)
+    assert figure.get_supxlabel() == "" and len(figure.legends) == 1
+
+
 def sweep() -> tuple[list[JobRecord], list[list[Row]]]:
     """Two rates with two seeds each."""
     jobs, tables = [], []
@@ -260,9 +322,9 @@ def test_comparing(job: Job, ow: QuietClient, tmp_path: Path) -> None:
         "text",
         "step",
         "loss",
-        "epoch",
-        "grad_norm",
         "eval_loss",
+        "grad_norm",
+        "epoch",
     ]
     assert list(ow.compare([]).columns) == [] and ow.compare([], as_dataframe=False) == []
     assert list(table.text) == ["a", "b"] and table.step[job.id] == 4
@@ -270,6 +332,31 @@ def test_comparing(job: Job, ow: QuietClient, tmp_path: Path) -> None:
     assert (tmp_path / "both.png").stat().st_size > 1000
     with pytest.raises(InvalidInputError, match="none of these jobs has measured anything"):
         ow.plot([other])
+
+
+def test_a_comparison_is_printed_whole_and_is_a_table(ow: QuietClient, claim: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    jobs = [Echo(ow).create(text=f"{n}" * 30) for n in range(9)]
+    for _ in jobs:
+        numbers = {f"measure_{n}": n + 0.5 for n in range(80)}
+        append(ow.backend, claim().run.id, {"step": 1, **numbers})
+    table = ow.compare(jobs)
+    assert isinstance(table, pandas.DataFrame) and len(table) == 9
+    for text in (repr(table), table._repr_html_()):
+        assert all(job.id in text for job in jobs)
+        assert all(f"measure_{n}" in text for n in range(80)) and "..." not in text
+    assert "..." in repr(pandas.DataFrame(table)), "what pandas does by itself"
+    assert repr(ow.compare([]))
+
+
+def test_jobs_are_called_by_the_fewest_words_that_tell_them_apart() -> None:
+    jobs = [
+        {"a": a, "file": f"{'f' * 30}-{a}-{b}", "b": b, "same": 1} for a in (1, 2) for b in (1, 2)
+    ]
+    assert telling_apart(jobs, ["file", "a", "b", "same"]) == ["file"]
+    assert telling_apart(jobs, ["a", "b", "same"]) == ["a", "b"]
+    assert telling_apart(jobs[:2], ["file", "a", "b"]) == ["b"]
+    assert telling_apart([jobs[0], jobs[0]], ["a"]) == []
 
 
 def test_a_parameter_and_a_measure_of_one_name() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openweights.client.watching.metrics import metric_rows
-from openweights.client.watching.plot import metric_panels
+from openweights.client.watching.panels import metric_panels
 from openweights.jobs.unsloth.distillation.following import EVERYDAY_PROMPTS, DistanceToBase
 from openweights.jobs.unsloth.sdft import SDFTTrainer, _range_name, sdft_train
 from openweights.types import EventRecord

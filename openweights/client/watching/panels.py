@@ -1,0 +1,177 @@
+"""Which of a job's measures are drawn, in which order, and which stand in one panel: for figures
+and for the page alike. Nothing here draws.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from openweights import events
+from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
+
+_ROUNDING = 1e-9  # what differs by no more than this, as `sampling_kl` of one engine, is constant
+# What a study looks at first comes first; names that match nothing stand between the last two.
+_ORDER = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"loss",
+        r"eval_loss",
+        r"reward",
+        r"rewards/(accuracies|margins)",
+        r"rewards/.*",
+        r"multiple_choice/.*",
+        r"logprobs/.*",
+        r"logprob_block/.*",
+        r"teacher gate|everyday/.*",
+        r"agreement|divergence|kl.*|teacher_drift|entropy|mean_token_accuracy",
+        r"agreement by place",
+        r"logps/.*|nll_loss|log_odds.*",
+        r"reward.*|failed_fraction|frac_.*",
+        r"comp.*length|.*_share|.*_ratio",
+        r"(?!(?:grad_norm|learning_rate)\Z).*",
+        r"grad_norm|learning_rate",
+    )
+]
+# Measures of one panel, which its name for the event's type says, with a line for each.
+_PANELS = {events.TeacherGate.type: "teacher gate", events.Agreement.type: "agreement by place"}
+_TOGETHER = re.compile(
+    rf"({events.TeacherGate.type}(?=/(?:student|teacher|same_format)$)|{events.Agreement.type})/(.+)"
+)
+# Timings, counts and extremes are left to the table.
+_TABLE_ONLY = re.compile(
+    r"epoch|total|max_steps|total_\w+|(eval_)?(num_tokens|runtime)|step_time|.*(_s|_per_second)"
+    r"|.*/(questions|rows|std|\w*(min|max|terminated)_\w*|\w+_(min|max))|teacher_gate/.*"
+)
+
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # of each measure steps and values
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a panel.
+
+    Attributes:
+        low, high: Edges of a band around it, value by value; empty for none.
+        name: Of the measure, as `series_name` calls it.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a job's measures go; none is in two of these, and of equal ones there is one.
+
+    Attributes:
+        panels: What is drawn, by title, in order.
+        more: What changes, too, but is mostly looked up: timings, counts, extremes.
+        still: What was measured once, or never changes: no line shows more than its value.
+    """
+
+    panels: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
+    more: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
+    still: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
+
+
+def layout(curves: Curves, *, shares_loss: bool = True) -> Layout:
+    """A panel for each measure, train and eval together, a line for each tag.
+
+    Args:
+        shares_loss: Whether the loss of the test set is the one that is trained.
+    """
+    panels: dict[str, list[Line]] = {}
+    for name, (steps, values) in curves.items():
+        title, label = _place(name, shares_loss)
+        panels.setdefault(title, []).append(Line(label, steps, values, name=name))
+    ordered = {title: panels[title] for title in sorted(panels, key=rank_of)}
+    found = Layout()
+    for title, lines in _without_copies(ordered).items():
+        kind = found.more if _TABLE_ONLY.fullmatch(title) else found.panels
+        kind = kind if _has_a_line(title, lines) else found.still
+        kind[title] = sorted(lines, key=_rank_in_panel(title))
+    return found
+
+
+def _place(key: str, shares_loss: bool) -> tuple[str, str]:
+    """Title of the measure's panel, and what its line is called there."""
+    name, _, tag = key.removesuffix("]").partition("[")
+    if name.startswith("eval_"):
+        is_other = name == "eval_loss" and not shares_loss
+        return name if is_other else name.removeprefix("eval_"), EVAL
+    if together := _TOGETHER.fullmatch(name):
+        return _PANELS[together[1]], together[2].replace("_", " ")
+    return name, tag or TRAIN
+
+
+def _rank_in_panel(title: str) -> Callable[[Line], int]:
+    """Places along a completion by their number, all else as it was first measured."""
+    if title != _PANELS[events.Agreement.type]:
+        return lambda line: 0
+    return lambda line: int(re.match(r"\d*", line.label)[0] or 0)  # type: ignore[index]
+
+
+def _has_a_line(title: str, lines: Sequence[Line]) -> bool:
+    """A loss that stays where it is is worth seeing, too."""
+    return any(map(_moves, lines)) or (title == "loss" and any(len(line.x) > 1 for line in lines))
+
+
+def _moves(line: Line) -> bool:
+    """Whether it has two points of which one is not as the other."""
+    values = [value for value in line.y if math.isfinite(value)]
+    return len(values) > 1 and max(values) - min(values) > _ROUNDING
+
+
+def metric_panels(rows: Sequence[Row], *, shares_loss: bool = True) -> dict[str, list[Line]]:
+    """What of the table is drawn in a figure: `Layout.panels`; where that is nothing, all else."""
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    for name, points in series(rows).items():
+        curves[name] = ([step for step, _ in points], [value for _, value in points])
+    found = layout(curves, shares_loss=shares_loss)
+    return found.panels or found.more or found.still
+
+
+def rank_of(measure: str) -> int:
+    """What a study looks at first has the least."""
+    bare = measure.partition("[")[0]
+    return next(place for place, known in enumerate(_ORDER) if known.fullmatch(bare))
+
+
+def measure_rank(name: str) -> int:
+    """`rank_of` a measure as `series_name` calls it; what is looked up seldom comes last."""
+    title, _ = _place(name, True)
+    return rank_of(title) + len(_ORDER) * bool(_TABLE_ONLY.fullmatch(title))
+
+
+def _without_copies(panels: Mapping[str, Sequence[Line]]) -> dict[str, Sequence[Line]]:
+    """The only reward is the mean of all; a divergence may be the loss."""
+    kept: dict[str, Sequence[Line]] = {}
+    for title, lines in panels.items():
+        # Measures that stand still are often equal, and not copies of each other.
+        if not any(map(_moves, lines)) or not any(_is_same(lines, one) for one in kept.values()):
+            kept[title] = lines
+    return kept
+
+
+def _is_same(one: Sequence[Line], other: Sequence[Line]) -> bool:
+    """Whether every line of `one` is in `other`."""
+    return all(
+        any(
+            line.label == known.label
+            and list(line.x) == list(known.x)
+            and all(map(_is_close, line.y, known.y))
+            for known in other
+        )
+        for line in one
+    )
+
+
+def _is_close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6)
