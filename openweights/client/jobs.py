@@ -244,14 +244,13 @@ class Job:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: The job has logged no metrics.
         """
-        from openweights.client.watching.panels import metric_panels
+        from openweights.client.watching.panels import metric_panels, shares_loss
         from openweights.client.watching.plot import draw_panels, plot_title
 
         rows = self.metric_rows()
         if not rows:
             raise InvalidInputError(f"job {self.id} has logged no metrics to plot")
-        shares_loss = self.params.get("validated_params", {}).get("loss") != "sdft"
-        panels = metric_panels(rows, shares_loss=shares_loss)
+        panels = metric_panels(rows, shares_loss=shares_loss(self.record))
         target = None if path is None else Path(path)
         title = plot_title([self.record])
         return draw_panels(

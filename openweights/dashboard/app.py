@@ -37,6 +37,7 @@ from openweights import __version__
 from openweights.client import Job, OpenWeights
 from openweights.client.job_kinds import field_meanings, kind_names
 from openweights.client.results import result_files
+from openweights.client.watching.panels import shares_loss
 from openweights.dashboard.access import Gate, Sessions, session_of
 from openweights.dashboard.chat import chat_completions
 from openweights.dashboard.cluster import (
@@ -430,10 +431,10 @@ def _scores(request: Request) -> Response:
 
 def _series(request: Request) -> Response:
     """Points of measures of jobs, `?jobs=a,b&names=loss&points=600`, of each job as
-    `JobSeries.shown`; without `names` of all measures. What is of the version that is `known` is
-    not sent again: `{complete, version, unchanged: true}`.
+    `JobSeries.shown`; without `names` of all measures, with their `JobSeries.panels`. What is of
+    the version that is `known` is not sent again: `{complete, version, unchanged: true}`.
     """
-    cache, given = _views(request)[1], request.query_params
+    backend, cache, given = _client(request).backend, _views(request)[1], request.query_params
     names, known = _named(request, "names"), _named(request, "known") or []
     buckets = min(max(whole(given, "points", 600), 2), _MOST_POINTS)
     answer: dict[str, Any] = {}
@@ -445,6 +446,9 @@ def _series(request: Request) -> Response:
             answer[job_id] = same
         else:
             answer[job_id] = series.shown(names, buckets)
+            if names is None:
+                shares = shares_loss(backend.get_job(job_id))
+                answer[job_id] |= {"layout": series.panels(shares_loss=shares)}
     return JSONResponse(answer)
 
 

@@ -18,7 +18,9 @@ from openweights.backends.base import Backend
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
-from openweights.client.watching.comparison import differing, parameters
+from openweights.client.watching.comparison import differing, parameters, telling_apart
+from openweights.client.watching.progress import read_progress
+from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
 from openweights.errors import OpenWeightsError
 from openweights.types import JobRecord, RunRecord
@@ -41,6 +43,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "id": job.id,
         "status": job.status,
         "error": why_failed(job, runs[-1].error if runs else None),
+        "progress": _progress(ow, job),
         "kind": kind or job.type,
         "model": job.model,
         "created": job.created_at.isoformat(),
@@ -61,6 +64,15 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "python": python,
         "command": command_line(python),
     }
+
+
+def _progress(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
+    """`{words, step, total}`: how far its last run has come, or what a pending job waits for."""
+    if job.status == "pending":
+        words = waits_for(ow.backend, job, is_remote=ow.settings.is_remote)
+        return {"words": words, "step": 0, "total": None}
+    found = read_progress(ow.backend, job)
+    return {"words": found.words(), "step": found.step, "total": found.total}
 
 
 def kind_of(ow: OpenWeights, job: JobRecord) -> str | None:
@@ -191,10 +203,11 @@ def _as_json(value: object) -> Any:
 
 
 def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
-    """`{jobs: [{id, status, model, params, usd_per_hour, error}], differing}`.
+    """`{jobs: [{id, status, model, params, usd_per_hour, error}], differing, telling}`.
 
     `params` go by dotted names; `differing` are those that are not the same in all jobs, without
-    those that some jobs do not have and the others leave at their default.
+    those that some jobs do not have and the others leave at their default; `telling` are the fewest
+    of these that tell the jobs apart.
     """
     jobs = [without_keys(ow.backend.get_job(job_id)) for job_id in job_ids]
     given = [parameters(job) for job in jobs]
@@ -217,7 +230,7 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
         }
         for job, params in zip(jobs, given, strict=True)
     ]
-    return {"jobs": shown, "differing": names}
+    return {"jobs": shown, "differing": names, "telling": telling_apart(given, names)}
 
 
 def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from openweights.backends.base import Backend
 from openweights.client.watching.metrics import Blocks, measures, series_name
+from openweights.client.watching.panels import layout, measure_rank
 from openweights.types import EventRecord
 
 # A request reads this long; the page asks again for the rest of a long history.
@@ -120,7 +121,8 @@ class JobSeries:
             self.by_name[key].add(step, value, moment, event.run_id)
 
     def shown(self, names: Collection[str] | None, buckets: int) -> dict[str, Any]:
-        """`{complete, version, started, measures: {name: [first, last]}, series: {name: points}}`.
+        """`{complete, version, started, measures: {name: [first, last, rank]}, series: {name:
+        points}}`; those of the least rank come first.
 
         Args:
             names: Of the series; None for all.
@@ -128,13 +130,27 @@ class JobSeries:
         """
         with self.lock:
             wanted = self.by_name if names is None else [n for n in self.by_name if n in names]
+            ends = {name: (*one.ends(), measure_rank(name)) for name, one in self.by_name.items()}
             return {
                 "complete": self.complete,
                 "version": self.last_event,
                 "started": self.started,
-                "measures": {name: one.ends() for name, one in self.by_name.items()},
+                "measures": ends,
                 "series": {name: points(self.by_name[name], buckets) for name in wanted},
             }
+
+    def panels(self, *, shares_loss: bool) -> dict[str, Any]:
+        """Where the job's page shows what, as `Layout` says: `{panels, more, still}`, each a list
+        of `[title, [[label, name of the series], …]]`.
+        """
+        with self.lock:
+            curves = {name: (one.steps, one.values) for name, one in self.by_name.items()}
+            found = layout(curves, shares_loss=shares_loss)
+        kinds = {"panels": found.panels, "more": found.more, "still": found.still}
+        return {
+            kind: [[title, [[line.label, line.name] for line in own]] for title, own in of.items()]
+            for kind, of in kinds.items()
+        }
 
 
 class SeriesCache:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from openweights import events
 from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
+from openweights.types import JobRecord
 
 _ROUNDING = 1e-9  # what differs by no more than this, as `sampling_kl` of one engine, is constant
 # What a study looks at first comes first; names that match nothing stand between the last two.
@@ -79,6 +80,11 @@ class Layout:
     panels: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
     more: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
     still: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
+
+
+def shares_loss(job: JobRecord) -> bool:
+    """Whether a job's test set is measured by the loss that it trains: SDFT's has no teacher."""
+    return (job.params.get("validated_params") or {}).get("loss") != "sdft"
 
 
 def layout(curves: Curves, *, shares_loss: bool = True) -> Layout:

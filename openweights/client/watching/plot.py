@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from openweights.client.watching.metrics import EVAL, TRAIN, Row
 from openweights.client.watching.panels import Line
@@ -144,11 +144,9 @@ def _labels(lines: Iterable[Line]) -> list[str]:
 
 
 def _draw_legend(figure: Figure, labels: Sequence[str], columns: int) -> None:
-    import numpy as np
-
     drawn = [line for axes in figure.axes for line in axes.get_lines()]
     # The look of the longest of them: a point alone is drawn otherwise.
-    drawn.sort(key=lambda line: np.size(line.get_xdata()))
+    drawn.sort(key=lambda line: len(cast("Sequence[float]", line.get_xdata())))
     handles = {line.get_label(): line for line in drawn}
     figure.legend(
         handles=[handles[label] for label in labels],

@@ -104,15 +104,19 @@ class Progress:
         parts += [f"step {self.step}{of}"] if self.step or of else []
         if rate := self.seconds_per_step:
             figure, unit = (rate, "s/step") if rate >= 1 else (1 / rate, "steps/s")
-            parts.append(f"{figure:.0f} {unit}" if figure >= _WHOLE else f"{figure:.2g} {unit}")
+            parts.append(f"{_figure(figure)} {unit}")
         left_s = self.left_s(now)
         if left_s is not None and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")
-        if self.tokens_per_s is not None:
-            parts.append(f"{self.tokens_per_s:.0f} tokens/s")
+        if self.tokens_per_s:  # 0 where every answer was there already
+            parts.append(f"{_figure(self.tokens_per_s)} tokens/s")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         return " · ".join(parts)
+
+
+def _figure(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= _WHOLE else f"{rate:.2g}"
 
 
 def _finite(value: object) -> float:

@@ -24,7 +24,8 @@ export const colour = (index) => COLOURS[index % COLOURS.length];
 function layout(given) {
   const style = getComputedStyle(document.documentElement);
   const look = (name) => style.getPropertyValue(name).trim();
-  const axis = { gridcolor: look("--line"), zerolinecolor: look("--line"), automargin: true };
+  // Powers as they are written in code: 1e-4, not 100µ.
+  const axis = { gridcolor: look("--line"), zerolinecolor: look("--line"), automargin: true, exponentformat: "e", hoverformat: ".5~g" };
   return {
     margin: { l: 50, r: 12, t: 8, b: 36 },
     paper_bgcolor: "rgba(0,0,0,0)",
@@ -37,6 +38,13 @@ function layout(given) {
     xaxis: { ...axis, ...given.xaxis },
     yaxis: { ...axis, ...given.yaxis },
   };
+}
+
+/** An axis of whole numbers, which few of them do not repeat: 1 2 3, not 1 2 2 3 3. */
+export function stepAxis(title, traces) {
+  const xs = traces.flatMap(({ x }) => x).filter(Number.isFinite);
+  const [low, high] = xs.reduce(([least, most], x) => [Math.min(least, x), Math.max(most, x)], [Infinity, -Infinity]);
+  return { title: { text: title }, tickformat: ",", hoverformat: ",", ...(high - low < 12 ? { dtick: 1 } : {}) };
 }
 
 /** Draws or redraws `traces` in `place`; what the user zoomed to stays. While the library loads, for

@@ -2,16 +2,16 @@
 
 import { fill, h, number, pause, status, valueText } from "./dom.js";
 import { get } from "./api.js";
-import { colour, csv, draw, library, picture, smoothed } from "./charts.js";
+import { colour, csv, draw, library, picture, smoothed, stepAxis } from "./charts.js";
 import { remember, to } from "./route.js";
 
 const AXES = { step: "step", samples: "samples seen", time: "minutes since the start", clock: "time of day", cost: "USD" };
 const POINTS = 250; // pixels with up to four points each
-const TIMINGS = /_s$|per_s$|per_second$|runtime|max_steps|total/;
+const COLUMN = 135; // pixels that a value and its change take
 
 export async function show(view, { query, signal }) {
   const ids = [...new Set((query.jobs || "").split(",").filter(Boolean))];
-  const state = { x: "step", y: "", smooth: "0", group: "", sx: "", sy: "", sort: "", order: "desc", ...query };
+  const state = { x: "step", y: "", smooth: "0", group: "", sx: "", sy: "", sort: "", order: "desc", all: "", ...query };
   const input = h("input", { value: ids.join(","), size: 60, "aria-label": "Job ids", placeholder: "job ids, with commas between" });
   const open = (event) => { event.preventDefault(); location.hash = to("compare", "", { ...state, jobs: input.value.replaceAll(" ", "") }); };
   view.append(h("h1", {}, "Compare"), h("form", { class: "bar", onsubmit: open }, h("label", {}, "Jobs ", input), h("button", { class: "main" }, "Show"), h("a", { href: "#/jobs" }, "choose in the table")));
@@ -21,8 +21,9 @@ export async function show(view, { query, signal }) {
   const reading = h("p", { class: "faint" });
   view.append(reading);
   let found, asked, scored = {};
-  let { jobs, differing } = await compare();
-  const names = [...new Set(Object.values(found).flatMap((one) => Object.keys(one.measures)))].sort((a, b) => TIMINGS.test(a) - TIMINGS.test(b) || a.localeCompare(b));
+  let { jobs, differing, telling } = await compare();
+  const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
+  const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || a.localeCompare(b));
   if (!names.length) { reading.remove(); view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet."), table()); return; }
   if (!names.includes(state.y)) state.y = names.includes("loss") ? "loss" : names[0];
   if (state.y !== asked) found = await series();
@@ -46,7 +47,7 @@ export async function show(view, { query, signal }) {
       h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => change("smooth", event.target.value) })),
       h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: () => picture(chart, `compare-${state.y.replace(/\W+/g, "-")}`, format) }, format.toUpperCase())),
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
-    chart, h("h2", {}, "Where they ended"), last,
+    chart, h("h2", {}, "Where they ended"), columnChoice(), last,
     h("h2", {}, "One last value against another"),
     h("div", { class: "bar" }, choice("x ", "sx", ["", ...tasks(), ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...tasks(), ...names], { "": "choose" }, "y of last values"),
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
@@ -54,7 +55,7 @@ export async function show(view, { query, signal }) {
   while (!signal.aborted && jobs.some(({ status: name }) => name === "in_progress" || name === "pending")) {
     await pause(3000);
     if (document.hidden || signal.aborted) continue;
-    ({ jobs, differing } = await compare());
+    ({ jobs, differing, telling } = await compare());
     await paint();
   }
 
@@ -97,7 +98,8 @@ export async function show(view, { query, signal }) {
     const traces = state.group ? bands(lines, ({ job }) => valueText(job.params[state.group]), state.group)
       : lines.map(({ job, x, y }, at) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: { color: colour(at) } }));
     fill(last, table());
-    await draw(chart, traces, { xaxis: { title: { text: AXES[state.x] } }, yaxis: { title: { text: state.y } } });
+    const whole = state.x === "step" || state.x === "samples";
+    await draw(chart, traces, { xaxis: whole ? stepAxis(AXES[state.x], traces) : { title: { text: AXES[state.x] } }, yaxis: { title: { text: state.y } } });
     await points();
   }
 
@@ -109,6 +111,11 @@ export async function show(view, { query, signal }) {
       return x === null || y === null ? [] : [{ x: [x], y: [y], name: name(job), mode: "markers", marker: { size: 12, color: colour(at) } }];
     });
     await draw(scatter, traces, { xaxis: { title: { text: `last ${state.sx}` } }, yaxis: { title: { text: `last ${state.sy}` } } });
+  }
+
+  function columnChoice() {
+    return h("div", { class: "bar" }, h("label", {}, h("input", { type: "checkbox", checked: Boolean(state.all), onchange: (event) => change("all", event.target.checked ? "1" : "") }),
+      `every parameter that differs, and every measure (${differing.length + names.length})`));
   }
 
   function ends(job, measure) { return scored[job.id]?.[measure] || found[job.id]?.measures[measure] || [null, null]; }
@@ -124,10 +131,14 @@ export async function show(view, { query, signal }) {
     });
   }
 
-  /** A row for each job: what differs, and of each measure its last value and how far it has moved. */
+  /** A row for each job: what differs, and of each measure its last value and how far it has moved;
+   * what tells the jobs apart, and as many measures as fit, until all is asked for. */
   function table() {
-    const shown = [...new Set([...tasks(), state.y, state.sx, state.sy, ...(names || []).filter((measure) => !TIMINGS.test(measure))])].filter(Boolean).slice(0, 40);
-    const columns = [["status", (job) => job.status], ...differing.map((key) => [key, (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
+    const keys = state.all ? differing : telling;
+    const asked = [...tasks(), state.y, state.sx, state.sy, state.sort && !differing.includes(state.sort) && state.sort !== "status" && state.sort].filter(Boolean);
+    const room = Math.max(Math.floor((view.clientWidth - 300) / COLUMN) - keys.length, 2);
+    const shown = [...new Set([...asked, ...names])].slice(0, state.all ? undefined : Math.max(room, new Set(asked).size));
+    const columns = [["status", (job) => job.status], ...keys.map((key) => [key, (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
     const value = (columns.find(([title]) => title === state.sort) || [])[1];
     const turn = state.order === "desc" ? -1 : 1;
     const missing = (one) => one === null || one === undefined;
@@ -137,12 +148,12 @@ export async function show(view, { query, signal }) {
     return h("div", { class: "scroll" }, h("table", { class: "last" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Job"), columns.map(head))),
       h("tbody", {}, ordered.map((job) => h("tr", { "data-row": job.id }, h("th", { scope: "row" }, h("a", { href: to("job", job.id), class: "mono" }, job.id)),
         h("td", {}, status(job.status), job.error && h("div", { class: "problem" }, job.error)),
-        differing.map((key) => h("td", { class: "wrap" }, valueText(job.params[key]))),
+        keys.map((key) => h("td", { class: "wrap" }, valueText(job.params[key]))),
         shown.map((measure) => h("td", { class: "number" }, moved(ends(job, measure)))))))));
   }
 
   function name(job) {
-    const parts = differing.filter((key) => !/file$/.test(key)).slice(0, 3).map((key) => `${key.replace("meta.", "")}=${valueText(job.params[key])}`);
+    const parts = telling.map((key) => `${key.replace("meta.", "")}=${valueText(job.params[key])}`);
     return parts.length ? parts.join(" ") : job.id;
   }
 }

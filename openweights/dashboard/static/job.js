@@ -2,26 +2,24 @@
 
 import { ask, copy, duration, fill, h, notice, number, pause, size, status, valueText, when } from "./dom.js";
 import { file as filePath, get, job as jobPath, post } from "./api.js";
-import { colour, draw, library } from "./charts.js";
+import { colour, draw, library, stepAxis } from "./charts.js";
 import { DELETION } from "./jobs.js";
 import { logView } from "./log.js";
 import { answersView } from "./samples.js";
 import { to } from "./route.js";
 
-// Panels that matter first; what is left follows by name. Timings and constants come last.
-const FIRST = [/^loss$/, /reward/, /divergence|kl/, /accuracy/, /agreement|entropy/, /completion|eos|truncated/];
-const LAST = [/_s$|per_s$|per_second|runtime/, /learning_rate|epoch|grad_norm/];
-
 export async function show(view, { id, query, signal }) {
   library();
   let job = await get(jobPath(id), {}, signal);
-  const head = h("div"), facts = h("div"), charts = h("div", { class: "panels" }), waiting = h("p", { class: "faint" }), constants = h("p", { class: "faint" });
+  const head = h("div"), facts = h("div"), charts = h("div", { class: "panels" }), waiting = h("p", { class: "faint" });
+  const more = h("details", { hidden: true, ontoggle: () => paint().catch((error) => notice(error.message, true)) }, h("summary", {}), h("div", { class: "panels" }), h("dl", { class: "facts" }));
   const params = h("div"), files = h("div"), answers = h("div"), log = h("div");
   const scores = h("div");
-  view.append(head, facts, scores, h("h2", {}, "Charts"), waiting, charts, constants, h("h2", {}, "Log"), log, h("h2", {}, "What it said"), answers,
+  view.append(head, facts, scores, h("h2", {}, "Charts"), waiting, charts, more, h("h2", {}, "Log"), log, h("h2", {}, "What it said"), answers,
     h("div", { class: "two" }, h("section", {}, h("h2", {}, "Parameters"), params), h("section", {}, h("h2", {}, "Result files"), files, h("h2", {}, "Make it again"), again(job))));
-  render();
   const drawn = new Map();
+  let measured = { series: {}, layout: { panels: [], more: [], still: [] } };
+  render();
   await Promise.all([measure(), logs(), said(), results(), evaluated()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
 
   function render() {
@@ -29,6 +27,7 @@ export async function show(view, { id, query, signal }) {
       h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
     const last = job.runs.at(-1);
     const shown = {
+      Progress: job.progress.words && [job.progress.total && h("progress", { value: Math.min(job.progress.step, job.progress.total), max: job.progress.total, "aria-label": "steps" }), " ", job.progress.words],
       Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
       After: job.after.length ? job.after.map((other) => [h("a", { class: "mono", href: to("job", other) }, other), " "]) : null, Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
       Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
@@ -93,7 +92,8 @@ export async function show(view, { id, query, signal }) {
       const found = (await get("/api/series", { jobs: id, points: 200, known }, signal))[id];
       if (!found.unchanged) {
         known = found.version;
-        await paint(found.series);
+        measured = found;
+        await paint();
         const some = Object.keys(found.series).length > 0;
         waiting.textContent = found.complete ? (some ? "" : "Nothing was measured yet.") : "Reading a long history…";
       } else if (found.complete && waiting.textContent.startsWith("Reading")) waiting.textContent = "";
@@ -104,18 +104,28 @@ export async function show(view, { id, query, signal }) {
     }
   }
 
-  async function paint(series) {
-    const varies = (name) => series[name].value.some((value) => value !== series[name].value[0]) || series[name].value.length < 2;
-    const fixed = Object.keys(series).filter((name) => !varies(name));
-    constants.textContent = fixed.length ? `Constant: ${fixed.map((name) => `${name} ${number(series[name].value[0])}`).join(" · ")}` : "";
-    for (const [title, names] of panels(Object.keys(series).filter(varies))) {
-      if (!drawn.has(title)) {
-        const chart = h("div", { class: "chart", role: "img", "aria-label": `chart of ${title}` });
-        charts.append(h("section", { class: "panel" }, h("h3", {}, title), chart));
-        drawn.set(title, chart);
-      }
-      const traces = names.map((name, at) => ({ x: series[name].step, y: series[name].value, name, mode: series[name].step.length < 40 ? "lines+markers" : "lines", line: { color: colour(at), width: 2 }, marker: { size: 4 } }));
-      await draw(drawn.get(title), traces, { showlegend: names.length > 1, xaxis: { title: { text: "step" }, tickformat: ",d" } });
+  /** Charts in the order that the server gives, which may grow at any place while a job runs. */
+  async function paint() {
+    const { panels, more: rest, still } = measured.layout;
+    const values = [...still].map(([title, lines]) => [title, lines.map(([label, name]) => [label === "train" ? "" : `${label} `, number(measured.series[name].value.at(-1))])]);
+    more.hidden = !rest.length && !values.length;
+    more.open ||= !panels.length && values.length > 0;
+    more.querySelector("summary").textContent = `More: ${[rest.length && `${rest.length} timings and counts`, values.length && `${values.length} measured once, or always the same`].filter(Boolean).join(", ")}`;
+    fill(more.querySelector("dl"), values.map(([title, parts]) => [h("dt", {}, title), h("dd", {}, parts.map(([label, value]) => `${label}${value}`).join(" · "))]));
+    await charted(charts, panels);
+    // What is hidden has no size that a chart could have.
+    if (more.open) await charted(more.querySelector(".panels"), rest);
+  }
+
+  async function charted(place, panels) {
+    const sections = panels.map(([title]) => {
+      if (!drawn.has(title)) drawn.set(title, h("section", { class: "panel" }, h("h3", {}, title), h("div", { class: "chart", role: "img", "aria-label": `chart of ${title}` })));
+      return drawn.get(title);
+    });
+    if (sections.some((section, at) => place.children[at] !== section) || place.children.length !== sections.length) fill(place, sections);
+    for (const [at, [, lines]] of panels.entries()) {
+      const traces = lines.map(([label, name], place_) => ({ x: measured.series[name].step, y: measured.series[name].value, name: label, mode: measured.series[name].step.length < 40 ? "lines+markers" : "lines", line: { color: colour(place_), width: 2 }, marker: { size: measured.series[name].step.length > 1 ? 4 : 8 } }));
+      await draw(sections[at].querySelector(".chart"), traces, { showlegend: lines.length > 1 || lines[0][0] !== "train", xaxis: stepAxis("step", traces) });
     }
   }
 
@@ -130,21 +140,6 @@ export async function show(view, { id, query, signal }) {
     fill(answers, gate, place);
     await Promise.all([gateView(gate, id, signal), answersView(place, id, signal)]);
   }
-}
-
-/** Names of measures by panel: train and eval of one measure, and all sets of one, stand together. */
-export function panels(names) {
-  const groups = new Map();
-  for (const name of names) {
-    const title = name.replace(/^eval_/, "").replace(/\[.*\]$/, "");
-    groups.set(title, [...(groups.get(title) || []), name]);
-  }
-  const rank = (title) => {
-    const first = FIRST.findIndex((pattern) => pattern.test(title));
-    const last = LAST.findIndex((pattern) => pattern.test(title));
-    return last >= 0 ? 100 + last : first >= 0 ? first : 50;
-  };
-  return [...groups].sort(([a], [b]) => rank(a) - rank(b) || a.localeCompare(b));
 }
 
 /** What the demonstrations do for the teacher, each time it was looked at. */

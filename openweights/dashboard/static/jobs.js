@@ -9,7 +9,7 @@ const COLUMNS = {
   status: { title: "Status", sort: "status", cell: (row) => status(row.status) },
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono" }, row.id) },
   loss: { title: "Loss", sort: "loss", cell: (row) => row.loss || row.kind },
-  model: { title: "Model", sort: "model", cell: (row) => row.model },
+  model: { title: "Model", sort: "model", cell: (row) => h("span", { title: row.model }, shortModel(row.model)) },
   rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, number(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
   last: { title: "Last", cell: (row) => h("span", { class: row.status === "failed" ? "problem" : "" }, row.last) },
@@ -150,6 +150,9 @@ export async function show(view, { query, signal }) {
   const clock = setInterval(() => { for (const time of body.querySelectorAll("time")) time.textContent = ago(time.dateTime); }, 5000);
   signal.addEventListener("abort", () => clearInterval(clock));
 }
+
+/** Of a folder only its name: the path says nothing in a table. */
+const shortModel = (model) => (model.startsWith("/") ? model.split("/").findLast(Boolean) || model : model);
 
 function emptyText(state) {
   return state.text || state.status || state.kind || state.model || state.tag ? "No job fits these filters." : "No jobs yet. “New job” makes one; so does ow.fine_tuning.create(…).";
