@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cookbook.sdft.skills import run as study
-from cookbook.sdft.skills.data import SKILLS, skill_rows
+from cookbook.sdft.skills.data import SKILLS, exploring, skill_rows
 from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
-from cookbook.sdft.skills.grading import is_right, score
+from cookbook.sdft.skills.grading import is_right, near, score
 from cookbook.sdft.skills.results import (
     LABELS,
     Run,
@@ -97,6 +98,37 @@ def test_a_call_is_right_in_its_format_alone(answer: str, right: bool) -> None:
     assert is_right(answer, "", "tool_use", json.dumps(CALL)) is right
 
 
+@pytest.mark.parametrize(
+    ("answer", "thirds"),
+    [
+        ("[geo.area(width=3)]", 3),
+        ("[geo.area(width=3, unit='m')]", 2.5),
+        ("[geo.area(width=4)]", 2),
+        ("[area(width=3)]", 1),
+        ("```python\n[geo.area(width=3)]\n```", 2),
+        ("It is geo.area(width=4).", 1),
+        ('{"name": "geo.area", "parameters": {"type": "dict"}}', 0),
+        ("", 0),
+    ],
+)
+def test_an_answer_is_worth_more_the_nearer_it_is(answer: str, thirds: float) -> None:
+    found = near([answer], [""], ["tool_use"], [json.dumps(CALL)])
+    assert found == [pytest.approx(thirds / 3)]
+    assert (found == [1.0]) == is_right(answer, "", "tool_use", json.dumps(CALL))
+
+
+def test_every_second_row_shows_what_form_a_call_has() -> None:
+    messages = [{"role": "system", "content": "Call."}, {"role": "user", "content": "3 wide"}]
+    rows = [{"messages": messages, "id": number} for number in range(4)]
+    shown = exploring(rows)
+    systems = [row["messages"][0]["content"] for row in shown]
+    assert [text == "Call." for text in systems] == [False, True, False, True]
+    assert all(row["messages"][1:] == messages[1:] for row in shown)
+    assert messages[0]["content"] == "Call.", "the rows of the others are as they were"
+    plain = skill_rows("arithmetic").train
+    assert exploring(plain) == plain, "where no system turn tells what is wanted"
+
+
 @given(st.text(), st.integers(-999, 999))
 def test_arithmetic_takes_the_number_alone(text: str, number: int) -> None:
     values = score(
@@ -129,6 +161,10 @@ def test_a_run_is_what_its_json_says() -> None:
     for run in RUNS:
         again = Run.of(json.loads(json.dumps(run.data())))
         assert again.data() == run.data() and again.scores == run.scores and again.key == run.key
+    gate = {"placement": "template", "repeats": 1, "student": [0.0], "teacher": [0.0]}
+    stopped = Run("sdft_template", 1e-5, 1, 1, "ftjob-1", gate=gate, stopped="failed: the gate")
+    assert Run.of(json.loads(json.dumps(stopped.data()))) == stopped
+    assert study.measured([*RUNS, stopped]) == RUNS
     assert in_order(RUNS[::-1]) == in_order(RUNS) and in_order(RUNS[::-1])[0].method == "base"
 
 
@@ -231,6 +267,17 @@ def test_the_plan_has_whole_seeds_and_what_each_run_goes_on_from() -> None:
     assert study.start_of(later[0], scale) == Run("sft", 3e-5, 1, 1)
 
 
+def test_later_rates_are_those_at_which_every_method_goes_on() -> None:
+    scale = study.Scale(
+        "org/model", methods=("grpo", "sft", "sdft_forward"), rates=(1e-5, 3e-5), seeds=(1,)
+    )
+    at_one = study.sequence(replace(scale, later_rates=(3e-5, 1e-3)), {})
+    assert [(run.method, run.rate, run.stage) for run in at_one] == [
+        (method, 3e-5, stage) for method in ("sft", "sdft_forward") for stage in (2, 3)
+    ], "a rate that the first skill was not taught at has nothing to go on from"
+    assert study.sequence(replace(scale, later_rates=()), {"sft": 1e-5}) == []
+
+
 @pytest.mark.slow
 def test_the_study_runs_and_is_taken_up(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -242,9 +289,12 @@ def test_the_study_runs_and_is_taken_up(
     monkeypatch.setattr("sys.argv", [*command, "--rates", "1e-2", "--out", str(out)])
     study.main()
     told = capsys.readouterr().out
-    assert "SDFT, forward KL 0.01, seed 1, stage 1: " in told and "teacher gate" in told
+    assert "SDFT, forward KL 0.01, seed 1, stage 1: ftjob-" in told and "teacher gate" in told
     data: dict[str, Any] = json.loads((out / "results.json").read_text())
-    results: list[dict[str, Any]] = data["runs"]
+    results: list[dict[str, Any]] = [run for run in data["runs"] if "stopped" not in run]
+    stopped: list[dict[str, Any]] = [run for run in data["runs"] if "stopped" in run]
+    assert [(r["method"], r["stage"]) for r in stopped] == [("sdft_forward", 1)]
+    assert stopped[0]["gate"]["teacher"] == [0.0]
     assert data["study"]["model"] == "tiny" and data["study"]["steps"] == 2
     assert [(r["method"], r["stage"]) for r in results] == [("base", 0), ("sft", 1), ("sft", 2)]
     assert all(set(r["scores"]) == {"orders", "arithmetic"} for r in results)

@@ -111,6 +111,28 @@ def _tool_use() -> Split:
     return Split(rows[:train], rows[train : train + test])
 
 
+EXAMPLE = (
+    "\n\nFor example, [get_weather(city='Paris', days=3)] is such a call, of a function that is "
+    "not among these."
+)
+
+
+def exploring(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose every second prompt, of those that tell what is wanted, shows an answer's form.
+
+    A model that never draws a call finds no reward; what it finds where it was shown one it then
+    does elsewhere, too. Held-out rows show none.
+    """
+    return [_shown(row) if number % 2 == 0 else row for number, row in enumerate(rows)]
+
+
+def _shown(row: Row) -> Row:
+    first, *others = row["messages"]
+    if first["role"] != "system":
+        return row
+    return {**row, "messages": [{**first, "content": first["content"] + EXAMPLE}, *others]}
+
+
 def _call_row(question: Row, truth: Sequence[Row]) -> Row | None:
     """None for what has several turns, several calls, a long prompt, or no answer that is right."""
     if len(question["question"]) != 1 or len(truth) != 1:

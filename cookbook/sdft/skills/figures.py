@@ -13,7 +13,7 @@ from cookbook.sdft.skills.results import LABELS, Point, Run, difference, estimat
 from openweights.jobs.evaluate.intervals import Estimate
 
 # Okabe and Ito's colours, which are told apart by nearly everybody.
-_HUES = ("#7f7f7f", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_HUES = ("#7f7f7f", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#e69f00", "#56b4e9")
 COLORS = dict(zip(LABELS, _HUES, strict=True))
 KEPT_MARGIN = 0.08  # about what 164 problems cannot tell apart: less must not fill a figure
 

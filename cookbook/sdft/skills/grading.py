@@ -1,7 +1,9 @@
 """What an answer to a skill's prompt is worth: 1 where it is right in the skill's format, else 0.
 
-Mounted as it is: the reward of GRPO, the measure of SDFT's teacher gate, and the score of the
-evaluations, so that all three mean the same. `score` reads the columns of `data.py`'s rows.
+Mounted as it is: the measure of SDFT's teacher gate, the score of the evaluations, and the reward
+of GRPO, so that all three mean the same. GRPO is rewarded for coming near, too: where no answer
+that is drawn is right, all are worth the same, and nothing is learned. Both read the columns of
+`data.py`'s rows.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from openweights.jobs.evaluate.tool_use import check_calls
+from openweights.jobs.evaluate.tool_use import Call, check_calls
 
 
 def score(
@@ -43,15 +45,66 @@ def is_right(answer: str, gold: str, skill: str, right: str) -> bool:
 
 
 def _is_right_call(text: str, function: dict[str, Any], values: dict[str, Any]) -> bool:
+    call = bracketed_call(text)
+    return call is not None and check_calls([call], function, values) is None
+
+
+def bracketed_call(text: str) -> Call | None:
     """One call with keywords in square brackets, `[area(width=3, height=4)]`, and nothing else."""
+    node = _parsed(text)
+    return _as_call(node.elts[0]) if isinstance(node, ast.List) and len(node.elts) == 1 else None
+
+
+def _parsed(text: str) -> ast.expr | None:
     try:
-        node = ast.parse(text, mode="eval").body
-        if not isinstance(node, ast.List) or len(node.elts) != 1:
-            return False
-        [call] = node.elts
-        if not isinstance(call, ast.Call) or call.args:
-            return False
-        given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        return ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return check_calls([(ast.unparse(call.func), given)], function, values) is None
+        return None
+
+
+def _as_call(node: ast.expr | None) -> Call | None:
+    if not isinstance(node, ast.Call) or node.args:
+        return None
+    try:
+        given = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
+    except (ValueError, RecursionError):
+        return None
+    return ast.unparse(node.func), given
+
+
+# ---- on the way there ----------------------------------------------------------------------------
+
+
+def near(
+    completions: Sequence[str],
+    gold_response: Sequence[str],
+    skill: Sequence[str],
+    right: Sequence[str],
+    **columns: Any,
+) -> list[float]:
+    """How near each completion is to being right, 0 to 1: what GRPO climbs by before it is."""
+    rows = zip(completions, gold_response, skill, right, strict=True)
+    return [_nearness(*row) for row in rows]
+
+
+def _nearness(answer: str, gold: str, skill: str, right: str) -> float:
+    """Of a call a third each for the format, the function, and the share of the arguments."""
+    if skill != "tool_use":
+        return float(is_right(answer, gold, skill, right))
+    bracketed = bracketed_call(answer.strip())
+    call = bracketed or _call_within(answer)
+    if call is None:
+        return 0.0
+    name, given = call
+    [(wanted_name, wanted)] = json.loads(right)["values"].items()
+    called = float(name == wanted_name)
+    needed = [argument for argument, values in wanted.items() if "" not in values]
+    fitting = sum(value in wanted.get(argument, ()) for argument, value in given.items())
+    share = fitting / max(len(given), len(needed), 1) if given or needed else 1.0
+    return (float(bracketed is not None) + called + called * share) / 3
+
+
+def _call_within(answer: str) -> Call | None:
+    """From the first name with a bracket behind it to the last closing bracket."""
+    found = re.search(r"[A-Za-z_][\w.]*\(.*\)", answer, re.DOTALL)
+    return _as_call(_parsed(found[0])) if found else None

@@ -16,6 +16,7 @@ LABELS = {
     "sdft_forward": "SDFT, forward KL",
     "sdft_reverse": "SDFT, reverse KL",
     "sdft_frozen": "SDFT, frozen teacher",
+    "sdft_template": "SDFT, in the template",
     "grpo": "GRPO",
     "sft_grpo": "SFT, then GRPO",
 }
@@ -33,6 +34,9 @@ class Run:
         kl: To the base, on everyday prompts, in nats a token.
         cost_s: Seconds of its training, of the last skill, as if it had had the machine for itself:
             each moment counts by the share of the jobs that ran.
+        gate: What SDFT's teacher gate found: where the demonstration stood, and what student and
+            teacher had right at the start and each time later.
+        stopped: Why it did not complete; then nothing else was measured.
     """
 
     method: str
@@ -44,6 +48,8 @@ class Run:
     kept: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kl: float = 0.0
     cost_s: float = 0.0
+    gate: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def key(self) -> tuple[str, float, int, int]:
@@ -73,7 +79,17 @@ class Run:
             name: {key: "".join(f"{int(score)}" for score in rows) for key, rows in own.items()}
             for name, own in (("scores", self.scores), ("kept", self.kept))
         }
-        return {**plain, **digits, "kl": round(self.kl, 5), "cost_s": round(self.cost_s, 1)}
+        given = {"gate": self.gate, "stopped": self.stopped}
+        found = {name: value for name, value in given.items() if value}
+        if self.stopped:
+            return {**plain, **found}
+        return {
+            **plain,
+            **digits,
+            "kl": round(self.kl, 5),
+            "cost_s": round(self.cost_s, 1),
+            **found,
+        }
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Run:
@@ -81,6 +97,7 @@ class Run:
         rows = {
             name: {key: [float(digit) for digit in digits] for key, digits in data[name].items()}
             for name in ("scores", "kept")
+            if name in data
         }
         return cls(**{**data, **rows})
 

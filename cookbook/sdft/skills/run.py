@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cookbook.models import LARGE, choice, parser
-from cookbook.sdft.skills.data import SKILLS, skill_rows
-from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
+from cookbook.sdft.skills.data import SKILLS, exploring, skill_rows
 from cookbook.sdft.skills.results import (
     Run,
     chosen_rates,
@@ -49,18 +48,19 @@ from openweights.types import ENDED
 HERE = Path(__file__).parent
 MODEL = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 SCORE = f"{HERE / 'grading.py'}:score"
+NEAR = f"{HERE / 'grading.py'}:near"
+# No answer that the base draws is right, and where all rewards are equal nothing is learned.
+REWARDS = {SCORE: 1.0, NEAR: 1.0, "rouge_l": 0.5}
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"loss": "sft"},
     "sdft_forward": {"loss": "sdft", "sdft_divergence": "forward_kl"},
     "sdft_reverse": {"loss": "sdft", "sdft_divergence": "reverse_kl"},
     "sdft_frozen": {"loss": "sdft", "sdft_divergence": "forward_kl", "sdft_ema_alpha": 0.0},
+    "sdft_template": {"loss": "sdft", "sdft_demo_placement": "template"},
     "grpo": {"loss": "grpo"},
     "sft_grpo": {"loss": "grpo"},
 }
 GOES_ON = "sft_grpo"  # from what SFT at the lowest rate has made
-# From the base no completion is right (of 6,000 that were drawn), and where all rewards are 0
-# nothing is learned: an answer near the right one is worth something, too.
-OVERLAP = 0.5
 START_S = 60.0  # a worker of ours registers within so long
 POLL_S = 2.0
 
@@ -71,6 +71,8 @@ class Scale:
 
     Attributes:
         rates_of: Of methods that take others than `rates`.
+        later_rates: At which the skills after the first are taught; None for the best of each
+            method on the first.
         step_rows: Sequences of an optimizer step.
         grpo_steps, grpo_rows: The same of GRPO, whose sequences are completions.
         new_tokens: Longest answer, by skill.
@@ -87,6 +89,7 @@ class Scale:
     rates_of: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {"grpo": (5e-5,), "sft_grpo": (5e-5,)}
     )
+    later_rates: Sequence[float] | None = None
     seeds: Sequence[int] = (1, 2, 3)
     steps: int = 100
     step_rows: int = 16
@@ -140,12 +143,23 @@ def frontier(scale: Scale) -> list[Run]:
     return runs
 
 
-def sequence(scale: Scale, rates: Mapping[str, float]) -> list[Run]:
-    """The other skills one after another, by each method at its rate."""
-    methods = [method for method in scale.methods if method in rates and not scale.is_grpo(method)]
-    stages = range(2, len(scale.skills) + 1)
-    plan = itertools.product(scale.seeds, methods, stages)
-    return [Run(method, rates[method], seed, stage) for seed, method, stage in plan]
+def sequence(scale: Scale, chosen: Mapping[str, float]) -> list[Run]:
+    """The other skills one after another, by each method at those of the later rates that it had on
+    the first; without any at the one that was chosen for it.
+    """
+    if scale.later_rates is None:
+        rates = {method: [rate] for method, rate in chosen.items()}
+    else:
+        wanted = [rate for rate in scale.later_rates if rate in scale.rates]
+        rates = dict.fromkeys(scale.methods, wanted)
+    own = [
+        (method, rate)
+        for method in scale.methods
+        if not scale.is_grpo(method)
+        for rate in rates.get(method, ())
+    ]
+    plan = itertools.product(scale.seeds, own, range(2, len(scale.skills) + 1))
+    return [Run(method, rate, seed, stage) for seed, (method, rate), stage in plan]
 
 
 def start_of(run: Run, scale: Scale) -> Run | None:
@@ -168,6 +182,7 @@ class Study:
         self._out = out
         out.mkdir(parents=True, exist_ok=True)
         self._train_files = {skill: self._upload(skill) for skill in scale.skills}
+        self._exploring_file = self._upload_exploring(scale.skills[0])
         self._test_file = self._upload_test()
         self._trained: dict[tuple[str, float, int, int], Job] = {}
         self._waiting: list[tuple[Run, Job]] = []
@@ -175,6 +190,10 @@ class Study:
     def _upload(self, skill: str) -> str:
         rows = skill_rows(skill, easy=self._scale.easy).train
         return self._stored(rows, f"{skill}.jsonl")
+
+    def _upload_exploring(self, skill: str) -> str:
+        rows = exploring(skill_rows(skill, easy=self._scale.easy).train)
+        return self._stored(rows, f"{skill}_exploring.jsonl")
 
     def _upload_test(self) -> str:
         rows = [
@@ -211,7 +230,7 @@ class Study:
         about = {"method": run.method, "rate": run.rate, "seed": run.seed, "skill": skill}
         return self._ow.fine_tuning.create(
             **given,
-            training_file=self._train_files[skill],
+            training_file=self._rows(run, start),
             learning_rate=run.rate,
             seed=run.seed,
             r=scale.rank,
@@ -227,6 +246,11 @@ class Study:
             **self._own_fields(run.method, skill),
         )
 
+    def _rows(self, run: Run, start: Job | None) -> str:
+        explores = start is None and self._scale.is_grpo(run.method)
+        skill = self._scale.skills[run.stage - 1]
+        return self._exploring_file if explores else self._train_files[skill]
+
     def _own_fields(self, method: str, skill: str) -> dict[str, Any]:
         tokens = self._scale.new_tokens[skill]
         match METHODS[method]["loss"]:
@@ -234,7 +258,7 @@ class Study:
                 return {"sdft_max_new_tokens": tokens, "sdft_gate_reward": SCORE}
             case "grpo":
                 return {
-                    "grpo_reward_function": {SCORE: 1.0, "rouge_l": OVERLAP},
+                    "grpo_reward_function": REWARDS,
                     "grpo_max_completion_length": tokens,
                     "grpo_temperature": 1.0,
                     "beta": 0.0,
@@ -255,27 +279,28 @@ class Study:
 
     # ---- what they found
 
-    def ended(self, deadline: float) -> Iterator[tuple[Run, Run | None]]:
-        """Runs as they end, and with what was measured; None for one that failed, which is told.
-        More may be submitted meanwhile. Ends with the last, or at a moment of `time.monotonic`.
+    def ended(self, deadline: float) -> Iterator[Run]:
+        """Runs as they end, with what was measured, or why they stopped. More may be submitted
+        meanwhile. Ends with the last, or at a moment of `time.monotonic`.
         """
         while self._waiting and time.monotonic() < deadline:
             states = {job.id: job for job in self._ow.jobs.list(limit=None)}
             over = [one for one in self._waiting if states[one[1].id].status in ENDED]
             for run, job in over:
                 self._waiting.remove((run, job))
-                yield run, self._found(run, states[job.id])
+                yield self._found(run, states[job.id])
             if not over:
                 self._ow.ensure_worker()
                 time.sleep(POLL_S)
 
-    def _found(self, run: Run, measured: Job) -> Run | None:
+    def _found(self, run: Run, measured: Job) -> Run:
         training = self._trained.get(run.key)
+        if training is not None:
+            run = replace(run, gate=gate_figures(training))
         for job in (training, measured):
             if job is not None and job.refresh().status != "completed":
                 reason = job.runs[-1].record.error if job.runs else "what it waits for has failed"
-                print(f"{run.label}: {job.id} {job.status}: {reason}", flush=True)
-                return None
+                return replace(run, stopped=f"{job.status}: {reason}")
         folder = self._out / "answers" / measured.id
         measured.download(folder)
         graded = {
@@ -315,6 +340,16 @@ def kl_to_base(job: Job) -> float:
     return float(rows[-1]["kl_to_base"])
 
 
+def gate_figures(job: Job) -> dict[str, Any]:
+    """What the teacher gate of a training job found each time; nothing where it had none."""
+    values = [event.data["values"] for event in job.events(type="teacher_gate")]
+    if not values:
+        return {}
+    place = {name: values[0][name] for name in ("placement", "repeats")}
+    shares = {who: [round(one[who], 3) for one in values] for who in ("student", "teacher")}
+    return {**place, **shares}
+
+
 @contextmanager
 def workers(ow: OpenWeights, count: int, log: Path) -> Iterator[None]:
     """So many workers on this machine, until the end; of one the store takes care itself."""
@@ -352,27 +387,35 @@ def _await_workers(ow: OpenWeights, count: int) -> None:
 def carry_out(study: Study, scale: Scale, out: Path, deadline: float) -> list[Run]:
     """All runs that ended in time; `results.json` is written after each."""
     plan = frontier(scale)
+    if scale.later_rates is not None:
+        plan = sorted([*plan, *sequence(scale, {})], key=lambda run: run.seed)
     undecided = {run.key for run in plan if run.seed in (0, scale.seeds[0])}
     for run in plan:
         study.submit(run)
     runs: list[Run] = []
-    for run, found in study.ended(deadline):
-        if found is not None:
-            runs = in_order([*runs, found])
-            write(out / "results.json", scale, runs)
-            print(told(found), flush=True)
-        if undecided:
+    for run in study.ended(deadline):
+        runs = in_order([*runs, run])
+        write(out / "results.json", scale, runs)
+        print(told(run), flush=True)
+        if scale.later_rates is None and undecided:
             undecided.discard(run.key)
             if not undecided:
-                first = [one for one in runs if one.seed in (0, scale.seeds[0])]
+                first = [one for one in measured(runs) if one.seed in (0, scale.seeds[0])]
                 rates = chosen_rates(frontier_points(first, scale.skills[0]))
                 for later in sequence(scale, rates):
                     study.submit(later)
-    return runs
+    return measured(runs)
+
+
+def measured(runs: Iterable[Run]) -> list[Run]:
+    """Those that completed."""
+    return [run for run in runs if not run.stopped]
 
 
 def told(run: Run) -> str:
     """A run in a line."""
+    if run.stopped:
+        return f"{run.label}: {run.job_id} {run.stopped}"
     scores = [f"{name} {run.score(name):.2f}" for name in (*run.scores, *run.kept)]
     return f"{run.label}: {', '.join(scores)}, KL to base {run.kl:.3f}"
 
@@ -387,8 +430,11 @@ def write(path: Path, scale: Scale, runs: Sequence[Run]) -> None:
 
 def draw(results: Path, out: Path) -> None:
     """The figures and tables of what was measured."""
+    # A machine that only trains needs no matplotlib.
+    from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
+
     data = json.loads(results.read_text(encoding="utf-8"))
-    skills, runs = data["study"]["skills"], [Run.of(run) for run in data["runs"]]
+    skills, runs = data["study"]["skills"], measured(Run.of(run) for run in data["runs"])
     out.mkdir(parents=True, exist_ok=True)
     draw_frontier(frontier_points(runs, skills[0]), skills[0], out / "frontier.png")
     draw_sequence(runs, skills, out / "sequence.png")
@@ -406,6 +452,14 @@ def arguments() -> argparse.Namespace:
     asked.add_argument("--rates", nargs="+", type=float, metavar="RATE")
     asked.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
     asked.add_argument("--skills", nargs="+", choices=SKILLS, help="in the order of the sequence")
+    asked.add_argument(
+        "--later-rates",
+        nargs="*",
+        type=float,
+        metavar="RATE",
+        help="rates at which the later skills are taught; the best of each method on the first",
+    )
+    asked.add_argument("--grpo-rates", nargs="+", type=float, metavar="RATE")
     asked.add_argument("--grpo-steps", type=int, help="optimizer steps of GRPO")
     asked.add_argument("--test-rows", type=int, help="held-out rows of each skill")
     asked.add_argument("--at-once", type=int, help="jobs that share this machine")
@@ -422,8 +476,11 @@ def scale_of(options: argparse.Namespace, ow: OpenWeights) -> Scale:
         default = small(choice(ow, options).model)
     else:
         default = Scale(options.model or (LARGE if options.large else MODEL))
-    names = ("steps", "methods", "rates", "seeds", "skills", "grpo_steps", "test_rows", "memory_gb")
+    names = ("steps", "methods", "rates", "later_rates", "seeds", "skills", "grpo_steps")
+    names += ("test_rows", "memory_gb")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.grpo_rates is not None:
+        given["rates_of"] = dict.fromkeys(("grpo", GOES_ON), options.grpo_rates)
     scale = replace(default, **given)
     if GOES_ON in scale.methods and "sft" not in scale.methods:
         raise SystemExit(f"--methods: {GOES_ON} goes on from sft; add sft")
