@@ -342,7 +342,7 @@ def kl_to_base(job: Job) -> float:
 
 def gate_figures(job: Job) -> dict[str, Any]:
     """What the teacher gate of a training job found each time; nothing where it had none."""
-    values = [event.data["values"] for event in job.events(type="teacher_gate")]
+    values = [event.data for event in job.events(type="teacher_gate")]
     if not values:
         return {}
     place = {name: values[0][name] for name in ("placement", "repeats")}
@@ -415,7 +415,7 @@ def measured(runs: Iterable[Run]) -> list[Run]:
 def told(run: Run) -> str:
     """A run in a line."""
     if run.stopped:
-        return f"{run.label}: {run.job_id} {run.stopped}"
+        return f"{run.label}: {' '.join(filter(None, (run.job_id, run.stopped)))}"
     scores = [f"{name} {run.score(name):.2f}" for name in (*run.scores, *run.kept)]
     return f"{run.label}: {', '.join(scores)}, KL to base {run.kl:.3f}"
 
