@@ -308,12 +308,12 @@ class _Batch:
         width = max(self.mask.shape[1], other.mask.shape[1])
         self._set_width(width)
         other._set_width(width)
+        if self._counts is not None or other._counts is not None:
+            self._counts = torch.cat([self._all_counts(), other._all_counts()])
         join(self.cache, other.cache)
         self.samples = [*self.samples, *other.samples]
         self.tokens = torch.cat([self.tokens, other.tokens])
         self.mask = torch.cat([self.mask, other.mask])
-        if self._counts is not None or other._counts is not None:
-            self._counts = torch.cat([self._all_counts(), other._all_counts()])
         self._set_rows()
 
     def _set_width(self, width: int) -> None:

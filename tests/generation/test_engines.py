@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,29 @@ def test_penalties_keep_a_greedy_completion_from_repeating_itself(subject: Subje
         counts = torch.bincount(torch.tensor(ids[3:], dtype=torch.long), minlength=len(logits))
         ids.append(int((logits - 2 * counts).argmax()))
     assert mixed[0][0].token_ids == ids[3:]
+
+
+@pytest.mark.parametrize("first", [0.0, 2.0])
+def test_requests_with_penalties_and_without_join_each_other(
+    subject: Subject, first: float
+) -> None:
+    """Those that come later find a batch that grows already."""
+    both = [replace(GREEDY, frequency_penalty=penalty) for penalty in (first, 2 - first)]
+    alone = [subject.complete(PROMPTS, params) for params in both]
+    names = [f"{which}{index}" for which in range(2) for index in range(len(PROMPTS))]
+    requests = [
+        GenerationRequest(prompt, params, "one", id=name)
+        for name, (params, prompt) in zip(names, product(both, PROMPTS), strict=True)
+    ]
+    for request in requests[: len(PROMPTS)]:
+        subject.engine.submit(request)
+    deltas = subject.engine.step()
+    for request in requests[len(PROMPTS) :]:
+        subject.engine.submit(request)
+    while not subject.engine.is_idle:
+        deltas += subject.engine.step()
+    found = [joined([d for d in deltas if d.request_id == name]).token_ids for name in names]
+    assert found == [c.token_ids for own in alone for c in own]
 
 
 def test_a_stream_tells_every_request_as_it_grows(subject: Subject) -> None:
