@@ -5,6 +5,9 @@ tensor of its own for the product with B, for its scaling and for the sum: about
 each layer of a 7 B model, which is read and written for nothing. Here both products with B add into
 the output of the base layer, and backward keeps the input alone. The numbers are those of peft, to
 rounding: under autocast peft's products run in the base layer's type, too.
+
+A base in 4 bit (QLoRA, arXiv 2305.14314) is made dense for a product and let go of again, once on
+the way forward and once on the way back, whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from peft.import_utils import is_bnb_4bit_available
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -21,24 +25,35 @@ from torch.autograd.function import once_differentiable
 def fuse_lora(model: nn.Module) -> int:
     """Let every LoRA layer of `model` compute as here where it can; how many layers that are.
 
-    A layer decides at each call: with dropout, DoRA, several adapters, merged weights, a quantised
-    base or one that is trained, it computes as peft does.
+    A layer decides at each call: with dropout, DoRA, several adapters, merged weights, a base of 8
+    bit or one that is trained, it computes as peft does.
     """
-    layers = [module for module in model.modules() if type(module) is Linear]
+    kinds = _kinds()
+    layers = [module for module in model.modules() if type(module) in kinds]
     for layer in layers:
         layer.forward = MethodType(_forward, layer)
     return len(layers)
 
 
-def _forward(layer: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _kinds() -> tuple[type, ...]:
+    """peft's layers over dense weights and over those in 4 bit."""
+    if not is_bnb_4bit_available():
+        return (Linear,)
+    from peft.tuners.lora.bnb import Linear4bit
+
+    return Linear, Linear4bit
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     adapter = _only_adapter(layer)
     dtype = _compute_dtype(x)
     base: Any = layer.base_layer
     if adapter is None or args or kwargs or not _computes_in(dtype, layer, adapter, x):
-        return Linear.forward(layer, x, *args, **kwargs)
+        return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     return LoraLinear.apply(  # type: ignore[no-any-return]
         x.to(dtype),
         base.weight,
+        _quant_state(base),
         base.bias,
         layer.lora_A[adapter].weight,
         layer.lora_B[adapter].weight,
@@ -46,7 +61,7 @@ def _forward(layer: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     )
 
 
-def _only_adapter(layer: Linear) -> str | None:
+def _only_adapter(layer: Any) -> str | None:
     """The adapter that counts, if it is one alone, plain, and neither switched off nor merged."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or len(names) != 1 or names[0] in layer.lora_variant:
@@ -62,13 +77,17 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _computes_in(dtype: torch.dtype, layer: Linear, adapter: str, x: Tensor) -> bool:
-    """Whether base and adapter both compute in `dtype`, and the base is frozen and not quantised.
+def _computes_in(dtype: torch.dtype, layer: Any, adapter: str, x: Tensor) -> bool:
+    """Whether base and adapter both compute in `dtype`, and the base is frozen.
 
     Without autocast an adapter of a wider type computes in that type.
     """
     base = layer.base_layer
-    if type(base) is not nn.Linear or base.weight.dtype != dtype or base.weight.requires_grad:
+    is_packed = type(layer) is not Linear and _quant_state(base) is not None
+    if type(base) is not nn.Linear and not is_packed:
+        return False
+    own = base.compute_dtype if is_packed else base.weight.dtype
+    if own != dtype or base.weight.requires_grad:
         return False
     if base.bias is not None and base.bias.requires_grad:
         return False
@@ -76,11 +95,26 @@ def _computes_in(dtype: torch.dtype, layer: Linear, adapter: str, x: Tensor) -> 
     return autocast or layer.lora_A[adapter].weight.dtype == dtype
 
 
+def _quant_state(base: nn.Module) -> Any:
+    """How bitsandbytes packed the weight of a layer in 4 bit, beside it; None for a dense one."""
+    return getattr(base.weight, "quant_state", None)
+
+
+def _dense(weight: Tensor, quant_state: Any, dtype: torch.dtype) -> Tensor:
+    """The weight as a matrix (O, I) in `dtype`."""
+    if quant_state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+
+    return dequantize_4bit(weight.view(-1, 1), quant_state).to(dtype)  # type: ignore[no-any-return]
+
+
 class LoraLinear(torch.autograd.Function):
     """`x @ W.T + bias + scaling * (x @ A.T) @ B.T`, with gradients for x, A and B.
 
     Shapes: x (…, I), weight (O, I), bias (O,) or None, a (r, I), b (O, r); the output (…, O) has
-    the type of x. A and B may be wider; their gradients have their own type.
+    the type of x. A and B may be wider; their gradients have their own type. With a `quant_state`
+    of bitsandbytes the weight is packed.
     """
 
     @staticmethod
@@ -88,6 +122,7 @@ class LoraLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         weight: Tensor,
+        quant_state: Any,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
@@ -96,10 +131,11 @@ class LoraLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         low, up = a.to(x.dtype), b.to(x.dtype)
         inner = rows @ low.T
-        out = nn.functional.linear(rows, weight, bias)
+        out = nn.functional.linear(rows, _dense(weight, quant_state, x.dtype), bias)
         out.addmm_(inner, up.T, alpha=scaling)
         ctx.save_for_backward(rows, inner, weight, low, up)
-        ctx.scaling, ctx.adapter_dtype, ctx.shape = scaling, a.dtype, x.shape
+        ctx.quant_state, ctx.scaling = quant_state, scaling
+        ctx.adapter_dtype, ctx.shape = a.dtype, x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -110,9 +146,10 @@ class LoraLinear(torch.autograd.Function):
         through = (grad @ up).mul_(ctx.scaling)
         grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(through, low).view(ctx.shape)
-        if ctx.needs_input_grad[3]:
-            grad_a = (through.T @ rows).to(ctx.adapter_dtype)
+            grad_x = grad @ _dense(weight, ctx.quant_state, grad.dtype)
+            grad_x = grad_x.addmm_(through, low).view(ctx.shape)
         if ctx.needs_input_grad[4]:
+            grad_a = (through.T @ rows).to(ctx.adapter_dtype)
+        if ctx.needs_input_grad[5]:
             grad_b = (grad.T @ inner).mul_(ctx.scaling).to(ctx.adapter_dtype)
-        return grad_x, None, None, grad_a, grad_b, None
+        return grad_x, None, None, None, grad_a, grad_b, None

@@ -121,7 +121,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         callbacks=[
             times,
             *monitoring(options.monitor, config, tokenizer, events),
-            RecomputationCallback(tokens, options.memory),
+            RecomputationCallback(options.memory),
         ],
     )
     torch.cuda.reset_peak_memory_stats()

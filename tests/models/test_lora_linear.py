@@ -57,7 +57,7 @@ def test_equals_peft_in_float64(seed: int, rank: int, bias: bool) -> None:
 def test_gradcheck() -> None:
     torch.manual_seed(0)
     x, weight, a, b = (torch.randn(*s).double() for s in ((4, 6), (5, 6), (2, 6), (5, 2)))
-    inputs = (x.requires_grad_(), weight, None, a.requires_grad_(), b.requires_grad_(), 0.7)
+    inputs = (x.requires_grad_(), weight, None, None, a.requires_grad_(), b.requires_grad_(), 0.7)
     assert torch.autograd.gradcheck(LoraLinear.apply, inputs)
 
 
@@ -122,3 +122,33 @@ def test_without_autocast_wider_adapters_compute_in_their_own_type() -> None:
     fuse_lora(model)
     assert torch.equal(model(x), expected)
     assert not fused_calls(model, x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_base_in_4_bit_as_peft_to_rounding(bias: bool) -> None:
+    """The rows are not as many as bitsandbytes has a product of its own for."""
+    bnb = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    packed = bnb.nn.Linear4bit(
+        64, 128, bias, torch.bfloat16, compress_statistics=True, quant_type="nf4"
+    )
+    dense = nn.Linear(64, 128, bias, dtype=torch.bfloat16)
+    packed.load_state_dict(dense.state_dict())
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lora = LoraConfig(r=3, lora_alpha=5, target_modules=["0"])
+    base: Any = nn.Sequential(packed).to(device)
+    base.is_loaded_in_4bit = True  # as transformers says
+    model = get_peft_model(base, lora).to(device)
+    nn.init.normal_(model.base_model.model[0].lora_B["default"].weight)
+    x = torch.randn(48, 64, dtype=torch.bfloat16, device=device)
+    weight = torch.randn(48, 128, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        expected = gradients(model, x, weight)
+        assert not fused_calls(model, x), "the control"
+        assert fuse_lora(model) == 1
+        assert fused_calls(model, x)
+        got = gradients(model, x, weight)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
+        assert error < 2**-6, "a few roundings to 8 bits"

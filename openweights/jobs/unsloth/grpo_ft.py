@@ -32,6 +32,7 @@ from openweights.jobs.unsloth.grpo.reward_functions import (
 from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
 from openweights.jobs.unsloth.rewards import OVERLONG, Reward, overlong_reward, text_reward
 from openweights.jobs.unsloth.rollout import grpo_sampling_params
+from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
@@ -108,7 +109,7 @@ def grpo_train(
         train_dataset=train.dataset,
         eval_dataset=test.dataset if test else None,
         processing_class=tokenizer,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )
     return run_trainer(trainer, resume_from)
 

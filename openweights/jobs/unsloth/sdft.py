@@ -428,7 +428,6 @@ def sdft_train(
     is_packed = may_pack(model, [{"input_ids": e.teacher_prompt_ids} for e in examples])
     # So much a micro-batch may hold when its rows are as long as rows may be.
     tokens = config.per_device_train_batch_size * config.max_seq_length
-    memory = RecomputationCallback(tokens, config.memory_budget_gb)
     trainer = SDFTTrainer(
         model,
         args,
@@ -444,7 +443,7 @@ def sdft_train(
         engine=engine,
         showing=showing,
         micro_batch_tokens=tokens if is_packed else None,
-        callbacks=[*callbacks, memory],
+        callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
     if gate is not None:

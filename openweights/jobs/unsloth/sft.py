@@ -65,10 +65,8 @@ def sft_train(
     examples = encoded(train_rows, "training_file")
     tests = encoded(test_rows, "test_file") if test_rows else None
     packed = config.packing and may_pack(model, examples)
-    tokens = config.per_device_train_batch_size * max(len(one["input_ids"]) for one in examples)
     # A packed micro-batch may hold what its rows could have when they are as long as rows may be.
     micro = config.per_device_train_batch_size * config.max_seq_length if packed else None
-    memory = RecomputationCallback(micro or tokens, config.memory_budget_gb)
     trainer = StepMeanTrainer(
         model=model,
         summed_loss=weighted_loss if weighted else token_loss,
@@ -78,7 +76,7 @@ def sft_train(
         train_dataset=Dataset.from_list(examples),
         eval_dataset=Dataset.from_list(tests) if tests else None,
         data_collator=Collator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
-        callbacks=[*callbacks, memory],
+        callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )
     return run_trainer(trainer, resume_from)
 

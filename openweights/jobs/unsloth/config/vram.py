@@ -329,7 +329,7 @@ def _layer_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> i
     value, width = device.value_bytes, shape.intermediate * shape.experts_per_token
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     adapted = _adapted(config, shape) if config.is_peft else shape.linears
-    own_inputs = config.is_peft and (config.lora_dropout > 0 or config.load_in_4bit)
+    own_inputs = config.is_peft and config.lora_dropout > 0
     inputs = {_INPUT_OF[name]: sizes[0] for name, sizes in adapted.items()}
     kept = 2 * shape.hidden * _FLOAT + 2 * _FLOAT  # into the norms, and their factors
     kept += value * (2 * query + 2 * key) + _FLOAT * shape.heads  # attention
@@ -342,7 +342,7 @@ def _layer_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> i
         inputs.pop("attention", None)
     kept += value * sum(inputs.values())
     if own_inputs:
-        kept += sum(i for i, _ in adapted.values()) * (value + (config.lora_dropout > 0))
+        kept += sum(i for i, _ in adapted.values()) * (value + 1)  # and a mask
     if config.is_peft:
         kept += value * config.r * len(adapted)
     else:

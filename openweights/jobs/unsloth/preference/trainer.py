@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
 from openweights.jobs.unsloth.preference.data import (
-    SIDES,
     PreferenceCollator,
     preference_examples,
 )
@@ -59,10 +58,7 @@ def preference_train(
         return Dataset.from_list(preference_examples(config, tokenizer, rows, ends=ends, name=name))
 
     examples = dataset(train_rows, "training_file")
-    # The two answers of a pair are rows of their own.
-    longest = max(len(row) for side in SIDES for row in examples[f"{side}_input_ids"])
     packed = may_pack(model, [{"input_ids": row} for row in examples["chosen_input_ids"]])
-    tokens = 2 * config.per_device_train_batch_size * longest
     trainer = StepMeanTrainer(
         model,
         summed_loss=loss,
@@ -71,6 +67,6 @@ def preference_train(
         train_dataset=examples,
         eval_dataset=dataset(test_rows, "test_file") if test_rows else None,
         data_collator=PreferenceCollator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
-        callbacks=[*callbacks, RecomputationCallback(tokens, config.memory_budget_gb)],
+        callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )
     return run_trainer(trainer, resume_from)

@@ -1,5 +1,5 @@
-"""Fits a training into memory: refuses what never can, fits recomputation to the GPU after the
-first step, and says what to lower when memory was too small all the same.
+"""Fits a training into memory: refuses what never can, fits recomputation to the GPU and to each
+micro-batch after the first step, and says what to lower when memory was too small all the same.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback
@@ -27,6 +27,7 @@ from openweights.jobs.unsloth.runtime.recomputation import (
     recomputing_layers,
 )
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import base_model
 from openweights.models.load import base_dtype, clear_load_errors, device_name
 from openweights.models.memory import memory_bytes
 from openweights.models.shape import model_shape
@@ -102,51 +103,115 @@ def out_of_memory_explained(config: TrainingConfig) -> Iterator[None]:
 _MOST_OFTEN = ("per_device_train_batch_size", "max_seq_length")
 
 
-class RecomputationCallback(TrainerCallback):
-    """Measures the first step, then lets as many layers keep their activations as fit.
+class Meter(Protocol):
+    """Counts the memory of the device that trains, in bytes."""
 
-    Does nothing where nothing is recomputed, as on a CPU.
+    def allocated(self) -> int:
+        """What tensors take at this moment."""
+        ...
+
+    def peak(self) -> int:
+        """The most that they took since `reset_peak`."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Begin to look for the peak anew."""
+        ...
+
+    def available(self) -> int:
+        """What this process has and may still get."""
+        ...
+
+
+class CudaMeter:
+    """The memory of this process's GPU."""
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated()
+
+    def reset_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats()
+
+    def available(self) -> int:
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+
+
+class RecomputationCallback(TrainerCallback):
+    """Measures the first step; then as many layers keep their activations as fit beside the tokens
+    of each micro-batch.
+
+    Does nothing where nothing is recomputed, as on a CPU. What rollouts and the teacher take does
+    not count: it is gone when activations are there.
 
     Args:
-        micro_batch_tokens: Of the largest micro-batch that may come.
-        budget_gb: Memory that may be used, in GiB; None for that of the GPU.
+        budget_gb: Memory that may be used, in GiB; None for what the GPU has left.
+        meter: None for the GPU's, where there is one.
     """
 
-    def __init__(self, micro_batch_tokens: int, budget_gb: float | None) -> None:
-        self._tokens = micro_batch_tokens
+    def __init__(self, budget_gb: float | None, meter: Meter | None = None) -> None:
         self._budget_gb = budget_gb
+        self._meter = meter or (CudaMeter() if torch.cuda.is_available() else None)
         self._layers: list[Any] = []
         self._open = ExitStack()
         self._layer: dict[str, float] = {}
+        self._peak = 0
+        self._fits: Callable[[int], int] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Watch one layer."""
-        if not torch.cuda.is_available():
+        if self._meter is None:
             return
         self._layers = recomputing_layers(kwargs["model"])
         if self._layers:
             self._layer = self._open.enter_context(measured(self._layers[-1]))
-            torch.cuda.reset_peak_memory_stats()
+            decoder = base_model(kwargs["model"]).get_decoder()
+            decoder.register_forward_pre_hook(self._before_a_pass, with_kwargs=True)
+
+    def _before_a_pass(self, decoder: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        """Decide for the tokens that come, or find out what a pass takes."""
+        if not torch.is_grad_enabled():  # a teacher's pass, or a rollout's
+            return
+        if self._fits is None:
+            self._note_peak()
+            return
+        ids = given.get("input_ids")
+        shape = (given["inputs_embeds"] if ids is None else ids).shape
+        keep_activations(self._layers, self._fits(shape[0] * shape[1]))
+
+    def _note_peak(self) -> None:
+        assert self._meter is not None
+        if self._layer["tokens"]:  # before the first pass there were rollouts alone
+            self._peak = max(self._peak, self._meter.peak())
+        self._meter.reset_peak()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide, once."""
-        if not self._layers:
+        """Take the measure, once."""
+        if not self._layers or self._fits is not None or self._meter is None:
             return
         self._open.close()
-        layers, self._layers = self._layers, []
-        base, tokens = torch.cuda.memory_allocated(), self._layer["tokens"] or 1.0
-        step = torch.cuda.max_memory_allocated() - base - self._layer["bytes"]
-        count = affordable(
-            len(layers), self._layer["bytes"] / tokens, step / tokens, base, self._tokens,
-            self._budget(),
-        )  # fmt: skip
-        keep_activations(layers, count)
+        self._note_peak()
+        base, tokens = self._meter.allocated(), self._layer["tokens"] or 1.0
+        layer, step = self._layer["bytes"], self._peak - base - self._layer["bytes"]
+        budget = self._budget(self._meter)
+
+        def fits(wanted: int) -> int:
+            # Some of what a step takes, such as a chunk of logits, is not less for fewer tokens.
+            peak = step / min(tokens, wanted)
+            return affordable(len(self._layers), layer / tokens, peak, base, wanted, budget)
+
+        self._fits = fits
         logger.info(
-            "memory: %d of %d layers keep their activations (%.1f MiB each for a full micro-batch)",
-            count, len(layers), self._layer["bytes"] / tokens * self._tokens / 2**20,
+            "memory: %d of %d layers keep their activations in a micro-batch of %d tokens "
+            "(%.1f MiB each)",
+            fits(int(tokens)), len(self._layers), tokens, layer / 2**20,
         )  # fmt: skip
 
-    def _budget(self) -> float:
-        _, total = torch.cuda.mem_get_info()
-        own = total if self._budget_gb is None else min(self._budget_gb * 2**30, total)
+    def _budget(self, meter: Meter) -> float:
+        own = meter.available()
+        if self._budget_gb is not None:
+            own = min(self._budget_gb * 2**30, own)
         return own * (1 - _SPARE)

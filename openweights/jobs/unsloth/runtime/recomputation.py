@@ -3,7 +3,7 @@
 Recomputation (gradient checkpointing, Chen et al., arXiv 1604.06174) of a layer costs a second
 forward pass through it. Doing so in every layer wastes up to a quarter of a step where memory is
 left over. What a layer would keep instead is measured on a real micro-batch; it is proportional to
-its tokens.
+its tokens, so that a short micro-batch may keep more layers than a full one.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def recomputing_layers(model: nn.Module) -> list[Any]:
 
 def keep_activations(layers: list[Any], count: int) -> None:
     """Let the last `count` of the layers keep them: theirs are freed first in the backward pass."""
-    for layer in layers[len(layers) - count :]:
-        layer.gradient_checkpointing = False
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number < len(layers) - count
 
 
 def affordable(
@@ -50,7 +50,7 @@ def measured(layer: Any) -> Iterator[dict[str, float]]:
     """Inside, the layer keeps its activations, and what they take is found out.
 
     Yields:
-        `bytes` and `tokens` of its last forward pass. Parameters do not count, and a piece of
+        `bytes` and `tokens` of its largest forward pass. Parameters do not count, and a piece of
         memory counts once.
     """
     found: dict[str, float] = {"bytes": 0.0, "tokens": 0.0}
@@ -59,9 +59,12 @@ def measured(layer: Any) -> Iterator[dict[str, float]]:
     def counted(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():  # a teacher's pass, or a rollout's
             return forward(hidden, *args, **kwargs)
+        tokens = float(hidden.shape[0] * hidden.shape[1])
+        if tokens < found["tokens"]:
+            return forward(hidden, *args, **kwargs)
         # Here, where they are, also those of a layer that is gathered for the pass.
         seen = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-        found.update(bytes=0.0, tokens=float(hidden.shape[0] * hidden.shape[1]))
+        found.update(bytes=0.0, tokens=tokens)
 
         def count(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
