@@ -281,7 +281,8 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from openweights.models.lora_linear import fuse_lora
+    from openweights.models.fused.layers import fuse_layers
+    from openweights.models.fused.lora_linear import fuse_lora
 
     location = location_here(config.model)
     tokenizer = tokenizer_of(str(adapter or location), location)
@@ -308,6 +309,7 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
         device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
         spread_layers(adapted, device, in_4bit=config.load_in_4bit)
     fuse_lora(adapted)
+    fuse_layers(adapted)
     return adapted, tokenizer
 
 

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from openweights.models.lora_linear import fuse_lora
+from openweights.models.fused.layers import fuse_layers
+from openweights.models.fused.lora_linear import fuse_lora
 from openweights.models.shape import ModelShape, usual_shape
 
 PAD = 258
@@ -60,6 +61,7 @@ def adapted(base: Any) -> Any:
     lora = LoraConfig(r=32, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
     fuse_lora(model)
+    fuse_layers(model)
     return model
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from openweights.models.lora_linear import LoraLinear, fuse_lora
+from openweights.models.fused.lora_linear import LoraLinear, fuse_lora
 from tests.rounding import assert_equal_in_float64, assert_sums_equal
 
 TERMS = 7 + 3 + 7 + 5 + 3 + 5  # of the two layers of `adapted`: inputs, rank, outputs

@@ -12,8 +12,9 @@ the way forward and once on the way back, whatever the number of rows.
 
 from __future__ import annotations
 
+from functools import cache
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.import_utils import is_bnb_4bit_available
@@ -35,6 +36,7 @@ def fuse_lora(model: nn.Module) -> int:
     return len(layers)
 
 
+@cache
 def _kinds() -> tuple[type, ...]:
     """peft's layers over dense weights and over those in 4 bit."""
     if not is_bnb_4bit_available():
@@ -45,20 +47,45 @@ def _kinds() -> tuple[type, ...]:
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    adapter = _only_adapter(layer)
-    dtype = _compute_dtype(x)
-    base: Any = layer.base_layer
-    if adapter is None or args or kwargs or not _computes_in(dtype, layer, adapter, x):
+    operands = None if args or kwargs else lora_operands(layer, x)
+    if operands is None:
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-    return LoraLinear.apply(  # type: ignore[no-any-return]
-        x.to(dtype),
-        base.weight,
-        _quant_state(base),
-        base.bias,
-        layer.lora_A[adapter].weight,
-        layer.lora_B[adapter].weight,
-        layer.scaling[adapter],
-    )
+    return LoraLinear.apply(x.to(_compute_dtype(x)), *operands)  # type: ignore[no-any-return]
+
+
+class LoraOperands(NamedTuple):
+    """What a LoRA layer multiplies with.
+
+    Attributes:
+        weight: Of the frozen base, shape (O, I), or packed.
+        quant_state: How bitsandbytes packed it in 4 bit; None for a dense one.
+        bias: Shape (O,), or None.
+        a: Shape (r, I).
+        b: Shape (O, r).
+        scaling: Factor on their product.
+    """
+
+    weight: Tensor
+    quant_state: Any
+    bias: Tensor | None
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+def lora_operands(layer: nn.Module, x: Tensor) -> LoraOperands | None:
+    """Those of a layer for an input `x`; None where it is to compute as peft does, or is no LoRA
+    layer.
+    """
+    if type(layer) not in _kinds():
+        return None
+    lora: Any = layer
+    adapter = _only_adapter(lora)
+    if adapter is None or not _computes_in(_compute_dtype(x), lora, adapter, x):
+        return None
+    base = lora.base_layer
+    a, b = lora.lora_A[adapter].weight, lora.lora_B[adapter].weight
+    return LoraOperands(base.weight, _quant_state(base), base.bias, a, b, lora.scaling[adapter])
 
 
 def _only_adapter(layer: Any) -> str | None:
@@ -129,11 +156,9 @@ class LoraLinear(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low, up = a.to(x.dtype), b.to(x.dtype)
-        inner = rows @ low.T
-        out = nn.functional.linear(rows, _dense(weight, quant_state, x.dtype), bias)
-        out.addmm_(inner, up.T, alpha=scaling)
-        ctx.save_for_backward(rows, inner, weight, low, up)
+        operands = LoraOperands(weight, quant_state, bias, a.to(x.dtype), b.to(x.dtype), scaling)
+        out, inner = lora_product(rows, operands)
+        ctx.save_for_backward(rows, inner, weight, operands.a, operands.b)
         ctx.quant_state, ctx.scaling = quant_state, scaling
         ctx.adapter_dtype, ctx.shape = a.dtype, x.shape
         return out.view(*x.shape[:-1], -1)
@@ -142,14 +167,35 @@ class LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, weight, low, up = ctx.saved_tensors
+        operands = LoraOperands(weight, ctx.quant_state, None, low, up, ctx.scaling)
         grad = grad_out.reshape(-1, grad_out.shape[-1])
-        through = (grad @ up).mul_(ctx.scaling)
-        grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad @ _dense(weight, ctx.quant_state, grad.dtype)
-            grad_x = grad_x.addmm_(through, low).view(ctx.shape)
-        if ctx.needs_input_grad[4]:
-            grad_a = (through.T @ rows).to(ctx.adapter_dtype)
-        if ctx.needs_input_grad[5]:
-            grad_b = (grad.T @ inner).mul_(ctx.scaling).to(ctx.adapter_dtype)
-        return grad_x, None, None, None, grad_a, grad_b, None
+        needs_x = ctx.needs_input_grad[0]
+        grad_x, grad_a, grad_b = lora_gradients(grad, rows, inner, operands, needs_rows=needs_x)
+        grad_x = None if grad_x is None else grad_x.view(ctx.shape)
+        dtype = ctx.adapter_dtype
+        return grad_x, None, None, None, grad_a.to(dtype), grad_b.to(dtype), None
+
+
+def lora_product(rows: Tensor, operands: LoraOperands) -> tuple[Tensor, Tensor]:
+    """The layer's output (N, O), and `rows @ a.T` (N, r), for operands of the type of the rows."""
+    weight, quant_state, bias, a, b, scaling = operands
+    inner = rows @ a.T
+    out = nn.functional.linear(rows, _dense(weight, quant_state, rows.dtype), bias)
+    return out.addmm_(inner, b.T, alpha=scaling), inner
+
+
+def lora_gradients(
+    grad: Tensor, rows: Tensor, inner: Tensor, operands: LoraOperands, *, needs_rows: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of the rows (N, I), if they are needed, and of a and b, from that of the output.
+
+    Args:
+        grad: Shape (N, O).
+        inner: As `lora_product` returned it.
+    """
+    weight, quant_state, _, a, b, scaling = operands
+    through = (grad @ b).mul_(scaling)
+    grad_rows = None
+    if needs_rows:
+        grad_rows = (grad @ _dense(weight, quant_state, grad.dtype)).addmm_(through, a)
+    return grad_rows, through.T @ rows, (grad.T @ inner).mul_(scaling)

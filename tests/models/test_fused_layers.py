@@ -1,0 +1,109 @@
+"""Norms and gated MLPs in few passes: formulas in float64, and against transformers' on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from openweights.models.fused.layers import Gated, GatedLoraLinear, RMSNorm, fuse_layers
+from openweights.models.fused.lora_linear import LoraLinear, fuse_lora
+from tests.rounding import assert_equal_in_float64
+
+
+def doubles(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def gradients(output: Tensor, weight: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return [output, *torch.autograd.grad((output * weight).sum(), inputs)]
+
+
+def test_norm_in_float64() -> None:
+    torch.manual_seed(0)
+    x, weight = doubles(2, 5, 7), torch.randn(7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: RMSNorm.apply(x, weight, 1e-6), (x,))
+    expected = weight * x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert_equal_in_float64(RMSNorm.apply(x, weight, 1e-6), expected)
+
+
+def test_gate_in_float64() -> None:
+    torch.manual_seed(0)
+    gate, up = doubles(2, 3, 5), doubles(2, 3, 5)
+    assert torch.autograd.gradcheck(Gated.apply, (gate, up))
+    assert_equal_in_float64(Gated.apply(gate, up), silu(gate) * up)
+
+
+def test_gate_and_adapter_in_float64() -> None:
+    """As the layer of the product, with gradients for both branches and for the adapter."""
+    torch.manual_seed(0)
+    gate, up, a, b = doubles(2, 3, 5), doubles(2, 3, 5), doubles(2, 5), doubles(4, 2)
+    weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((4, 5), (4,)))
+    outer = torch.randn(2, 3, 4, dtype=torch.float64)
+    got = GatedLoraLinear.apply(gate, up, weight, None, bias, a, b, 0.7)
+    expected = LoraLinear.apply(silu(gate) * up, weight, None, bias, a, b, 0.7)
+    inputs = [gate, up, a, b]
+    pairs = zip(gradients(got, outer, inputs), gradients(expected, outer, inputs), strict=True)
+    for ours, theirs in pairs:
+        assert_equal_in_float64(ours, theirs)
+        assert theirs.abs().sum() > 0, "the control: nothing is zero anyway"
+
+
+def small_model(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=300, hidden_size=96, intermediate_size=160, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, **changes,
+    )  # fmt: skip
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(Qwen2ForCausalLM(config).to(torch.bfloat16), lora)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter, dtype=torch.float32) * 0.1
+    return model
+
+
+def loss_and_gradients(model: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    model.zero_grad()
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return loss.detach(), torch.cat(grads)
+
+
+def test_a_model_on_a_cpu_computes_as_before() -> None:
+    model, ids = small_model(), torch.arange(40).view(2, 20)
+    expected = loss_and_gradients(model, ids)
+    assert fuse_layers(model) == 5 + 2, "two norms of each layer and the last, two MLPs"
+    for ours, theirs in zip(loss_and_gradients(model, ids), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert fuse_layers(small_model(hidden_act="gelu")) == 5, "another gate is left alone"
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_is_nearer_to_float64_than_before_or_as_near() -> None:
+    model = small_model().cuda()
+    ids = torch.randint(0, 300, (4, 50), device="cuda")
+    before = loss_and_gradients(model, ids)
+    fuse_lora(model)
+    fuse_layers(model)
+    after = loss_and_gradients(model, ids)
+    exact = small_model()
+    exact.load_state_dict(model.state_dict())
+    exact = exact.double()
+    exact.zero_grad()
+    loss = exact(input_ids=ids.cpu(), labels=ids.cpu(), use_cache=False).loss
+    loss.backward()
+    wanted = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
+    errors = [
+        float((grads.double().cpu() - wanted).norm() / wanted.norm())
+        for _, grads in (before, after)
+    ]
+    assert errors[1] < 1.2 * errors[0] < 0.1, errors
+    assert abs(float(after[0]) - float(loss)) < 0.01
