@@ -11,8 +11,9 @@ step, which is the largest of
     optimizer  what it makes of a parameter in passing
 
 Layers keep, for each token, the tensors that autograd saves for LoRA layers as they are here
-(`models/fused/lora_linear.py`), norms in float32, and an attention that never holds the square of the
-length. With recomputation a layer keeps its input alone, and one layer at a time keeps the rest.
+(`models/fused/lora_linear.py`), norms in float32, and an attention that never holds the square of
+the length. With recomputation a layer keeps its input alone, and one layer at a time keeps the
+rest.
 """
 
 from __future__ import annotations
