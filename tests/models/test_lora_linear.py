@@ -74,7 +74,7 @@ def test_under_autocast_as_peft_to_rounding() -> None:
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype
         error = (ours.float() - theirs.float()).norm() / theirs.float().norm()
-        assert error < 2**-7, "a few roundings to 8 bits"
+        assert error < 2**-6, "a few roundings to 8 bits"
 
 
 def fused_calls(model: nn.Module, x: Tensor) -> bool:

@@ -153,7 +153,7 @@ class RecomputationCallback(TrainerCallback):
     """
 
     def __init__(self, budget_gb: float | None, meter: Meter | None = None) -> None:
-        self._budget_gb = budget_gb
+        self.budget_gb = budget_gb
         self._meter = meter or (CudaMeter() if torch.cuda.is_available() else None)
         self._layers: list[Any] = []
         self._open = ExitStack()
@@ -212,6 +212,6 @@ class RecomputationCallback(TrainerCallback):
 
     def _budget(self, meter: Meter) -> float:
         own = meter.available()
-        if self._budget_gb is not None:
-            own = min(self._budget_gb * 2**30, own)
+        if self.budget_gb is not None:
+            own = min(self.budget_gb * 2**30, own)
         return own * (1 - _SPARE)
