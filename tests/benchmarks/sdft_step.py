@@ -10,7 +10,8 @@ because unsloth replaces its trainers. Under `torchrun --nproc-per-node 2 -m
 tests.benchmarks.sdft_step --micro 16 --trl-micro 0` two GPUs share the batch. `--monitor 32`
 measures 32 conversations after every step, as `MonitoringCallback` does, and says what that takes.
 Ours packs its rows, and recomputes as few layers as memory asks for: `--memory 24` gives it less,
-and `--padded` leaves the rows apart.
+and `--padded` leaves the rows apart. `--model FOLDER` takes a real model, and `--at-once 4` runs so
+many processes of it on one card.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import argparse
 import gc
 import json
 import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -87,7 +90,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     data = folder / "rows.jsonl"
     data.touch()
     config = TrainingConfig(
-        model="random/qwen-7b-shape",
+        model=str(options.model or "random/qwen-7b-shape"),
         training_file=str(data),
         loss="sdft",
         sdft_divergence=options.divergence,
@@ -138,6 +141,8 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def load_ours(options: argparse.Namespace, config: TrainingConfig, folder: Path) -> Any:
     """The model with its adapter, and the tokenizer; unsloth loads them from a folder."""
+    if options.model:
+        return load_model(config.model_copy(update={"r": 32, "lora_alpha": 32}))
     if options.training_engine == "transformers":
         return adapted(qwen_7b()), byte_tokenizer()
     saved = folder / "model"
@@ -224,6 +229,23 @@ def figures(name: str, times: StepTimes, more: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def share(count: int) -> None:
+    """As many of this command at a time, and the median of all their steps but each one's first."""
+    plain = sys.argv[1:]
+    at = plain.index("--at-once")
+    del plain[at : at + 2]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.json" for number in range(count)]
+        command = [sys.executable, "-m", "tests.benchmarks.sdft_step", *plain, "--json"]
+        runs = [subprocess.Popen([*command, str(file)]) for file in files]
+        codes = [run.wait() for run in runs]
+        found = [json.loads(file.read_text())[0] for file in files if file.exists()]
+    steps = [seconds for one in found for seconds in one["all_steps_s"][1:]]
+    peaks = [one["peak_gib"] for one in found]
+    told = {"at_once": count, "exit": codes, "median_step_s": statistics.median(steps)}
+    print(json.dumps(told | {"peaks_gib": peaks}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=32)
@@ -239,7 +261,12 @@ def main() -> None:
     parser.add_argument("--trl-micro", type=int, default=8, help="0 leaves trl out")
     parser.add_argument("--trl-steps", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", type=Path, help="folder of a real model")
+    parser.add_argument("--at-once", type=int, default=1, help="runs that share the card")
     options = parser.parse_args()
+    if options.at_once > 1:
+        share(options.at_once)
+        return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {vars(options)}")
     if options.training_engine == "unsloth":
         options.trl_micro = 0
