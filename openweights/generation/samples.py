@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from openweights.generation.params import Delta, FinishReason, GenerationRequest
@@ -59,12 +60,8 @@ class Sample:
         top_logprobs: Sequence[TopLogprobs] = (),
     ) -> Delta:
         """Take new tokens in their order; those after its end are dropped."""
-        # A stop text may end it at any token; else nothing happens between its tokens.
-        size = 1 if self.request.params.stop else max(len(token_ids), 1)
-        text, before = "", self.count
-        for start in range(0, len(token_ids), size):
-            if not self.is_finished:
-                text += self._take(token_ids[start : start + size])
+        before = self.count
+        text = self._take_up_to_stop(token_ids)
         taken = self.count - before
         return Delta(
             self.request.id,
@@ -75,6 +72,25 @@ class Sample:
             list(logprobs[:taken]),
             list(top_logprobs[:taken]),
         )
+
+    def _take_up_to_stop(self, token_ids: Sequence[int]) -> str:
+        """Take tokens up to the one that completes a stop text; returns the text to tell.
+
+        Where no stop text is complete it does not matter at which token: decoding all of them at
+        once takes a tenth of the time of decoding each.
+        """
+        if self.is_finished:
+            return ""
+        params, text, stop, count = self.request.params, self._text, self._stop, self.count
+        if not params.stop or text is None:
+            return self._take(token_ids)
+        if count + 1 >= params.min_new_tokens:  # each of the tokens may end it
+            self._text, self._stop = copy(text), copy(stop)
+            told = self._take(token_ids)
+            if not (self._stop.stopped or self._text.waits):
+                return told
+            self._text, self._stop, self.count, self.finish_reason = text, stop, count, None
+        return "".join(self._take([token]) for token in token_ids if not self.is_finished)
 
     def _take(self, token_ids: Sequence[int]) -> str:
         """Take tokens up to the first that ends it, or the limit; returns the text to tell."""

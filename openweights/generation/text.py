@@ -23,9 +23,14 @@ class Detokenizer:
         self._window: list[int] = []  # the tokens of the last piece, then those that wait
         self._told = 0  # so many of them are told
 
+    @property
+    def waits(self) -> bool:
+        """Whether any token's text has not been told."""
+        return len(self._window) > self._told
+
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that more tokens complete."""
-        self._window += token_ids
+        self._window = [*self._window, *token_ids]
         before, after = self._decode(self._window[: self._told]), self._decode(self._window)
         if after.endswith(UNFINISHED) or len(after) <= len(before):
             return ""
@@ -64,11 +69,10 @@ class StopMatcher:
         if not self._stops:
             return piece
         text = self._held + piece
-        for end in range(len(self._held) + 1, len(text) + 1):
-            found = next((s for s in self._stops if text.endswith(s, 0, end)), None)
-            if found is not None:
-                self.stopped, self._held = True, ""
-                return text[: end - len(found)]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
         self._held = self._beginning(text)
         return text[: len(text) - len(self._held)]
 
