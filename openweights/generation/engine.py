@@ -84,7 +84,10 @@ class GenerationEngine(Protocol):
 
     @abstractmethod
     def step(self) -> list[Delta]:
-        """Advance, and tell what has grown. Without requests, nothing."""
+        """Advance, and tell what has grown. Without requests, nothing.
+
+        When it raises, all requests are to be aborted; the engine can then take others.
+        """
 
     @abstractmethod
     def abort(self, request_id: str) -> None:

@@ -332,6 +332,24 @@ def test_a_closed_stream_leaves_the_engine_idle(subject: Subject) -> None:
     assert subject.engine.is_idle
 
 
+def test_a_failed_step_leaves_nothing_behind(subject: Subject) -> None:
+    """Nor keys and values that were never computed, in pages that others with that prompt share."""
+    prompts = [[*range(60, 260)], [*range(60, 250), 5]]
+    expected = [subject.greedy(prompt, 12) for prompt in prompts]
+    trained = [p for p in subject.model.parameters() if p.requires_grad]
+    subject.model.requires_grad_(False)  # what may be trained is computed anew anyway
+    embedding = subject.model.get_input_embeddings().weight
+    right = embedding.data
+    embedding.data = right.double()  # which no layer takes
+    with pytest.raises(RuntimeError, match="dtype"):
+        subject.complete(prompts, GREEDY)
+    embedding.data = right
+    assert subject.engine.is_idle
+    assert [c.token_ids for c in subject.complete(prompts, GREEDY)] == expected
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
 def test_sampling_leaves_the_process_and_the_model_as_they_were(subject: Subject) -> None:
     params = SamplingParams(max_new_tokens=8, seed=1)
     plain = subject.complete(PROMPTS, params)

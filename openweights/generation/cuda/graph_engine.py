@@ -162,11 +162,16 @@ class CudaGraphEngine(GenerationEngine):
         """See `GenerationEngine`; a step is a slice of prompts and a block of tokens."""
         if self.is_idle:
             return []
-        with torch.autocast(self._decoder.device.type, enabled=False), self._on_device():
-            self._take_submitted()
-            self._runner.seat(self._scheduler.admit())
-            deltas = self._compute_prompts()
-            return deltas + self._decode()
+        try:
+            with torch.autocast(self._decoder.device.type, enabled=False), self._on_device():
+                self._take_submitted()
+                self._runner.seat(self._scheduler.admit())
+                deltas = self._compute_prompts()
+                return deltas + self._decode()
+        except Exception:
+            # Pages have their names before they are computed, which these may not have been.
+            self._scheduler.pool.forget()
+            raise
 
     def _on_device(self) -> AbstractContextManager[Any]:
         device = self._decoder.device

@@ -63,10 +63,12 @@ class Slice:
 
 @dataclass(slots=True)
 class _Prompt:
-    """A prompt that is being computed for its members, and how far it is."""
+    """A prompt that is being computed for its members, how far it is, and whether anybody wants it
+    still."""
 
     members: list[Member]
     done: int
+    is_dropped: bool = False
 
 
 @dataclass(slots=True)
@@ -90,7 +92,6 @@ class Scheduler:
     _prompts: deque[_Prompt] = field(default_factory=deque[_Prompt])
     _running: dict[int, Member] = field(default_factory=dict[int, Member])
     _free_rows: list[int] = field(default_factory=list[int])
-    _dropped: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
         self._free_rows = list(range(self.rows))[::-1]
@@ -178,7 +179,7 @@ class Scheduler:
         copies = [(first.lease.pages[tail], m.lease.pages[tail]) for m in forks]
         if length % self.pool.page_size == 0:
             copies = []
-        if first.work.id in self._dropped:
+        if prompt.is_dropped:
             for member in prompt.members:
                 self._release(member)
             return Slice(first, start, length)
@@ -202,9 +203,9 @@ class Scheduler:
         self._waiting = deque(w for w in self._waiting if w.work.id != work_id)
         for member in [m for m in self._running.values() if m.work.id == work_id]:
             self.finish(member)
-        if any(prompt.members[0].work.id == work_id for prompt in self._prompts):
-            self._dropped.add(work_id)
-        if all(prompt.members[0].work.id in self._dropped for prompt in self._prompts):
+        for prompt in self._prompts:
+            prompt.is_dropped = prompt.is_dropped or prompt.members[0].work.id == work_id
+        if self._prompts and all(prompt.is_dropped for prompt in self._prompts):
             self._drop_prompts()
 
     def _drop_prompts(self) -> None:
@@ -213,5 +214,4 @@ class Scheduler:
             for member in prompt.members:
                 self._release(member)
         self._prompts.clear()
-        self._dropped.clear()
         self.pool.forget()

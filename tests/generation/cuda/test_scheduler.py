@@ -156,6 +156,36 @@ def test_what_is_forgotten_is_computed_again() -> None:
     assert anew is not None and anew.known_tokens == 0 and pool.available == 7
 
 
+def test_what_is_aborted_leaves_what_others_have_computed() -> None:
+    simulation = Simulation(200, 4, [([1] * 41, 1, 5, None), ([2] * 41, 1, 5, None)])
+    scheduler = simulation.scheduler
+    scheduler.admit()
+    for part in scheduler.slices(60):  # the second prompt is half computed
+        simulation.compute(part)
+    scheduler.abort("0")
+    scheduler.abort("1")
+    scheduler.abort("unknown")
+    assert scheduler.is_idle and simulation.pool.available == 200
+    scheduler.submit(Work("1", [3] * 41, 1, 46))  # an id may come again
+    simulation.run(1_000, 1_000, {})
+    assert simulation.finished == [("1", 0)]
+    before = simulation.computed
+    scheduler.abort("1")
+    scheduler.submit(Work("2", [3] * 41, 1, 46))
+    simulation.run(1_000, 1_000, {})
+    assert simulation.computed == before + 1, "its prompt was known"
+
+
+def test_an_aborted_prompt_that_others_wait_behind_leaves_its_id_free() -> None:
+    simulation = Simulation(200, 4, [([1] * 41, 2, 5, None), ([2] * 41, 1, 5, None)])
+    simulation.scheduler.admit()
+    simulation.scheduler.abort("0")
+    simulation.run(1_000, 1_000, {})
+    simulation.scheduler.submit(Work("0", [4] * 9, 1, 12))
+    simulation.run(1_000, 1_000, {})
+    assert simulation.finished == [("1", 0), ("0", 0)]
+
+
 def test_a_request_larger_than_the_cache_is_refused() -> None:
     with pytest.raises(ValueError, match="41 tokens"):
         Scheduler(PagePool(10, PAGE), 2).submit(Work("x", [1] * 40, 1, 41))
