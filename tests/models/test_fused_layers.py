@@ -111,3 +111,26 @@ def gradient_errors(seed: int) -> tuple[float, float]:
     wanted = torch.cat([p.grad.flatten() for p in exact.parameters() if p.grad is not None])
     first, second = (float((g.cpu() - wanted).norm() / wanted.norm()) for g in (plain, fused))
     return first, second
+
+
+def losses(fused: bool, device: str, steps: int = 30, lr: float = 1e-3) -> Tensor:
+    """Of training a model on one batch."""
+    model = small_model().to(device)
+    if fused:
+        fuse_lora(model)
+        fuse_layers(model)
+    ids = torch.randint(0, 300, (8, 40), generator=torch.Generator().manual_seed(1)).to(device)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    found = []
+    for _ in range(steps):
+        loss, _ = loss_and_gradients(model, ids)
+        optimizer.step()
+        found.append(loss)
+    return torch.stack(found).cpu()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_thirty_losses_are_those_of_the_plain_path(device: str) -> None:
+    plain, fused = losses(False, device), losses(True, device)
+    assert float(plain[0] - plain[-1]) > 0.25, "the control: it learns"
+    assert float((plain - fused).abs().max()) < 0.02 * float(plain[0] - plain[-1])
