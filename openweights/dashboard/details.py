@@ -22,7 +22,7 @@ from openweights.client.watching.comparison import differing, parameters, tellin
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
-from openweights.errors import OpenWeightsError
+from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.types import JobRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "updated": job.updated_at.isoformat(),
         "timeout_at": _iso(job.timeout_at),
         "script": job.script,
-        "cloud": job.params.get("cloud_type"),
+        "cloud": job.params.get("cloud_type") if ow.settings.is_remote else None,
         "vram_gb": job.requires_vram_gb,
         "hardware": list(job.allowed_hardware or ()),
         "image": job.docker_image,
@@ -203,13 +203,20 @@ def _as_json(value: object) -> Any:
 
 
 def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
-    """`{jobs: [{id, status, model, params, usd_per_hour, error}], differing, telling}`.
+    """`{jobs: [{id, status, model, params, usd_per_hour, error}], missing, differing, telling}`.
 
     `params` go by dotted names; `differing` are those that are not the same in all jobs, without
     those that some jobs do not have and the others leave at their default; `telling` are the fewest
-    of these that tell the jobs apart.
+    of these that tell the jobs apart. Ids of `missing` are of no job, as of one that was deleted
+    since the comparison's address was kept.
     """
-    jobs = [without_keys(ow.backend.get_job(job_id)) for job_id in job_ids]
+    jobs: list[JobRecord] = []
+    missing: list[str] = []
+    for job_id in job_ids:
+        try:
+            jobs.append(without_keys(ow.backend.get_job(job_id)))
+        except NotFoundError:
+            missing.append(job_id)
     given = [parameters(job) for job in jobs]
     usual = [
         default_params(kind_named(ow, k).params) if (k := kind_of(ow, j)) else {} for j in jobs
@@ -230,7 +237,8 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
         }
         for job, params in zip(jobs, given, strict=True)
     ]
-    return {"jobs": shown, "differing": names, "telling": telling_apart(given, names)}
+    telling = telling_apart(given, names)
+    return {"jobs": shown, "missing": missing, "differing": names, "telling": telling}
 
 
 def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:

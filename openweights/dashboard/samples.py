@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
@@ -25,8 +26,7 @@ def answer_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
         for event in backend.list_events(job_id=job_id, type=kind.type)
     ]
     steps = [
-        {"event": event.id, "step": event.data.get("step", 0), "source": str(source)}
-        for event, source in found
+        {"event": event.id, "step": _step(event), "source": str(source)} for event, source in found
     ]
     return sorted(steps, key=lambda one: (one["source"], one["step"], one["event"]))
 
@@ -39,10 +39,10 @@ def answer_rows(backend: Backend, job_id: str, event_id: int) -> list[dict[str, 
     """
     event = _event(backend, job_id, event_id)
     if event.data.get("type") == Completions.type:
-        rows = cast("Sequence[Mapping[str, Any]]", event.data.get("completions") or ())
+        rows = list(islice(_mappings(event.data.get("completions")), MOST_ROWS))
     else:
         rows = rows_of(backend, event)
-    return [_answer(row) for row in rows[:MOST_ROWS]]
+    return [_answer(row) for row in rows]
 
 
 def gates(backend: Backend, job_id: str) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def token_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
     return [
         {
             "event": event.id,
-            "step": event.data.get("step", 0),
+            "step": _step(event),
             "tag": str(event.data.get("tag") or "dataset"),
         }
         for event in sorted(found, key=lambda event: event.id)
@@ -73,6 +73,12 @@ def token_rows(backend: Backend, job_id: str, event_id: int) -> list[list[dict[s
         NotFoundError: The job has no such event.
     """
     return [_pieces(row) for row in rows_of(backend, _event(backend, job_id, event_id))]
+
+
+def _step(event: EventRecord) -> int:
+    """0 for what a job of somebody's own has logged without a whole number."""
+    step = event.data.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def _event(backend: Backend, job_id: str, event_id: int) -> EventRecord:
@@ -95,18 +101,25 @@ def rows_of(backend: Backend, event: EventRecord) -> list[dict[str, Any]]:
 
 
 def _objects(content: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects: a job of somebody's own may have written the file."""
     for line in content:
-        if line.strip():
-            row: object = json.loads(line)
-            if isinstance(row, dict):
-                yield cast("dict[str, Any]", row)
+        with suppress(ValueError):
+            yield from _mappings([json.loads(line)])
+
+
+def _mappings(rows: object) -> Iterator[dict[str, Any]]:
+    for row in cast("list[object]", rows if isinstance(rows, list) else []):
+        if isinstance(row, dict):
+            yield cast("dict[str, Any]", row)
 
 
 def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: row[key] for key in ("rewards", "ended") if key in row}
+    kept = {"ended": row["ended"]} if "ended" in row else {}
+    if isinstance(row.get("rewards"), Mapping):
+        kept["rewards"] = row["rewards"]
     prompt, reference = row.get("prompt"), None
-    if prompt is None:
-        prompt, reference = _asked(cast("list[dict[str, Any]]", row.get("messages") or []))
+    if not isinstance(prompt, str):
+        prompt, reference = _asked(list(_mappings(prompt or row.get("messages"))))
     return {
         "prompt": str(prompt),
         "completion": str(row.get("completion", "")),
@@ -129,18 +142,19 @@ def _asked(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
 
 def _pieces(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tokens of a row of either format of log-probability files."""
-    if "tokens" in row:
-        answer = row.get("is_answer") or [True] * len(row["tokens"])
-        columns = zip(row["tokens"], row["logprobs"], answer, strict=False)
+    if isinstance(row.get("tokens"), list):
+        tokens, values = row["tokens"], row.get("logprobs") or []
+        answer = row.get("is_answer") or [True] * len(tokens)
+        columns = zip(tokens, values, answer, strict=False)
         return [_piece(token, value, wanted) for token, value, wanted in columns]
     pieces: list[dict[str, Any]] = []
-    for message in cast("list[dict[str, Any]]", row.get("messages") or []):
+    for message in _mappings(row.get("messages")):
         content = message.get("content")
         pieces.append(_piece(f"[{message.get('role')}] ", None, False))
         if not isinstance(content, list):
             pieces.append(_piece(flat_text(content), None, False))
             continue
-        for block in cast("list[dict[str, Any]]", content):
+        for block in _mappings(content):
             about = {key: block[key] for key in ("tag", "weight") if block.get(key) is not None}
             columns = zip(block.get("tokens") or [], block.get("logprobs") or [], strict=False)
             pieces += [{"block": about}, *(_piece(token, value, True) for token, value in columns)]

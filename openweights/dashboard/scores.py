@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from openweights.backends.base import Backend
 from openweights.events import Evaluation
-from openweights.types import JobRecord
+from openweights.types import EventRecord, JobRecord
 
 _EVALUATIONS = "evaljob-"
 
@@ -50,7 +50,6 @@ def _job_of(model: str) -> str:
 def _scores_of(backend: Backend, job: JobRecord, about: Collection[str]) -> list[dict[str, Any]]:
     runs = backend.list_runs(job_id=job.id, limit=1)
     logged = backend.list_events(run_id=runs[-1].id, type=Evaluation.type)
-    events = [Evaluation.of(event.data) for event in logged]
     return [
         {
             "evaluation": job.id,
@@ -63,6 +62,17 @@ def _scores_of(backend: Backend, job: JobRecord, about: Collection[str]) -> list
             "problems": event.problems,
             "difference": event.difference,
         }
-        for event in events
+        for event in filter(None, map(_evaluation, logged))
         if job.id in about or _job_of(event.model) in about
     ]
+
+
+def _evaluation(event: EventRecord) -> Evaluation | None:
+    """None for what only calls itself one: a job's own code may log what it likes."""
+    data = event.data
+    numbers = (data.get(name) for name in ("score", "low", "high", "problems"))
+    texts = (data.get(name) for name in ("model", "task"))
+    of_words = all(isinstance(text, str) for text in texts)
+    if not of_words or not all(isinstance(number, int | float) for number in numbers):
+        return None
+    return Evaluation.of(data)

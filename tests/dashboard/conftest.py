@@ -84,6 +84,11 @@ def served(ow: OpenWeights) -> Iterator[Served]:
 
 
 @pytest.fixture
+def browser(served: Served) -> httpx.Client:
+    return served.browser()
+
+
+@pytest.fixture
 def run_job(ow: OpenWeights) -> Callable[..., Claim]:
     """Puts a job with a run, events and a log into the store."""
 

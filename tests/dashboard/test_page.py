@@ -330,6 +330,82 @@ def test_the_page_of_a_running_job_follows_it(
     visitor.close()
 
 
+def test_charts_stand_in_their_order_whenever_they_come(
+    served: Served, chromium: Any, run_job: Callable[..., Any]
+) -> None:
+    """The gate is looked at before the first loss; nothing is a single point, no step is repeated
+    on an axis, and the page says how far the job is.
+    """
+    gates = [{"type": "teacher_gate", "step": n, "student": n / 3, "teacher": 0.9} for n in (0, 1)]
+    begun = {"type": "started", "max_steps": 40, "from_step": 0}
+    run = run_job("ftjob-live", [begun, *gates], status=None, loss="sdft").run
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/job/ftjob-live", "[aria-label='chart of teacher gate'] .xtick")
+    page.locator("dd", has=page.locator("progress")).get_by_text("step 1/40").wait_for()
+    now = datetime.now(UTC)
+    rows = [{"step": n, "loss": 2 / n, "learning_rate": 1e-4 / n, "rollout_s": n} for n in (1, 2)]
+    rows.append({"step": 2, "moved": 7})
+    drafts = [EventDraft(f"r{at}", row, now) for at, row in enumerate(rows)]
+    served.ow.backend.append_events(run.id, drafts)
+    page.locator("[aria-label='chart of learning_rate'] .ytick").first.wait_for()
+    titles = page.locator(".panel h3").all_text_contents()
+    assert titles[:3] == ["loss", "teacher gate", "learning_rate"]
+    ticks = page.locator("[aria-label='chart of loss'] .xtick").all_text_contents()
+    assert ticks == ["1", "2"]
+    rates = page.locator("[aria-label='chart of learning_rate'] .ytick").all_text_contents()
+    assert any("e−" in tick for tick in rates) and not any("µ" in tick for tick in rates)
+    page.locator("summary", has_text="1 timings and counts, 1 measured once").click()
+    page.locator("[aria-label='chart of rollout_s'] .xtick").first.wait_for()
+    assert page.locator("dd", has_text="7").count() >= 1
+    page.get_by_text("step 2/40").wait_for()
+    visitor.photograph("/job/live")
+    assert visitor.errors == [] and visitor.faults() == []
+    served.ow.backend.finish_run(run.id, run.attempt, "canceled")
+    visitor.close()
+
+
+def test_a_comparison_begins_with_jobs_that_wait_and_outlives_one(
+    served: Served, chromium: Any, run_job: Callable[..., Any]
+) -> None:
+    run = run_job("ftjob-live", [], status=None).run
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/compare?jobs=ftjob-live,ftjob-gone", "text=Not in this store: ftjob-gone")
+    page.locator("text=measured nothing yet").wait_for()
+    now = datetime.now(UTC)
+    drafts = [EventDraft(f"r{n}", {"step": n, "loss": 1 / n}, now) for n in (1, 2)]
+    served.ow.backend.append_events(run.id, drafts)
+    page.locator("table.last td", has_text="0.5").wait_for()
+    served.ow.backend.finish_run(run.id, run.attempt, "canceled")
+    visitor.close()
+
+
+def test_where_jobs_ended_fits_the_window(
+    served: Served, chromium: Any, run_job: Callable[..., Any]
+) -> None:
+    """What tells the jobs apart, and as many measures as there is room for; all on demand."""
+    names = [f"ftjob-{n}" for n in range(4)]
+    for n, name in enumerate(names):
+        many = {f"a_measure/of_some_length_{k}": k * n / 7 for k in range(30)}
+        params = {f"field_{k}": n for k in range(12)}
+        run_job(name, [{"step": s, "loss": 1 / s, **many} for s in (1, 2)], seed=n, **params)
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open(f"/compare?jobs={','.join(names)}", "table.last td")
+    wide = "(() => { const t = document.querySelector('table.last');"
+    wide += " return t.offsetWidth - t.parentElement.clientWidth; })()"
+    assert page.evaluate(wide) <= 1
+    assert page.locator("table.last th", has_text="loss").count() == 1
+    legend = page.locator(".legendtext").all_text_contents()
+    assert len(set(legend)) == len(legend) == len(names)
+    page.get_by_label("every parameter that differs").check()
+    page.locator("table.last th", has_text="a_measure/of_some_length_29").wait_for()
+    assert "all=1" in page.url and page.locator("table.last th", has_text="field_11").count() == 1
+    assert visitor.faults() == []
+    visitor.close()
+
+
 def test_a_job_is_restarted_and_deleted_with_a_question(
     served: Served, chromium: Any, jobs: list[str]
 ) -> None:

@@ -35,11 +35,6 @@ def _lines(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-@pytest.fixture
-def browser(served: Served) -> httpx.Client:
-    return served.browser()
-
-
 def test_a_job_with_its_differences_from_the_defaults(served: Served, browser: Any) -> None:
     file = served.ow.files.create(_lines(ROWS), "conversations")["id"]
     body = {
@@ -124,6 +119,37 @@ def test_series_of_several_jobs(browser: Any, run_job: Any) -> None:
         assert found[name]["complete"] and len(series["step"]) <= 200
         assert series["value"][0] == 1.0 and series["step"][-1] == 3000
     assert browser.get("/api/series?jobs=ftjob-none").status_code == 404
+
+
+def test_the_jobs_page_has_the_panels_of_the_figures(browser: Any, run_job: Any) -> None:
+    events = [{"step": n, "loss": 1 / n, "rollout_s": n, "eval_loss": 2 / n} for n in (1, 2)]
+    run_job("ftjob-a", [*events, {"step": 2, "once": 3}], loss="sdft")
+    found = browser.get("/api/series?jobs=ftjob-a").json()["ftjob-a"]["layout"]
+    assert found == {
+        "panels": [["loss", [["train", "loss"]]], ["eval_loss", [["eval", "eval_loss"]]]],
+        "more": [["rollout_s", [["train", "rollout_s"]]]],
+        "still": [["once", [["train", "once"]]]],
+    }
+
+
+def test_where_a_job_is(browser: Any, run_job: Any, served: Served) -> None:
+    begun = {"type": "started", "max_steps": 8, "from_step": 0}
+    run = run_job("ftjob-a", [begun, {"step": 2, "loss": 1.5}], status=None).run
+    found = browser.get("/api/jobs/ftjob-a").json()["progress"]
+    assert (found["step"], found["total"]) == (2, 8)
+    assert found["words"].startswith("step 2/8 · ") and found["words"].endswith(" · loss 1.5")
+    served.ow.backend.submit_job(JobSpec("custom-b", "custom", "true", {}, after=("ftjob-a",)))
+    waits = browser.get("/api/jobs/custom-b").json()["progress"]["words"]
+    assert waits.startswith("for ftjob-a")
+    served.ow.backend.finish_run(run.id, run.attempt, "completed")
+
+
+def test_jobs_are_told_apart_by_few_words_and_one_may_be_gone(browser: Any, run_job: Any) -> None:
+    for name, rate in (("ftjob-a", 1e-4), ("ftjob-b", 1e-3)):
+        run_job(name, [], learning_rate=rate, meta={"rate": rate}, note=str(rate) * 9)
+    found = browser.get("/api/compare?jobs=ftjob-a,ftjob-gone,ftjob-b").json()
+    assert found["telling"] == ["learning_rate"] and found["missing"] == ["ftjob-gone"]
+    assert [job["id"] for job in found["jobs"]] == ["ftjob-a", "ftjob-b"]
 
 
 def test_scores_of_evaluations_stand_with_the_jobs_they_are_of(browser: Any, run_job: Any) -> None:

@@ -73,14 +73,20 @@ def measures(event: EventRecord, blocks: Blocks) -> tuple[int | None, str, dict[
         blocks: Handed from event to event: log-probabilities of tagged blocks come one by one, and
             their mean is what counts.
     """
-    data, kind = event.data, event.data.get("type")
+    data, kind = event.data, kind_of(event)
     step = data.get("step", 0 if kind in _BEFORE else None)
     if not isinstance(step, int) or isinstance(step, bool) or kind in _NO_MEASURES:
         return None, "", {}
     tag = str(data.get("tag") or TRAIN)
     if kind == events.BlockLogProbs.type:
         return step, tag, _block_mean(event, step, tag, blocks)
-    return step, tag, dict(_named(data, tag, None if kind is None else str(kind)))
+    return step, tag, dict(_named(data, tag, kind))
+
+
+def kind_of(event: EventRecord) -> str | None:
+    """An event's type, whatever a job has put there; None for metrics."""
+    kind = event.data.get("type")
+    return None if kind is None else str(kind)
 
 
 def _block_mean(event: EventRecord, step: int, tag: str, blocks: Blocks) -> dict[str, float]:

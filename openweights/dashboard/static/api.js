@@ -6,8 +6,11 @@ export class Refused extends Error {
   constructor(status, message) { super(message); this.status = status; }
 }
 
+/** An object has the names that it was sent with, and no others: a measure may be called "constructor". */
+const bare = (_, value) => (value && typeof value === "object" && !Array.isArray(value) ? Object.setPrototypeOf(value, null) : value);
+
 async function answer(response) {
-  const body = await response.json().catch(() => ({}));
+  const body = await response.text().then((text) => JSON.parse(text, bare)).catch(() => ({}));
   if (!response.ok) throw new Refused(response.status, body.error || response.statusText);
   return body;
 }

@@ -33,7 +33,7 @@ function layout(given) {
     font: { color: look("--text"), size: 12 },
     hovermode: "closest",
     showlegend: true,
-    legend: { orientation: "h", y: -0.22, font: { size: 11 } },
+    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 11 } },
     ...given,
     xaxis: { ...axis, ...given.xaxis },
     yaxis: { ...axis, ...given.yaxis },

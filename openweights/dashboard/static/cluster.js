@@ -23,14 +23,22 @@ export async function show(view, { signal }) {
 async function follow(workers, queue, signal) {
   while (!signal.aborted) {
     const found = await get("/api/cluster", {}, signal);
-    fill(workers, h("h2", {}, `Workers${found.usd_per_hour === null ? "" : `, ${usd(found.usd_per_hour)} an hour`}`), found.workers.length
-      ? table(["Worker", "Status", "Job", "Hardware", "Memory", "Cloud", "Pod", "USD an hour", "Last heard of"], found.workers.map((worker) => [
-        h("span", { class: "mono" }, worker.id), worker.status, worker.job && h("a", { class: "mono", href: to("job", worker.job) }, worker.job), worker.hardware, worker.vram_gb ? `${worker.vram_gb} GB` : "–", worker.cloud || "–", h("span", { class: "mono" }, worker.pod || "–"), usd(worker.usd_per_hour), when(worker.pinged)]))
-      : h("p", { class: "faint" }, found.usd_per_hour === null ? "None. On this machine one starts when a job is submitted." : "None."));
+    const ended = found.workers.filter((worker) => worker.status === "terminated"), living = found.workers.filter((worker) => !ended.includes(worker));
+    const shut = !workers.querySelector("details")?.open;
+    fill(workers, h("h2", {}, `Workers${found.usd_per_hour === null ? "" : `, ${usd(found.usd_per_hour)} an hour`}`), living.length ? workerTable(living) : h("p", { class: "faint" }, found.usd_per_hour === null ? "None. On this machine one starts when a job is submitted." : "None."),
+      ended.length > 0 && h("details", { open: !shut }, h("summary", {}, `${ended.length} that have ended`), workerTable(ended)));
     fill(queue, h("h2", {}, `Queue, ${found.waiting.toLocaleString("en")} waiting`), found.queue.length > 0 && table(["Job", "Model", "Waits since", "Waits", ""], found.queue.map((job) => [
       h("a", { class: "mono", href: to("job", job.id) }, job.id), job.model || "", when(job.since), job.reason, job.owner ? h("span", { class: "faint mono" }, job.owner.slice(0, 8)) : ""])));
     await pause(3000);
   }
+}
+
+/** Without the columns of which no worker has anything, as of pods on this machine. */
+function workerTable(rows) {
+  const columns = [["Worker", (one) => h("span", { class: "mono" }, one.id)], ["Status", (one) => one.status], ["Job", (one) => one.job && h("a", { class: "mono", href: to("job", one.job) }, one.job)], ["Hardware", (one) => one.hardware],
+    ["Memory", (one) => one.vram_gb && `${one.vram_gb} GB`], ["Cloud", (one) => one.cloud], ["Pod", (one) => one.pod && h("span", { class: "mono" }, one.pod)], ["USD an hour", (one) => one.usd_per_hour !== null && usd(one.usd_per_hour)], ["Last heard of", (one) => when(one.pinged)]];
+  const filled = columns.filter(([, cell]) => rows.some(cell));
+  return table(filled.map(([title]) => title), rows.map((row) => filled.map(([, cell]) => cell(row) || "–")));
 }
 
 async function costs(place, signal) {

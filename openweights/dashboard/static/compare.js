@@ -1,16 +1,16 @@
 // Any number of jobs in one chart, and in one table; the address holds all choices.
 
-import { fill, h, number, pause, status, valueText } from "./dom.js";
+import { breakable, fill, h, number, pause, status, valueText } from "./dom.js";
 import { get } from "./api.js";
 import { colour, csv, draw, library, picture, smoothed, stepAxis } from "./charts.js";
-import { remember, to } from "./route.js";
+import { current, remember, to } from "./route.js";
 
 const AXES = { step: "step", samples: "samples seen", time: "minutes since the start", clock: "time of day", cost: "USD" };
 const POINTS = 250; // pixels with up to four points each
 const COLUMN = 135; // pixels that a value and its change take
 
 export async function show(view, { query, signal }) {
-  const ids = [...new Set((query.jobs || "").split(",").filter(Boolean))];
+  let ids = [...new Set((query.jobs || "").split(",").filter(Boolean))];
   const state = { x: "step", y: "", smooth: "0", group: "", sx: "", sy: "", sort: "", order: "desc", all: "", ...query };
   const input = h("input", { value: ids.join(","), size: 60, "aria-label": "Job ids", placeholder: "job ids, with commas between" });
   const open = (event) => { event.preventDefault(); location.hash = to("compare", "", { ...state, jobs: input.value.replaceAll(" ", "") }); };
@@ -21,10 +21,20 @@ export async function show(view, { query, signal }) {
   const reading = h("p", { class: "faint" });
   view.append(reading);
   let found, asked, scored = {};
-  let { jobs, differing, telling } = await compare();
+  let { jobs, differing, telling, missing } = await compare();
+  if (missing.length) view.append(h("p", { class: "problem" }, `Not in this store: ${missing.join(", ")}`));
   const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
   const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || a.localeCompare(b));
-  if (!names.length) { reading.remove(); view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet."), table()); return; }
+  if (!names.length) { reading.remove(); view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet."), table());
+    while (!signal.aborted && isRunning()) {
+      await pause(3000);
+      if (document.hidden || signal.aborted) continue;
+      ({ jobs } = await compare());
+      if (Object.values(found).some((one) => Object.keys(one.measures).length)) { await show(fill(view), { query: current().query, signal }); return; }
+      view.lastChild.replaceWith(table());
+    }
+    return;
+  }
   if (!names.includes(state.y)) state.y = names.includes("loss") ? "loss" : names[0];
   if (state.y !== asked) found = await series();
   reading.remove();
@@ -52,20 +62,23 @@ export async function show(view, { query, signal }) {
     h("div", { class: "bar" }, choice("x ", "sx", ["", ...tasks(), ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...tasks(), ...names], { "": "choose" }, "y of last values"),
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
   await paint();
-  while (!signal.aborted && jobs.some(({ status: name }) => name === "in_progress" || name === "pending")) {
+  while (!signal.aborted && isRunning()) {
     await pause(3000);
     if (document.hidden || signal.aborted) continue;
     ({ jobs, differing, telling } = await compare());
     await paint();
   }
 
+  function isRunning() { return jobs.some(({ status: name }) => name === "in_progress" || name === "pending"); }
+
   async function compare() {
-    const named = { jobs: ids.join(",") };
-    const [answer, read, scores] = await Promise.all([get("/api/compare", named, signal), series(), get("/api/scores", named, signal)]);
+    const answer = await get("/api/compare", { jobs: ids.join(",") }, signal);
+    ids = answer.jobs.map(({ id }) => id);
+    const [read, scores] = await Promise.all([series(), get("/api/scores", { jobs: ids.join(",") }, signal)]);
     found = read;
     // As a measure: from the score of the evaluation's first model to that of the job's.
     scored = {};
-    for (const { job, task, score, difference } of scores) (scored[job] ??= {})[task] = [score - (difference?.[0] ?? 0), score];
+    for (const { job, task, score, difference } of scores) (scored[job] ??= Object.create(null))[task] = [score - (difference?.[0] ?? 0), score];
     return answer;
   }
 
@@ -137,24 +150,27 @@ export async function show(view, { query, signal }) {
     const keys = state.all ? differing : telling;
     const asked = [...tasks(), state.y, state.sx, state.sy, state.sort && !differing.includes(state.sort) && state.sort !== "status" && state.sort].filter(Boolean);
     const room = Math.max(Math.floor((view.clientWidth - 300) / COLUMN) - keys.length, 2);
-    const shown = [...new Set([...asked, ...names])].slice(0, state.all ? undefined : Math.max(room, new Set(asked).size));
+    // What few of them have measured says little beside the others.
+    const shared = names.filter((measure) => state.all || 2 * jobs.filter((job) => ends(job, measure)[1] !== null).length >= jobs.length);
+    const shown = [...new Set([...asked, ...shared])].slice(0, state.all ? undefined : Math.max(room, new Set(asked).size));
     const columns = [["status", (job) => job.status], ...keys.map((key) => [key, (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
     const value = (columns.find(([title]) => title === state.sort) || [])[1];
     const turn = state.order === "desc" ? -1 : 1;
     const missing = (one) => one === null || one === undefined;
     const ordered = value ? [...jobs].sort((a, b) => missing(value(a)) - missing(value(b)) || turn * compared(value(a), value(b))) : jobs;
     const head = ([title]) => h("th", { scope: "col", "aria-sort": title === state.sort ? (state.order === "desc" ? "descending" : "ascending") : null },
-      h("button", { type: "button", onclick: () => { state.order = state.sort === title && state.order === "desc" ? "asc" : "desc"; change("sort", title); remember({ order: state.order }); } }, title, title === state.sort && (state.order === "desc" ? " ↓" : " ↑")));
+      h("button", { type: "button", onclick: () => { state.order = state.sort === title && state.order === "desc" ? "asc" : "desc"; change("sort", title); remember({ order: state.order }); } }, breakable(title), title === state.sort && (state.order === "desc" ? " ↓" : " ↑")));
     return h("div", { class: "scroll" }, h("table", { class: "last" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Job"), columns.map(head))),
       h("tbody", {}, ordered.map((job) => h("tr", { "data-row": job.id }, h("th", { scope: "row" }, h("a", { href: to("job", job.id), class: "mono" }, job.id)),
-        h("td", {}, status(job.status), job.error && h("div", { class: "problem" }, job.error)),
-        keys.map((key) => h("td", { class: "wrap" }, valueText(job.params[key]))),
+        h("td", {}, status(job.status), job.error && h("div", { class: "problem clip", title: job.error }, job.error)),
+        keys.map((key) => h("td", { class: "wrap" }, h("div", { class: "clip", title: valueText(job.params[key]) }, valueText(job.params[key])))),
         shown.map((measure) => h("td", { class: "number" }, moved(ends(job, measure)))))))));
   }
 
   function name(job) {
     const parts = telling.map((key) => `${key.replace("meta.", "")}=${valueText(job.params[key])}`);
-    return parts.length ? parts.join(" ") : job.id;
+    const said = parts.join(" ");
+    return said && said.length <= 80 ? said : job.id;
   }
 }
 

@@ -60,6 +60,11 @@ export function number(value) {
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3).replace(/\.?0+e/, "e") : value.toPrecision(4);
 }
 
+/** A name that may be broken after the signs that part it, instead of anywhere. */
+export function breakable(name) {
+  return name.split(/(?<=[/_.])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));
+}
+
 export function valueText(value) {
   if (value === null || value === undefined) return "none";
   return typeof value === "object" ? JSON.stringify(value) : String(value);

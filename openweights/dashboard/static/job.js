@@ -8,6 +8,8 @@ import { logView } from "./log.js";
 import { answersView } from "./samples.js";
 import { to } from "./route.js";
 
+const TRAINED = ["fine_tuning", "weighted_sft"];
+
 export async function show(view, { id, query, signal }) {
   library();
   let job = await get(jobPath(id), {}, signal);
@@ -24,15 +26,15 @@ export async function show(view, { id, query, signal }) {
 
   function render() {
     fill(head, h("h1", {}, job.id, " ", status(job.status)), h("div", { class: "bar" }, buttons(),
-      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
+      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && TRAINED.includes(job.kind) && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
     const last = job.runs.at(-1);
     const shown = {
-      Progress: job.progress.words && [job.progress.total && h("progress", { value: Math.min(job.progress.step, job.progress.total), max: job.progress.total, "aria-label": "steps" }), " ", job.progress.words],
+      [job.status === "pending" ? "Waits" : "Progress"]: job.progress.words && [job.progress.total && h("progress", { value: Math.min(job.progress.step, job.progress.total), max: job.progress.total, "aria-label": "steps" }), " ", job.progress.words],
       Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
       After: job.after.length ? job.after.map((other) => [h("a", { class: "mono", href: to("job", other) }, other), " "]) : null, Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
       Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
       Worker: job.worker, "Cloud type": job.cloud, Cost: job.usd === null ? null : `$${job.usd.toFixed(2)}`, Command: h("code", {}, job.script),
-      Error: job.error && h("span", { class: "problem" }, job.error),
+      Error: job.error && h("div", { class: "problem tall" }, job.error),
     };
     fill(facts, h("dl", { class: "facts" }, Object.entries(shown).filter(([, value]) => value).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
       job.runs.length > 1 && runTable());
@@ -119,7 +121,7 @@ export async function show(view, { id, query, signal }) {
 
   async function charted(place, panels) {
     const sections = panels.map(([title]) => {
-      if (!drawn.has(title)) drawn.set(title, h("section", { class: "panel" }, h("h3", {}, title), h("div", { class: "chart", role: "img", "aria-label": `chart of ${title}` })));
+      if (!drawn.has(title)) drawn.set(title, h("section", { class: "panel" }, h("h3", { title }, title || "(no name)"), h("div", { class: "chart", role: "img", "aria-label": `chart of ${title}` })));
       return drawn.get(title);
     });
     if (sections.some((section, at) => place.children[at] !== section) || place.children.length !== sections.length) fill(place, sections);
@@ -149,7 +151,8 @@ async function gateView(place, id, signal) {
   const body = h("div"), label = h("output");
   const slide = h("input", { type: "range", min: 0, max: gates.length - 1, value: gates.length - 1, "aria-label": "Look at the teacher", oninput: () => render() });
   function render() {
-    const { examples = [], type, step, ...rest } = gates[Number(slide.value)];
+    const { examples: given, type, step, ...rest } = gates[Number(slide.value)];
+    const examples = (Array.isArray(given) ? given : []).filter((one) => one !== null && typeof one === "object");
     label.textContent = `step ${step ?? 0}`;
     const figures = Object.entries(rest).filter(([, value]) => typeof value !== "object");
     fill(body, h("dl", { class: "facts" }, figures.map(([key, value]) => [h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, number(value))])),

@@ -1,6 +1,6 @@
 // The table of jobs: live, filtered on the server, with a line of each row's loss.
 
-import { afterTyping, ago, ask, fill, h, notice, number, status, svg, when } from "./dom.js";
+import { afterTyping, ago, ask, fill, h, notice, number, status, svg, valueText, when } from "./dom.js";
 import { get, job as jobPath, post } from "./api.js";
 import { library } from "./charts.js";
 import { remember, to } from "./route.js";
@@ -9,11 +9,11 @@ const COLUMNS = {
   status: { title: "Status", sort: "status", cell: (row) => status(row.status) },
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono" }, row.id) },
   loss: { title: "Loss", sort: "loss", cell: (row) => row.loss || row.kind },
-  model: { title: "Model", sort: "model", cell: (row) => h("span", { title: row.model }, shortModel(row.model)) },
+  model: { title: "Model", sort: "model", cell: (row) => clipped(shortModel(row.model), "", row.model) },
   rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, number(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
-  last: { title: "Last", cell: (row) => h("span", { class: row.status === "failed" ? "problem" : "" }, row.last) },
-  meta: { title: "Tags", cell: (row) => Object.entries(row.meta).map(([key, value]) => `${key}=${value}`).join(" ") },
+  last: { title: "Last", cell: (row) => clipped(row.last, row.status === "failed" ? "problem" : "") },
+  meta: { title: "Tags", cell: (row) => clipped(Object.entries(row.meta).map(([key, value]) => `${key}=${valueText(value)}`).join(" ")) },
   worker: { title: "Worker", cell: (row) => row.worker },
   cloud: { title: "Cloud", cell: (row) => row.cloud || "" },
   attempts: { title: "Attempts", cell: (row) => String(row.attempts) },
@@ -22,6 +22,8 @@ const COLUMNS = {
 };
 const USUAL = ["status", "id", "loss", "model", "rate", "curve", "last", "meta", "updated"];
 const NARROW = new Set(["status", "id", "curve"]);
+const ROOMY = new Set(["rate", "meta", "created", "cloud", "worker", "attempts", "updated"]);
+const room = (name) => (NARROW.has(name) ? "" : ROOMY.has(name) ? "optional roomy" : "optional");
 const STATUSES = ["pending", "in_progress", "completed", "failed", "canceled"];
 const VERBS = { cancel: "Cancel the job", restart: "Restart the job", delete: "Delete the job" };
 
@@ -75,7 +77,7 @@ export async function show(view, { query, signal }) {
     fill(head, h("th", {}, h("span", { class: "faint" }, "✓")), columns.map((name) => {
       const { title, sort } = COLUMNS[name];
       const turned = state.sort === sort ? (state.order === "desc" ? " ↓" : " ↑") : "";
-      return h("th", { scope: "col", class: NARROW.has(name) ? "" : "optional", "aria-sort": turned ? (state.order === "desc" ? "descending" : "ascending") : null },
+      return h("th", { scope: "col", class: room(name), "aria-sort": turned ? (state.order === "desc" ? "descending" : "ascending") : null },
         sort ? h("button", { type: "button", onclick: () => change({ sort, order: state.sort === sort && state.order === "desc" ? "asc" : "desc" }) }, title + turned) : title);
     }), h("th", { scope: "col", class: "optional" }, "Do"));
   }
@@ -85,7 +87,7 @@ export async function show(view, { query, signal }) {
       if (box.checked) chosen.add(row.id); else chosen.delete(row.id);
       compare.disabled = chosen.size === 0;
     } });
-    return [h("td", {}, box), columns.map((name) => h("td", { class: (NARROW.has(name) ? "wrap" : "wrap optional"), "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional actions" }, actions(row))];
+    return [h("td", {}, box), columns.map((name) => h("td", { class: `wrap ${room(name)}`, "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional actions" }, actions(row))];
   }
 
   function actions(row) {
@@ -150,6 +152,9 @@ export async function show(view, { query, signal }) {
   const clock = setInterval(() => { for (const time of body.querySelectorAll("time")) time.textContent = ago(time.dateTime); }, 5000);
   signal.addEventListener("abort", () => clearInterval(clock));
 }
+
+/** A text of which a row shows a few lines; all of it stands in its tip. */
+const clipped = (text, look = "", whole = text) => h("div", { class: `clip ${look}`, title: whole }, text);
 
 /** Of a folder only its name: the path says nothing in a table. */
 const shortModel = (model) => (model.startsWith("/") ? model.split("/").findLast(Boolean) || model : model);

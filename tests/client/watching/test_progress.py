@@ -50,6 +50,14 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 512.4, "tag": "inference"})],
             "step 20/40 · 2 steps/s · 10s left · 512 tokens/s",
         ),
+        (
+            [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 0.31})],
+            "step 20/40 · 2 steps/s · 10s left · 0.31 tokens/s",
+        ),
+        (
+            [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 0.0})],
+            "step 20/40 · 2 steps/s · 10s left",
+        ),
         # What is measured besides is no step of the training's, and its loss is another.
         (
             [STARTED, (10, {"step": 20, "loss": 2.0}), (11, {"step": 20, "type": "x", "loss": 9})],
