@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from openweights.backends.base import Backend
 from openweights.client.event_json import as_number
 from openweights.client.secrets import without_keys
+from openweights.client.serving.sampling import LABEL
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.waiting import why_failed
 from openweights.types import JobRecord
@@ -34,11 +35,13 @@ class JobQuery:
     Attributes:
         text: Words that the row must hold, each of them, anywhere in what is shown or in its
             parameters.
+        samples: Whether the jobs that `job.sample` made for itself are shown.
         status, kind, model, tag: Exact; empty for any. `tag` is a key of `meta`, or `key=value`.
         sort: One of `SORT_KEYS`; `descending` turns it around.
     """
 
     text: str = ""
+    samples: bool = False
     status: str = ""
     kind: str = ""
     model: str = ""
@@ -62,7 +65,7 @@ class JobIndex:
 
     def page(self, query: JobQuery) -> dict[str, Any]:
         """Rows of the table with what stands around them:
-        `{rows, total, statuses, kinds, models, as_of}`.
+        `{rows, total, statuses, kinds, models, samples, as_of}`.
 
         `statuses` counts what the other filters leave; `changed_since(as_of)` is what this page
         does not know yet.
@@ -80,6 +83,7 @@ class JobIndex:
             "statuses": dict(statuses),
             "kinds": sorted({str(row["kind"]) for row in rows}),
             "models": sorted({str(row["model"]) for row in rows if row["model"]}),
+            "samples": sum(bool(row["of_sample"]) for row in rows),
             "as_of": max((str(row["updated"]) for row in rows), default=""),
         }
 
@@ -155,6 +159,8 @@ class JobIndex:
 
 def matches(row: Mapping[str, Any], query: JobQuery) -> bool:
     """Whether the filters other than `status` let the row through."""
+    if row["of_sample"] and not query.samples:
+        return False
     if query.kind and row["kind"] != query.kind:
         return False
     if query.model and row["model"] != query.model:
@@ -184,6 +190,7 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "meta": cast("dict[str, Any]", meta) if isinstance(meta, dict) else {},
         "cloud": job.params.get("cloud_type"),
         "attempts": job.attempts,
+        "of_sample": job.label == LABEL,
         "worker": job.worker_id or "",
         "created": job.created_at.isoformat(),
         "updated": job.updated_at.isoformat(),

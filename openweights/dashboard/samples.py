@@ -107,8 +107,12 @@ def _objects(content: BinaryIO) -> Iterator[dict[str, Any]]:
             yield from _mappings([json.loads(line)])
 
 
+def _list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else []
+
+
 def _mappings(rows: object) -> Iterator[dict[str, Any]]:
-    for row in cast("list[object]", rows if isinstance(rows, list) else []):
+    for row in _list(rows):
         if isinstance(row, dict):
             yield cast("dict[str, Any]", row)
 
@@ -142,9 +146,9 @@ def _asked(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
 
 def _pieces(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tokens of a row of either format of log-probability files."""
-    if isinstance(row.get("tokens"), list):
-        tokens, values = row["tokens"], row.get("logprobs") or []
-        answer = row.get("is_answer") or [True] * len(tokens)
+    if "tokens" in row:
+        tokens, values = _list(row["tokens"]), _list(row.get("logprobs"))
+        answer = _list(row.get("is_answer")) or [True] * len(tokens)
         columns = zip(tokens, values, answer, strict=False)
         return [_piece(token, value, wanted) for token, value, wanted in columns]
     pieces: list[dict[str, Any]] = []
@@ -154,10 +158,10 @@ def _pieces(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(content, list):
             pieces.append(_piece(flat_text(content), None, False))
             continue
-        for block in _mappings(content):
+        for block in _mappings(cast("object", content)):
             about = {key: block[key] for key in ("tag", "weight") if block.get(key) is not None}
-            columns = zip(block.get("tokens") or [], block.get("logprobs") or [], strict=False)
-            pieces += [{"block": about}, *(_piece(token, value, True) for token, value in columns)]
+            pairs = zip(_list(block.get("tokens")), _list(block.get("logprobs")), strict=False)
+            pieces += [{"block": about}, *(_piece(token, value, True) for token, value in pairs)]
     return pieces
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from openweights import OpenWeights
+from openweights.client.serving.sampling import LABEL
 from openweights.dashboard.job_index import JobIndex, JobQuery
 from openweights.types import JobSpec
 
@@ -50,6 +51,15 @@ def test_filters(ow: OpenWeights, query: dict[str, Any], expected: list[str]) ->
     ow.backend.cancel_job("ftjob-0001")
     index = JobIndex(ow.backend)
     assert sorted(_ids(index, **query)) == sorted(expected)
+
+
+def test_what_sample_has_made_is_shown_on_demand(ow: OpenWeights) -> None:
+    _submit(ow, 0)
+    spec = JobSpec("inferencejob-s", "inference", "true", {}, label=LABEL)
+    ow.backend.submit_job(spec)
+    index = JobIndex(ow.backend)
+    assert _ids(index) == ["ftjob-0000"] and index.page(JobQuery())["samples"] == 1
+    assert len(_ids(index, samples=True)) == 2
 
 
 def test_statuses_are_counted_over_the_other_filters(ow: OpenWeights) -> None:

@@ -10,6 +10,7 @@ import click
 from openweights.cli.output import age, json_option, note, one_line, plain, print_json, print_table
 from openweights.cli.store import is_remote, open_store
 from openweights.client.secrets import without_keys
+from openweights.client.serving.sampling import LABEL as SAMPLES
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
@@ -34,12 +35,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="At most so many jobs.",
 )
+@click.option("-a", "--all", "all_jobs", is_flag=True, help="Also those of `job.sample`.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
 @json_option
-def ls(statuses: tuple[JobStatus, ...], limit: int, quiet: bool, as_json: bool) -> None:
-    """List jobs, the last changed first."""
+def ls(
+    statuses: tuple[JobStatus, ...], limit: int, all_jobs: bool, quiet: bool, as_json: bool
+) -> None:
+    """List jobs, the last changed first, without those that `job.sample` has made for itself."""
     with open_store() as backend:
-        jobs = [*map(without_keys, backend.list_jobs(statuses=statuses or None, limit=limit))]
+        jobs, hidden = listed(backend, statuses, limit, all_jobs=all_jobs)
         if quiet:
             for job in jobs:
                 click.echo(job.id)
@@ -55,6 +59,25 @@ def ls(statuses: tuple[JobStatus, ...], limit: int, quiet: bool, as_json: bool) 
         print_table((*columns, "last"), rows)
     else:
         note("no jobs" + (f" of status {', '.join(statuses)}" if statuses else " yet"))
+    if hidden and not as_json:
+        note(f"{hidden} of job.sample not shown; `ow ls --all` shows them")
+
+
+def listed(
+    backend: Backend, statuses: tuple[JobStatus, ...], limit: int, *, all_jobs: bool
+) -> tuple[list[JobRecord], int]:
+    """The jobs that are shown, without keys, and how many newer ones of `job.sample` are not."""
+    asked = limit
+    while True:
+        found = backend.list_jobs(statuses=statuses or None, limit=asked)
+        shown = [job for job in found if all_jobs or job.label != SAMPLES][:limit]
+        if len(shown) == limit or len(found) < asked:
+            return [*map(without_keys, shown)], 0 if all_jobs else _count(found)
+        asked *= 4
+
+
+def _count(jobs: Sequence[JobRecord]) -> int:
+    return sum(job.label == SAMPLES for job in jobs)
 
 
 def kind(job: JobRecord) -> str:

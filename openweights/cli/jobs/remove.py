@@ -9,8 +9,9 @@ import click
 
 from openweights.backends.values import LEAST_KEEP_S
 from openweights.cli.jobs.change import change_jobs
-from openweights.cli.output import json_option, print_json
+from openweights.cli.output import json_option, plain, print_json
 from openweights.cli.store import complete_jobs, open_store
+from openweights.client.serving.sampling import old_samples
 from openweights.errors import InvalidInputError
 from openweights.settings import Settings
 
@@ -58,23 +59,27 @@ def gc(keep_days: float | None, dry_run: bool, as_json: bool) -> None:
     """Remove old logs, and old files that nobody needs.
 
     These are files that no job and no event names, such as uploads that were never used and results
-    of deleted jobs; checkpoints of jobs that have ended; and logs, of which a line is left. Results
-    and kept checkpoints stay, and so does what a waiting or running job names, and what is younger
-    than an hour. In a project it takes an admin's key.
+    of deleted jobs; checkpoints of jobs that have ended; logs, of which a line is left; and the
+    jobs that `job.sample` has made for itself. Results and kept checkpoints stay, and so does what
+    a waiting or running job names, and what is younger than an hour. In a project it takes an
+    admin's key.
     """
     settings = Settings.from_env()
     days = settings.keep_days if keep_days is None else keep_days
+    keep_s = (DEFAULT_DAYS if days is None else days) * _DAY_S
     with open_store() as backend:
-        found = backend.collect_garbage(
-            (DEFAULT_DAYS if days is None else days) * _DAY_S, dry_run=dry_run
-        )
+        samples = old_samples(backend, keep_s)
+        for job in () if dry_run else samples:
+            backend.delete_job(job.id)
+        found = backend.collect_garbage(keep_s, dry_run=dry_run)
     if as_json:
-        print_json(found)
+        print_json({**plain(found), "jobs": len(samples)})
         return
     verb = "would go" if dry_run else "removed"
     click.echo(
         f"{verb}: {found.files} files ({in_bytes(found.file_bytes)}), "
         f"{found.logs} logs ({in_bytes(found.log_bytes)})"
+        + (f", {len(samples)} jobs of job.sample" if samples else "")
     )
     if days is not None and days * _DAY_S < LEAST_KEEP_S:
         click.echo("what is younger than an hour is kept", err=True)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from openweights.backends.values import LEAST_KEEP_S
 from openweights.errors import InvalidInputError, InvalidStateError
+from openweights.types import ENDED, JobRecord
 
 if TYPE_CHECKING:
+    from openweights.backends.base import Backend
     from openweights.client import OpenWeights
     from openweights.client.jobs import Job
+
+# The jobs that `job.sample` makes for itself bear this label. Lists leave them out, and what is
+# older than other garbage goes with it.
+LABEL = "job.sample"
+_SUFFIX = "sample"  # the same inference, asked for by its own name, is another job
 
 # A question, or a conversation.
 Prompt = str | Sequence[Mapping[str, Any]]
@@ -38,17 +47,31 @@ def sample(
         raise InvalidInputError("prompts: give a list of questions, or of conversations")
     if job.model is None:
         raise InvalidStateError(f"job {job.id} has no model to ask; give a fine-tuning job")
-    lines = "".join(json.dumps({"messages": _messages(prompt)}) + "\n" for prompt in prompts)
-    file = ow.files.create(lines.encode(), "conversations")["id"]
     trained = ow.inference.newest(job.id)
     models = [job.model, trained] if base else [trained]
-    jobs = [ow.inference.create(model=m, input_file_id=file, **params) for m in models]
-    answers = [_completions(ow, asked) for asked in jobs]
+    answers = [_completions(ow, asked) for asked in submit(ow, models, prompts, params)]
     before = answers[0] if base else [None] * len(prompts)
     return [
         {"prompt": prompt, "base": old, "answer": new}
         for prompt, old, new in zip(prompts, before, answers[-1], strict=True)
     ]
+
+
+def submit(
+    ow: OpenWeights, models: Sequence[str], prompts: Sequence[Prompt], params: Mapping[str, Any]
+) -> list[Job]:
+    """A job for each model."""
+    lines = "".join(json.dumps({"messages": _messages(prompt)}) + "\n" for prompt in prompts)
+    file = ow.files.create(lines.encode(), "conversations")["id"]
+    given = {"label": LABEL, "job_id_suffix": _SUFFIX, "input_file_id": file, **params}
+    return [ow.inference.create(model=model, **given) for model in models]
+
+
+def old_samples(backend: Backend, keep_s: float) -> list[JobRecord]:
+    """Jobs of `job.sample` that ended so long ago."""
+    before = backend.now() - timedelta(seconds=max(keep_s, LEAST_KEEP_S))
+    ended = backend.list_jobs(statuses=tuple(ENDED), limit=None)
+    return [job for job in ended if job.label == LABEL and job.updated_at < before]
 
 
 def _messages(prompt: Prompt) -> list[Mapping[str, Any]]:

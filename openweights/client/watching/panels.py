@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from openweights import events
 from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
@@ -84,7 +85,8 @@ class Layout:
 
 def shares_loss(job: JobRecord) -> bool:
     """Whether a job's test set is measured by the loss that it trains: SDFT's has no teacher."""
-    return (job.params.get("validated_params") or {}).get("loss") != "sdft"
+    params: dict[str, Any] = job.params.get("validated_params") or {}
+    return params.get("loss") != "sdft"
 
 
 def layout(curves: Curves, *, shares_loss: bool = True) -> Layout:

@@ -67,6 +67,8 @@ export function breakable(name) {
 
 export function valueText(value) {
   if (value === null || value === undefined) return "none";
+  // As people write rates; every digit stays.
+  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential();
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 

@@ -31,7 +31,7 @@ export const DELETION = (id) => `Delete ${id}, with its runs, events and logs? N
 const PAGE = 100;
 
 export async function show(view, { query, signal }) {
-  const state = { text: "", status: "", kind: "", model: "", tag: "", sort: "updated", order: "desc", offset: 0, ...query };
+  const state = { text: "", samples: "", status: "", kind: "", model: "", tag: "", sort: "updated", order: "desc", offset: 0, ...query };
   const chosen = new Set();
   let columns = JSON.parse(localStorage.getItem("columns") || "null") || USUAL;
   let models = [];
@@ -116,6 +116,7 @@ export async function show(view, { query, signal }) {
     if (!page.rows.length) fill(body, h("tr", {}, h("td", { class: "empty", colspan: columns.length + 2 }, emptyText(state))));
     const at = Number(state.offset);
     fill(below, h("span", { class: "faint" }, page.total ? `${at + 1} to ${Math.min(at + PAGE, page.total)} of ${page.total.toLocaleString("en")}` : ""),
+      page.samples > 0 && h("label", { class: "spread" }, h("input", { type: "checkbox", checked: state.samples === "1", onchange: (event) => change({ samples: event.target.checked ? "1" : "" }) }), `the ${page.samples} that job.sample has made`),
       at > 0 && h("button", { type: "button", onclick: () => move(at - PAGE) }, "Newer"),
       at + PAGE < page.total && h("button", { type: "button", onclick: () => move(at + PAGE) }, "Older"));
     if (columns.includes("curve")) curves(page.rows);
@@ -142,7 +143,7 @@ export async function show(view, { query, signal }) {
   const events = new EventSource(`/api/jobs/stream?since=${encodeURIComponent(since)}`);
   signal.addEventListener("abort", () => events.close());
   events.addEventListener("message", (event) => {
-    const changed = JSON.parse(event.data);
+    const changed = JSON.parse(event.data).filter((row) => state.samples || !row.of_sample);
     const known = changed.every((row) => body.querySelector(`tr[data-row="${CSS.escape(row.id)}"]`));
     if (!known) { load().catch(() => {}); return; }
     for (const row of changed) fill(body.querySelector(`tr[data-row="${CSS.escape(row.id)}"]`), cells(row));

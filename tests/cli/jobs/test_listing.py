@@ -10,6 +10,7 @@ from datetime import datetime
 import pytest
 
 from openweights.backends.base import Backend
+from openweights.client.serving.sampling import LABEL
 from openweights.types import JobSpec
 from tests.cli.conftest import Ow, claim, log_events, submit
 
@@ -72,6 +73,17 @@ def test_ls_json_holds_the_records(ow: Ow, filled: Backend) -> None:
     assert failed["params"]["validated_params"] == {"loss": "sdft", "r": 8}
     assert datetime.fromisoformat(failed["created_at"]).tzinfo is not None
     assert found["myjob-pending0000"]["last"] == {}
+
+
+def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:
+    submit(backend, "ftjob-own")
+    for number in range(5):
+        submit(backend, f"inferencejob-{number}-sample", label=LABEL)
+    answer = ow("ls", "-q", "--limit", "1")
+    assert answer.stdout == "ftjob-own\n", "however many are newer"
+    assert "5 of job.sample not shown" in ow("ls").stderr
+    assert len(ow("ls", "--all", "-q").stdout.splitlines()) == 6
+    assert [job["id"] for job in json.loads(ow("ls", "--json").stdout)] == ["ftjob-own"]
 
 
 def test_an_empty_store_says_so(ow: Ow) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from openweights.backends.base import Backend
+from openweights.client.serving.sampling import LABEL
 from tests.cli.conftest import Ow, claim, submit
 
 
@@ -38,10 +39,23 @@ def test_what_nobody_names_is_collected(ow: Ow, backend: Backend, home: Path) ->
     assert ow("gc", "--dry-run").stdout == "would go: 1 files (1.5 kB), 0 logs (0 B)\n"
     assert backend.get_file(file.id)
     found = json.loads(ow("gc", "--json", "--keep-days", "1").stdout)
-    assert found == {"files": 1, "file_bytes": 1500, "logs": 0, "log_bytes": 0}
+    assert found == {"files": 1, "file_bytes": 1500, "logs": 0, "log_bytes": 0, "jobs": 0}
     assert ow("gc").stdout == "removed: 0 files (0 B), 0 logs (0 B)\n"
     backend.put_file(io.BytesIO(b"new"), "conversations", "f")
     young = ow("gc", "--keep-days", "0")
     assert young.stdout == "removed: 0 files (0 B), 0 logs (0 B)\n"
     assert young.stderr == "what is younger than an hour is kept\n"
     assert "of records" in ow("doctor").stdout
+
+
+def test_old_jobs_of_sample_go(ow: Ow, backend: Backend, home: Path) -> None:
+    for job_id, label in (("inferencejob-s", LABEL), ("inferencejob-o", None)):
+        run = claim(backend, job_id, label=label).run
+        backend.finish_run(run.id, run.attempt, "completed")
+    submit(backend, "inferencejob-waits", label=LABEL)
+    assert ow("gc").stdout.endswith("0 logs (0 B)\n"), "they are young"
+    with sqlite3.connect(home / "openweights.db") as db:
+        db.execute("UPDATE jobs SET updated_at = 0")
+    assert ow("gc", "--dry-run").stdout.endswith(", 1 jobs of job.sample\n")
+    assert json.loads(ow("gc", "--json").stdout)["jobs"] == 1
+    assert {job.id for job in backend.list_jobs()} == {"inferencejob-o", "inferencejob-waits"}
