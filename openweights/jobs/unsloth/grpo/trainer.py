@@ -44,7 +44,7 @@ from openweights.jobs.unsloth.runtime.ranks import (
     world_size,
 )
 from openweights.models.forward import active_adapter
-from openweights.models.weights import Reference
+from openweights.models.weights import Reference, keeping_precision
 
 COMPLETIONS_EVERY_STEPS = 10
 COMPLETIONS_LOGGED = 4
@@ -86,12 +86,13 @@ class RewardTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         args.reward_weights = [reward.weight for reward in functions.rewards]
-        super().__init__(
-            model=model,  # type: ignore[arg-type]
-            args=args,
-            reward_funcs=[_name_holder(reward.name) for reward in functions.rewards],
-            **kwargs,
-        )
+        with keeping_precision(model):
+            super().__init__(
+                model=model,  # type: ignore[arg-type]
+                args=args,
+                reward_funcs=[_name_holder(reward.name) for reward in functions.rewards],
+                **kwargs,
+            )
         self.beta = beta
         self._policy = model
         if beta and not (reference := Reference(model)).is_base:

@@ -20,6 +20,7 @@ from openweights.jobs.unsloth.runtime.ranks import average_gradients, sum_over_r
 from openweights.models.forward import evaluating
 from openweights.models.packing import repacked
 from openweights.models.sharding import is_spread, most_on_a_rank, one_token
+from openweights.models.weights import keeping_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class ExactMeanTrainer(SFTTrainer):
         if self._is_spread:
             # Ranks are kept in step here; accelerate would wrap it into DDP, and refuse.
             model._is_accelerate_prepared = True  # type: ignore[assignment]
-        super().__init__(model=model, **kwargs)  # type: ignore[arg-type]
+        with keeping_precision(model):
+            super().__init__(model=model, **kwargs)  # type: ignore[arg-type]
         self._network = model
         # By name; what an evaluation recorded begins with "eval_".
         self._sums: dict[str, tuple[float | Tensor, float | Tensor]]
