@@ -72,6 +72,12 @@ class PagedCache:
         self.values = torch.zeros_like(self.keys)
         self.page_count, self.page_size = pages, page_size
 
+    def take(self, other: PagedCache) -> None:
+        """Copy the pages of a smaller cache, but the last, which is that of idle rows."""
+        kept = other.page_count - 1
+        self.keys[:, :kept] = other.keys[:, :kept]
+        self.values[:, :kept] = other.values[:, :kept]
+
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy whole pages."""
         for part in (self.keys, self.values):

@@ -142,12 +142,13 @@ class CudaGraphEngine(GenerationEngine):
     def submit(self, request: GenerationRequest) -> None:
         """See `GenerationEngine`."""
         check_request(self, request)
+        room = self.max_length - len(request.prompt_ids)
+        tokens = len(request.prompt_ids) + min(request.params.max_new_tokens, room)
+        self._check_memory(self._scheduler.pool.pages_for(tokens), self._runner.page_limit())
         for index in range(request.params.n):
             sample = Sample(request, index, self._tokenizer, self.end_token_ids, self.max_length)
             self._growing[request.id, index] = _Growing(sample, row_key(request, index))
-        limit = self._growing[request.id, 0].sample.limit
         prompt = list(request.prompt_ids)
-        tokens = len(prompt) + limit
         self._submitted.append(Work(request.id, prompt, request.params.n, tokens, request.adapter))
 
     def abort(self, request_id: str) -> None:
@@ -165,7 +166,7 @@ class CudaGraphEngine(GenerationEngine):
         try:
             with torch.autocast(self._decoder.device.type, enabled=False), self._on_device():
                 self._take_submitted()
-                self._runner.seat(self._scheduler.admit())
+                self._admit()
                 deltas = self._compute_prompts()
                 return deltas + self._decode()
         except Exception:
@@ -178,11 +179,32 @@ class CudaGraphEngine(GenerationEngine):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _take_submitted(self) -> None:
-        """Hand requests to the scheduler; while it is idle the cache may grow for them."""
+        """Hand requests to the scheduler, as far as the cache is large enough for them."""
         if self._submitted and self._scheduler.is_idle:
             self._begin()
         while self._submitted and self._fits(self._submitted[0]):
             self._scheduler.submit(self._submitted.pop(0))
+
+    def _admit(self) -> None:
+        """Give rows and pages to who waits; where pages alone are missing, the cache grows while
+        there is memory, by half at least, since captured steps are lost with each time.
+        """
+        self._runner.seat(self._scheduler.admit())
+        lacked, pool = self._lacked_pages(), self._scheduler.pool
+        if not lacked:
+            return
+        wanted = _in_steps(pool.count + max(lacked, pool.count // 2))
+        pages = min(wanted, self._runner.page_limit(keeping=True))
+        if pages >= pool.count + POOL_STEP:
+            self._runner.resize(pages, keeping=True)
+            pool.grow(pages)
+            self._take_submitted()
+            self._runner.seat(self._scheduler.admit())
+
+    def _lacked_pages(self) -> int:
+        if self._submitted and not self._scheduler.waits:  # the next one is larger than the cache
+            return self._scheduler.pool.pages_for(self._submitted[0].tokens)
+        return self._scheduler.lacked_pages
 
     def _fits(self, work: Work) -> bool:
         return self._scheduler.pool.pages_for(work.tokens) <= self._scheduler.pool.count
@@ -210,12 +232,15 @@ class CudaGraphEngine(GenerationEngine):
         ]
         wanted = sum(sorted(each)[-self._row_limit :])
         limit = self._runner.page_limit()
-        if max(needs) > limit:
+        self._check_memory(max(needs), limit)
+        return min(limit, _in_steps(wanted))
+
+    def _check_memory(self, pages: int, limit: int) -> None:
+        if pages > limit:
             raise ConfigError(
-                f"max_new_tokens: a prompt and its completion may have {max(needs)} pages of "
+                f"max_new_tokens: a prompt and its completion may have {pages} pages of "
                 f"{self._page_size} tokens, and there is memory for {limit}; ask for fewer tokens"
             )
-        return min(limit, -(-wanted // POOL_STEP) * POOL_STEP)
 
     def _compute_prompts(self) -> list[Delta]:
         """A slice of the prompts that wait, or all of them while few rows decode."""
@@ -280,6 +305,10 @@ class CudaGraphEngine(GenerationEngine):
             limit=member.work.tokens - 1,
             completion=growing.tokens,
         )
+
+
+def _in_steps(pages: int) -> int:
+    return -(-pages // POOL_STEP) * POOL_STEP
 
 
 def slice_tokens(computing: int, running: int) -> int:

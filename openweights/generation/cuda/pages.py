@@ -44,6 +44,12 @@ class PagePool:
         self._name_of: dict[int, bytes] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # named pages that nobody holds
 
+    def grow(self, count: int) -> None:
+        """Have so many pages in all; those there are stay what they are."""
+        self._free = [*range(self.count, count)][::-1] + self._free
+        self._holders += [0] * (count - self.count)
+        self.count = count
+
     @property
     def available(self) -> int:
         """Pages that nobody holds."""

@@ -61,25 +61,35 @@ class Runner:
         captured = self._decoder.can_be_captured
         self._memory = torch.cuda.graph_pool_handle() if captured else None
 
-    def page_limit(self) -> int:
-        """How many pages there is memory for."""
+    def page_limit(self, *, keeping: bool = False) -> int:
+        """How many pages a cache may have in the place of the one there is.
+
+        Args:
+            keeping: While that one is there, too.
+        """
         if self._decoder.device.type != "cuda":
             return 2**31 - 1
         page = 2 * self._decoder.layer_count * self._decoder.kv_heads * self._page_size
         page *= self._decoder.head_dim * self._decoder.dtype.itemsize
         free = torch.cuda.mem_get_info(self._decoder.device)[0]
         free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if self._cache is not None:
+        if self._cache is not None and not keeping:
             free += self._cache.keys.nbytes + self._cache.values.nbytes
         return int(free * CACHE_SHARE) // page
 
-    def resize(self, pages: int) -> None:
-        """A cache of so many pages in the place of the one there is, whose content is lost."""
+    def resize(self, pages: int, *, keeping: bool = False) -> None:
+        """A cache of so many pages in the place of the one there is.
+
+        Args:
+            keeping: Copy its content, where otherwise it is lost before there is another.
+        """
         self._drop_steps()
-        self._cache = None
+        before, self._cache = (self._cache if keeping else None), None
         # One page more, for the rows that fill a batch up.
         self._cache = PagedCache(self._decoder, pages + 1, self._page_size)
         self._tables[-1] = pages
+        if before is not None:
+            self._cache.take(before)
 
     def seat(self, members: Sequence[Member]) -> None:
         """Write the members' pages into the tables."""

@@ -112,6 +112,18 @@ class Scheduler:
         return bool(self._waiting)
 
     @property
+    def lacked_pages(self) -> int:
+        """How many pages more would let waiting samples take all rows that are free now, where
+        they wait for pages alone (after `admit`).
+        """
+        needs = [
+            self.pool.pages_for(waiting.work.tokens)
+            for waiting in self._waiting
+            for _ in range(waiting.work.samples - waiting.begun)
+        ]
+        return max(0, sum(needs[: len(self._free_rows)]) - self.pool.available)
+
+    @property
     def computing(self) -> int:
         """Members whose prompts are not computed yet."""
         return sum(len(prompt.members) for prompt in self._prompts)

@@ -5,7 +5,7 @@ sequence wrote.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -83,8 +83,12 @@ class Simulation:
                 self.scheduler.finish(member)
                 self.finished.append(key)
 
-    def run(self, budget: int, end: int, aborts: dict[int, str]) -> None:
+    def run(
+        self, budget: int, end: int, aborts: dict[int, str], grows: Collection[int] = ()
+    ) -> None:
         for turn in range(2_000):
+            if turn in grows:
+                self.pool.grow(self.pool.count + max(self.scheduler.lacked_pages, 1))
             if turn in aborts:
                 self.scheduler.abort(aborts[turn])
             if self.scheduler.is_idle:
@@ -101,12 +105,19 @@ def _size(requests: list[Any], spare: int) -> int:
 
 
 @settings(deadline=None, max_examples=150)
-@given(works, st.integers(1, 5), st.integers(0, 12), st.integers(1, 20), st.integers(2, 9))
+@given(
+    works,
+    st.integers(1, 5),
+    st.integers(0, 12),
+    st.integers(1, 20),
+    st.integers(2, 9),
+    st.sets(st.integers(0, 12), max_size=3),
+)
 def test_every_sample_ends_once_and_reads_its_own_pages(
-    requests: list[Any], rows: int, spare: int, budget: int, end: int
+    requests: list[Any], rows: int, spare: int, budget: int, end: int, grows: set[int]
 ) -> None:
     simulation = Simulation(_size(requests, spare), rows, requests)
-    simulation.run(budget, end, {})
+    simulation.run(budget, end, {}, grows)
     expected = [(str(i), s) for i, (_, n, _, _) in enumerate(requests) for s in range(n)]
     assert sorted(simulation.finished) == sorted(expected)
     assert simulation.pool.available == simulation.pool.count, "no page is leaked"
@@ -184,6 +195,16 @@ def test_an_aborted_prompt_that_others_wait_behind_leaves_its_id_free() -> None:
     simulation.scheduler.submit(Work("0", [4] * 9, 1, 12))
     simulation.run(1_000, 1_000, {})
     assert simulation.finished == [("1", 0), ("0", 0)]
+
+
+def test_the_pages_that_are_lacked_let_all_free_rows_be_taken() -> None:
+    simulation = Simulation(12, 4, [([i] * 21, 2, 7, None) for i in range(3)])
+    scheduler = simulation.scheduler
+    assert len(scheduler.admit()) == 2 and scheduler.waits
+    simulation.pool.grow(12 + scheduler.lacked_pages)
+    assert len(scheduler.admit()) == 2 and scheduler.lacked_pages == 0
+    simulation.run(1_000, 1_000, {})
+    assert len(simulation.finished) == 6
 
 
 def test_a_request_larger_than_the_cache_is_refused() -> None:
