@@ -2,7 +2,7 @@
 
 trl lays prompts out to the right and completions to the left of one seam. A row then begins with
 queries that attend to nothing, whose gradients are NaN on CUDA; here each row is moved to the left
-before the forward.
+before the forward, which is as wide as the longest of its own rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from trl.trainer.utils import selective_log_softmax, selective_log_softmax_and_entropy
 
 
@@ -37,7 +37,8 @@ def completion_logps(
     ids, mask = moved_left(input_ids, pads), moved_left(attention_mask, pads)
     # Of each row the first completion token; it is predicted one position before.
     starts = width - pads
-    first, last = int(starts.min()) - 1, int(starts.max()) + completion_tokens
+    longest = int(attention_mask[:, width:].sum(1).max())
+    first, last = int(starts.min()) - 1, int((starts + attention_mask[:, width:].sum(1)).max())
     ids, mask = ids[:, :last], mask[:, :last]
     options = {}
     if keeps_logits:
@@ -48,14 +49,17 @@ def completion_logps(
     targets = ids[:, first + 1 :]  # (B, K)
     places = torch.arange(first + 1, last, device=ids.device)
     counted = mask[:, first + 1 :] * (places >= starts[:, None])
-    columns = starts[:, None] - first - 1 + torch.arange(completion_tokens, device=ids.device)
+    columns = starts[:, None] - first - 1 + torch.arange(longest, device=ids.device)
+    columns = columns.clamp(max=targets.shape[1] - 1)  # behind the end of a row, which counts not
+    rest = (0, completion_tokens - longest)
     if not entropy:
         logps = selective_log_softmax(logits, targets, temperature=temperature, row_mask=counted)
-        return logps.gather(1, columns), None
+        return nn.functional.pad(logps.gather(1, columns), rest), None
     logps, entropies = selective_log_softmax_and_entropy(
         logits, targets, entropy_requires_grad=False, temperature=temperature, row_mask=counted
     )
-    return logps.gather(1, columns), entropies.gather(1, columns)
+    found = (logps.gather(1, columns), entropies.gather(1, columns))
+    return nn.functional.pad(found[0], rest), nn.functional.pad(found[1], rest)
 
 
 def moved_left(rows: Tensor, by: Tensor) -> Tensor:

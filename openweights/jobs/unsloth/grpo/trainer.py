@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from openweights.events import Completions
 from openweights.generation.engine import GenerationEngine
@@ -133,6 +133,20 @@ class RewardTrainer(GRPOTrainer):
         )
 
     # ---- rollouts and rewards: once per optimizer step
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """trl's, without a shuffle: a micro-batch has rows of similar lengths, as it is as wide as
+        its longest. (Their means count equally in "bnpo", to which lengths must not matter.)
+        """
+        if self._packs_rows or self.loss_type == "bnpo":
+            return super()._prepare_inputs(generation_batch)
+        if not self._policy.training:
+            return self._generate_and_score_completions(generation_batch)
+        parts = self.args.steps_per_generation
+        if self._step % parts == 0 or self._buffered_inputs is None:
+            step = by_length(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = split_tensor_dict(step, parts)
+        return self._buffered_inputs[self._step % parts]  # type: ignore[no-any-return]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """trl's, with our own completions, rewards and advantages.
@@ -320,6 +334,13 @@ class RewardTrainer(GRPOTrainer):
             kl = sampling_kl(sampled, self._logps, inputs["completion_mask"].bool())
             self._metrics["train"]["sampling_kl"].append(kl)
         return loss
+
+
+def by_length(step: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of a step, the longest first."""
+    tokens = step["prompt_mask"].sum(1) + step["completion_mask"].sum(1)
+    order = tokens.argsort(descending=True, stable=True)
+    return {name: value[order] if value.dim() else value for name, value in step.items()}
 
 
 def sampling_kl(sampled: Tensor, trained: Tensor, counted: Tensor) -> float:
