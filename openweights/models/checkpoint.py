@@ -95,6 +95,32 @@ def may_be_same_modules(
     return set(asked) & names == set(kept) & names
 
 
+def check_is_dense(model: str, config: Mapping[str, Any] | None) -> None:
+    """See that the layers of a model can be spread over GPUs: nf4 is made of dense weights, a layer
+    at a time, and parts of other formats make no whole.
+
+    Args:
+        config: Its config.json; None where that is not at hand.
+
+    Raises:
+        ConfigError: Its weights are saved quantised.
+    """
+    if (how := quantised_by(config)) is not None:
+        raise ConfigError(
+            f"parallel: 'fsdp' cannot spread the layers of {model}, whose weights are saved "
+            f"quantised ({how}); give the model that it was made from, with load_in_4bit=True if "
+            "memory is short, or use 'ddp'"
+        )
+
+
+def quantised_by(config: Mapping[str, Any] | None) -> str | None:
+    """How the weights of a checkpoint with this config.json are quantised, such as "gptq" or "fp8";
+    None for dense ones.
+    """
+    saved = (config or {}).get("quantization_config")
+    return str(saved.get("quant_method", "in some way")) if isinstance(saved, dict) else None
+
+
 # ---- going on from an adapter --------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from openweights.models.checkpoint import (
     adapter_shape,
     check_adapter_shape,
     check_can_go_on,
+    check_is_dense,
     check_target_modules,
 )
 from openweights.models.names import location_here
@@ -279,7 +280,7 @@ def _load_unsloth(config: ModelRequest) -> tuple[Any, Any]:
 
 def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool) -> tuple[Any, Any]:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PretrainedConfig
 
     from openweights.models.fused.layers import fuse_layers
     from openweights.models.fused.lora_linear import fuse_lora
@@ -287,6 +288,8 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
     location = location_here(config.model)
     tokenizer = tokenizer_of(str(adapter or location), location)
     where = _place_to_load(spread)
+    if spread:
+        check_is_dense(config.model, PretrainedConfig.get_config_dict(location)[0])
     model = AutoModelForCausalLM.from_pretrained(
         location,
         # What is trained is kept in float32: small updates would be rounded away.

@@ -85,7 +85,7 @@ def model_shape(model: str) -> ModelShape | None:
     Returns:
         None for a model whose name does not tell its size.
     """
-    config = _config_here(model)
+    config = config_here(model)
     shape = None if config is None else shape_of(config)
     if shape is None and (billions := parameters_in_billions(model)) is not None:
         shape = usual_shape(billions)
@@ -157,7 +157,7 @@ def usual_shape(billions: float) -> ModelShape:
     return replace(shape, layers=max(1, round(rest / per_layer)))
 
 
-def _config_here(model: str) -> dict[str, Any] | None:
+def config_here(model: str) -> dict[str, Any] | None:
     """What config.json of a model says, where it is in a folder or in the cache of the hub."""
     try:
         path = Path(location_here(model)) / "config.json"

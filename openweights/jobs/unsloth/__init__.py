@@ -33,11 +33,13 @@ from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.checkpoint import (
     check_adapter_shape,
     check_can_go_on,
+    check_is_dense,
     check_target_modules,
     linear_modules,
     may_be_same_modules,
 )
 from openweights.models.names import location_here, repository_id
+from openweights.models.shape import config_here
 from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
@@ -145,7 +147,7 @@ class FineTuning(Jobs):
         Raises:
             ConfigError: A file, or the job of `model`, is not in the store, a push was asked for
                 without a token, the chat template has no such option, a model on this machine has
-                no such module, or an adapter to go on from has another shape.
+                no such module or cannot be spread, or an adapter to go on from has another shape.
             DatasetError: Rows cannot be used; names line and field.
         """
         config = cast(TrainingConfig, validated)
@@ -191,7 +193,10 @@ class FineTuning(Jobs):
             check_can_go_on(is_peft=config.is_peft, engine=config.engine)
         if not config.is_peft:
             return
-        folder = Path(location_here(adapter_base(self.ow, config.model, ask_hub=False)))
+        base = adapter_base(self.ow, config.model, ask_hub=False)
+        if config.parallel == "fsdp":
+            check_is_dense(base, config_here(base))
+        folder = Path(location_here(base))
         modules = linear_modules(folder) if folder.is_dir() else None
         if modules is not None:
             check_target_modules(config.model, config.target_modules, modules)

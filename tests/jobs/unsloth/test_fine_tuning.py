@@ -113,6 +113,18 @@ def saved_model(folder: Path, *names: str, dims: int = 2) -> str:
     return str(folder)
 
 
+def test_a_quantised_checkpoint_is_not_spread(ow: OpenWeights, home: Path, tmp_path: Path) -> None:
+    data = upload(ow, tmp_path, ROW)
+    model = saved_model(tmp_path / "small", "layers.0.q_proj.weight")
+    assert checked(ow, training_file=data, model=model, parallel="fsdp"), "the control: it is dense"
+    saved = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (Path(model) / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"parallel: 'fsdp' cannot spread .*quantised \(gptq\)"):
+        checked(ow, training_file=data, model=model, parallel="fsdp")
+    for parallel in ("auto", "ddp"):
+        assert checked(ow, training_file=data, model=model, parallel=parallel)
+
+
 def test_modules_that_a_local_model_lacks(ow: OpenWeights, home: Path, tmp_path: Path) -> None:
     data = upload(ow, tmp_path, ROW)
     gpt = saved_model(tmp_path / "gpt", "h.0.attn.c_attn.weight", "h.0.ln.bias", "wte.weight")

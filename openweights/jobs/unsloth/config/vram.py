@@ -24,7 +24,8 @@ from dataclasses import dataclass, fields
 from openweights.gpu_catalogue import CATALOGUE, GPU_COUNTS, surely_usable_gb
 from openweights.jobs.unsloth.config.fields import TrainingFields
 from openweights.jobs.unsloth.config.problems import spreading_problems
-from openweights.models.shape import ModelShape, model_shape
+from openweights.models.checkpoint import quantised_by
+from openweights.models.shape import ModelShape, config_here, model_shape
 
 CONTEXT_GB = 1.2  # what CUDA, its libraries and the gaps between pieces take beside the tensors
 _FLOAT = 4
@@ -117,7 +118,7 @@ def gpu_gb(config: TrainingFields, model: str) -> int | None:
         return None
     alone = _on_each_gb(config, shape, 1)
     largest = max(surely_usable_gb(gpu) for gpu in CATALOGUE.values() if gpu.is_automatic)
-    if alone <= largest or config.parallel == "ddp" or any(spreading_problems(config)):
+    if alone <= largest or config.parallel == "ddp" or not _may_spread(config, model):
         return alone
     together = ((n, _on_each_gb(config, shape, n)) for n in GPU_COUNTS)
     return next((n * each for n, each in together if each <= largest), alone)
@@ -137,7 +138,12 @@ def must_spread(config: TrainingFields, gpus: int, gpu_bytes: int) -> bool:
         return gpus > 1 and config.parallel == "fsdp"
     shape = model_shape(config.model)
     fits = shape is None or _on_each_gb(config, shape, 1) * 2**30 <= gpu_bytes
-    return not fits and not any(spreading_problems(config))
+    return not fits and _may_spread(config, config.model)
+
+
+def _may_spread(config: TrainingFields, model: str) -> bool:
+    """Whether the layers of a job's model can be spread, as far as is known here."""
+    return not any(spreading_problems(config)) and quantised_by(config_here(model)) is None
 
 
 # What can be made smaller, and still be the same job.

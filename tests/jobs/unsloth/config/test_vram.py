@@ -5,6 +5,7 @@ The peaks are those of `tests/benchmarks/RESULTS.md`; `test_vram_on_cpu.py` coun
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,17 @@ def test_layers_are_spread_where_a_gpu_is_too_small() -> None:
     together = gpu_gb(large.model_copy(update={"parallel": "ddp"}), large.model) or 0
     assert together < asked, "what is not spread is there twice"
     assert (gpu_gb(small, small.model) or 0) < 80
+
+
+def test_a_quantised_checkpoint_is_not_spread_by_itself(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 150_000, "hidden_size": 8192, "intermediate_size": 28_672}
+    saved = {**sizes, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(saved))
+    large = config(model=str(tmp_path))
+    assert must_spread(large, 2, 80 * 2**30)
+    file.write_text(json.dumps({**saved, "quantization_config": {"quant_method": "fp8"}}))
+    assert not must_spread(large, 2, 80 * 2**30)
 
 
 def test_what_is_asked_for_has_room_for_cuda() -> None:
