@@ -33,7 +33,7 @@ from openweights.models.forward import (
     without_adapter,
 )
 from openweights.models.packing import use_packed_attention
-from openweights.models.sharding import taking_turns
+from openweights.models.sharding import own_passes
 from openweights.models.tokens import eos_token_ids, pad_left
 
 MAX_ROWS = 64
@@ -118,7 +118,7 @@ class TransformersEngine(GenerationEngine):
 
     def stream(self, requests: Sequence[GenerationRequest]) -> Iterator[Delta]:
         """See `GenerationEngine`."""
-        with taking_turns(self._model), self._evaluating():  # once, not at each step
+        with own_passes(self._model), self._evaluating():  # once, not at each step
             yield from super().stream(requests)
 
     def step(self) -> list[Delta]:

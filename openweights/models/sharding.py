@@ -6,8 +6,8 @@ embeddings and the head, from which losses read, the small vectors, and what is 
 are averaged over ranks as they are without sharding, so that optimizer, teacher, checkpoints and
 results are those of one process, and a run of two goes on in one.
 
-To gather a layer takes all ranks. They must make the same passes, as `taking_turns` sees to where
-one has more to sample than another.
+To gather a layer takes all ranks. They must make the same passes, or have gathered all layers
+before, as `own_passes` sees to where one has more to sample than another.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from torch.distributed.tensor import DTensor
 
 from openweights.errors import ConfigError
 from openweights.models.forward import base_model, evaluating
+from openweights.models.memory import memory_bytes
+
+SPARE = 0.25  # of a rank's memory, for the cache and what a pass holds
 
 
 def spread_layers(model: nn.Module, device: torch.device, *, in_4bit: bool = False) -> None:
@@ -76,13 +79,38 @@ def is_spread(model: nn.Module) -> bool:
 
 
 @contextmanager
-def taking_turns(model: nn.Module) -> Iterator[None]:
-    """Ranks may make different numbers of passes without gradient inside: whoever has made its own
-    takes part in those of the others, to the last. Nothing for a model that is not spread.
+def own_passes(model: nn.Module) -> Iterator[None]:
+    """Ranks may make different numbers of passes without gradient inside. Nothing for a model that
+    is not spread.
+
+    Where every rank has room for all layers they are gathered once, and let go of at the end. Else
+    they are gathered for each pass, in which ranks take part that have made all of their own.
     """
     if not is_spread(model):
         yield
         return
+    with _gathered(model) if _all_have_room(model) else _taking_turns(model):
+        yield
+
+
+@contextmanager
+def _gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, all layers are whole on every rank, and a pass takes no other."""
+    decoder: Any = base_model(model).get_decoder()
+    decoder.set_reshard_after_forward(False)
+    try:
+        with evaluating(model):
+            one_token(model)  # which leaves behind what it gathers
+        yield
+    finally:
+        decoder.set_reshard_after_forward(True)
+        for layer in decoder_layers(base_model(model)):
+            layer.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def _taking_turns(model: nn.Module) -> Iterator[None]:
+    """Whoever has made its own passes takes part in those of the others, to the last."""
     decoder = base_model(model).get_decoder()
     device = next(model.parameters()).device
 
@@ -97,6 +125,18 @@ def taking_turns(model: nn.Module) -> Iterator[None]:
         while _busy_ranks(0, device).item():
             with evaluating(model):
                 one_token(model)
+
+
+def _all_have_room(model: nn.Module) -> bool:
+    """Whether the memory of every rank holds all layers, and `SPARE` of it beside them."""
+    parts = [p for p in model.parameters() if isinstance(p, DTensor)]
+    elsewhere = sum((p.numel() - p.to_local().numel()) * p.element_size() for p in parts)
+    free, whole = memory_bytes()
+    if parts[0].device.type == "cuda":
+        free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    else:
+        free //= distributed.get_world_size()
+    return not most_on_a_rank(int(free - elsewhere < SPARE * whole))
 
 
 def one_token(model: nn.Module) -> Tensor:

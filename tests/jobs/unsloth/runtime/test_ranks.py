@@ -30,8 +30,10 @@ def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_two_ranks_equal_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model")
-    for number, name, batch_size in ((1, "one", "2"), (2, "two", "1"), (1, "half", "1")):
-        ranks.run(number, STEPS, str(model), str(tmp_path / name), batch_size)
+    sgd = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.5}
+    for number, name, batch_size in ((1, "one", 2), (2, "two", 1), (1, "half", 1)):
+        changes = json.dumps({**sgd, "per_device_train_batch_size": batch_size})
+        ranks.run(number, STEPS, str(model), str(tmp_path / name), changes)
     one, one_log = result(tmp_path / "one")
     two, two_log = result(tmp_path / "two")
     half, _ = result(tmp_path / "half")

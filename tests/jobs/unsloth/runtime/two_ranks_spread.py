@@ -1,4 +1,4 @@
-"""What each rank of `test_spread_layers.py` does, and what it saves."""
+"""Jobs of several losses on each of two ranks, and what each rank saves of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.tensor import DTensor
 
 from openweights.generation.choose import generation_engine
@@ -17,13 +16,13 @@ from openweights.jobs.unsloth.runtime.ranks import join, leave
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import training_config
+from openweights.models import sharding
 from openweights.models.forward import active_adapter, base_model
 from openweights.models.load import load_model
-from openweights.models.sharding import decoder_layers, spread_layers
+from openweights.models.sharding import decoder_layers
 from tests.jobs.unsloth.malformed_configs import DPO, GOOD, SDFT
 from tests.jobs.unsloth.test_preference import ROWS as PAIRS
-from tests.jobs.unsloth.test_sdft import ROWS, EchoEngine, adapters, load, make_trainer, perturb
-from tests.jobs.unsloth.test_teacher import averages_of
+from tests.jobs.unsloth.test_sdft import ROWS, adapters
 
 # Lengths by which the rows of the first rank fill two packs, and those of the second one.
 UNEVEN = [
@@ -67,10 +66,17 @@ def sampled(model: Any, tokenizer: Any) -> list[int]:
 
 
 def runs(model_folder: str, folder_name: str, layers: str) -> None:
-    """Jobs of three losses by their own functions; `layers` are "spread" or "whole"."""
+    """Jobs of three losses by their own functions.
+
+    Args:
+        layers: "whole" on each rank; "spread", and gathered once for what is sampled; or spread,
+            with "no room" to do so.
+    """
     folder = Path(folder_name)
     folder.mkdir(exist_ok=True)
-    spread = layers == "spread"
+    spread = layers != "whole"
+    if layers == "no room":
+        sharding.SPARE = 1.0
     logs: dict[str, Any] = {}
     if spread:
         join()
@@ -103,35 +109,4 @@ def runs(model_folder: str, folder_name: str, layers: str) -> None:
             "passes": passes.count,
         }
     (folder / f"rank-{rank()}.json").write_text(json.dumps(logs))
-    leave()
-
-
-def steps(
-    model_name: str, folder_name: str, batch_size: str, layers: str, resume_from: str
-) -> None:
-    """SDFT from a checkpoint on, or from the start."""
-    model_folder, folder = Path(model_name), Path(folder_name)
-    folder.mkdir(exist_ok=True)
-    model = load(model_folder)
-    if layers == "spread":
-        join()
-        spread_layers(model, torch.device("cpu"))
-    trainer = make_trainer(
-        model,
-        model_folder,
-        folder,
-        engine=EchoEngine(),
-        per_device_train_batch_size=int(batch_size),
-        ema_alpha=0.3,
-        max_steps=4,
-        save_steps=2,
-        keep_checkpoints=2,
-        optim="adamw_torch",
-        learning_rate=0.05,
-    )
-    perturb(model, 1)
-    trainer.train(resume_from_checkpoint=resume_from or None)
-    if trainer.is_world_process_zero():
-        weights = {"student": adapters(model), "teacher": averages_of(trainer.teacher)}
-        torch.save(weights, folder / "weights.pt")
     leave()
