@@ -1,4 +1,6 @@
-"""Weighted SFT and DPO on two processes take the steps that one takes with all rows."""
+"""Weighted SFT and DPO on two processes take the steps that one takes with all rows, with a model
+on each of them and with one whose layers are spread over both.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,20 @@ STEPS = "tests.jobs.unsloth.runtime.two_ranks_step_mean:main"
 def test_two_ranks_equal_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
     model = str(make_tiny_model(tmp_path / "model"))
     logs = []
-    for number, name, batch_size in ((2, "two", "1"), (1, "one", "2"), (1, "half", "1")):
-        ranks.run(number, STEPS, model, str(tmp_path / name), batch_size)
-        logs.append(json.loads((tmp_path / name / "log.json").read_text()))
-    two, one, half = logs
+    runs = ((2, "whole", "1"), (2, "spread", "1"), (1, "whole", "2"), (1, "whole", "1"))
+    for number, layers, batch_size in runs:
+        folder = tmp_path / str(len(logs))
+        ranks.run(number, STEPS, model, str(folder), batch_size, layers)
+        logs.append(json.loads((folder / "log.json").read_text()))
+    two, spread, one, half = logs
     terms = terms_of(AutoModelForCausalLM.from_pretrained(model), 8 * 60, steps=3)
     for name, keys in (("sft", ["loss", "grad_norm"]), ("dpo", ["loss", "rewards/margins"])):
         for key in keys:
-            ours, theirs = ([entry[key] for entry in log[name]] for log in (two, one))
+            ours, parts, theirs = ([e[key] for e in log[name]] for log in (two, spread, one))
             # A margin is what is left of log-probabilities of whole answers.
             size = abs(one[name][0]["logps/chosen"]) if key == "rewards/margins" else None
-            assert_sums_equal(ours, theirs, terms, size=size, about=f"{name} {key}")
+            for found in (ours, parts):
+                assert_sums_equal(found, theirs, terms, size=size, about=f"{name} {key}")
         assert len(one[name]) == 3 and one[name][2]["loss"] < one[name][0]["loss"]
     # Control: one process with half of the rows at each step goes elsewhere.
     with pytest.raises(AssertionError, match="differs by"):
