@@ -142,7 +142,8 @@ class RewardTrainer(GRPOTrainer):
             return super()._prepare_inputs(generation_batch)
         if not self._policy.training:
             return self._generate_and_score_completions(generation_batch)
-        parts = self.args.steps_per_generation
+        args: Any = self.args
+        parts = args.steps_per_generation
         if self._step % parts == 0 or self._buffered_inputs is None:
             step = by_length(self._generate_and_score_completions(generation_batch))
             self._buffered_inputs = split_tensor_dict(step, parts)
