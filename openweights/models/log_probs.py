@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openweights import progress
-from openweights.models.forward import Head, base_model, evaluating, frozen_head, output_logits
+from openweights.models.forward import (
+    Head,
+    base_model,
+    evaluating,
+    frozen_head,
+    output_logits,
+    row_groups,
+)
 from openweights.models.packing import last_hidden, row_numbers
 from openweights.models.tokens import IGNORED, Collator
 
@@ -125,14 +132,21 @@ class _LinearScores(torch.autograd.Function):
 def _score(hidden: Tensor, head: Head, targets: Tensor, stats: Tensor, grad: Tensor | None) -> None:
     """Fill in a chunk's `TokenScores` (3, N), and the gradient of its hidden states."""
     logits, index = head.logits(hidden), targets[:, None]
-    log_total = logits.logsumexp(-1, keepdim=True)
-    stats[0] = (logits.gather(-1, index) - log_total).squeeze(-1)
-    stats[2] = logits.argmax(-1) == targets
-    p = (logits - log_total).exp_()
-    stats[1] = log_total.squeeze(-1) - (p * logits).sum(-1)
+    raw_grad = None
     if grad is not None:
-        logits_grad = p.neg_().scatter_add_(-1, index, torch.ones_like(index, dtype=p.dtype))
-        grad.copy_(head.hidden_grad(logits, logits_grad))
+        raw_grad = torch.empty_like(logits, dtype=head.grad_dtype(logits.dtype))
+    for rows in row_groups(logits):
+        log_p = logits[rows].log_softmax(-1)
+        stats[0, rows] = log_p.gather(-1, index[rows]).squeeze(-1)
+        stats[2, rows] = log_p.argmax(-1) == targets[rows]
+        p = log_p.exp()
+        stats[1, rows] = -torch.linalg.vecdot(p, log_p)
+        if raw_grad is not None:
+            ones = torch.ones_like(index[rows], dtype=p.dtype)
+            logits_grad = p.neg_().scatter_add_(-1, index[rows], ones)
+            raw_grad[rows] = head.raw_grad(logits[rows], logits_grad)
+    if grad is not None and raw_grad is not None:
+        grad.copy_(head.grad_through(raw_grad))
 
 
 def _score_fused(

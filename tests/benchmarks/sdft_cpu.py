@@ -32,16 +32,18 @@ NEW_TOKENS, BATCH = 24, 8
 
 
 class StepTimes(TrainerCallback):
-    """Seconds from the end of a step to the end of the next; the first one is left out."""
+    """Seconds from the end of a step to the end of the next, and the processor's; the first one is
+    left out.
+    """
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._last: float | None = None
+        self.seconds: list[tuple[float, float]] = []
+        self._last: tuple[float, float] | None = None
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         if self._last is not None:
-            self.seconds.append(now - self._last)
+            self.seconds.append((now[0] - self._last[0], now[1] - self._last[1]))
         self._last = now
 
 
@@ -75,13 +77,13 @@ def config(model: Path, folder: Path, steps: int) -> TrainingConfig:
     )
 
 
-def ours(model: Path, folder: Path, steps: int) -> list[float]:
+def ours(model: Path, folder: Path, steps: int) -> list[tuple[float, float]]:
     settings, times = config(model, folder, steps), StepTimes()
     sdft_train(settings, *load_model(settings), rows(), None, callbacks=[times])
     return times.seconds
 
 
-def trl(model: Path, folder: Path, steps: int) -> list[float]:
+def trl(model: Path, folder: Path, steps: int) -> list[tuple[float, float]]:
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     settings, times = config(model, folder, steps), StepTimes()
@@ -128,16 +130,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    seconds: dict[str, list[float]] = {"ours": [], "trl": []}
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "trl": []}
     for _ in range(options.rounds):
         for name, run in (("ours", ours), ("trl", trl)):
             with tempfile.TemporaryDirectory() as folder:
-                seconds[name] += run(options.model, Path(folder), options.steps)
+                found[name] += run(options.model, Path(folder), options.steps)
+    for at, kind in enumerate(("seconds", "CPU seconds")):
+        report(kind, {name: [pair[at] for pair in pairs] for name, pairs in found.items()})
+
+
+def report(kind: str, seconds: dict[str, list[float]]) -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, seconds a step:")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kind} a step:")
     for name, values in seconds.items():
         print(f"{name:5} median {median[name]:.2f}, from {min(values):.2f} to {max(values):.2f}")
-    print(f"ours takes {median['ours'] / median['trl']:.2f} of trl's time")
+    print(f"ours takes {median['ours'] / median['trl']:.2f} of trl's {kind}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Optimizer steps of SFT and DPO beside those of others, on the same rows.
 
     python -m tests.benchmarks.sft_step [--loss sft --layers 28 --steps 12] [--liger]
-    python -m tests.benchmarks.sft_step --cpu MODEL_FOLDER [--steps 6]
+    python -m tests.benchmarks.sft_step --cpu MODEL_FOLDER [--steps 6 --rounds 3]
     python -m tests.benchmarks.sft_step --saved FOLDER --peer unsloth --unsloth keeps packed
     python -m tests.benchmarks.sft_step --saved FOLDER --four-bit [--peer unsloth]
 
@@ -10,7 +10,8 @@ linear layers. On a GPU the model has a 7 B model's shape and random weights. tr
 and with its packing (`padding_free`), with and without liger's fused loss when that is installed;
 `--peer transformers` is the plain Trainer with peft. unsloth must be imported first and replaces
 trl's trainers, so it has a process of its own, without ours. The best of the others is what ours is
-compared with.
+compared with; on a CPU with rounds of each in turn, and by the process's CPU time, too, which what else
+the machine does changes little.
 """
 
 from __future__ import annotations
@@ -65,16 +66,18 @@ class Steps(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.at_end: Callable[[], None] = lambda: None
-        self._last = 0.0
+        self._last, self._last_cpu = 0.0, 0.0
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         if self._last:
             self.seconds.append(now - self._last)
-        self._last = now
+            self.cpu_seconds.append(cpu - self._last_cpu)
+        self._last, self._last_cpu = now, cpu
         self.at_end()
 
 
@@ -339,6 +342,7 @@ def figures(name: str, steps: Steps, trainer: Any, more: dict[str, Any]) -> dict
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     result = {"name": name, **more, "step_s": statistics.mean(seconds), "losses": losses[:3]}
     result["tokens_per_s"] = round(result["tokens"] / result["step_s"], 1)
+    result["cpu_s"] = statistics.mean(steps.cpu_seconds[2:] or steps.cpu_seconds)
     told = result | {"peak_gib": peak, "times": [round(s, 3) for s in seconds]}
     print(json.dumps(told), flush=True)
     del trainer
@@ -357,6 +361,7 @@ def main() -> None:
     parser.add_argument("--loss", choices=("sft", "dpo"), default="sft")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--memory", type=float, help="memory_budget_gb of ours")
@@ -371,17 +376,22 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="file for the kernels of one step of ours")
     parser.add_argument("--cpu", type=Path, help="a small model's folder: everything on the CPU")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if options.saved:
-            saved(options)
-        own = [] if options.peer == "unsloth" else options.micro
-        ours = [run_ours(options, folder, micro) for micro in own]
-        peers = [result for run in peer_runs(options, folder) if (result := attempted(run))]
+    ours: list[dict[str, Any]] = []
+    peers: list[dict[str, Any]] = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if options.saved:
+                saved(options)
+            own = [] if options.peer == "unsloth" else options.micro
+            ours += [run_ours(options, folder, micro) for micro in own]
+            peers += [result for run in peer_runs(options, folder) if (result := attempted(run))]
     fastest = [max((one["tokens_per_s"] for one in some), default=None) for some in (ours, peers)]
     summary = dict(zip(("ours_tokens_per_s", "best_peer_tokens_per_s"), fastest, strict=True))
     if ours and peers:
         summary["times_of_the_best_peer"] = summary["ours_tokens_per_s"] / fastest[1]
+        cpu = [min(one["cpu_s"] for one in some) for some in (ours, peers)]
+        summary["ours_of_the_best_peers_cpu_time"] = cpu[0] / cpu[1]
     print(json.dumps(summary))
 
 

@@ -16,7 +16,7 @@ from openweights.jobs.unsloth.tracking.multiple_choice import ask
 from openweights.jobs.unsloth.trainer_args import precision
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models import log_probs as logprobs
-from openweights.models.forward import Head, base_model
+from openweights.models.forward import Head, base_model, row_groups
 from openweights.models.load import load_model
 from openweights.models.log_probs import (
     all_log_probs,
@@ -252,3 +252,35 @@ def test_logits_are_not_narrowed_by_autocast() -> None:
         model = nn.ModuleList([layer.to(dtype).requires_grad_(False), adapter])
         if not torch.cuda.is_available():
             assert precision(model) == {"bf16": expected}
+
+
+def test_logits_of_a_head_in_bfloat16_are_sums_in_float32() -> None:
+    """Their factors are multiplied in bfloat16, which they come in, and not rounded to it again."""
+    draw = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(300, 64, generator=draw).bfloat16())
+    hidden = torch.randn(40, 64, generator=draw).bfloat16()
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    exact = hidden.double() @ head.weight.double().T
+    size = float((hidden.double().abs() @ head.weight.double().abs().T).max())
+    assert_sums_equal(head.logits(hidden), exact.float(), 64 + 1, size=size)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
+    with pytest.raises(AssertionError, match="differs by"):
+        narrow = (hidden @ head.weight.T).float()
+        assert_sums_equal(narrow, exact.float(), 64 + 1, size=size)
+
+
+def test_scores_do_not_depend_on_how_many_rows_are_scored_at_a_time() -> None:
+    """A vocabulary of which a few rows at a time fit into a cache."""
+    draw = torch.Generator().manual_seed(0)
+    size = 2**19
+    head = Head(torch.randn(size, 2, generator=draw))
+    hidden = torch.randn(13, 2, generator=draw)
+    targets = torch.randint(size, (13,), generator=draw)
+    assert len([*row_groups(head.logits(hidden))]) > 1
+    scores = linear_scores(hidden, head, targets, chunk_tokens=100)
+    one_by_one = [
+        linear_scores(hidden[i : i + 1], head, targets[i : i + 1], chunk_tokens=1)
+        for i in range(len(hidden))
+    ]
+    for found, expected in zip(scores, zip(*one_by_one, strict=True), strict=True):
+        assert torch.equal(found, torch.cat(expected))

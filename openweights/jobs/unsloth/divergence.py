@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from openweights.models.forward import Head
+from openweights.models.forward import Head, row_groups
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd"]
 
@@ -190,17 +190,30 @@ def _score(
 ) -> None:
     """Fill in a chunk's divergence, entropy, agreement (3, N), and the hidden states' gradient."""
     student, teacher = head.logits(student_hidden), head.logits(teacher_hidden)
+    raw_grad = None
+    if grad is not None:
+        raw_grad = torch.empty_like(student, dtype=head.grad_dtype(student.dtype))
+    for rows in row_groups(student):
+        logits, scored = student[rows], stats[:, rows]
+        logits_grad = _score_rows(logits, teacher[rows], kind, scored, top_k)
+        if raw_grad is not None:
+            raw_grad[rows] = head.raw_grad(logits, logits_grad.mul_(weights[rows, None]))
+    if grad is not None and raw_grad is not None:
+        grad.copy_(head.grad_through(raw_grad))
+
+
+def _score_rows(
+    student: Tensor, teacher: Tensor, kind: Divergence, stats: Tensor, top_k: int | None
+) -> Tensor:
+    """Fill in the three of these logits; their divergence's gradient in the student's."""
     stats[2] = _agreement(student, teacher)
     log_p = student.log_softmax(-1)
     stats[1] = _entropy(log_p)
     if top_k is None:
-        stats[0], logits_grad = _divergence_and_grad(log_p, teacher.log_softmax(-1), kind)
+        stats[0], grad = _divergence_and_grad(log_p, teacher.log_softmax(-1), kind)
     else:
-        del log_p
-        stats[0], logits_grad = _top_k_divergence_and_grad(student, teacher, kind, top_k)
-    if grad is not None:
-        logits_grad.mul_(weights[:, None])
-        grad.copy_(head.hidden_grad(student, logits_grad))
+        stats[0], grad = _top_k_divergence_and_grad(student, teacher, kind, top_k)
+    return grad
 
 
 def _score_fused(
