@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
+from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.model_source import awaited_job, pinned_model
-from openweights.jobs.unsloth.config.rendering import CHECKED_ROWS, check_rendered
+from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
-from openweights.models.template import set_template, tokenizer_at_hand
 
 if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
@@ -77,7 +77,8 @@ class ScoringJobs(Jobs):
         """
         raise NotImplementedError
 
-    def render_row(self, row: dict[str, Any], tokenizer: Any) -> object:
+    @staticmethod
+    def render_row(row: dict[str, Any], tokenizer: Any) -> object:
         """A row as the model reads it.
 
         Raises:
@@ -122,13 +123,10 @@ class ScoringJobs(Jobs):
 
     def _check_rendering(self, params: ScoringParams) -> None:
         """See that the chat template writes what rows say, where the tokenizer is at hand."""
-        tokenizer = tokenizer_at_hand(params.model)
-        if tokenizer is None:
-            return
-        set_template(tokenizer, params.chat_template, params.template_options)
         with self.open_stored("dataset", params.dataset) as content:
-            rows = islice(numbered_rows(content), CHECKED_ROWS)
-            check_rendered(rows, lambda row: self.render_row(dict(row), tokenizer), "dataset")
+            rows = first_rows(numbered_rows(content))
+        look = partial(check_each, rows=rows, render=self.render_row, name="dataset")
+        look_at_hand(params.model, params.chat_template, params.template_options, look)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         return f"python -m openweights.jobs.unsloth.tracking.scoring_job {self.kind} {{job_id}}"

@@ -702,12 +702,10 @@ def tokenizer_at_hand(location: str) -> Any | None:
 
     It knows which of its tokens the model's weights lack.
     """
-    if find_spec("transformers") is None:
+    if find_spec("transformers") is None or not is_at_hand(location):
         return None
     location = location_here(location)
     try:
-        if _file_at_hand(location, "tokenizer_config.json") is None:
-            return None
         from transformers import AutoTokenizer
 
         loader: Any = AutoTokenizer
@@ -717,6 +715,14 @@ def tokenizer_at_hand(location: str) -> Any | None:
         return tokenizer
     except (OSError, ValueError):
         return None
+
+
+def is_at_hand(location: str) -> bool:
+    """Whether a model's tokenizer may be on this machine; it need not be readable."""
+    try:
+        return _file_at_hand(location_here(location), "tokenizer_config.json") is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _file_at_hand(location: str, name: str) -> Path | None:

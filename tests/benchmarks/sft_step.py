@@ -10,8 +10,8 @@ linear layers. On a GPU the model has a 7 B model's shape and random weights. tr
 and with its packing (`padding_free`), with and without liger's fused loss when that is installed;
 `--peer transformers` is the plain Trainer with peft. unsloth must be imported first and replaces
 trl's trainers, so it has a process of its own, without ours. The best of the others is what ours is
-compared with; on a CPU with rounds of each in turn, and by the process's CPU time, too, which what else
-the machine does changes little.
+compared with; on a CPU with rounds of each in turn, and by the process's CPU time, too, which is
+hardly changed by what else the machine does.
 """
 
 from __future__ import annotations

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
 from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, NotFoundError
+from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.rows import check_input, row_prompt
 from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
-from openweights.jobs.unsloth.config.rendering import CHECKED_ROWS, check_rendered
+from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import guessed_vram_gb, model_reference
-from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
 if TYPE_CHECKING:
@@ -127,13 +127,11 @@ class Inference(Jobs):
             ) from None
         with content:
             check_input(content)
-        tokenizer = tokenizer_at_hand(config.model)
-        if tokenizer is None:
-            return
-        set_template(tokenizer, config.chat_template, config.template_options)
         with self.ow.backend.open_file(file) as content:
-            rows = islice(numbered_rows(content), CHECKED_ROWS)
-            check_rendered(rows, lambda row: row_prompt(row, tokenizer, config), "input_file_id")
+            rows = first_rows(numbered_rows(content))
+        render = partial(row_prompt, config=config)
+        look = partial(check_each, rows=rows, render=render, name="input_file_id")
+        look_at_hand(config.model, config.chat_template, config.template_options, look)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

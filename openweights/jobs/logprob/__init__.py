@@ -24,7 +24,8 @@ class LogProb(ScoringJobs):
     def check_row(self, row: dict[str, Any]) -> None:
         check_answered(row)
 
-    def render_row(self, row: dict[str, Any], tokenizer: Any) -> object:
+    @staticmethod
+    def render_row(row: dict[str, Any], tokenizer: Any) -> object:
         if "messages" not in row:
             return row["text"]
         return row_text(row, tokenizer, train_on="responses", ends=known_ends(tokenizer))

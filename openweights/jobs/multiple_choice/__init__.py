@@ -24,5 +24,6 @@ class MultipleChoice(ScoringJobs):
     def check_row(self, row: dict[str, Any]) -> None:
         parse_question(row)
 
-    def render_row(self, row: dict[str, Any], tokenizer: Any) -> object:
+    @staticmethod
+    def render_row(row: dict[str, Any], tokenizer: Any) -> object:
         return question_text(parse_question(row), tokenizer)

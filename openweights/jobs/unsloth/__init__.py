@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -13,6 +14,7 @@ from openweights.client.datasets import TOKEN_BYTES
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.watching.estimates import Work
 from openweights.errors import ConfigError
+from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.model_source import (
     adapter_base,
     awaited_job,
@@ -26,10 +28,10 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     with_files,
 )
 from openweights.jobs.unsloth.config.problems import config_notes
-from openweights.jobs.unsloth.config.rendering import check_rendering
-from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
+from openweights.jobs.unsloth.config.rendering import check_files, first_rows
+from openweights.jobs.unsloth.config.rows import NumberedRow, check_rows, numbered_rows, run_steps
 from openweights.jobs.unsloth.config.vram import gpu_gb
-from openweights.jobs.unsloth.validate import TrainingConfig, training_config
+from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
 from openweights.models.checkpoint import (
     check_adapter_shape,
     check_can_go_on,
@@ -40,7 +42,6 @@ from openweights.models.checkpoint import (
 )
 from openweights.models.names import location_here, repository_id
 from openweights.models.shape import config_here
-from openweights.models.template import set_template, tokenizer_at_hand
 from openweights.types import JobType
 
 if TYPE_CHECKING:
@@ -219,13 +220,12 @@ class FineTuning(Jobs):
 
     def _check_rendering(self, config: TrainingConfig) -> None:
         """See that the chat template writes what rows say, where the tokenizer is at hand."""
-        tokenizer = tokenizer_at_hand(config.model)
-        if tokenizer is None:
-            return
-        set_template(tokenizer, config.chat_template, config.template_options)
+        files: list[tuple[DatasetRef, list[NumberedRow]]] = []
         for ref in config.datasets():
             with self.open_stored(ref.name, ref.file) as content:
-                check_rendering(numbered_rows(content), config, tokenizer, ref)
+                files.append((ref, first_rows(numbered_rows(content))))
+        look = partial(check_files, files=files, config=config)
+        look_at_hand(config.model, config.chat_template, config.template_options, look)
 
     def _upload_local(self, config: TrainingConfig) -> TrainingConfig:
         """The config with ids of stored files in place of local ones."""

@@ -317,6 +317,31 @@ def check_rendering(
     check_rendered(first, lambda row: _render(row, config, tokenizer, ref.field, ends), ref.name)
 
 
+def first_rows(rows: Iterable[NumberedRow]) -> list[NumberedRow]:
+    """Those of a file that are looked at before a job is submitted."""
+    return list(islice(rows, CHECKED_ROWS))
+
+
+def check_files(
+    tokenizer: PreTrainedTokenizerBase,
+    files: Iterable[tuple[DatasetRef, Sequence[NumberedRow]]],
+    config: TrainingFields,
+) -> None:
+    """`check_rendering` of rows of several files; for `at_hand.look_at_hand`."""
+    for ref, rows in files:
+        check_rendering(rows, config, tokenizer, ref)
+
+
+def check_each(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[NumberedRow],
+    render: Callable[[dict[str, Any], PreTrainedTokenizerBase], object],
+    name: str,
+) -> None:
+    """`check_rendered`, for `at_hand.look_at_hand`."""
+    check_rendered(rows, lambda row: render(dict(row), tokenizer), name)
+
+
 def check_rendered(rows: Iterable[NumberedRow], render: Callable[[Row], object], name: str) -> None:
     """`check_rendering` of all the rows, by what renders one.
 

@@ -1,0 +1,167 @@
+"""Looks at rows with a model's own tokenizer before a job is submitted, where it is at hand.
+
+Only transformers knows how a tokenizer's files are read, and importing it imports torch, too:
+seconds of a client's time, for which nothing is computed. So a client that has not loaded torch
+leaves the look to a process beside it, in which torch cannot be imported: there transformers reads
+tokenizers with the same code, in less than half the time. It stays for the next jobs, and ends with
+the client, or when it was not asked for a minute.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from openweights.errors import OpenWeightsError
+from openweights.models.template import is_at_hand, set_template, tokenizer_at_hand
+
+Look = Callable[[Any], object]
+
+IDLE_S = 60.0
+_BEGINNING = (
+    "import sys; sys.modules['torch'] = None; import pickle; "
+    "sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from openweights.jobs.at_hand import answer; answer()"
+)
+
+
+def look_at_hand(
+    model: str, chat_template: str, template_options: Mapping[str, Any], look: Look
+) -> None:
+    """Call `look` with the model's tokenizer, if that is on this machine; else do nothing.
+
+    Args:
+        look: Raises what is wrong. Without torch in this process it is called in another one, where
+            it can be sent there (`functools.partial` of a function of this package).
+
+    Raises:
+        ConfigError: The chat template has no such option.
+        OpenWeightsError: What `look` raises.
+    """
+    if find_spec("transformers") is None or not is_at_hand(model):
+        return
+    request = model, chat_template, dict(template_options), look
+    if "torch" not in sys.modules and _BESIDE.has_looked(request):
+        return
+    _look(*request)
+
+
+def _look(model: str, chat_template: str, options: Mapping[str, Any], look: Look) -> None:
+    tokenizer = tokenizer_at_hand(model)
+    if tokenizer is not None:
+        set_template(tokenizer, chat_template, options)
+        look(tokenizer)
+
+
+class _Beside:
+    """The process beside this one; started when it is needed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0  # a fork of this process has none of its own
+        self._lock = threading.Lock()
+
+    def has_looked(self, request: tuple[Any, ...]) -> bool:
+        """Whether it has; if not, it must be done here.
+
+        Raises:
+            OpenWeightsError: What was found.
+        """
+        try:
+            sent = pickle.dumps(request)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return False
+        with self._lock:
+            # It may have ended while it was not asked.
+            found = self._asked(sent) or self._asked(sent)
+        if found is None or found[0] == "unable":
+            return False
+        if isinstance(found[1], OpenWeightsError):
+            raise found[1]
+        return True
+
+    def _asked(self, request: bytes) -> tuple[str, OpenWeightsError | None] | None:
+        """Its answer; None where it has ended."""
+        try:
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(request)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            self.end()
+            return None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._owner != os.getpid():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BEGINNING],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._owner = os.getpid()
+            assert self._process.stdin is not None
+            pickle.dump([os.path.abspath(folder) for folder in sys.path], self._process.stdin)
+        return self._process
+
+    def end(self) -> None:
+        """End it, if there is one."""
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # it has ended with something unread
+                    stream.close()
+        process.wait()
+
+
+_BESIDE = _Beside()
+atexit.register(_BESIDE.end)
+
+
+def answer() -> None:
+    """Look at what is asked for on the standard input, and say what was found, until nothing is."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever prints
+    while True:
+        try:
+            request = _next_request()
+        except EOFError:
+            return
+        except Exception:  # noqa: BLE001 - what the client defined itself is not known here
+            found = "unable", None
+        else:
+            found = _found(request)
+        pickle.dump(found, answers)
+        answers.flush()
+
+
+def _next_request() -> tuple[Any, ...]:
+    idle = threading.Timer(IDLE_S, os._exit, (0,))
+    idle.start()
+    try:
+        return pickle.load(sys.stdin.buffer)
+    finally:
+        idle.cancel()
+
+
+def _found(request: tuple[Any, ...]) -> tuple[str, OpenWeightsError | None]:
+    try:
+        _look(*request)
+    except OpenWeightsError as error:
+        return "refused", error
+    except Exception:  # noqa: BLE001 - the client, which does it again, shows where it comes from
+        return "unable", None
+    return "fine", None
