@@ -65,11 +65,12 @@ def adapted(base: Any) -> Any:
     return model
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every byte, and ChatML's three special ones."""
+def byte_tokenizer(more: int = 0) -> PreTrainedTokenizerFast:
+    """A token for every byte, ChatML's three special ones, and so many more that no text has."""
     ids = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
         ids[token] = len(ids)
+    ids |= {f"<{at}>": len(ids) + at for at in range(more)}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -170,8 +170,10 @@ def load(name: str, parallel: str, options: argparse.Namespace, device: torch.de
 
 def run_case(loaded: Loaded, loss: str, options: argparse.Namespace) -> dict[str, Any]:
     model = loaded.model
-    if options.ends:  # each time: a Trainer puts the tokenizer's in their place
-        ends = list(range(options.ends // 2, loaded.shape.vocabulary, options.ends))
+    more = loaded.shape.vocabulary // options.ends if options.ends else 0
+    tokenizer = byte_tokenizer(more)  # which must know an end, or it is none
+    if more:  # each time: a Trainer puts the tokenizer's in their place
+        ends = tokenizer.convert_tokens_to_ids([f"<{at}>" for at in range(more)])
         base_model(model).generation_config.eos_token_id = ends
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -179,7 +181,7 @@ def run_case(loaded: Loaded, loss: str, options: argparse.Namespace) -> dict[str
     rows = conversations(texts(options.scale)[:512]) if loss == "sft" else sdft_rows(512)
     with tempfile.TemporaryDirectory() as folder:
         config = settings(options, loss, Path(folder))
-        trainer = TRAIN[loss](config, model, byte_tokenizer(), rows, None, callbacks=[times])
+        trainer = TRAIN[loss](config, model, tokenizer, rows, None, callbacks=[times])
     step_s = statistics.mean(times.seconds[1:])
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     result: dict[str, Any] = {
