@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from openweights.arguments import as_path, as_texts, check_text, check_whole
 from openweights.client.bundle import (
     BUNDLE_PURPOSE,
     Signature,
@@ -26,7 +27,7 @@ from openweights.client.local_worker import LocalWorkers
 from openweights.client.results import read_log_chunks
 from openweights.client.runs import Run, RunCollection, ScriptRun
 from openweights.client.secrets import SecretCollection
-from openweights.errors import ConfigurationError, NotFoundError
+from openweights.errors import ConfigurationError, InvalidInputError, NotFoundError, shown
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobCollection", "Jobs", "OpenWeights", "Run", "register"]
 
 logger = logging.getLogger(__name__)
+
+_NAMED = "give the name of a parameter, such as 'learning_rate' or 'meta.rate'"
+_OF_JOBS = "give jobs, or their ids, as `ow.jobs.list()` shows them"
 
 
 class OpenWeights:
@@ -200,9 +204,13 @@ class OpenWeights:
         Args:
             target: Only of this job, key, member or secret.
         """
-        return self.backend.list_audit(target=target, limit=limit)
+        if target is not None:
+            check_text("target", target, "give the id of a job, or the name of a key or secret")
+        return self.backend.list_audit(target=target, limit=check_whole("limit", limit))
 
-    def compare(self, jobs: Sequence[Job | str], as_dataframe: bool | None = None) -> Any:
+    def compare(
+        self, jobs: Sequence[Job | str] | Job | str, as_dataframe: bool | None = None
+    ) -> Any:
         """A table with a row for each job: the parameters that differ, and the last value of each
         measure. Printed it is whole, with a column for each job.
 
@@ -225,7 +233,7 @@ class OpenWeights:
 
     def plot(
         self,
-        jobs: Sequence[Job | str],
+        jobs: Sequence[Job | str] | Job | str,
         path: str | Path | None = None,
         *,
         x: str = "step",
@@ -255,20 +263,30 @@ class OpenWeights:
 
         found = self._found(jobs)
         records = [job.record for job in found]
-        measures = [y] if isinstance(y, str) else y
+        check_text("x", x, "give 'step', or the name of a measure")
+        measures = None if y is None else as_texts("y", y, "give names of measures")
+        parameters = None if group_by is None else as_texts("group_by", group_by, _NAMED)
+        if band is not None:
+            check_text("band", band, _NAMED)
         panels = curve_panels(
             records,
             [job.metric_rows() for job in found],
             x=x,
             y=measures,
-            group_by=group_by,
+            group_by=parameters,
             band=band,
         )
-        target = None if path is None else Path(path)
+        target = None if path is None else as_path("path", path)
         return draw_panels(panels, title=plot_title(records), x=x, path=target)
 
-    def _found(self, jobs: Sequence[Job | str]) -> list[Job]:
-        return [job if isinstance(job, Job) else self.jobs.retrieve(job) for job in jobs]
+    def _found(self, jobs: Sequence[Job | str] | Job | str) -> list[Job]:
+        given = [jobs] if isinstance(jobs, Job | str) else jobs
+        if not isinstance(cast("object", given), Iterable):
+            raise InvalidInputError(f"jobs: {shown(jobs)} is no list of jobs; {_OF_JOBS}")
+        found = [job if isinstance(job, Job) else self.jobs.retrieve(job) for job in given]
+        if not found:
+            raise InvalidInputError(f"jobs: there are none; {_OF_JOBS}")
+        return found
 
     @property
     def chat(self) -> Chat:

@@ -32,6 +32,7 @@ from openweights.models.template import plain_message
 
 CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
 MAX_LINE_BYTES = 64 << 20
+ROWS_NAME = "rows.jsonl"  # what rows that come from no file are called
 TOKEN_BYTES = 4  # on average, of texts in European languages
 
 _COLUMN_MEANT = {
@@ -158,10 +159,10 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
     problems = Problems(name)
     summary = DatasetSummary()
     has_rows = False
-    for number, raw in _lines(stream, problems):
+    for number, raw in _lines(stream, problems, purpose):
         if not raw.strip():
             continue
-        has_rows = True
+        is_first, has_rows = not has_rows, True
         report, before = problems.at(number), problems.count
         try:
             row = _parse(raw)
@@ -169,8 +170,12 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
             report(error.field or "row", str(error))
             continue
         if not isinstance(row, dict):
-            report("row", f"is {kind(row)}, not an object; write each row as {{…}}")
+            whole = isinstance(row, list) and _array_remedy(name, purpose)
+            report("row", f"is {kind(row)}, not an object; {whole or 'write each row as {…}'}")
             continue
+        if is_first and (recipe := conversion(cast("dict[str, Any]", row), purpose, name)):
+            report("row", recipe)
+            break
         check_row(cast("dict[str, Any]", row), report)
         if problems.count == before:
             summary.add(cast("dict[str, Any]", row), purpose)
@@ -183,12 +188,12 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
 # ---- lines and JSON ------------------------------------------------------------------------------
 
 
-def _lines(stream: BinaryIO, problems: Problems) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: BinaryIO, problems: Problems, purpose: str) -> Iterator[tuple[int, bytes]]:
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
         if number == 1:
-            whole_file = _not_lines(line)
+            whole_file = _not_lines(line, _array_remedy(problems.name, purpose))
             if whole_file is not None:
                 problems.add(1, "file", whole_file)
                 return
@@ -205,16 +210,21 @@ def _lines(stream: BinaryIO, problems: Problems) -> Iterator[tuple[int, bytes]]:
         yield number, line
 
 
-def _not_lines(line: bytes) -> str | None:
+def _not_lines(line: bytes, array_remedy: str) -> str | None:
     """Why the file as a whole cannot be JSON lines, judged by its beginning."""
     for start, (what, remedy) in _BINARY_STARTS.items():
         if line.startswith(start):
             return f"is {what}, not JSON lines; {remedy}"
     if line.strip() in (b"[", b"[{"):
-        return "is a JSON array, not JSON lines; write one object a line, no brackets or commas"
+        return f"is a JSON array, not JSON lines; {array_remedy}"
     if line.strip() == b"{":
         return "holds objects over several lines; write each object on one line"
     return None
+
+
+def _array_remedy(name: str, purpose: str) -> str:
+    load = f"json.load(open({json.dumps(name)}))"
+    return f"pass its rows, as ow.files.upload({load}, purpose={json.dumps(purpose)})"
 
 
 def _parse(raw: bytes) -> Any:
@@ -337,6 +347,83 @@ def _check_question(row: Mapping[str, Any], report: Report) -> None:
         parse_question(row)
     except ValueError as error:
         report(*str(error).split(": ", 1))
+
+
+# ---- rows of other formats -----------------------------------------------------------------------
+
+# What a question and its answer are called elsewhere, by the names of the two columns.
+_QUESTION_NAMES = ("prompt", "instruction", "question", "query", "input")
+_ANSWER_NAMES = ("completion", "response", "output", "answer")
+_ROLES = '{"human": "user", "gpt": "assistant"}'
+
+
+def conversion(row: Mapping[str, Any], purpose: str, name: str) -> str | None:
+    """What makes rows of another well-known format ours, in Python; None for all other rows."""
+    found = _as_pair(row) if purpose == "preference" else _as_messages(row)
+    if found is None:
+        return None
+    whose, made = found
+    lines = [f"rows = [{made} for row in rows]"]
+    lines.append(f"ow.files.upload(rows, purpose={json.dumps(purpose)})")
+    if name != ROWS_NAME:
+        opened = f"open({json.dumps(name)})"
+        read = f"rows = [json.loads(line) for line in {opened} if line.strip()]"
+        lines = ["import json", read, *lines]
+    return "\n    ".join([f"is {whose}; these lines make such rows ours, and upload them:", *lines])
+
+
+def _as_messages(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The format, and an expression of `row` that gives a row of ours."""
+    if "messages" in row or "text" in row:
+        return None
+    for column in ("conversations", "conversation"):
+        said = row.get(column)
+        first = cast("list[object]", said)[0] if isinstance(said, list) and said else None
+        if isinstance(first, dict) and {"from", "value"} <= first.keys():
+            own = '[{"from": "system", "value": row["system"]}] * bool(row.get("system")) + '
+            turns = f"{own if 'system' in row else ''}{_of_row(column)}"
+            role = f'{_ROLES}.get(m["from"], m["from"])'
+            message = f'{{"role": {role}, "content": m["value"]}}'
+            return "in ShareGPT's format", f'{{"messages": [{message} for m in {turns}]}}'
+    asked, said = _text_columns(row, _QUESTION_NAMES), _text_columns(row, _ANSWER_NAMES)
+    if asked and said:
+        more = "input" if asked == "instruction" and "input" in row else None
+        question = _of_row(asked)
+        if more:
+            question = f'"\\n\\n".join(filter(None, [{question}, row["input"]]))'
+        whose = "in Alpaca's format" if more else f"a pair of {asked!r} and {said!r}"
+        messages = ", ".join([_message("user", question), _message("assistant", _of_row(said))])
+        return whose, f'{{"messages": [{messages}]}}'
+    parts = ("prompt", "completion")
+    if all(isinstance(row.get(part), list) for part in parts):
+        return "a prompt and its completion", '{"messages": row["prompt"] + row["completion"]}'
+    return None
+
+
+def _as_pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """As `_as_messages`, for rows with two answers."""
+    if all(isinstance(row.get(field), str) for field in ("prompt", *_SIDES)):
+        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+        made = [f'"{f}": [{_message(role, _of_row(f))}]' for f, role in roles.items()]
+        return "three texts", f"{{{', '.join(made)}}}"
+    if "prompt" not in row and all(isinstance(row.get(field), list) for field in _SIDES):
+        made = '"prompt": row["chosen"][:-1], "chosen": row["chosen"][-1:]'
+        return "without a prompt", f'{{{made}, "rejected": row["rejected"][-1:]}}'
+    return None
+
+
+def _text_columns(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of the columns that the row has, if it holds a text."""
+    name = next((name for name in names if name in row), None)
+    return name if name is not None and isinstance(row[name], str) else None
+
+
+def _of_row(column: str) -> str:
+    return f'row["{column}"]'
+
+
+def _message(role: str, content: str) -> str:
+    return f'{{"role": "{role}", "content": {content}}}'
 
 
 _ROW_CHECKS = {

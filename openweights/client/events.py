@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from openweights.arguments import as_texts, check_text, check_whole
 from openweights.errors import InvalidInputError
 from openweights.types import EventRecord
 
@@ -40,6 +41,9 @@ class EventCollection:
     ) -> Iterator[EventRecord]:
         """As `list`, page by page, of events with an id above `after`."""
         _check_one(job_id, run_id)
+        if type is not None:
+            check_text("type", type, "`openweights.events` lists the types")
+        after = check_whole("after", after)
         return self._ow.backend.list_events(job_id=job_id, run_id=run_id, after=after, type=type)
 
     def latest(
@@ -54,7 +58,7 @@ class EventCollection:
             fields: Names, one name, or "*" for all.
         """
         _check_one(job_id, run_id)
-        names = [fields] if isinstance(fields, str) else list(fields)
+        names = as_texts("fields", fields, "give names, such as ['loss'], or '*'")
         keys = None if names == ["*"] else names
         return self._ow.backend.latest_values(keys, job_id=job_id, run_id=run_id)
 
@@ -62,3 +66,7 @@ class EventCollection:
 def _check_one(job_id: str | None, run_id: int | None) -> None:
     if (job_id is None) == (run_id is None):
         raise InvalidInputError("name a job or a run: pass job_id=… or run_id=…, one of them")
+    if job_id is not None:
+        check_text("job_id", job_id, "`ow.jobs.list()` lists them")
+    if run_id is not None:
+        check_whole("run_id", run_id)

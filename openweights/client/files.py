@@ -13,7 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, cast, get_args
 
-from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
+from openweights.arguments import as_path, check_limit, check_text
+from openweights.client.datasets import CHECKED_PURPOSES, ROWS_NAME, check_dataset
 from openweights.client.results import LOG_PREFIX, read_log_chunks, write_chunks, write_stream_to
 from openweights.client.watching.notes import tell
 from openweights.errors import DatasetError, InvalidInputError, NotFoundError, closest, shown
@@ -128,23 +129,28 @@ class FileCollection:
         Raises:
             NotFoundError: There is none of that id.
         """
-        return _as_dict(self._ow.backend.get_file(file_id))
+        return _as_dict(self._ow.backend.get_file(_checked_id(file_id)))
 
     def get_by_id(self, file_id: str) -> File:
         """`retrieve` under its older name."""
         return self.retrieve(file_id)
 
     def list(self, purpose: str | None = None, limit: int | None = 100) -> list[File]:
-        """The newest `limit` (None: all), newest first."""
-        return [
-            _as_dict(record) for record in self._ow.backend.list_files(purpose=purpose, limit=limit)
-        ]
+        """The newest `limit` (None: all), newest first.
+
+        Raises:
+            InvalidInputError: No file has such a purpose.
+        """
+        if purpose is not None:
+            purpose = _purpose(purpose)
+        found = self._ow.backend.list_files(purpose=purpose, limit=check_limit(limit))
+        return [_as_dict(record) for record in found]
 
     def content(self, file_id: str) -> bytes:
         """All of the file, in memory; `download` writes large ones to disk. `run.log_file` will do,
         too.
         """
-        if file_id.startswith(LOG_PREFIX):
+        if _checked_id(file_id).startswith(LOG_PREFIX):
             return b"".join(self._log(file_id))
         with self._ow.backend.open_file(file_id) as stream:
             return stream.read()
@@ -156,8 +162,8 @@ class FileCollection:
             InvalidInputError: Nothing can be written there.
             NotFoundError: There is no file or log of that id.
         """
-        target = Path(path)
-        if file_id.startswith(LOG_PREFIX):
+        target = as_path("path", path)
+        if _checked_id(file_id).startswith(LOG_PREFIX):
             return write_chunks(self._log(file_id), target)
         write_stream_to(self._ow.backend, file_id, target)
         return target
@@ -170,7 +176,11 @@ class FileCollection:
 
     def delete(self, file_id: str) -> None:
         """Remove the file. One that is not there is no error."""
-        self._ow.backend.delete_file(file_id)
+        self._ow.backend.delete_file(_checked_id(file_id))
+
+
+def _checked_id(file_id: object) -> str:
+    return check_text("file_id", file_id, "`ow.files.list()` lists files with their ids")
 
 
 def _as_dict(record: FileRecord) -> File:
@@ -189,7 +199,7 @@ def _purpose(given: object) -> str:
     if not isinstance(purpose, str) or purpose not in PURPOSES:
         near = closest(purpose, PURPOSES) if isinstance(purpose, str) else None
         meant = f"did you mean {near!r}?" if near else f"use one of {', '.join(PURPOSES[:4])}"
-        raise InvalidInputError(f"purpose: nothing reads {given!r}; {meant}")
+        raise InvalidInputError(f"purpose: nothing reads {shown(given)}; {meant}")
     return purpose
 
 
@@ -197,7 +207,7 @@ def _purpose(given: object) -> str:
 def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
     """A seekable binary stream and its base name; what was opened here is closed."""
     if isinstance(file, str | os.PathLike):
-        path = Path(cast("str", file)).expanduser()
+        path = _expanded(as_path("file", cast("object", file)))
         with _open_path(path) as stream:
             yield stream, path.name
     elif isinstance(file, bytes):
@@ -207,7 +217,7 @@ def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
             for number, row in enumerate(rows, start=1):
                 spool.write(as_written(row, f"row {number}").encode() + b"\n")
             spool.seek(0)
-            yield cast("BinaryIO", spool), "rows.jsonl"
+            yield cast("BinaryIO", spool), ROWS_NAME
     else:
         stream = _checked_stream(file)
         name = getattr(stream, "name", None)
@@ -233,10 +243,17 @@ def _rows(file: object) -> Iterable[object] | None:
     return cast("Iterable[object]", file)
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody has that name, and the file's may begin so
+        return path
+
+
 def _open_path(path: Path) -> BinaryIO:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InvalidInputError(f"{path} is a folder; pass a file")
-    if os.path.exists(path) and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InvalidInputError(
             f"{path} is a pipe or a device, not a file; open it, and pass it to ow.files.create"
         )
@@ -247,7 +264,7 @@ def _open_path(path: Path) -> BinaryIO:
             f"there is no file {str(path)!r} (looked at {path.absolute()})"
         ) from None
     except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+        raise InvalidInputError(f"cannot read {str(path):.300}: {error.strerror}") from error
 
 
 def _checked_stream(file: object) -> BinaryIO:

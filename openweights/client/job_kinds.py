@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from openweights import images
+from openweights.arguments import check_limit, check_text
 from openweights.client.jobs import Job, moment_after
 from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
@@ -166,7 +168,7 @@ class Jobs:
 
     def stored(self, file: str, purpose: str) -> str:
         """The id of a file: a local one is uploaded, anything else is taken for an id."""
-        return self.ow.files.create(file, purpose)["id"] if Path(file).is_file() else file
+        return self.ow.files.create(file, purpose)["id"] if os.path.isfile(file) else file
 
     def stored_dataset(self, field: str, file: str, purpose: str) -> str:
         """The id of a dataset, which a local file is uploaded for.
@@ -200,7 +202,7 @@ class Jobs:
 
     def list(self, limit: int | None = 10, status: JobStatus | None = None) -> list[Job]:
         """Its jobs, the last changed first; None for all."""
-        jobs = self.ow.jobs.list(limit=None, status=status)
+        limit, jobs = check_limit(limit), self.ow.jobs.list(limit=None, status=status)
         return [job for job in jobs if job.id.startswith(f"{self.id_prefix}-")][:limit]
 
     def retrieve(self, job_id: str) -> Job:
@@ -422,14 +424,16 @@ def register(name: str) -> Callable[[_Kind], _Kind]:
     Raises:
         InvalidInputError: The name cannot be an attribute of a client.
     """
+    check_text("register", name, "give a name for the job kind, as @register('my_job')")
     if not name.isidentifier() or name.startswith("_"):
         raise InvalidInputError(f"{name!r} is not a name for a job kind; use one like 'my_job'")
     if name in _TAKEN:
         raise InvalidInputError(f"ow.{name} is taken; choose another name for the job kind")
 
     def decorate(kind: _Kind) -> _Kind:
-        if not issubclass(cast("type[object]", kind), Jobs):
-            raise InvalidInputError(f"{kind.__name__} is no job kind; make it a subclass of Jobs")
+        if not (isinstance(cast("object", kind), type) and issubclass(kind, Jobs)):
+            given = getattr(cast("object", kind), "__name__", None) or shown(kind)
+            raise InvalidInputError(f"{given} is no job kind; make it a subclass of Jobs")
         _REGISTERED[name] = kind
         return kind
 

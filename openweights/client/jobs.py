@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+from openweights.arguments import as_path, check_known, check_limit, check_seconds, check_whole
 from openweights.client.results import read_log_chunks, write_log, write_results, write_table
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows
@@ -34,7 +36,11 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MOST_PANELS = 15  # of a figure
-_SHOWN = 4  # ids named when a prefix fits several jobs
+_FILE_ID = re.compile(r"[a-z_]+:\S+", re.ASCII)
+_SHOWN = 4  # ids named when a prefix fits several jobs, or none
+_ALIKE = 0.75
+_LEAST_DIGITS = 3  # of an id that say which was meant
+_LONGEST_TYPED = 100
 
 
 class Job:
@@ -85,13 +91,13 @@ class Job:
         return getattr(self.record, name)
 
     def __getitem__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(self.record, name):
+        if not _is_field(name):
             raise KeyError(name)
         return getattr(self.record, name)
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field of its record, as of a dict."""
-        return getattr(self.record, name, default)
+        return getattr(self.record, name) if _is_field(name) else default
 
     def __repr__(self) -> str:
         return f"Job({self.id}, {self.status})"
@@ -171,6 +177,11 @@ class Job:
             JobCanceledError: It was canceled.
             WaitTimeoutError: `timeout` passed first. The job goes on.
         """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        if on_event is not None and not callable(on_event):
+            raise InvalidInputError(f"on_event: {shown(on_event)} is no function")
+        poll_s = check_seconds("poll_s", poll_s)
         self.record = wait_for(self._ow, self.id, timeout, on_event, poll_s)
         return self
 
@@ -189,8 +200,8 @@ class Job:
         Raises:
             NotFoundError: The job has no such run.
         """
-        if run_id is not None and run_id not in {run.id for run in self.runs}:
-            raise NotFoundError(f"job {self.id} has no run {run_id}")
+        if run_id is not None and check_whole("run_id", run_id) not in {r.id for r in self.runs}:
+            raise NotFoundError(f"job {self.id} has no run {run_id}; `job.runs` lists them")
         if follow:
             return follow_log(self._ow, self.id, run_id, POLL_S)
         if run_id is None:
@@ -251,7 +262,7 @@ class Job:
         if not rows:
             raise InvalidInputError(f"job {self.id} has logged no metrics to plot")
         panels = metric_panels(rows, shares_loss=shares_loss(self.record))
-        target = None if path is None else Path(path)
+        target = None if path is None else as_path("path", path)
         title = plot_title([self.record])
         return draw_panels(
             panels, title=title, path=target, has_one_legend=False, most=_MOST_PANELS
@@ -290,7 +301,7 @@ class Job:
         Raises:
             InvalidInputError: A path leaves `target_dir`; nothing was written.
         """
-        target = Path(target_dir)
+        target = as_path("target_dir", target_dir)
         runs = self._ow.runs.list(job_id=self.id, limit=1 if only_last_run else None)
         backend = self._ow.backend
         events = (event for run in runs for event in backend.list_events(run_id=run.id))
@@ -316,10 +327,10 @@ class JobCollection:
             limit: None for all.
             status: Only those, as many as `limit` says.
         """
-        if status is not None and status not in JOB_STATUSES:
-            raise InvalidInputError(f"status: {status!r} is none of {', '.join(JOB_STATUSES)}")
+        if status is not None:
+            check_known("status", status, JOB_STATUSES)
         statuses: list[JobStatus] | None = None if status is None else [status]
-        found = self._ow.backend.list_jobs(statuses=statuses, limit=limit)
+        found = self._ow.backend.list_jobs(statuses=statuses, limit=check_limit(limit))
         return [Job(self._ow, job) for job in found]
 
     def retrieve(self, job_id: str) -> Job:
@@ -387,19 +398,47 @@ def find_job(backend: Backend, text: str) -> JobRecord:
         InvalidInputError: No id looks like this, or several jobs begin so.
         NotFoundError: No job begins so.
     """
-    if not _JOB_ID.fullmatch(text):
-        raise InvalidInputError(f"{text!r:.80} is not a job id; `ow ls` lists them")
+    if not isinstance(cast("object", text), str) or not _JOB_ID.fullmatch(text):
+        raise InvalidInputError(f"{shown(text)} is not a job id; {_other_id(text)}")
     try:
         return backend.get_job(text)
     except NotFoundError:
-        found = [job for job in backend.list_jobs(limit=None) if job.id.startswith(text)]
+        jobs = backend.list_jobs(limit=None)
+    found = [job for job in jobs if job.id.startswith(text)]
     if not found:
-        raise NotFoundError(f"no job {text:.80}; `ow ls` lists them")
+        near = _near_ids(text, [job.id for job in jobs])
+        raise NotFoundError(f"no job {text:.80}; {near or '`ow ls` lists them'}")
     if len(found) > 1:
         names = sorted(job.id for job in found)
-        shown = ", ".join(names[:_SHOWN] + ["…"] * (len(names) > _SHOWN))
-        raise InvalidInputError(f"{text} begins {len(names)} job ids: {shown}; type more of it")
+        first = ", ".join(names[:_SHOWN] + ["…"] * (len(names) > _SHOWN))
+        raise InvalidInputError(f"{text} begins {len(names)} job ids: {first}; type more of it")
     return found[0]
+
+
+def _other_id(text: object) -> str:
+    """What to do instead, with what is perhaps the id of something else."""
+    if isinstance(text, Job):
+        return "it is a job already; its `id` is one"
+    if isinstance(text, str) and _FILE_ID.fullmatch(text):
+        return f"it is that of a file: `ow fetch {text}`"
+    return "`ow ls` lists them"
+
+
+def _near_ids(text: str, ids: Sequence[str]) -> str:
+    """Which ids were perhaps meant: those that hold what was typed, else those that are alike."""
+    if len(text) > _LONGEST_TYPED:
+        return ""
+    parts = [part for part in (text, text.rpartition("-")[2]) if len(part) >= _LEAST_DIGITS]
+    near = [id for id in ids if any(part in id for part in parts)]
+    near = near or difflib.get_close_matches(text, ids, n=_SHOWN, cutoff=_ALIKE)
+    if not near:
+        starts = {id[: len(text)]: id for id in reversed(ids)}
+        near = [starts[s] for s in difflib.get_close_matches(text, starts, n=1, cutoff=_ALIKE)]
+    return f"did you mean {' or '.join(near[:_SHOWN])}?" if near else ""
+
+
+def _is_field(name: object) -> bool:
+    return isinstance(name, str) and name in JobRecord.__dataclass_fields__
 
 
 def moment_after(backend: Backend, seconds: float | None) -> datetime | None:

@@ -54,7 +54,7 @@ class Problems:
 
     def __init__(self, name: str) -> None:
         self.count = 0
-        self._name = name
+        self.name = name
         self._listed: list[str] = []
         self._lines = 0
         self._last_line = -1
@@ -68,7 +68,7 @@ class Problems:
             if len(seen) < 2:  # whether there are several is all that is asked
                 seen.add(value)
         if self.count <= LISTED_ERRORS:
-            place = f"{self._name}:{line}: " + (f"{field}: " if field else "")
+            place = f"{self.name}:{line}: " + (f"{field}: " if field else "")
             # Half characters of what is wrong must not stop a terminal from saying so.
             self._listed.append(f"{place}{problem}".encode(errors="backslashreplace").decode())
         self._lines += line != self._last_line
@@ -96,9 +96,9 @@ class Problems:
             return
         if len(self._kinds) == 1 and 1 < rows == self._lines == self.count:
             field = f"{self._fields.pop()}: " if len(self._fields) == 1 else ""
-            raise DatasetError(f"{self._name}: every row: {field}{self._kinds.pop()}")
+            raise DatasetError(f"{self.name}: every row: {field}{self._kinds.pop()}")
         more = self.count - len(self._listed)
-        tail = [f"… and {more} more error{'s' if more > 1 else ''} in {self._name}"] if more else []
+        tail = [f"… and {more} more error{'s' if more > 1 else ''} in {self.name}"] if more else []
         raise DatasetError("\n".join(self._listed + tail))
 
 

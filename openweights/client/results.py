@@ -107,7 +107,7 @@ def _writing(path: Path) -> Generator[BinaryIO]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"cannot write {path}: {error.strerror}") from error
+        raise InvalidInputError(f"cannot write {str(path):.300}: {error.strerror}") from error
 
 
 def _write(backend: Backend, file_id: str, path: Path) -> bool:

@@ -14,8 +14,9 @@ import uuid
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, cast, get_args
 
+from openweights.arguments import as_path, check_known, check_limit, check_text, check_whole
 from openweights.client.event_json import event_data
 from openweights.client.event_sender import EventSender, at_exit, replay_spool
 from openweights.client.results import LOG_PREFIX, write_log, write_results
@@ -69,7 +70,7 @@ class Run:
         return getattr(self.record, name)
 
     def __getitem__(self, name: str) -> Any:
-        if name not in RunRecord.__slots__:
+        if not isinstance(cast("object", name), str) or name not in RunRecord.__slots__:
             raise KeyError(name)
         return getattr(self.record, name)
 
@@ -159,6 +160,9 @@ class Run:
         Raises:
             FencedError: A newer attempt has replaced the run, or it was ended otherwise.
         """
+        check_known("status", status, ("completed", "failed", "canceled"))
+        if error is not None:
+            check_text("error", error, "say in a line why it failed")
         self.flush()
         self._ow.backend.finish_run(self.id, self.attempt, status, error=error)
         return self.refresh()
@@ -172,7 +176,7 @@ class Run:
         Raises:
             InvalidInputError: A path leaves `target_dir`; nothing was written.
         """
-        target = Path(target_dir)
+        target = as_path("target_dir", target_dir)
         files = write_results(self._ow.backend, self.events, target)
         return [*files, write_log(self._ow.backend, self.id, target)]
 
@@ -273,6 +277,12 @@ class RunCollection:
         status: RunStatus | None = None,
     ) -> list[Run]:
         """The newest `limit` runs (None: all), oldest first."""
+        for name, value in (("job_id", job_id), ("worker_id", worker_id)):
+            if value is not None:
+                check_text(name, value, "give an id, or leave it out for all")
+        if status is not None:
+            check_known("status", status, get_args(RunStatus))
+        limit = check_limit(limit)
         records = self._ow.backend.list_runs(
             job_id=job_id, worker_id=worker_id, status=status, limit=limit
         )
@@ -284,4 +294,5 @@ class RunCollection:
         Raises:
             NotFoundError: There is none.
         """
+        run_id = check_whole("run_id", run_id)
         return Run(self._ow, run_id, self._ow.backend.get_run(run_id))

@@ -9,10 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from openweights.credentials import hand_over
-from openweights.errors import ConfigError, ConfigurationError, InvalidInputError, NotFoundError
+from openweights.errors import (
+    ConfigError,
+    ConfigurationError,
+    InvalidInputError,
+    NotFoundError,
+    shown,
+)
 from openweights.settings import job_variables
 from openweights.types import JobRecord, JobSpec, SecretRecord
 
@@ -64,6 +70,8 @@ class SecretCollection:
         """
         from openweights.backends.supabase.sealing import seal
 
+        if not isinstance(cast("object", values), Mapping):
+            raise InvalidInputError("the values are no dict; give {'HF_TOKEN': '…'}")
         content = {check_secret_name(name): _checked(name, text) for name, text in values.items()}
         team = self._team
         public_key = team.secrets_key()
@@ -102,8 +110,8 @@ def without_keys(job: JobRecord) -> JobRecord:
     params: Mapping[str, Any] = job.params.get("validated_params") or {}
     if not params.get(_KEY):
         return job
-    shown = {**params, _KEY: "(hidden)"}
-    return replace(job, params={**job.params, "validated_params": shown})
+    hidden = {**params, _KEY: "(hidden)"}
+    return replace(job, params={**job.params, "validated_params": hidden})
 
 
 def wanted_secrets(ow: OpenWeights, names: Iterable[str] | str) -> list[str]:
@@ -150,9 +158,8 @@ def check_secret_name(name: object) -> str:
         InvalidInputError: It cannot be that of a job's variable, or is one that workers set.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        shown = repr(name) if len(repr(name)) <= 80 else f"{repr(name)[:79]}…"
         raise InvalidInputError(
-            f"{shown} cannot name a secret: use letters, digits and '_', such as HF_TOKEN"
+            f"{shown(name)} cannot name a secret: use letters, digits and '_', such as HF_TOKEN"
         )
     if name in _TAKEN or name.upper().startswith(_TAKEN_PREFIX):
         raise InvalidInputError(f"{name} is set by the worker, so it cannot be a secret")
@@ -160,6 +167,8 @@ def check_secret_name(name: object) -> str:
 
 
 def _checked(name: str, value: str) -> bytes:
+    if not isinstance(cast("object", value), str):
+        raise InvalidInputError(f"the value of {name} is no string; quote it")
     try:
         content = value.encode()
     except UnicodeEncodeError:

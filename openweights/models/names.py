@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,7 @@ def model_location(model: str) -> str:
         ConfigError: It is written as a path, but no folder is there.
     """
     folder = Path(os.path.expanduser(model))
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return str(folder.resolve())
     if is_path(model):
         raise ConfigError(
@@ -42,7 +42,7 @@ def location_here(model: str) -> str:
     `ow demo` puts it there, is that folder: it needs no hub.
     """
     folder = home_folder() / "models" / _KEPT.get(model, model)
-    return str(folder) if (folder / "config.json").is_file() else model_location(model)
+    return str(folder) if os.path.isfile(folder / "config.json") else model_location(model)
 
 
 def repository_id(
@@ -101,11 +101,15 @@ def model_reference(model: str) -> ModelReference:
     Raises:
         ConfigError: It cannot be a model.
     """
+    if not isinstance(cast("object", model), str):
+        raise ConfigError(
+            f"model: {shown(model)} is no string; give a Hugging Face id, a folder, or a job's id"
+        )
     head, _, rest = model.partition("/")
     # Before folders: the results of a job may lie in one that is named after it.
     if _TRAINING_JOB.fullmatch(head):
         return ModelReference("job", head, rest or None)
-    if model and (is_path(model) or Path(model).is_dir()):
+    if model and (is_path(model) or os.path.isdir(model)):
         return ModelReference("folder", model_location(model))
     if problem := _no_training_job(head):
         raise ConfigError(f"model: {problem}")
@@ -176,7 +180,7 @@ def bare_name(value: str) -> str:
 
 
 def _model_name(value: str) -> str:
-    is_folder = is_path(bare_name(value)) or Path(value).is_dir()
+    is_folder = is_path(bare_name(value)) or os.path.isdir(value)
     if not is_folder and (problem := _no_training_job(value.partition("/")[0])):
         raise ValueError(problem)
     if not is_folder and not all(map(_PART.fullmatch, value.split("/"))):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import re
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
@@ -181,3 +183,89 @@ def test_memory_does_not_grow_with_the_file() -> None:
     for row in (GOOD, {"messages": []}):
         peak(row, 10)
         assert peak(row, 5000) < peak(row, 100) + 50_000
+
+
+# Rows of other formats, and what the lines that the message gives make of them.
+TALK = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Bye"}]
+HI_BYE = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Bye"}]}
+BRIEF = {"role": "system", "content": "Be brief."}
+SAID = {role: [{"role": role, "content": role}] for role in ("user", "assistant")}
+OTHER_FORMATS: dict[str, tuple[Any, Any]] = {
+    "sharegpt": ({"id": "a", "conversations": TALK}, HI_BYE),
+    "sharegpt with system": (
+        {"conversations": TALK, "system": "Be brief."},
+        {"messages": [BRIEF, *HI_BYE["messages"]]},
+    ),
+    "sharegpt with tools": ({"conversation": TALK, "system": ""}, HI_BYE),
+    "sharegpt of roles": (
+        {"conversations": [{"from": "system", "value": "Be brief."}, *TALK]},
+        {"messages": [BRIEF, *HI_BYE["messages"]]},
+    ),
+    "alpaca": ({"instruction": "Hi", "input": "", "output": "Bye"}, HI_BYE),
+    "alpaca with input": (
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        {"messages": [message(content="Add.\n\n1 2"), {"role": "assistant", "content": "3"}]},
+    ),
+    **{
+        f"{asked} and {said}": ({asked: "Hi", said: "Bye"}, HI_BYE)
+        for asked, said in (
+            *(("prompt", "completion"), ("instruction", "response"), ("question", "answer")),
+            *(("query", "response"), ("input", "output"), ("prompt", "response")),
+        )
+    },
+    "trl": ({"prompt": SAID["user"], "completion": SAID["assistant"]}, None),
+}
+OTHER_PAIRS: dict[str, tuple[Any, Any]] = {
+    "texts": (
+        {"prompt": "user", "chosen": "assistant", "rejected": "no"},
+        {"rejected": [{"role": "assistant", "content": "no"}]},
+    ),
+    "implicit": (
+        {"chosen": SAID["user"] + SAID["assistant"], "rejected": [*SAID["user"], ANSWER]},
+        {"rejected": [ANSWER]},
+    ),
+}
+_CASES = [("conversations", *case) for case in OTHER_FORMATS.values()]
+_CASES += [("preference", *case) for case in OTHER_PAIRS.values()]
+
+
+@pytest.mark.parametrize(("purpose", "row", "wanted"), _CASES)
+@pytest.mark.parametrize("form", ["lines", "array", "list"])
+def test_the_lines_that_a_message_gives_convert_the_rows(
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    purpose: Purpose,
+    row: Any,
+    wanted: Any,
+    form: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, ow = tmp_path / "train.jsonl", OpenWeights()
+    path.write_bytes(
+        lines(row, row) + b"\n" if form == "lines" else json.dumps([row, row]).encode()
+    )
+    given: Any = [row, row] if form == "list" else path
+    with pytest.raises(DatasetError) as caught:
+        ow.files.upload(given, purpose)
+    code, names = str(caught.value), {"ow": ow, "rows": given, "json": json}
+    if form == "array":
+        [call] = re.findall(r"as (ow\.files\.upload\(.*\))", code)
+        with pytest.raises(DatasetError) as caught:
+            exec(call, names)  # noqa: S102 - as people paste it
+        names["rows"], code = [row, row], str(caught.value)
+    head, _, code = code.partition("\n")
+    assert re.search(r":1: row: is .*; these lines make such rows ours, and upload them:$", head)
+    exec(inspect.cleandoc(code), names)  # noqa: S102
+    [file] = ow.files.list(purpose)
+    made = [json.loads(line) for line in ow.files.content(file["id"]).splitlines()]
+    wanted = wanted or {"messages": SAID["user"] + SAID["assistant"]}
+    if purpose == "preference":
+        wanted = {"prompt": SAID["user"], "chosen": SAID["assistant"], **wanted}
+    assert made == [wanted, wanted]
+
+
+def test_rows_that_are_no_other_format_are_told_by_line() -> None:
+    for rows in (lines(GOOD, {"prompt": "a", "completion": "b"}), lines({"prompt": "a", "n": 1})):
+        with pytest.raises(DatasetError, match=r":[12]: messages: is missing; write the prompt as"):
+            check_dataset(BytesIO(rows), "conversations", "train.jsonl")

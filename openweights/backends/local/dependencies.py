@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from openweights.backends.scheduling import cycle_refused, cycle_through, reason_of_dependent
-from openweights.errors import InvalidInputError, InvalidStateError
+from openweights.errors import InvalidInputError, InvalidStateError, shown
 
 _WAITING_FOR = (
     "SELECT id FROM jobs WHERE status = 'pending' AND after IS NOT NULL "
@@ -30,7 +30,7 @@ def check_after(db: sqlite3.Connection, job_id: str, after: Sequence[str]) -> No
     """
     for needed in after:
         if needed != job_id and _status(db, needed) is None:
-            raise InvalidInputError(f"after: there is no job {needed!r}; correct the id")
+            raise InvalidInputError(f"after: there is no job {shown(needed)}; correct the id")
     path = cycle_through(job_id, after, lambda other: needs(db, other))
     if path is not None:
         raise InvalidInputError(cycle_refused(path))

@@ -9,7 +9,7 @@ from openweights.backends.local.failures import clear_errors
 from openweights.backends.local.folders import Incoming
 from openweights.backends.local.store import Store, find, insert, matching
 from openweights.backends.values import base_name, readable
-from openweights.errors import InvalidInputError, NotFoundError
+from openweights.errors import InvalidInputError, NotFoundError, shown
 from openweights.types import FileRecord
 
 
@@ -56,7 +56,7 @@ class FileVerbs(Store):
         with self._read() as db:
             row = find(db, "files", file_id)
         if row is None:
-            raise NotFoundError(f"no file {file_id!r} in the store in {self.home}")
+            raise NotFoundError(f"no file {shown(file_id)} in the store in {self.home}")
         return records.file_record(row)
 
     def open_file(self, file_id: str) -> BinaryIO:

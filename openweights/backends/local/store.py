@@ -22,7 +22,7 @@ from openweights.backends.local.folders import FileFolder, LogFolder
 from openweights.backends.local.migrations import migrate
 from openweights.backends.local.worker_locks import WorkerLocks
 from openweights.backends.values import LOG_LIMIT_BYTES
-from openweights.errors import ConfigurationError, NotFoundError
+from openweights.errors import ConfigurationError, NotFoundError, shown
 from openweights.types import Claim, JobRecord, Lane, RunRecord
 
 _BUSY_TIMEOUT_S = 30.0
@@ -99,7 +99,7 @@ class Store:
     def _job(self, db: sqlite3.Connection, job_id: str) -> JobRecord:
         row = find(db, "jobs", job_id)
         if row is None:
-            raise NotFoundError(f"no job {job_id!r} in the store in {self.home}")
+            raise NotFoundError(f"no job {shown(job_id)} in the store in {self.home}")
         return records.job_record(row, self.organization_id)
 
     def _run(self, row: sqlite3.Row) -> RunRecord:
@@ -108,7 +108,7 @@ class Store:
     def _worker(self, db: sqlite3.Connection, worker_id: str) -> sqlite3.Row:
         row = find(db, "workers", worker_id)
         if row is None:
-            raise NotFoundError(f"no worker {worker_id!r} in the store in {self.home}")
+            raise NotFoundError(f"no worker {shown(worker_id)} in the store in {self.home}")
         return row
 
     def _check_exists(

@@ -39,6 +39,7 @@ from openweights.errors import (
     NotFoundError,
     OpenWeightsError,
     PlatformError,
+    shown,
 )
 from openweights.json_values import contains, storable
 from openweights.types import (
@@ -121,7 +122,7 @@ class FileVerbs(Project):
     def open_file(self, file_id: str) -> BinaryIO:
         known = self.rpc("find_file", id=file_id)
         if known is None:
-            raise NotFoundError(f"no file {file_id!r} in the organization")
+            raise NotFoundError(f"no file {shown(file_id)} in the organization")
         key = self._place(known["object"])
         check = Digest(self.organization_id, file_id, known["sha256"])
         try:

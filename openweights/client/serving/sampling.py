@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from openweights.backends.values import LEAST_KEEP_S
 from openweights.errors import InvalidInputError, InvalidStateError
@@ -43,7 +43,7 @@ def sample(
     ow: OpenWeights, job: Job, prompts: Sequence[Prompt], *, base: bool, params: Mapping[str, Any]
 ) -> list[Sample]:
     """See `Job.sample`."""
-    if isinstance(prompts, str) or not prompts:
+    if not _are_prompts(prompts):
         raise InvalidInputError("prompts: give a list of questions, or of conversations")
     if job.model is None:
         raise InvalidStateError(f"job {job.id} has no model to ask; give a fine-tuning job")
@@ -72,6 +72,13 @@ def old_samples(backend: Backend, keep_s: float) -> list[JobRecord]:
     before = backend.now() - timedelta(seconds=max(keep_s, LEAST_KEEP_S))
     ended = backend.list_jobs(statuses=tuple(ENDED), limit=None)
     return [job for job in ended if job.label == LABEL and job.updated_at < before]
+
+
+def _are_prompts(prompts: object) -> bool:
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return False
+    items = cast("Sequence[object]", prompts)
+    return bool(items) and all(isinstance(item, str | list | tuple) for item in items)
 
 
 def _messages(prompt: Prompt) -> list[Mapping[str, Any]]:

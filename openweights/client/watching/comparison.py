@@ -9,7 +9,7 @@ from typing import Any, cast
 from openweights.client.secrets import without_keys
 from openweights.client.watching.metrics import Row, Series, series
 from openweights.client.watching.panels import Line, measure_rank
-from openweights.errors import InvalidInputError, closest
+from openweights.errors import InvalidInputError, closest, shown
 from openweights.types import JobRecord
 
 Params = dict[str, Any]
@@ -98,7 +98,7 @@ def curve_panels(
     for name in (*(y or ()), *(() if x == "step" else (x,))):
         if name not in known:
             hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
-            raise InvalidInputError(f"no job has measured {name!r}{hint}: {', '.join(known)}")
+            raise InvalidInputError(f"no job has measured {shown(name)}{hint}: {', '.join(known)}")
     panels: dict[str, list[Line]] = {}
     for name in y or _default_measures(known, x):
         groups: dict[str, list[Points]] = {}
@@ -120,7 +120,7 @@ def _chosen(
     for name in (*names, *((band,) if band else ())):
         if name not in known:
             hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
-            raise InvalidInputError(f"the jobs have no parameter {name!r}{hint}")
+            raise InvalidInputError(f"the jobs have no parameter {shown(name)}{hint}")
     return names or telling_apart(given, [name for name in differing(given) if name != band])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from openweights import images
+from openweights.arguments import as_texts
 from openweights.client.job_kinds import Jobs
 from openweights.client.serving.temporary_api import TemporaryApi
 from openweights.errors import ConfigError
@@ -65,6 +66,9 @@ class ApiConfig(BaseModel):
     job_id_suffix: str | None = None
 
 
+_MODELS = "give models, such as ['org/name', job.id]"
+
+
 class Api(Jobs):
     """Deploys models: `ow.api.deploy("org/model")` gives a `TemporaryApi`.
 
@@ -107,7 +111,7 @@ class Api(Jobs):
         Raises:
             ConfigError: A parameter is wrong, or a model is not there.
         """
-        adapters = list(lora_adapters or ())
+        adapters = as_texts("lora_adapters", lora_adapters or (), _MODELS)
         model = full_name(model)
         base = adapter_base(self.ow, model)
         if base != model:
@@ -129,6 +133,7 @@ class Api(Jobs):
         Returns:
             The deployment of each model, by its name.
         """
+        models = as_texts("models", models, _MODELS)
         adapters: dict[str, list[str]] = {}
         override = full_name(base_model_override) if base_model_override else None
         for model in dict.fromkeys(map(full_name, models)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class DatasetRef:
     @property
     def local_path(self) -> Path:
         """Where it is read: a local file as it is, a stored one in `data/`."""
-        if Path(self.file).is_file():
+        if os.path.isfile(self.file):
             return Path(self.file)
         return Path("data") / f"{self.name.replace('/', '_')}.jsonl"
 

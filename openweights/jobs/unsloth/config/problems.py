@@ -5,9 +5,9 @@ Each function yields (field, what is wrong; what to do). Client-side: no torch h
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Iterator
-from pathlib import Path
 
 from openweights.client.watching.metrics import TOTALS
 from openweights.errors import shown
@@ -131,7 +131,7 @@ def _is_harmless(config: TrainingFields, field: str) -> bool:
 def file_problems(config: TrainingFields) -> Problems:
     """Files that are neither here nor ids of the right purpose."""
     for ref in config.datasets():
-        if not ref.file.startswith(f"{ref.purpose}:") and not Path(ref.file).is_file():
+        if not ref.file.startswith(f"{ref.purpose}:") and not os.path.isfile(ref.file):
             yield ref.name, _file_problem(ref.file, ref.purpose, config.loss)
 
 
