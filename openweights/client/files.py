@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NotRequired, TypedDict, cast, get_args
 
 from openweights.arguments import as_path, check_limit, check_text
 from openweights.client.datasets import CHECKED_PURPOSES, ROWS_NAME, check_dataset
@@ -55,7 +55,9 @@ Purpose = Literal[
 
 
 class File(TypedDict):
-    """A stored file. `created_at` is ISO 8601; `object` is always "file"."""
+    """A stored file. `created_at` is ISO 8601; `object` is always "file". What `upload` gives for a
+    dataset has `holds`: its rows and tokens and what of them is learned, in words.
+    """
 
     id: str
     object: str
@@ -63,6 +65,7 @@ class File(TypedDict):
     created_at: str
     filename: str
     purpose: str
+    holds: NotRequired[str]
 
 
 PURPOSES: tuple[str, ...] = get_args(Purpose)
@@ -76,7 +79,8 @@ class FileCollection:
         self._told: set[str] = set()  # files whose contents were said
 
     def upload(self, path: str | os.PathLike[str] | Rows, purpose: Purpose) -> File:
-        """Check and store a file, and say what it holds. Of its path only the base name is kept.
+        """Check and store a file, and say what it holds: on a terminal, in the log, and as `holds`
+        of the answer. Of its path only the base name is kept.
 
         Args:
             path: The file; or a list of rows, or a `datasets.Dataset`, instead of one.
@@ -102,7 +106,7 @@ class FileCollection:
         if stored["id"] not in self._told:
             self._told.add(stored["id"])
             tell(logger, f"{name}: {found.words()}")
-        return stored
+        return {**stored, "holds": found.words()}
 
     def validate(self, file: Content, purpose: str) -> bool:
         """Whether `upload` would take the file.

@@ -14,7 +14,7 @@ from openweights.client.results import read_log_chunks, write_log, write_results
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
-from openweights.errors import InvalidInputError, NotFoundError, shown
+from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError, shown
 from openweights.types import (
     JOB_STATUSES,
     EventRecord,
@@ -296,19 +296,25 @@ class Job:
         `metrics.jsonl` into `target_dir`; of equal paths the last one.
 
         Returns:
-            What was written.
+            What was written, as paths below `target_dir` as it was given.
 
         Raises:
             InvalidInputError: A path leaves `target_dir`; nothing was written.
+            InvalidStateError: It has not run yet.
         """
         target = as_path("target_dir", target_dir)
         runs = self._ow.runs.list(job_id=self.id, limit=1 if only_last_run else None)
+        if not runs:
+            raise InvalidStateError(
+                f"job {self.id} has not run, so that it has no results; it is "
+                f"{self.refresh().status.replace('_', ' ')}"
+            )
         backend = self._ow.backend
         events = (event for run in runs for event in backend.list_events(run_id=run.id))
         files = write_results(backend, events, target)
         files += [write_log(backend, run.id, target) for run in runs]
         table = target / "metrics.jsonl"
-        is_written = table.resolve() in files  # by the job itself; paths of results are resolved
+        is_written = table in files  # by the job itself
         if not is_written and (rows := self.metric_rows()):
             files.append(write_table(rows, table))
         return files
@@ -407,7 +413,7 @@ def find_job(backend: Backend, text: str) -> JobRecord:
     found = [job for job in jobs if job.id.startswith(text)]
     if not found:
         near = _near_ids(text, [job.id for job in jobs])
-        raise NotFoundError(f"no job {text:.80}; {near or '`ow ls` lists them'}")
+        raise NotFoundError(f"no job {text:.80}; {near}`ow ls` lists them")
     if len(found) > 1:
         names = sorted(job.id for job in found)
         first = ", ".join(names[:_SHOWN] + ["…"] * (len(names) > _SHOWN))
@@ -434,7 +440,7 @@ def _near_ids(text: str, ids: Sequence[str]) -> str:
     if not near:
         starts = {id[: len(text)]: id for id in reversed(ids)}
         near = [starts[s] for s in difflib.get_close_matches(text, starts, n=1, cutoff=_ALIKE)]
-    return f"did you mean {' or '.join(near[:_SHOWN])}?" if near else ""
+    return f"did you mean {' or '.join(near[:_SHOWN])}? " if near else ""
 
 
 def _is_field(name: object) -> bool:

@@ -37,14 +37,18 @@ def result_files(events: Iterable[EventRecord]) -> list[dict[str, str]]:
 def write_results(backend: Backend, events: Iterable[EventRecord], target: Path) -> list[Path]:
     """Write each file of the events that have `file` and `path`; of equal paths the last one.
 
+    Returns:
+        What was written, below `target` as it was given.
+
     Raises:
         InvalidInputError: A path leaves `target`; nothing was written. Or one cannot be written.
     """
-    files: dict[Path, str] = {}
+    files, whole = dict[Path, str](), target.resolve()
     for event in events:
         file_id, path = event.data.get("file"), event.data.get("path")
         if isinstance(file_id, str) and isinstance(path, str):
-            files[inside(target, path, "a result file: the path")] = file_id
+            place = inside(target, path, "a result file: the path")
+            files[target / place.relative_to(whole)] = file_id
     return [path for path, file_id in files.items() if _write(backend, file_id, path)]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from openweights import InvalidInputError, NotFoundError, OpenWeights
+from openweights import InvalidInputError, InvalidStateError, NotFoundError, OpenWeights
 from openweights.client.runs import Run
 from openweights.types import Claim
 from tests.client.conftest import QuietClient, append
@@ -330,8 +330,17 @@ def test_a_job_that_writes_the_name_of_our_table_keeps_its_own(
     job = Echo(ow).create(text="a")
     append(ow.backend, claim().run.id, {"step": 1, "loss": 2.0}, _result(ow, b"o", "metrics.jsonl"))
     target = {"relative": Path("out"), "absolute": tmp_path / "out", "link": tmp_path / "link"}
-    job.download(target[where])
+    written = job.download(target[where])
+    # As it was given, whatever it is: nobody has to tell two ways of writing a path apart.
+    assert [path.parent for path in written] == [target[where]] * 2
     assert (target[where] / "metrics.jsonl").read_bytes() == b"o"
+
+
+def test_a_job_that_has_not_run_has_nothing_to_download(ow: QuietClient, tmp_path: Path) -> None:
+    job = Echo(ow).create(text="a")
+    with pytest.raises(InvalidStateError, match=f"job {job.id} has not run, .*; it is pending"):
+        job.download(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", "link/x", "", "."])

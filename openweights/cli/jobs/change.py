@@ -16,6 +16,7 @@ from openweights.types import AuditRecord, JobRecord, QueueState
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
+    from openweights.client import OpenWeights
 
 
 @click.command()
@@ -37,28 +38,44 @@ def restart(jobs: tuple[str, ...], as_json: bool) -> None:
     """Restart failed or canceled jobs.
 
     Without JOBS, their ids are read from standard input: `ow ls -q --status failed | ow restart`.
+    `ow resume` lets a queue go on that was paused.
     """
     from openweights.client import OpenWeights
 
     ow = OpenWeights()
-    change_jobs(ow.backend, jobs, lambda job: ow.jobs.restart(job.id).status, as_json=as_json)
+    change_jobs(ow.backend, jobs, lambda job: _restart(ow, job), as_json=as_json)
 
 
-@click.command()
+def _restart(ow: OpenWeights, job: JobRecord) -> str:
+    if job.status == "pending" and ow.jobs.queue().paused_at is not None:
+        raise InvalidStateError("it waits since the queue is paused: `ow resume`")
+    return ow.jobs.restart(job.id).status
+
+
+@click.command(context_settings={"allow_extra_args": True})
 @json_option
-def pause(as_json: bool) -> None:
+@click.pass_context
+def pause(context: click.Context, as_json: bool) -> None:
     """Give out no new jobs until `ow resume`; what runs goes on."""
+    _check_no_job(context, "`ow cancel JOB` stops one")
     with open_store() as backend:
         _print_queue(backend.set_paused(True), as_json=as_json)
 
 
-@click.command()
+@click.command(context_settings={"allow_extra_args": True})
 @json_option
-def resume(as_json: bool) -> None:
+@click.pass_context
+def resume(context: click.Context, as_json: bool) -> None:
     """Give out jobs again."""
+    _check_no_job(context, "`ow restart JOB` queues one again")
     from openweights.client import OpenWeights
 
     _print_queue(OpenWeights().jobs.resume(), as_json=as_json)
+
+
+def _check_no_job(context: click.Context, remedy: str) -> None:
+    if context.args:
+        raise click.UsageError(f"it takes no JOB, as it is about all that wait; {remedy}")
 
 
 def _print_queue(state: QueueState, *, as_json: bool) -> None:

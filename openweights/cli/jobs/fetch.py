@@ -45,11 +45,8 @@ def fetch(id: str, output: Path | None) -> None:
     folder = output or Path(job.id)
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"{folder} is a file; give a folder for the results of a job")
-    written = job.download(folder)
-    for path in sorted(written):
-        click.echo(folder / path.resolve().relative_to(folder.resolve()))
-    if not written:
-        note(f"job {job.id} is {job.status} and has no results")
+    for path in sorted(job.download(folder)):
+        click.echo(path)
 
 
 def _fetch_file(backend: Backend, file_id: str, output: Path | None) -> None:

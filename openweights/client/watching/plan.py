@@ -58,7 +58,10 @@ class Plan:
     def words(self) -> list[str]:
         """In lines for people."""
         new = "new" if self.status is None else f"exists, {self.status.replace('_', ' ')}"
-        lines = [f"job {self.job_id}: {new}", f"it would wait {self.waits_for}"]
+        if self.status in ("in_progress", "completed"):
+            return [f"job {self.job_id}: {new}; `create` gives that one, and nothing new is run"]
+        waits = "it waits" if self.status == "pending" else "it would wait"
+        lines = [f"job {self.job_id}: {new}", f"{waits} {self.waits_for}"]
         for offer in self.offers[:_SHOWN]:
             sold_out = ", sold out when last asked" if offer.is_sold_out else ""
             where = f"{offer.hardware} on {offer.cloud_type}"

@@ -23,8 +23,10 @@ def place_in_queue(
     backend: Backend, job: JobRecord, *, is_remote: bool
 ) -> tuple[list[JobRecord], str]:
     """The jobs that workers take before a pending one, and in a few words what it waits for."""
-    running = backend.list_jobs(statuses=("in_progress",), limit=None)
-    pending = backend.list_jobs(statuses=("pending",), limit=None)
+    running, pending = (
+        [other for other in backend.list_jobs(statuses=(status,), limit=None) if other.id != job.id]
+        for status in ("in_progress", "pending")
+    )
     unfinished = {other.id: other for other in (*pending, *running)}
     if needed := [unfinished[id] for id in job.after if id in unfinished]:
         return [], waits_for_jobs(needed)

@@ -106,10 +106,16 @@ def note_on(job: JobRecord, progress: Progress, queue: str) -> str:
     return " · ".join(filter(None, notes))
 
 
-def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) -> Iterator[str]:
-    """The text as it comes; `Job.logs` says more."""
+def follow_log(
+    ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float, *, skipped: int = 0
+) -> Iterator[str]:
+    """The text as it comes; `Job.logs` says more.
+
+    Args:
+        skipped: So many bytes of the first log are left out.
+    """
     if run_id is not None:
-        yield from _follow_run(ow, job_id, run_id, poll_s)
+        yield from _follow_run(ow, job_id, run_id, poll_s, skipped)
         return
     seen = _runs_to_skip(ow, job_id)
     tell_at = time.monotonic() + _SILENT_S
@@ -118,8 +124,8 @@ def follow_log(ow: OpenWeights, job_id: str, run_id: int | None, poll_s: float) 
         job = patiently(lambda: ow.backend.get_job(job_id))
         newer = [run.id for run in _runs(ow, job_id) if run.id > seen]
         if newer:
-            yield from _follow_run(ow, job_id, newer[0], poll_s)
-            seen = newer[0]
+            yield from _follow_run(ow, job_id, newer[0], poll_s, skipped)
+            seen, skipped = newer[0], 0
         elif job.status in ENDED:
             return
         else:
@@ -134,10 +140,11 @@ def _waits_for(ow: OpenWeights, job: JobRecord) -> str:
     return patiently(lambda: waits_for(ow.backend, job, is_remote=ow.settings.is_remote))
 
 
-def _follow_run(ow: OpenWeights, job_id: str, run_id: int, poll_s: float) -> Iterator[str]:
-    """The log of one run, until it has ended."""
+def _follow_run(
+    ow: OpenWeights, job_id: str, run_id: int, poll_s: float, offset: int
+) -> Iterator[str]:
+    """The log of one run from `offset` on, until it has ended."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    offset = 0
     give_up_at: float | None = None
     while True:
         # Read before the log: that of a run that has ended is then complete.

@@ -26,7 +26,7 @@ def test_cancel_says_for_each_job_how_it_went(ow: Ow, jobs: Backend) -> None:
     assert answer.stdout.splitlines() == ["ftjob-one  canceled", "ftjob-two  canceled"]
     completed, unknown = answer.stderr.splitlines()
     assert completed.startswith("ow: ftjob-done: ") and "completed" in completed
-    assert unknown == "ow: ftjob-none: no job ftjob-none; `ow ls` lists them"
+    assert unknown.startswith("ow: ftjob-none: no job ftjob-none; did you mean ftjob-one")
     assert jobs.get_job("ftjob-one").status == "canceled"
     assert jobs.get_job("ftjob-done").status == "completed"
 
@@ -62,6 +62,20 @@ def test_no_ids_at_all(ow: Ow, command: str) -> None:
     answer = ow(command)
     assert answer.exit_code == 2
     assert "no job ids" in answer.stderr
+
+
+def test_what_is_about_one_job_and_what_about_all_point_to_each_other(
+    ow: Ow, jobs: Backend
+) -> None:
+    [waiting, *_] = [job.id for job in jobs.list_jobs(statuses=("pending",))]
+    for command, other in (("resume", "restart"), ("pause", "cancel")):
+        answer = ow(command, waiting)
+        assert answer.exit_code == 2 and "it takes no JOB" in answer.stderr
+        assert f"`ow {other} JOB`" in answer.stderr and jobs.queue_state().paused_at is None
+    assert "only a failed or canceled job can be restarted" in ow("restart", waiting).stderr
+    ow("pause")
+    answer = ow("restart", waiting)
+    assert answer.exit_code == 1 and "the queue is paused: `ow resume`" in answer.stderr
 
 
 def test_the_queue_is_paused_and_resumed(ow: Ow, jobs: Backend) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from openweights.backends.base import Backend
+from openweights.cli.jobs.logs import start_of_tail
 from tests.cli.conftest import Ow, claim, log_events, submit
 
 BINARY = bytes(range(256)) * 100
@@ -40,6 +41,34 @@ def test_logs_of_several_runs_and_of_none(ow: Ow, backend: Backend) -> None:
     assert answer.exit_code == 0
     assert answer.stdout == ""
     assert answer.stderr == "ow: job ftjob-new is pending and has not run yet: there is no log\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "count", "shown"),
+    [
+        (b"", 3, ""),
+        (b"one\ntwo\nthree\n", 2, "two\nthree\n"),
+        (b"one\ntwo\nthr", 2, "two\nthr"),
+        (b"one\n\n\n", 2, "\n\n"),
+        (b"one\ntwo\n", 5, "one\ntwo\n"),
+        (b"one\ntwo\n", 0, ""),
+        (b"one\ntwo", 1, "two"),
+        (b"no end", 1, "no end"),
+        ("eins\nzwölf\n".encode(), 1, "zwölf\n"),
+        (b"\r10%\r20%\nend\n", 1, "end\n"),
+    ],
+)
+def test_the_last_lines_of_a_log(
+    ow: Ow, backend: Backend, log: bytes, count: int, shown: str
+) -> None:
+    run = claim(backend, "ftjob-long").run
+    backend.append_log(run.id, 0, log)
+    assert ow("logs", "ftjob-long", "-n", str(count)).stdout == shown
+    backend.finish_run(run.id, run.attempt, "completed")
+    assert ow("logs", "-f", "--tail", str(count), "ftjob-long").stdout == shown
+    # In pieces, wherever they are cut.
+    pieces = [log[i : i + 1] for i in range(len(log))]
+    assert log[start_of_tail(pieces, count) :].decode() == shown
 
 
 def test_follow_ends_with_the_job(ow: Ow, backend: Backend) -> None:

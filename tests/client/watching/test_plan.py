@@ -32,6 +32,9 @@ def test_a_plan_submits_nothing(ow: QuietClient, claim: Take) -> None:
     assert (plan.status, plan.jobs_before, plan.expected_s) == (None, 1, None)
     assert plan.job_id == kind.create(text="a").id
     assert kind.plan(text="a").status == "pending"
+    again = kind.plan(text="a")
+    assert again.jobs_before == 1 and again.waits_for == plan.waits_for, "not behind itself"
+    assert "exists, pending\nit waits " in "\n".join(again.words())
     lines = "\n".join(plan.words())
     assert f"job {plan.job_id}: new" in lines and "no job like it has completed" in lines
     if ow.backend.team is None:
@@ -45,6 +48,17 @@ def test_a_plan_submits_nothing(ow: QuietClient, claim: Take) -> None:
     nothing = kind.plan(text="b", requires_vram_gb=24, max_usd_per_hour=0.01)
     assert nothing.offers == () and "max_usd_per_hour is 0.01" in nothing.reason
     assert nothing.most_usd is None
+
+
+def test_a_job_that_is_there_waits_for_others_only(ow: QuietClient, claim: Take) -> None:
+    kind = Echo(ow)
+    kind.create(text="a", label="few", max_running=1)
+    claim()
+    plan = kind.plan(text="a", label="few", max_running=1)
+    assert (plan.status, plan.jobs_before) == ("in_progress", 0)
+    assert "few" not in plan.waits_for and "behind" not in plan.waits_for
+    [line] = plan.words()
+    assert line.endswith("exists, in progress; `create` gives that one, and nothing new is run")
 
 
 def test_an_earlier_job_says_how_long_it_takes(
