@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from openweights.client import OpenWeights
+from openweights.client.serving.openai_clients import said_by_server
 from openweights.dashboard.http import json_body, refusal, refuse_local_files
 from openweights.errors import InvalidInputError, OpenWeightsError
 
@@ -43,7 +44,7 @@ async def _answer(request: Request, ask: Callable[..., Any], field: str) -> Resp
     except OpenWeightsError:
         raise
     except Exception as error:  # noqa: BLE001 - what the model's server said, with its status
-        return refusal(request, getattr(error, "status_code", 502), str(error))
+        return refusal(request, getattr(error, "status_code", 502), said_by_server(error))
     if not body.get("stream"):
         return JSONResponse(answer.model_dump(mode="json"))
     return StreamingResponse(_events(answer), media_type="text/event-stream")

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openweights.errors import ConfigError, NotFoundError
+from openweights.errors import ConfigError, NotFoundError, closest
 from openweights.events import Checkpoint
 from openweights.models.checkpoint import adapter_shape
 from openweights.models.names import (
+    KNOWN_MODEL,
     ModelReference,
     location_here,
     model_location,
@@ -65,9 +66,12 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
             as `awaited_job` makes sure.
 
     Raises:
-        ConfigError: There is no such folder, job or checkpoint, or the job has saved nothing yet.
+        ConfigError: There is no such folder, job or checkpoint, the job has saved nothing yet, or
+            no model is called so.
     """
     reference = model_reference(model)
+    if reference.kind == "repository" and "/" not in reference.name:
+        _check_known(ow, reference.name)
     if reference.kind == "folder":
         if ow.settings.is_remote:
             logger.warning(
@@ -96,6 +100,55 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
             "checkpoint; wait until it has completed, or train with a smaller save_steps"
         )
     return f"{job_id}/{_CHECKPOINT}{max(kept)}"
+
+
+def check_on_hub(ow: OpenWeights, model: str) -> None:
+    """See that a model which is to be served is one, as far as the hub says so.
+
+    Raises:
+        ConfigError: The hub has no such model; names the one that was probably meant.
+    """
+    reference = model_reference(model)
+    if reference.kind != "repository" or _is_here(reference.name):
+        return
+    if _hub_lacks(reference.name):
+        raise ConfigError(
+            f"model: the Hugging Face hub has no model {reference.name} that you may read; "
+            f"{_meant(ow, reference.name)}correct its name, or set HF_TOKEN"
+        )
+
+
+def _check_known(ow: OpenWeights, name: str) -> None:
+    """See that a name without an organization is a model's: few are, and most are slips.
+
+    Raises:
+        ConfigError: It is none on this machine, and none that the hub is known to have.
+    """
+    with contextlib.suppress(ModuleNotFoundError):
+        if _is_here(name) or _hub_file(name, "config.json") is not None:
+            return
+    raise ConfigError(
+        f"model: {name} is no folder here, no fine-tuning job, and no model that the Hugging Face "
+        f"hub says it has; {_meant(ow, name)}give org/name, a folder, or the id of a job"
+    )
+
+
+def _is_here(repository: str) -> bool:
+    if Path(location_here(repository)).is_dir():
+        return True
+    with contextlib.suppress(ModuleNotFoundError):
+        return _kept_file(repository, "config.json") is not None
+    return False
+
+
+def _meant(ow: OpenWeights, name: str) -> str:
+    """The model of some job, or the job, that was probably meant, as the beginning of a remedy."""
+    jobs = ow.backend.list_jobs(limit=None)
+    known = {KNOWN_MODEL, *(job.model for job in jobs if job.model and "/" in job.model)}
+    named = {model.rpartition("/")[2].lower(): model for model in sorted(known)}
+    named |= {model.lower(): model for model in known} | {job.id: job.id for job in jobs}
+    near = closest(name, list(named))
+    return f"did you mean {named[near]}? Else " if near else ""
 
 
 def awaited_job(ow: OpenWeights, model: str) -> list[str]:
@@ -198,6 +251,27 @@ def _kept_file(repository: str, name: str) -> Path | None:
 
     found = try_to_load_from_cache(repository, name)
     return Path(found) if isinstance(found, str) else None
+
+
+def _hub_lacks(repository: str) -> bool:
+    """Whether the hub says that it has no such repository; it may as well not answer."""
+    try:
+        from httpx import HTTPError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            RepositoryNotFoundError,
+        )
+    except ModuleNotFoundError:
+        return False
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_HUB_TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        return not isinstance(error, GatedRepoError)
+    except (HfHubHTTPError, HTTPError, OSError):
+        return False
+    return False
 
 
 def _hub_file(repository: str, name: str) -> Path | None:

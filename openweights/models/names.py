@@ -16,8 +16,9 @@ from pydantic import (
 from openweights.errors import ConfigError, shown
 from openweights.settings import home_folder
 
+KNOWN_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Hugging Face ids of the models that `ow demo` keeps below the home, by their folders.
-_KEPT = {"HuggingFaceTB/SmolLM2-135M-Instruct": "SmolLM2-135M-Instruct"}
+_KEPT = {KNOWN_MODEL: "SmolLM2-135M-Instruct"}
 
 
 def model_location(model: str) -> str:

@@ -128,8 +128,8 @@ def test_upload_says_what_is_learned(
 ) -> None:
     caplog.set_level(logging.INFO)
     ow = OpenWeights()
-    for _ in range(2):  # said once
-        ow.files.upload([row], purpose)
+    for _ in range(2):  # said once, and on what is given back, which scripts and notebooks have
+        assert ow.files.upload([row], purpose).get("holds") == f"1 row, about {said}"
     assert caplog.messages == [f"rows.jsonl: 1 row, about {said}"]
 
 

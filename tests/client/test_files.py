@@ -27,10 +27,13 @@ def test_upload_and_read_back(ow: QuietClient, home: Path, tmp_path: Path) -> No
     assert len(file["id"]) == len("conversations:file-") + 12
     assert (file["object"], file["purpose"]) == ("file", "conversations")
     assert (file["filename"], file["bytes"]) == ("train.jsonl", len(lines(GOOD)))
+    # What it holds is said by the upload, and kept nowhere.
+    assert file.pop("holds", "").startswith("1 row, about ")
     assert ow.files.retrieve(file["id"]) == ow.files.get_by_id(file["id"]) == file
     assert ow.files.content(file["id"]) == lines(GOOD)
     # Equal content is the same file, whatever its name.
-    assert ow.files.create(lines(GOOD), "conversations") == file
+    again = ow.files.create(lines(GOOD), "conversations")
+    assert {**again, "holds": None} == {**file, "holds": None}
     assert ow.files.list() == ow.files.list(purpose="conversations") == [file]
     assert ow.files.list(purpose="result") == []
     # Of where it came from, nothing is kept.

@@ -13,6 +13,7 @@ import click
 
 from openweights.cli.models.infer import given_params, model_named, sampling_options
 from openweights.cli.output import note, printable
+from openweights.client.serving.openai_clients import is_refusal, said_by_server
 from openweights.errors import OpenWeightsError
 
 if TYPE_CHECKING:
@@ -45,19 +46,33 @@ class Conversation:
         elif name == "/reset":
             self.messages.clear()
         elif name == "/compare":
-            others = [model_named(self.ow, rest)] if rest else []
-            self.models = [self.models[0], *others]
+            self.compare_with(rest)
         else:
             note(_HELP)
+
+    def compare_with(self, model: str) -> None:
+        """Have a second model answer, too; an empty name ends that."""
+        try:
+            others = [model_to_ask(self.ow, model)] if model else []
+        except OpenWeightsError as error:
+            note(str(error))
+            return
+        self.models = [self.models[0], *others]
 
     def ask(self, text: str) -> None:
         """Put a question, and print the answers as they come."""
         self.messages.append({"role": "user", "content": text})
         try:
             answers = [self._answer(model) for model in self.models]
-        except (OpenWeightsError, KeyboardInterrupt) as error:
+        except KeyboardInterrupt:
             self.messages.pop()
-            note(str(error) or "stopped")
+            note("stopped")
+            return
+        except Exception as error:
+            if not (isinstance(error, OpenWeightsError) or is_refusal(error)):
+                raise
+            self.messages.pop()
+            note(said_by_server(error))
             return
         self.messages.append({"role": "assistant", "content": answers[0]})
 
@@ -78,6 +93,22 @@ class Conversation:
         return told
 
 
+def model_to_ask(ow: OpenWeights, text: str) -> str:
+    """A model as it was typed, which is there.
+
+    Raises:
+        ConfigError: It is not; says what was probably meant.
+    """
+    from openweights.client.serving.chat import is_openai
+    from openweights.jobs.model_source import check_on_hub, pinned_model
+
+    model = model_named(ow, text)
+    if not is_openai(model):
+        pinned_model(ow, model)
+        check_on_hub(ow, model)
+    return model
+
+
 @click.command()
 @click.argument("model")
 @click.option("--system", help="The system message; /system changes it.")
@@ -93,7 +124,7 @@ def chat(model: str, system: str | None, max_tokens: int | None, temperature: fl
 
     ow = OpenWeights()
     params = given_params(max_tokens=max_tokens, temperature=temperature)
-    conversation = Conversation(ow, [model_named(ow, model)], params, system)
+    conversation = Conversation(ow, [model_to_ask(ow, model)], params, system)
     note(_HELP)
     try:
         with _line_history(ow.settings.home / _HISTORY):
@@ -144,7 +175,7 @@ def serve_model(models: Sequence[str], max_model_len: int | None) -> None:
 
     ow = OpenWeights()
     apis = ow.api.multi_deploy(
-        [model_named(ow, model) for model in models], **given_params(max_model_len=max_model_len)
+        [model_to_ask(ow, model) for model in models], **given_params(max_model_len=max_model_len)
     )
     try:
         for model, api in apis.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from openweights.errors import ConfigurationError
 
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 600.0
 _LOOK_TIMEOUT_S = 10.0
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is what a server has answered instead of what it was asked for."""
+    return isinstance(getattr(error, "status_code", None), int)
+
+
+def said_by_server(error: Exception) -> str:
+    """What a server has said of an error, without its status and the JSON around it."""
+    body: object = getattr(error, "body", None)
+    said = cast("Mapping[str, object]", body).get("message") if isinstance(body, Mapping) else None
+    return said if isinstance(said, str) and said else str(error)
 
 
 class Clients:

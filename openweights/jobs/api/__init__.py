@@ -13,7 +13,7 @@ from openweights.arguments import as_texts
 from openweights.client.job_kinds import Jobs
 from openweights.client.serving.temporary_api import TemporaryApi
 from openweights.errors import ConfigError
-from openweights.jobs.model_source import adapter_base, job_base, pinned_model
+from openweights.jobs.model_source import adapter_base, check_on_hub, job_base, pinned_model
 from openweights.models.names import (
     AnyModel,
     ChatTemplate,
@@ -114,6 +114,7 @@ class Api(Jobs):
         adapters = as_texts("lora_adapters", lora_adapters or (), _MODELS)
         model = full_name(model)
         base = adapter_base(self.ow, model)
+        check_on_hub(self.ow, model)
         if base != model:
             adapters.insert(0, model)
         params.setdefault("max_num_seqs", 100)

@@ -10,13 +10,19 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from openweights import OpenWeights
+from openweights.backends.base import Backend
 from openweights.cli.models.infer import model_named
-from tests.cli.conftest import Ow, process_env
+from openweights.errors import ConfigError
+from openweights.jobs.model_source import check_on_hub
+from tests.cli.conftest import Ow, process_env, submit
 from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model
 
@@ -119,3 +125,59 @@ def test_what_sample_refuses(ow: Ow, tmp_path: Path) -> None:
     ):
         answer = ow("sample", job.id, "--prompts", str(file))
         assert answer.exit_code == 1 and words in answer.output, answer.output
+
+
+@pytest.mark.parametrize("command", ["chat", "serve-model"])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("nope", "hub says it has; give org/name, a folder, or the id of a job"),
+        ("smollm2-135m-instrct", "did you mean HuggingFaceTB/SmolLM2-135M-Instruct?"),
+        ("tiny-modle", "did you mean org/tiny-model?"),
+    ],
+)
+def test_a_model_that_is_none_is_refused_with_what_was_meant(
+    ow: Ow, backend: Backend, command: str, typed: str, meant: str
+) -> None:
+    submit(backend, "ftjob-one", model="org/tiny-model")
+    answer = ow(command, typed)
+    assert answer.exit_code == 1 and answer.stdout == ""
+    assert f"model: {typed} is no folder here, no fine-tuning job" in answer.stderr
+    assert meant in answer.stderr
+    assert [job.id for job in backend.list_jobs()] == ["ftjob-one"], "nothing is deployed"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has no repositories, but for one that is gated."""
+
+    def do_HEAD(self) -> None:
+        is_gated = self.path.startswith("/org/gated/")
+        self.send_response(403 if is_gated else 404)
+        self.send_header("X-Error-Code", "GatedRepo" if is_gated else "RepoNotFound")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_a_model_that_the_hub_does_not_have(
+    home: Path, monkeypatch: pytest.MonkeyPatch, backend: Backend
+) -> None:
+    submit(backend, "ftjob-one", model="org/tiny-model")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{server.server_address[1]}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    with closing(OpenWeights()) as client:
+        for asked in ("org/tiny-modle", "org/tiny-modle/part"):
+            with pytest.raises(ConfigError, match=r"hub has no model .*; did you mean org/tiny-mo"):
+                check_on_hub(client, asked)
+            with pytest.raises(ConfigError, match="the Hugging Face hub has no model org/tiny-mod"):
+                client.chat.completions.create(model=asked, messages=[])
+        check_on_hub(client, "org/gated")
+        server.shutdown()
+        server.server_close()
+        check_on_hub(client, "org/tiny-modle")  # nobody says anything
+    assert [job.id for job in backend.list_jobs()] == ["ftjob-one"]
