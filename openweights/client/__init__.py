@@ -283,10 +283,7 @@ class OpenWeights:
         given = [jobs] if isinstance(jobs, Job | str) else jobs
         if not isinstance(cast("object", given), Iterable):
             raise InvalidInputError(f"jobs: {shown(jobs)} is no list of jobs; {_OF_JOBS}")
-        found = [job if isinstance(job, Job) else self.jobs.retrieve(job) for job in given]
-        if not found:
-            raise InvalidInputError(f"jobs: there are none; {_OF_JOBS}")
-        return found
+        return [job if isinstance(job, Job) else self.jobs.retrieve(job) for job in given]
 
     @property
     def chat(self) -> Chat:

@@ -137,8 +137,8 @@ def test_one_job_and_one_name_are_taken_for_a_list_of_one(ow: OpenWeights) -> No
     job = ow.jobs.retrieve(JOB)
     for jobs in (JOB, "ftjob", job, [job], (JOB,)):
         assert [row["id"] for row in ow.compare(jobs, as_dataframe=False)] == [JOB]
-    with pytest.raises(InvalidInputError, match="jobs: there are none; give jobs, or their ids"):
-        ow.compare([])
+    with pytest.raises(InvalidInputError, match="jobs: 42 is no list of jobs; give jobs, or their"):
+        ow.compare(cast("Any", 42))
 
 
 def test_fields_are_read_like_those_of_a_dict(ow: OpenWeights) -> None:
