@@ -195,8 +195,7 @@ class CudaGraphEngine(GenerationEngine):
             return
         wanted = _in_steps(pool.count + max(lacked, pool.count // 2))
         pages = min(wanted, self._runner.page_limit(keeping=True))
-        if pages >= pool.count + POOL_STEP:
-            self._runner.resize(pages, keeping=True)
+        if pages >= pool.count + POOL_STEP and self._runner.grow(pages):
             pool.grow(pages)
             self._take_submitted()
             self._runner.seat(self._scheduler.admit())

@@ -77,19 +77,32 @@ class Runner:
             free += self._cache.keys.nbytes + self._cache.values.nbytes
         return int(free * CACHE_SHARE) // page
 
-    def resize(self, pages: int, *, keeping: bool = False) -> None:
-        """A cache of so many pages in the place of the one there is.
-
-        Args:
-            keeping: Copy its content, where otherwise it is lost before there is another.
-        """
+    def resize(self, pages: int) -> None:
+        """A cache of so many pages in the place of the one there is, whose content is lost."""
         self._drop_steps()
-        before, self._cache = (self._cache if keeping else None), None
+        self._cache = None
+        self._use(self._new_cache(pages), pages)
+
+    def grow(self, pages: int) -> bool:
+        """A larger cache with the content of the one there is; False where memory does not hold
+        both.
+        """
+        try:
+            cache = self._new_cache(pages)
+        except torch.OutOfMemoryError:
+            return False
+        cache.take(self._ready_cache())
+        self._drop_steps()
+        self._use(cache, pages)
+        return True
+
+    def _new_cache(self, pages: int) -> PagedCache:
         # One page more, for the rows that fill a batch up.
-        self._cache = PagedCache(self._decoder, pages + 1, self._page_size)
+        return PagedCache(self._decoder, pages + 1, self._page_size)
+
+    def _use(self, cache: PagedCache, pages: int) -> None:
+        self._cache = cache
         self._tables[-1] = pages
-        if before is not None:
-            self._cache.take(before)
 
     def seat(self, members: Sequence[Member]) -> None:
         """Write the members' pages into the tables."""
