@@ -277,7 +277,8 @@ def run_unsloth(options: argparse.Namespace, folder: Path, micro: int, way: str)
     )  # fmt: skip
     steps = Steps()
     shared = shared_arguments(options, folder, micro)
-    shared = {name: value for name, value in shared.items() if "checkpointing" not in name}
+    # trl's default would recompute whatever the model was told.
+    shared |= {"gradient_checkpointing": way == "recomputes", "gradient_checkpointing_kwargs": None}
     if options.loss == "dpo":
         kind: Any = DPOTrainer
         args: Any = DPOConfig(**shared, max_length=2048)

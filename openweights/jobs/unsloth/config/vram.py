@@ -11,9 +11,9 @@ step, which is the largest of
     optimizer  what it makes of a parameter in passing
 
 Layers keep, for each token, the tensors that autograd saves for LoRA layers as they are here
-(`models/fused/lora_linear.py`), norms in float32, and an attention that never holds the square of
-the length. With recomputation a layer keeps its input alone, and one layer at a time keeps the
-rest.
+(`models/fused/lora_linear.py`), norms (in float32 on a CPU), and an attention that never holds the
+square of the length. With recomputation a layer keeps its input alone, and one layer at a time
+keeps the rest.
 """
 
 from __future__ import annotations
@@ -338,15 +338,20 @@ def _layer_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> i
     adapted = _adapted(config, shape) if config.is_peft else shape.linears
     own_inputs = config.is_peft and config.lora_dropout > 0
     inputs = {_INPUT_OF[name]: sizes[0] for name, sizes in adapted.items()}
-    kept = 2 * shape.hidden * _FLOAT + 2 * _FLOAT  # into the norms, and their factors
+    # Into the norms, and their factors.
+    kept = 2 * shape.hidden * (value if device.is_fused else _FLOAT) + 2 * _FLOAT
     kept += value * (2 * query + 2 * key) + _FLOAT * shape.heads  # attention
     if not _is_packed(config):
         kept += value * 2 * (query - key)  # under a mask, keys and values are repeated
-    kept += value * (3 if shape.is_gated else 1) * width
+    is_fused = device.is_fused and shape.is_gated and config.is_peft  # `models/fused/layers.py`
+    branches = 1 if not shape.is_gated else 2 if is_fused else 3
+    kept += value * branches * width
     # The inputs of the layers that are trained. That of o_proj is attention's own output, but for
     # packed rows on a CPU, whose outputs are joined.
     if device.is_fused or not _is_packed(config):
         inputs.pop("attention", None)
+    if is_fused and not own_inputs:
+        inputs.pop("MLP", None)  # it is made again
     kept += value * sum(inputs.values())
     if own_inputs:
         kept += sum(i for i, _ in adapted.values()) * (value + 1)  # and a mask
