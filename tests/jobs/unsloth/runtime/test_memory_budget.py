@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from openweights.jobs.unsloth.grpo_ft import grpo_train
 from openweights.jobs.unsloth.preference.trainer import preference_train
@@ -67,6 +67,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def settings(loss: str, folder: Path, out: Path, budget: float | None = None) -> TrainingConfig:
+    return TrainingConfig(
+        model=str(folder), training_file=str(folder / "rows.jsonl"), loss=loss, max_steps=3,
+        per_device_train_batch_size=8, gradient_accumulation_steps=1, max_seq_length=512,
+        warmup_steps=0, optim="adamw_torch", output_dir=str(out), engine="transformers",
+        memory_budget_gb=budget, **LOSSES[loss],
+    )  # fmt: skip
+
+
 def trained(
     loss: str, folder: Path, out: Path, budget: float | None = None
 ) -> tuple[Any, Counted, list[int]]:
@@ -75,12 +84,7 @@ def trained(
     Args:
         budget: In GiB; None recomputes every layer.
     """
-    config = TrainingConfig(
-        model=str(folder), training_file=str(folder / "rows.jsonl"), loss=loss, max_steps=3,
-        per_device_train_batch_size=8, gradient_accumulation_steps=1, max_seq_length=512,
-        warmup_steps=0, optim="adamw_torch", output_dir=str(out), engine="transformers",
-        memory_budget_gb=budget, **LOSSES[loss],
-    )  # fmt: skip
+    config = settings(loss, folder, out, budget)
     model, tokenizer = load_model(config)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     kept: list[int] = []
@@ -136,3 +140,28 @@ def test_as_many_layers_keep_activations_as_the_budget_allows(
     found = ample.callback_handler.callbacks
     own = [one.budget_gb for one in found if isinstance(one, RecomputationCallback)]
     assert own == [1.0, 1.0], "the test's, and the one that reads the config"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_adapters_over_a_quantised_base_stay_in_float32(
+    loss: str, folder: Path, tmp_path: Path
+) -> None:
+    """trl rounds them to bfloat16 where a model says that it is quantised."""
+    config = settings(loss, folder, tmp_path).model_copy(update={"max_steps": 1})
+    model, tokenizer = load_model(config)
+    base_model(model).is_loaded_in_8bit = True  # trl does the same; no bitsandbytes is needed
+    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+    trainer = run(config, model, tokenizer, [FirstWeights()])
+    after = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in after} == {torch.float32}
+    [first] = [c for c in trainer.callback_handler.callbacks if isinstance(c, FirstWeights)]
+    assert all(map(torch.equal, first.values, before))
+    assert not all(torch.equal(p.bfloat16().float(), p) for p in before), "the control: it would"
+
+
+class FirstWeights(TrainerCallback):
+    """What is trained, as it is when training begins."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trained = [p for p in kwargs["model"].parameters() if p.requires_grad]
+        self.values = [p.detach().clone() for p in trained]
