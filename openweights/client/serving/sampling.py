@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from openweights.backends.values import LEAST_KEEP_S
 from openweights.errors import InvalidInputError, InvalidStateError
-from openweights.types import ENDED, JobRecord
+from openweights.types import JobRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -63,14 +63,19 @@ def submit(
     """A job for each model."""
     lines = "".join(json.dumps({"messages": _messages(prompt)}) + "\n" for prompt in prompts)
     file = ow.files.create(lines.encode(), "conversations")["id"]
-    given = {"label": LABEL, "job_id_suffix": _SUFFIX, "input_file_id": file, **params}
+    given: dict[str, Any] = {
+        "label": LABEL,
+        "job_id_suffix": _SUFFIX,
+        "input_file_id": file,
+        **params,
+    }
     return [ow.inference.create(model=model, **given) for model in models]
 
 
 def old_samples(backend: Backend, keep_s: float) -> list[JobRecord]:
     """Jobs of `job.sample` that ended so long ago."""
     before = backend.now() - timedelta(seconds=max(keep_s, LEAST_KEEP_S))
-    ended = backend.list_jobs(statuses=tuple(ENDED), limit=None)
+    ended = backend.list_jobs(statuses=("completed", "failed", "canceled"), limit=None)
     return [job for job in ended if job.label == LABEL and job.updated_at < before]
 
 
