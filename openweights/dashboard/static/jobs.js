@@ -79,7 +79,7 @@ export async function show(view, { query, signal }) {
       const turned = state.sort === sort ? (state.order === "desc" ? " ↓" : " ↑") : "";
       return h("th", { scope: "col", class: room(name), "aria-sort": turned ? (state.order === "desc" ? "descending" : "ascending") : null },
         sort ? h("button", { type: "button", onclick: () => change({ sort, order: state.sort === sort && state.order === "desc" ? "asc" : "desc" }) }, title + turned) : title);
-    }), h("th", { scope: "col", class: "optional" }, "Do"));
+    }), h("th", { scope: "col", class: "optional roomy" }, "Do"));
   }
 
   function cells(row) {
@@ -87,7 +87,7 @@ export async function show(view, { query, signal }) {
       if (box.checked) chosen.add(row.id); else chosen.delete(row.id);
       compare.disabled = chosen.size === 0;
     } });
-    return [h("td", {}, box), columns.map((name) => h("td", { class: `wrap ${room(name)}`, "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional actions" }, actions(row))];
+    return [h("td", {}, box), columns.map((name) => h("td", { class: `wrap ${room(name)}`, "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional roomy actions" }, actions(row))];
   }
 
   function actions(row) {

@@ -422,6 +422,7 @@ def sdft_train(
     elif gate is not None:
         log_event(Stage(doing="trying the demonstrations").data())
         showing = gate.choose(log_event)
+        log_event(Stage(doing="preparing the rows").data())
     else:
         showing = showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
     examples = sdft_examples(config, tokenizer, train_rows, showing)
