@@ -157,7 +157,7 @@ def test_agreement_is_counted_by_place(rows: list[tuple[int, int]], data: st.Dat
             expected.setdefault(range_of(at), []).append(agreed)
     holder: Any = SDFTTrainer.__new__(SDFTTrainer)
     holder._by_place, holder.skip_tokens = None, skipped
-    holder._add_places(mask, torch.tensor(flat))
+    holder._add_places(mask, None, torch.tensor(flat))
     agreed, tokens = holder._by_place.tolist()
     counted = {_range_name(p): (agreed[p], n) for p, n in enumerate(tokens) if n}
     assert counted == {name: (sum(own), len(own)) for name, own in expected.items()}
