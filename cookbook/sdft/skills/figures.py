@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ from openweights.jobs.evaluate.intervals import Estimate
 # Okabe and Ito's colours, which are told apart by nearly everybody.
 _HUES = ("#7f7f7f", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#e69f00", "#56b4e9")
 COLORS = dict(zip(LABELS, _HUES, strict=True))
+STYLES = ("-", "--", "-.", ":")  # by the rate, where several of a method went on
 KEPT_MARGIN = 0.08  # about what 164 problems cannot tell apart: less must not fill a figure
 
 
@@ -79,17 +81,20 @@ def _whiskers(values: Sequence[Sequence[float]]) -> list[list[float]]:
 
 def draw_sequence(runs: Sequence[Run], skills: Sequence[str], path: Path) -> Figure:
     """Every skill, and the first benchmark, over the stages: a panel for each, in it a line for
-    each method at the rate that went beyond the first. A dotted line is the stage in which the
+    each method at each rate that went beyond the first. A dotted line is the stage in which the
     skill was taught.
     """
     names = [*skills, *_benchmarks(runs)[:1]]
     figure = Figure(figsize=(4.0 * len(names), 3.8), layout="constrained")
     went_on = sorted({(run.method, run.rate) for run in runs if run.stage > 1})
+    rates = sorted({rate for _, rate in went_on})
+    styles = dict(zip(rates, itertools.cycle(STYLES), strict=False))
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), place)
         for method, rate in went_on:
             own = [r for r in runs if (r.method, r.rate) == (method, rate) or r.stage == 0]
-            _draw_stages(axes, own, name, f"{LABELS[method]}, {rate:g}", COLORS[method])
+            look = {"color": COLORS[method], "linestyle": styles[rate]}
+            _draw_stages(axes, own, name, label=f"{LABELS[method]}, {rate:g}", **look)
         if name in skills:
             axes.axvline(place, linestyle=":", color="#7f7f7f", linewidth=1)
         axes.set_title(name)
@@ -105,18 +110,17 @@ def draw_sequence(runs: Sequence[Run], skills: Sequence[str], path: Path) -> Fig
     return figure
 
 
-def _draw_stages(axes: Any, runs: Sequence[Run], name: str, label: str, color: str) -> None:
+def _draw_stages(axes: Any, runs: Sequence[Run], name: str, **look: str) -> None:
     stages = sorted({run.stage for run in runs})
     values = [[run.score(name) for run in runs if run.stage == stage] for stage in stages]
     axes.errorbar(
         stages,
         list(map(fmean, values)),
         yerr=_whiskers(values),
-        label=label,
-        color=color,
         marker="o",
         markersize=4,
         capsize=2,
+        **look,
     )
 
 

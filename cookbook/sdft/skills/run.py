@@ -7,9 +7,9 @@
 Everything runs as ordinary jobs: a grid of training jobs (methods x learning rates x seeds) on the
 first skill, and for each an evaluation that waits for it (`after=[job]`). From the first seed's
 every method's rate is chosen, and at it the skills are taught one after another, each stage going
-on from the adapter of the one before. A study that was stopped is taken up by the same command:
-equal jobs have equal ids, so what is done is done. On a large card `--at-once 12` lets so many jobs
-share it.
+on from the adapter of the one before; with `--later-rates` every method does so at those. A study
+that was stopped is taken up by the same command: equal jobs have equal ids, so what is done is
+done. On a large card `--at-once 8` lets so many jobs share it.
 
 Written to `--out`, as runs end: `results.json`; and at the end `frontier.png` (the new skill
 against what was kept; each rate a point, seeds as whiskers), `sequence.png` (every skill over the
