@@ -75,6 +75,7 @@ class Scale:
             method on the first.
         step_rows: Sequences of an optimizer step.
         grpo_steps, grpo_rows: The same of GRPO, whose sequences are completions.
+        gate_rows: Prompts that SDFT's student and teacher answer to see who is better.
         new_tokens: Longest answer, by skill.
         test_rows: Held-out rows of each skill.
         benchmarks: What is kept is measured by these, and by the KL to the base.
@@ -96,6 +97,7 @@ class Scale:
     grpo_steps: int = 150
     grpo_rows: int = 32
     rank: int = 32
+    gate_rows: int = 16
     new_tokens: Mapping[str, int] = field(
         default_factory=lambda: {"tool_use": 96, "arithmetic": 16, "orders": 24}
     )
@@ -117,10 +119,12 @@ def small(model: str) -> Scale:
         skills=("orders", "arithmetic"),
         methods=("sft", "sdft_forward"),
         rates=(1e-4, 3e-4),
+        rates_of={"sdft_forward": (3e-4,)},  # so few steps teach it nothing at the lower one
         seeds=(1,),
         steps=24,
         step_rows=8,
         rank=16,
+        gate_rows=8,
         test_rows=32,
         benchmarks=(),
         easy=True,
@@ -255,7 +259,11 @@ class Study:
         tokens = self._scale.new_tokens[skill]
         match METHODS[method]["loss"]:
             case "sdft":
-                return {"sdft_max_new_tokens": tokens, "sdft_gate_reward": SCORE}
+                return {
+                    "sdft_max_new_tokens": tokens,
+                    "sdft_gate_reward": SCORE,
+                    "sdft_gate_rows": self._scale.gate_rows,
+                }
             case "grpo":
                 return {
                     "grpo_reward_function": REWARDS,
@@ -479,9 +487,10 @@ def scale_of(options: argparse.Namespace, ow: OpenWeights) -> Scale:
     names = ("steps", "methods", "rates", "later_rates", "seeds", "skills", "grpo_steps")
     names += ("test_rows", "memory_gb")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.grpo_rates is not None:
-        given["rates_of"] = dict.fromkeys(("grpo", GOES_ON), options.grpo_rates)
-    scale = replace(default, **given)
+    own = {m: r for m, r in default.rates_of.items() if not options.rates or default.is_grpo(m)}
+    if options.grpo_rates:
+        own |= dict.fromkeys(("grpo", GOES_ON), options.grpo_rates)
+    scale = replace(default, **given, rates_of=own)
     if GOES_ON in scale.methods and "sft" not in scale.methods:
         raise SystemExit(f"--methods: {GOES_ON} goes on from sft; add sft")
     return scale
