@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cookbook.sdft.skills import plan
 from cookbook.sdft.skills import run as study
 from cookbook.sdft.skills.data import SKILLS, exploring, skill_rows
 from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
@@ -27,6 +28,7 @@ from cookbook.sdft.skills.results import (
     in_order,
     shared_seconds,
 )
+from cookbook.sdft.skills.study import Study
 from openweights import OpenWeights
 from openweights.jobs.unsloth.config.rows import check_rows
 from tests.tiny_model import make_tiny_model
@@ -63,11 +65,11 @@ def test_rows_are_right_and_held_out(skill: str, easy: bool, home: Path) -> None
 
 def test_rows_pass_the_checks_of_every_method(tmp_path: Path, home: Path) -> None:
     door = OpenWeights().fine_tuning
-    for name, fields in study.METHODS.items():
+    for name, fields in plan.METHODS.items():
         for skill in SHIPPED:
             file = tmp_path / f"{skill}.jsonl"
             file.write_text("".join(json.dumps(row) + "\n" for row in skill_rows(skill).train))
-            made = study.Study(OpenWeights(), study.small("org/model"), tmp_path / "out")
+            made = Study(OpenWeights(), plan.small("org/model"), tmp_path / "out")
             config = door.validate(
                 {"model": "org/model", "training_file": str(file)}
                 | fields
@@ -251,31 +253,31 @@ def test_the_documents_say_what_was_measured() -> None:
 
 
 def test_the_plan_has_whole_seeds_and_what_each_run_goes_on_from() -> None:
-    scale = study.Scale("org/model", methods=("sft_grpo", "sft"), rates=(1e-5, 3e-5), seeds=(1, 2))
-    plan = study.frontier(scale)
-    assert [run.method for run in plan[1:4]] == ["sft", "sft", "sft_grpo"]
-    assert [run.seed for run in plan] == [0, 1, 1, 1, 2, 2, 2]
-    later = study.sequence(scale, {"sft": 3e-5, "sft_grpo": 5e-5})
+    scale = plan.Scale("org/model", methods=("sft_grpo", "sft"), rates=(1e-5, 3e-5), seeds=(1, 2))
+    first = plan.frontier(scale)
+    assert [run.method for run in first[1:4]] == ["sft", "sft", "sft_grpo"]
+    assert [run.seed for run in first] == [0, 1, 1, 1, 2, 2, 2]
+    later = plan.sequence(scale, {"sft": 3e-5, "sft_grpo": 5e-5})
     assert [(run.rate, run.seed, run.stage) for run in later] == [
         (3e-5, seed, stage) for seed in (1, 2) for stage in (2, 3)
     ]
-    known = {run.key for run in plan}
-    for run in [*plan, *later]:
-        start = study.start_of(run, scale)
+    known = {run.key for run in first}
+    for run in [*first, *later]:
+        start = plan.start_of(run, scale)
         assert start is None or start.key in known, "it is submitted before"
         known.add(run.key)
-    assert study.start_of(later[0], scale) == Run("sft", 3e-5, 1, 1)
+    assert plan.start_of(later[0], scale) == Run("sft", 3e-5, 1, 1)
 
 
 def test_later_rates_are_those_at_which_every_method_goes_on() -> None:
-    scale = study.Scale(
+    scale = plan.Scale(
         "org/model", methods=("grpo", "sft", "sdft_forward"), rates=(1e-5, 3e-5), seeds=(1,)
     )
-    at_one = study.sequence(replace(scale, later_rates=(3e-5, 1e-3)), {})
+    at_one = plan.sequence(replace(scale, later_rates=(3e-5, 1e-3)), {})
     assert [(run.method, run.rate, run.stage) for run in at_one] == [
         (method, 3e-5, stage) for method in ("sft", "sdft_forward") for stage in (2, 3)
     ], "a rate that the first skill was not taught at has nothing to go on from"
-    assert study.sequence(replace(scale, later_rates=()), {"sft": 1e-5}) == []
+    assert plan.sequence(replace(scale, later_rates=()), {"sft": 1e-5}) == []
 
 
 @pytest.mark.slow
@@ -307,6 +309,6 @@ def test_the_study_runs_and_is_taken_up(
 
 
 def test_every_skill_of_the_study_has_rows_and_a_length() -> None:
-    scale = study.Scale("org/model")
+    scale = plan.Scale("org/model")
     assert set(scale.new_tokens) == set(SKILLS) == set(scale.skills)
-    assert set(scale.methods) <= set(study.METHODS)
+    assert set(scale.methods) <= set(plan.METHODS)

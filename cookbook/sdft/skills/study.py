@@ -1,0 +1,246 @@
+"""The study's jobs: a training and an evaluation for each run, and what they found."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cookbook.sdft.skills.data import exploring, skill_rows
+from cookbook.sdft.skills.plan import METHODS, Scale, start_of
+from cookbook.sdft.skills.results import Run, shared_seconds
+from openweights import OpenWeights
+from openweights.client import Job
+from openweights.types import ENDED
+
+HERE = Path(__file__).parent
+SCORE = f"{HERE / 'grading.py'}:score"
+NEAR = f"{HERE / 'grading.py'}:near"
+# No answer that the base draws is right, and where all rewards are equal nothing is learned.
+REWARDS = {SCORE: 1.0, NEAR: 1.0, "rouge_l": 0.5}
+START_S = 60.0  # a worker of ours registers within so long
+POLL_S = 2.0
+
+
+class Study:
+    """Submits the jobs, looks for those that have ended, and collects what they measured.
+
+    Args:
+        out: Folder of the results.
+    """
+
+    def __init__(self, ow: OpenWeights, scale: Scale, out: Path) -> None:
+        self._ow = ow
+        self._scale = scale
+        self._out = out
+        out.mkdir(parents=True, exist_ok=True)
+        self._train_files = {skill: self._upload(skill) for skill in scale.skills}
+        self._exploring_file = self._upload_exploring(scale.skills[0])
+        self._test_file = self._upload_test()
+        self._trained: dict[tuple[str, float, int, int], Job] = {}
+        self._waiting: list[tuple[Run, Job]] = []
+
+    def _upload(self, skill: str) -> str:
+        rows = skill_rows(skill, easy=self._scale.easy).train
+        return self._stored(rows, f"{skill}.jsonl")
+
+    def _upload_exploring(self, skill: str) -> str:
+        rows = exploring(skill_rows(skill, easy=self._scale.easy).train)
+        return self._stored(rows, f"{skill}_exploring.jsonl")
+
+    def _upload_test(self) -> str:
+        rows = [
+            {**row, "max_tokens": self._scale.new_tokens[skill]}
+            for skill in self._scale.skills
+            for row in skill_rows(skill, easy=self._scale.easy).test[: self._scale.test_rows]
+        ]
+        return self._stored(rows, "test.jsonl")
+
+    def _stored(self, rows: Iterable[Mapping[str, Any]], name: str) -> str:
+        path = self._out / "data" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(self._ow.files.upload(path, purpose="conversations")["id"])
+
+    # ---- jobs
+
+    def submit(self, run: Run) -> None:
+        """Train, unless it is the base, and measure afterwards."""
+        if run.stage == 0:
+            self._waiting.append((run, self._measure(self._scale.model)))
+            return
+        start = start_of(run, self._scale)
+        job = self._train(run, None if start is None else self._trained[start.key])
+        self._trained[run.key] = job
+        self._waiting.append((replace(run, job_id=job.id), self._measure(job.id, after=job)))
+
+    def _train(self, run: Run, start: Job | None) -> Job:
+        """Teach a skill to the base, or to what `start` has made of it."""
+        scale, skill = self._scale, self._scale.skills[run.stage - 1]
+        given = {"model": scale.model} if start is None else {"model": start.id, "after": [start]}
+        is_grpo = scale.is_grpo(run.method)
+        steps = scale.grpo_steps if is_grpo else scale.steps
+        about = {"method": run.method, "rate": run.rate, "seed": run.seed, "skill": skill}
+        return self._ow.fine_tuning.create(
+            **given,
+            training_file=self._rows(run, start),
+            learning_rate=run.rate,
+            seed=run.seed,
+            r=scale.rank,
+            max_steps=steps,
+            per_device_train_batch_size=scale.grpo_rows if is_grpo else scale.step_rows,
+            gradient_accumulation_steps=1,
+            kl_to_base_steps=steps,
+            engine="transformers",  # by which later stages must be trained
+            memory_budget_gb=scale.memory_gb,
+            requires_vram_gb=scale.vram_gb,
+            meta={"study": "skills", **about},
+            **METHODS[run.method],
+            **self._own_fields(run.method, skill),
+        )
+
+    def _rows(self, run: Run, start: Job | None) -> str:
+        explores = start is None and self._scale.is_grpo(run.method)
+        skill = self._scale.skills[run.stage - 1]
+        return self._exploring_file if explores else self._train_files[skill]
+
+    def _own_fields(self, method: str, skill: str) -> dict[str, Any]:
+        tokens = self._scale.new_tokens[skill]
+        match METHODS[method]["loss"]:
+            case "sdft":
+                return {
+                    "sdft_max_new_tokens": tokens,
+                    "sdft_gate_reward": SCORE,
+                    "sdft_gate_rows": self._scale.gate_rows,
+                }
+            case "grpo":
+                return {
+                    "grpo_reward_function": REWARDS,
+                    "grpo_max_completion_length": tokens,
+                    "grpo_temperature": 1.0,
+                    "beta": 0.0,
+                }
+            case _:
+                return {}
+
+    def _measure(self, model: str, *, after: Job | None = None) -> Job:
+        """Every skill, and what is to be kept, of a model."""
+        return self._ow.evaluate.create(
+            models=[model],
+            suite=[SCORE, *self._scale.benchmarks],
+            prompts=self._test_file,
+            max_tokens=None,
+            requires_vram_gb=self._scale.vram_gb,
+            after=[after] if after is not None else [],
+        )
+
+    # ---- what they found
+
+    def ended(self, deadline: float) -> Iterator[Run]:
+        """Runs as they end, with what was measured, or why they stopped. More may be submitted
+        meanwhile. Ends with the last, or at a moment of `time.monotonic`.
+        """
+        while self._waiting and time.monotonic() < deadline:
+            states = {job.id: job for job in self._ow.jobs.list(limit=None)}
+            over = [one for one in self._waiting if states[one[1].id].status in ENDED]
+            for run, job in over:
+                self._waiting.remove((run, job))
+                yield self._found(run, states[job.id])
+            if not over:
+                self._ow.ensure_worker()
+                time.sleep(POLL_S)
+
+    def _found(self, run: Run, measured: Job) -> Run:
+        training = self._trained.get(run.key)
+        if training is not None:
+            run = replace(run, gate=gate_figures(training))
+        for job in (training, measured):
+            if job is not None and job.refresh().status != "completed":
+                reason = job.runs[-1].record.error if job.runs else "what it waits for has failed"
+                return replace(run, stopped=f"{job.status}: {reason}")
+        folder = self._out / "answers" / measured.id
+        measured.download(folder)
+        graded = {
+            name: _graded(folder / "evaluation" / f"{name}-0.jsonl")
+            for name in ("score", *self._scale.benchmarks)
+        }
+        scores = {
+            skill: [score for row, score in graded["score"] if row.startswith(skill)]
+            for skill in self._scale.skills
+        }
+        kept = {name: [score for _, score in graded[name]] for name in self._scale.benchmarks}
+        if training is not None:
+            run = replace(run, kl=kl_to_base(training), cost_s=self._cost_s(training))
+        return replace(run, scores=scores, kept=kept)
+
+    def _cost_s(self, job: Job) -> float:
+        """Of the steps of all its runs, without starts and loading."""
+        others = [run.record for run in self._ow.runs.list(limit=None) if run.job_id != job.id]
+        ends = [math.inf if run.ended_at is None else run.ended_at.timestamp() for run in others]
+        spans = [(run.created_at.timestamp(), own) for run, own in zip(others, ends, strict=True)]
+        moments: dict[int, list[float]] = {}
+        for event in job.events():
+            if "loss" in event.data:
+                moments.setdefault(event.run_id, []).append(event.created_at.timestamp())
+        return sum(shared_seconds((own[0], own[-1]), spans) for own in moments.values())
+
+
+def _graded(path: Path) -> list[tuple[str, float]]:
+    """The id and the score of every row."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [(str(row["id"]), float(row["score"])) for row in rows]
+
+
+def kl_to_base(job: Job) -> float:
+    """The last that a training job has logged."""
+    rows = [row for row in job.metrics(as_dataframe=False) if row["tag"] == "everyday"]
+    return float(rows[-1]["kl_to_base"])
+
+
+def gate_figures(job: Job) -> dict[str, Any]:
+    """What the teacher gate of a training job found each time; nothing where it had none."""
+    values = [event.data for event in job.events(type="teacher_gate")]
+    if not values:
+        return {}
+    place = {name: values[0][name] for name in ("placement", "repeats")}
+    shares = {who: [round(one[who], 3) for one in values] for who in ("student", "teacher")}
+    return {**place, **shares}
+
+
+@contextmanager
+def workers(ow: OpenWeights, count: int, log: Path) -> Iterator[None]:
+    """So many workers on this machine, until the end; of one the store takes care itself."""
+    if count <= 1:
+        yield
+        return
+    command = [sys.executable, "-m", "openweights.cli", "worker"]
+    with log.open("ab") as file:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        threads = max(1, (os.cpu_count() or 1) // count)
+        env = {"OMP_NUM_THREADS": str(threads), **ow.settings.child_env()}
+        started = [subprocess.Popen(command, env=env, **streams) for _ in range(count)]
+        try:
+            _await_workers(ow, count)
+            yield
+        finally:
+            for process in started:
+                process.terminate()
+            for process in started:
+                process.wait()
+
+
+def _await_workers(ow: OpenWeights, count: int) -> None:
+    """Until they have registered; else the store would start one of its own beside them."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if len(ow.backend.list_workers(statuses=["active"])) >= count:
+            return
+        time.sleep(POLL_S / 10)
