@@ -321,6 +321,22 @@ def test_log_probs_equal_those_of_trl(folder: Path, tmp_path: Path) -> None:
     assert_sums_equal(ours, theirs, terms_of(trainer.model, ids.numel()))
 
 
+def test_the_head_reads_no_more_than_the_completions(folder: Path, tmp_path: Path) -> None:
+    """However far apart prompts are in length."""
+    trainer = make_trainer(folder, tmp_path)
+    ids = torch.full((2, 40), 5)
+    seen = torch.ones_like(ids)
+    seen[0, :30] = 0  # a prompt of 6 tokens beside one of 36; completions have 4
+    read: list[torch.Size] = []
+    head = trainer._policy.get_base_model().get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_hook(lambda module, given, out: read.append(out.shape))
+    logps, _, _ = trainer._unpadded_logps(trainer.model, ids, seen, 4)
+    trainer.model(input_ids=ids, attention_mask=seen)  # type: ignore[misc]
+    handle.remove()
+    assert logps.shape == (2, 4)
+    assert [shape[:2] for shape in read] == [(2, 4), (2, 40)], "and others read all again"
+
+
 def test_rows_and_too_few_prompts(folder: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [prompt_token_ids(tokenizer, row["messages"][:1]) for row in ROWS]  # type: ignore[index]

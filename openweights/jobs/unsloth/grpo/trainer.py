@@ -43,7 +43,7 @@ from openweights.jobs.unsloth.runtime.ranks import (
     rows_of_step,
     world_size,
 )
-from openweights.models.forward import active_adapter
+from openweights.models.forward import active_adapter, base_model
 from openweights.models.weights import Reference, keeping_precision
 
 COMPLETIONS_EVERY_STEPS = 10
@@ -306,15 +306,16 @@ class RewardTrainer(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, None]:
         """Log-probabilities and entropies of shape (B, C), and no auxiliary loss."""
         size = batch_size or len(input_ids)
+        head = base_model(self._policy).get_output_embeddings()
         parts = [
             completion_logps(
                 model,
+                head,
                 input_ids[start : start + size],
                 attention_mask[start : start + size],
                 logits_to_keep,
                 temperature=self.temperature,
                 entropy=compute_entropy,
-                keeps_logits="logits_to_keep" in self.model_kwarg_keys,
             )
             for start in range(0, len(input_ids), size)
         ]
