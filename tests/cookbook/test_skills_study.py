@@ -248,6 +248,16 @@ def test_the_documents_say_what_was_measured() -> None:
         later = [run for run in runs if (run.method, run.stage) == (method, 2)]
         assert len(later) == seeds
         assert f"{fmean(run.score('tool_use') for run in later):.2f}" == calls
+    printed = [Run.of(run) for run in data["printed"]]
+    for method, stage in (("sft", 1), ("sft", 2), ("sft", 3), ("sdft_forward", 2)):
+        own = [run for run in printed if (run.method, run.stage) == (method, stage)]
+        shares = ", ".join(f"{run.score('tool_use'):.2f}" for run in own)
+        assert re.search(rf"\| {LABELS[method]} \| {shares} \|", text), (method, stage)
+    [[low], [high]] = (
+        [r.score("tool_use") for r in printed if (r.method, r.rate) == ("grpo", rate)]
+        for rate in (5e-5, 1e-4)
+    )
+    assert f"at 5e-5 {low:.2f}" in text and f"at 1e-4 {high:.2f}" in text
     assert all(len(run.rows("tool_use")) == 300 for run in runs)
     assert all(len(run.rows("humaneval")) == 164 for run in runs)
 

@@ -93,13 +93,17 @@ class Run:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Run:
-        """From `data()`."""
+        """From `data()`; of a run whose rows are lost, a share in the place of its digits."""
         rows = {
-            name: {key: [float(digit) for digit in digits] for key, digits in data[name].items()}
+            name: {key: _values(digits) for key, digits in data[name].items()}
             for name in ("scores", "kept")
             if name in data
         }
         return cls(**{**data, **rows})
+
+
+def _values(digits: str | float) -> list[float]:
+    return [float(digit) for digit in digits] if isinstance(digits, str) else [float(digits)]
 
 
 class Point(NamedTuple):
