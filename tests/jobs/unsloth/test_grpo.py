@@ -31,7 +31,12 @@ from openweights.jobs.unsloth.grpo.reward_functions import (
     reasoning_part,
     reasoning_reward,
 )
-from openweights.jobs.unsloth.grpo.trainer import RewardTrainer, SkipEmptySteps, sampling_kl
+from openweights.jobs.unsloth.grpo.trainer import (
+    RewardTrainer,
+    SkipEmptySteps,
+    by_length,
+    sampling_kl,
+)
 from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
 from openweights.jobs.unsloth.rewards import Reward, Samples
 from openweights.jobs.unsloth.rollout import grpo_sampling_params
@@ -319,6 +324,24 @@ def test_log_probs_equal_those_of_trl(folder: Path, tmp_path: Path) -> None:
     assert len(found[0]) > 4
     ours, theirs = found
     assert_sums_equal(ours, theirs, terms_of(trainer.model, ids.numel()))
+    # Each row alone, where passes are as wide as that row.
+    alone, entropies, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, seen, 4, batch_size=1, compute_entropy=True
+    )
+    assert alone.shape == entropies.shape == mask.shape
+    assert_sums_equal([alone * mask, entropies * mask], theirs[:2], terms_of(trainer.model, 40))
+
+
+def test_rows_of_a_step_come_the_longest_first() -> None:
+    masks = {
+        "prompt_mask": torch.tensor([[0, 1], [1, 1], [1, 1]]),
+        "completion_mask": torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]),
+    }
+    step = by_length(
+        {**masks, "advantages": torch.arange(3.0), "num_items_in_batch": torch.ones(())}
+    )
+    assert step["advantages"].tolist() == [2.0, 0.0, 1.0] and step["num_items_in_batch"] == 1
+    assert step["completion_mask"].sum(1).tolist() == [3, 2, 1]
 
 
 def test_the_head_reads_no_more_than_the_completions(folder: Path, tmp_path: Path) -> None:

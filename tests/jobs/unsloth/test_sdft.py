@@ -23,6 +23,7 @@ from openweights.jobs.unsloth.divergence import Divergence, divergence_from_logi
 from openweights.jobs.unsloth.sdft import SDFTTrainer, sdft_train
 from openweights.jobs.unsloth.sdft_data import (
     on_policy_dataset,
+    places_in_completions,
     scoring_rows,
     sdft_examples,
     token_weights,
@@ -422,6 +423,8 @@ def test_skipped_tokens_and_truncated_rows(packed: bool) -> None:
     assert targets == [22, 2, 22, 23, 24, 25], "nothing of the second row"
     weights = token_weights(batch["loss_mask"], batch.get("cu_seq_lens_q"), 3)
     assert_sums_equal(weights, torch.tensor([1 / 6] * 2 + [1 / 12] * 4), 4)
+    places = places_in_completions(batch["loss_mask"], batch.get("cu_seq_lens_q"))
+    assert places.tolist() == [0, 1, 0, 1, 2, 3], "they begin anew in each row"
 
 
 class InFloat64:
@@ -510,6 +513,6 @@ def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
         sdft_examples(config(tmp_path), tokenizer, [ROWS[0], bad])
 
 
-def test_rollout_seeds_differ_by_seed_step_and_rank() -> None:
+def test_rollout_seeds_differ_by_seed_step_and_row() -> None:
     seeds = {derived_seed(s, t, r) for s in range(3) for t in range(20) for r in range(4)}
     assert len(seeds) == 240 and derived_seed(1, 2, 3) == derived_seed(1, 2, 3)

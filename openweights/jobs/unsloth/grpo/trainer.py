@@ -9,7 +9,8 @@ with A from `advantages.py`, and KL times the ratio, so that its gradient is tha
 (trl's `use_bias_correction_kl`). Where we differ from trl: a completion of which one reward failed
 has no reward at all (trl would count the failed part as 0), a step without any two comparable
 rewards leaves weights and optimizer as they are, completions come from a generation engine, rows
-are padded on the right where gradients flow (`completion_logps.py`), and no copy of the adapter is
+are padded on the right where gradients flow (`completion_logps.py`), those of a micro-batch are of
+similar lengths, several ranks score equally many tokens each, and no copy of the adapter is
 added to the model: the reference is the base model, or the adapter that training goes on from. An
 engine that does not compute with the trainer's own weights (`is_exact`) tells the old policy's
 log-probabilities.

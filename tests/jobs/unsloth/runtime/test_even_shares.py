@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from openweights.generation.params import Completion, GenerationRequest, SamplingParams
+from openweights.jobs.unsloth.rollout import StepSampler
 from openweights.jobs.unsloth.runtime.ranks import even_shares
 from tests.jobs.unsloth.runtime.forked_ranks import ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
@@ -45,6 +48,29 @@ def test_dealing_in_the_order_of_the_rows_is_not_within_one_row() -> None:
     in_order = [list(range(32)), list(range(32, 64))]
     assert spread(in_order, sizes) > max(sizes) - min(sizes)
     assert spread(even_shares(sizes, 2), sizes) < 10
+
+
+class LengthsEngine:
+    """Completions as long as the first token of the prompt says."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        self.asked = [request.prompt_ids[0] for request in requests]
+        return [[Completion([7] * r.prompt_ids[0], "", "stop")] * r.params.n for r in requests]
+
+
+def test_prompts_are_expected_to_be_answered_as_they_were_the_last_time() -> None:
+    engine: Any = LengthsEngine()
+    sampler = StepSampler(engine, SamplingParams(max_new_tokens=9, detokenize=False))
+    prompts = [[3, 1], [8, 1], [5, 1], [5, 1]]
+    for asked in ([5, 3, 8], [5, 8, 3]):
+        rollout = sampler.sample(prompts, None, seed=(1,))
+        assert [len(one.token_ids) for one in rollout.completions] == [3, 8, 5, 5]
+        assert rollout.own == [0, 1, 2, 3] and rollout.tokens == 21
+        # Twice five tokens are more than eight; at first all are expected to be equally long.
+        assert engine.asked == asked
 
 
 def test_two_ranks_sample_and_score_as_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
