@@ -40,7 +40,7 @@ def test_jobs_train_as_with_a_model_on_each_rank(
         saved[layers] = [json.loads(file.read_text()) for file in files]
     for loss, whole in saved["whole"][0].items():
         other = saved["whole"][1][loss]
-        for layers in ("spread", "no room"):
+        for layers in ("spread", "no room") if loss == "sdft" else ("spread",):
             first, second = (own[loss] for own in saved[layers])
             # The same numbers, added in the same order.
             assert first["weights"] == second["weights"] == whole["weights"]

@@ -70,7 +70,7 @@ def runs(model_folder: str, folder_name: str, layers: str) -> None:
 
     Args:
         layers: "whole" on each rank; "spread", and gathered once for what is sampled; or spread,
-            with "no room" to do so.
+            with "no room" to do so, SDFT alone.
     """
     folder = Path(folder_name)
     folder.mkdir(exist_ok=True)
@@ -80,7 +80,8 @@ def runs(model_folder: str, folder_name: str, layers: str) -> None:
     logs: dict[str, Any] = {}
     if spread:
         join()
-    for name, (good, train, rows, changes) in LOSSES.items():
+    for name in LOSSES if layers != "no room" else ("sdft",):
+        good, train, rows, changes = LOSSES[name]
         options = {
             "model": model_folder,
             "max_steps": 2,
