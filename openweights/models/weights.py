@@ -93,7 +93,8 @@ def keeping_precision(model: nn.Module) -> Iterator[None]:
     own = [(p, p.data) for p in model.parameters() if p.requires_grad]
     yield
     for parameter, data in own:
-        parameter.data = data
+        if parameter.dtype != data.dtype:
+            parameter.data = data.to(parameter.device)  # where a trainer may have moved it
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
