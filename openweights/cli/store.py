@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
 
+_SUGGESTED = 3  # jobs, where one is missing
+
+
 @contextmanager
 def open_store() -> Generator[Backend]:
     """The store that the environment names, closed afterwards."""
@@ -63,6 +66,29 @@ def complete_jobs(
         for job in jobs
         if job.id.startswith(incomplete)
     ]
+
+
+class JobId(click.types.StringParamType):
+    """A job's id or its beginning: the shell completes it, and one that is missing is suggested."""
+
+    name = "job"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return complete_jobs(ctx, param, incomplete)
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        try:
+            with open_store() as backend:
+                jobs = backend.list_jobs(limit=_SUGGESTED)
+        except OpenWeightsError:
+            jobs = []
+        ids = ", ".join(job.id for job in jobs)
+        return f"The last changed are {ids}." if ids else "There are no jobs yet."
+
+
+JOB_ID = JobId()
 
 
 def find_run(backend: Backend, job: JobRecord, run_id: int | None) -> RunRecord | None:

@@ -141,6 +141,10 @@ class OpenWeights:
             known = self._kinds[name] = kind(self)
         return known
 
+    def __repr__(self) -> str:
+        url = self.settings.supabase_url
+        return f"OpenWeights({f'project {url}' if url else f'this machine, {self.settings.home}'})"
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *kind_names()})
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -70,6 +71,8 @@ _PREFIXES = {
 _REGISTERED: dict[str, type[Jobs]] = {}
 _TAKEN: set[str] = set()  # attributes of a client, which no kind may be called
 
+# Of `create`: what stands for the parameters of any kind.
+_ANY_PARAMS = "**params: The parameters of the kind, and how the job runs: see `JobOptions`."
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # A line of a docstring's attributes that begins a field, or several with the same meaning.
 _ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
@@ -414,7 +417,21 @@ def _with_arguments(inherited: Callable[..., Job], params: type[BaseModel]) -> C
         return inherited(self, **given)
 
     vars(create)["__signature__"] = create_signature(params)
+    head, mark, tail = (inherited.__doc__ or "").partition(_ANY_PARAMS)
+    if mark:
+        indent = head.rpartition("\n")[2]
+        create.__doc__ = head + f"\n{indent}".join(_meanings_of_arguments(params, indent)) + tail
     return create
+
+
+def _meanings_of_arguments(params: type[BaseModel], indent: str) -> list[str]:
+    """The parameters of a kind's `create` with what they mean, its own first."""
+    from openweights.client.job_options import JobOptions
+
+    meanings = field_meanings(params) | field_meanings(JobOptions)
+    named = [f"{n}: {meanings[n]}" for n in meanings if n in params.model_fields]
+    named += [f"{n}: {meanings[n]}" for n in JobOptions.model_fields]
+    return [textwrap.fill(text, 88, subsequent_indent=f"{indent}    ") for text in named]
 
 
 def register(name: str) -> Callable[[_Kind], _Kind]:

@@ -8,7 +8,20 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, Self, cast
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Self,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -194,11 +207,24 @@ def create_signature(params: type[BaseModel]) -> inspect.Signature:
             default=inspect.Parameter.empty
             if field.is_required()
             else field.get_default(call_default_factory=True, validated_data={}),
-            annotation=field.annotation,
+            annotation=_without_checks(field.annotation),
         )
         for name, field in fields.items()
     ]
     return inspect.Signature(arguments, return_annotation=Job)
+
+
+def _without_checks(annotation: Any) -> Any:
+    """A type as people read it: `Annotated[int, …] | None` is `int | None`."""
+    origin = get_origin(annotation)
+    if origin is None or origin is Literal:
+        return annotation
+    inner = tuple(map(_without_checks, get_args(annotation)))
+    if origin is Annotated:
+        return inner[0]
+    if origin in (Union, UnionType):
+        return Union[inner]  # noqa: UP007 - of types that are known only now
+    return origin[inner]
 
 
 def normalize_hardware(hardware: list[str] | str | None) -> tuple[str, ...] | None:

@@ -102,6 +102,9 @@ class Job:
     def __repr__(self) -> str:
         return f"Job({self.id}, {self.status})"
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *JobRecord.__dataclass_fields__})
+
     @property
     def runs(self) -> list[Run]:
         """All its runs, oldest first."""

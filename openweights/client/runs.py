@@ -77,6 +77,9 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.id})" if self._record is None else f"Run({self.id}, {self.status})"
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *RunRecord.__slots__})
+
     @property
     def record(self) -> RunRecord:
         """What the store said of it last; see `refresh`."""

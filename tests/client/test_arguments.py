@@ -181,3 +181,22 @@ def test_kinds_and_deployments(ow: OpenWeights) -> None:
         if model not in ([], {}):
             with pytest.raises(OpenWeightsError):
                 ow.api.multi_deploy(model)
+
+
+def test_objects_say_what_they_are_and_complete(ow: OpenWeights, home: Path) -> None:
+    job = ow.jobs.retrieve(JOB)
+    assert repr(ow) == f"OpenWeights(this machine, {home})"
+    assert repr(job) == f"Job({JOB}, failed)"
+    assert {"status", "params", "created_at", "wait", "download"} <= set(dir(job))
+    assert {"status", "attempt", "error", "log_bytes", "download"} <= set(dir(job.runs[0]))
+    assert {"fine_tuning", "inference", "files"} <= set(dir(ow))
+
+
+@pytest.mark.parametrize("kind", ["fine_tuning", "inference", "evaluate", "exec", "api"])
+def test_help_of_create_says_what_each_argument_means(ow: OpenWeights, kind: str) -> None:
+    create = getattr(ow, kind).create
+    said = inspect.getdoc(create) or ""
+    for name, argument in inspect.signature(create).parameters.items():
+        assert f"\n    {name}: " in said, name
+        assert "Annotated" not in str(argument) and "BeforeValidator" not in str(argument)
+    assert "**params" not in said and "Raises:\n    ConfigError" in said

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openweights.cli.output import json_option, local_time, note, one_line, print_json, print_table
-from openweights.cli.store import complete_jobs, open_store
+from openweights.cli.store import JOB_ID, open_store
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError
 from openweights.types import AuditRecord, JobRecord, QueueState
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, shell_complete=complete_jobs)
+@click.argument("jobs", nargs=-1, type=JOB_ID)
 @json_option
 def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     """Cancel jobs.
@@ -32,7 +32,7 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, shell_complete=complete_jobs)
+@click.argument("jobs", nargs=-1, type=JOB_ID)
 @json_option
 def restart(jobs: tuple[str, ...], as_json: bool) -> None:
     """Restart failed or canceled jobs.

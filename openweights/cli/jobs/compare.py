@@ -16,11 +16,11 @@ from openweights.cli.output import (
     print_table,
     terminal_width,
 )
-from openweights.cli.store import complete_jobs
+from openweights.cli.store import JOB_ID
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, shell_complete=complete_jobs)
+@click.argument("jobs", nargs=-1, required=True, type=JOB_ID)
 @json_option
 def compare(jobs: tuple[str, ...], as_json: bool) -> None:
     """Compare jobs: what differs, and where they ended.
@@ -66,7 +66,7 @@ def _cell(value: Any) -> str:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, shell_complete=complete_jobs)
+@click.argument("jobs", nargs=-1, required=True, type=JOB_ID)
 @click.option(
     "-o",
     "--output",

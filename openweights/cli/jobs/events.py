@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from openweights.cli.output import compact, json_option, local_time, print_json_array, printable
-from openweights.cli.store import complete_jobs, find_run, open_store
+from openweights.cli.store import JOB_ID, find_run, open_store
 from openweights.client.jobs import find_job
 from openweights.types import EventRecord
 
@@ -16,7 +16,7 @@ _FIRST = ("step", "tag", "type")  # keys that say what an event is about come be
 
 
 @click.command()
-@click.argument("job", shell_complete=complete_jobs)
+@click.argument("job", type=JOB_ID)
 @click.option("--run-id", type=int, help="Only the events of this run; without it, of all runs.")
 @click.option("--type", "type_", help="Only events of this type.")
 @click.option("--tag", help="Only events with this tag.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from openweights.cli.output import note
-from openweights.cli.store import complete_jobs
+from openweights.cli.store import JOB_ID
 from openweights.client.jobs import find_job
 from openweights.errors import InvalidInputError
 from openweights.paths import inside
@@ -22,7 +22,7 @@ _PEEK = 8192  # bytes looked at to tell text from other content
 
 
 @click.command()
-@click.argument("id", metavar="FILE_ID|JOB", shell_complete=complete_jobs)
+@click.argument("id", metavar="FILE_ID|JOB", type=JOB_ID)
 @click.option(
     "-o",
     "--output",

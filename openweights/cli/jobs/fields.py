@@ -19,8 +19,9 @@ HEAD = """\
 # Every field
 
 What `ow.fine_tuning.create` takes, all as flat keyword arguments, with defaults and the losses that
-read each field; where it says all, every loss does. A field of another loss is refused. What is
-known of one in the terminal: `ow fields NAME`. This page is made by `ow fields --markdown`.
+read each field; where it says all, every loss does. A field of another loss is refused where it
+asks for something, else left out with a warning. What is known of one in the terminal:
+`ow fields NAME`. This page is made by `ow fields --markdown`.
 """
 
 

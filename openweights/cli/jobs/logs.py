@@ -9,13 +9,13 @@ from collections.abc import Iterable
 import click
 
 from openweights.cli.output import note
-from openweights.cli.store import complete_jobs, find_run
+from openweights.cli.store import JOB_ID, find_run
 from openweights.client.jobs import find_job
 from openweights.types import ENDED
 
 
 @click.command()
-@click.argument("job", shell_complete=complete_jobs)
+@click.argument("job", type=JOB_ID)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("--run-id", type=int, help="The log of this run; without it, of the last one.")
 @click.option(

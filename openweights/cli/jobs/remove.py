@@ -10,7 +10,7 @@ import click
 from openweights.backends.values import LEAST_KEEP_S
 from openweights.cli.jobs.change import change_jobs
 from openweights.cli.output import json_option, plain, print_json
-from openweights.cli.store import complete_jobs, open_store
+from openweights.cli.store import JOB_ID, open_store
 from openweights.client.serving.sampling import old_samples
 from openweights.errors import InvalidInputError
 from openweights.settings import Settings
@@ -24,7 +24,7 @@ _DAY_S = 86_400.0
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, shell_complete=complete_jobs)
+@click.argument("jobs", nargs=-1, type=JOB_ID)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def rm(jobs: tuple[str, ...], yes: bool, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from openweights.cli.output import (
     print_json,
     print_table,
 )
-from openweights.cli.store import complete_jobs, is_remote, open_store
+from openweights.cli.store import JOB_ID, is_remote, open_store
 from openweights.client.event_json import as_number
 from openweights.client.job_kinds import default_params
 from openweights.client.jobs import find_job
@@ -40,7 +40,7 @@ _NO_FIGURES = frozenset({"step", "max_steps", "from_step", "rows", "row", "messa
 
 
 @click.command()
-@click.argument("job", shell_complete=complete_jobs)
+@click.argument("job", type=JOB_ID)
 @json_option
 def show(job: str, as_json: bool) -> None:
     """Show all about one job.

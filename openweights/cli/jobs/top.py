@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -56,7 +57,10 @@ def _follow(backend: Backend, cache: SeriesCache, every_s: float) -> None:
     from rich.live import Live
 
     console = Console()
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),  # as it is meant to be left
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
         while True:
             live.update(_table(rows(backend, cache, console.height - 2)), refresh=True)
             time.sleep(every_s)

@@ -100,6 +100,9 @@ class Estimate:
         """As in `about 2m50s, as ftjob-… was`; empty where nobody knows."""
         return "" if self.seconds is None else f"about {duration(self.seconds)}, as {self.like} was"
 
+    def __str__(self) -> str:
+        return self.words()
+
     def words(self) -> str:
         """As in `32 steps · about 2m50s, as ftjob-… was · 24 GB · about $0.04 on 1x A40`."""
         parts = [f"{self.steps:,} step{'' if self.steps == 1 else 's'}"]

@@ -55,6 +55,9 @@ class Plan:
     expected_usd: float | None
     most_usd: float | None
 
+    def __str__(self) -> str:
+        return "\n".join(self.words())
+
     def words(self) -> list[str]:
         """In lines for people."""
         new = "new" if self.status is None else f"exists, {self.status.replace('_', ' ')}"

@@ -101,7 +101,7 @@ def waits_on_this_machine(
     """
     ahead = [other for other in (*running, *before) if other.type not in ("script", SERVED)]
     if not ahead or job.type == SERVED:
-        return "its worker is starting"
+        return "for its worker, which is starting"
     more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
     return f"behind {ahead[0].id}{more}"
 

@@ -273,3 +273,13 @@ def test_compare_of_one_job_and_as_json(ow: Ow, filled: Backend) -> None:
     lines = ow("compare", JOBS[1]).stdout.splitlines()
     assert lines[0].split() == [JOBS[1]] and lines[-1].split() == ["eval_loss", "0.12346"]
     assert [row["id"] for row in json.loads(ow("compare", *JOBS, "--json").stdout)] == [*JOBS]
+
+
+@pytest.mark.parametrize("command", ["show", "logs", "events", "fetch", "compare", "plot"])
+def test_a_job_that_is_not_named_is_suggested(ow: Ow, backend: Backend, command: str) -> None:
+    assert "There are no jobs yet." in ow(command).stderr
+    for name in "abcd":
+        submit(backend, f"ftjob-{name}")
+    answer = ow(command)
+    assert answer.exit_code == 2
+    assert "The last changed are ftjob-d, ftjob-c, ftjob-b." in answer.stderr

@@ -198,14 +198,14 @@ def test_what_a_job_waits_for() -> None:
     )
     a, b = replace(job, id="ftjob-a", status="in_progress"), replace(job, id="ftjob-b")
     served = replace(a, id="apijob-a", type="api")
-    assert waits_on_this_machine(job, [], []) == "its worker is starting"
+    assert waits_on_this_machine(job, [], []) == "for its worker, which is starting"
     assert waits_on_this_machine(job, [a], []) == "behind ftjob-a"
     assert waits_on_this_machine(job, [a], [b]) == "behind ftjob-a and 1 more"
     # A script holds no worker, and a model that is served has its own.
     assert waits_on_this_machine(job, [replace(a, type="script")], [b]) == "behind ftjob-b"
-    assert waits_on_this_machine(job, [served], []) == "its worker is starting"
+    assert waits_on_this_machine(job, [served], []) == "for its worker, which is starting"
     assert waits_on_this_machine(job, [served], [served, b]) == "behind ftjob-b"
-    assert waits_on_this_machine(served, [a], [b]) == "its worker is starting"
+    assert waits_on_this_machine(served, [a], [b]) == "for its worker, which is starting"
     assert waits_in_project(job, []) == "for a worker with 24 GB of GPU memory (ALL)"
     named = replace(job, allowed_hardware=("1x H200", "2x H100S"))
     assert waits_in_project(named, [b]) == "for 1x H200 or 2x H100S (ALL), 1 before it"
