@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 def ls(
     statuses: tuple[JobStatus, ...], limit: int, all_jobs: bool, quiet: bool, as_json: bool
 ) -> None:
-    """List jobs, the last changed first, without those that `job.sample` has made for itself."""
+    """List jobs, the last changed first.
+
+    Those that `job.sample` has made for itself are left out.
+    """
     with open_store() as backend:
         jobs, hidden = listed(backend, statuses, limit, all_jobs=all_jobs)
         if quiet:
