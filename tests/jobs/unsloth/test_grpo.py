@@ -323,13 +323,13 @@ def test_log_probs_equal_those_of_trl(folder: Path, tmp_path: Path) -> None:
         found.append([logps * mask, entropies * mask, *gradients])
     assert len(found[0]) > 4
     ours, theirs = found
-    assert_sums_equal(ours, theirs, terms_of(trainer.model, ids.numel()))
+    assert_sums_equal(ours, theirs, terms_of(trainer._policy, ids.numel()))
     # Each row alone, where passes are as wide as that row.
     alone, entropies, _ = trainer._get_per_token_logps_and_entropies(
         trainer.model, ids, seen, 4, batch_size=1, compute_entropy=True
     )
     assert alone.shape == entropies.shape == mask.shape
-    assert_sums_equal([alone * mask, entropies * mask], theirs[:2], terms_of(trainer.model, 40))
+    assert_sums_equal([alone * mask, entropies * mask], theirs[:2], terms_of(trainer._policy, 40))
 
 
 def test_rows_of_a_step_come_the_longest_first() -> None:
@@ -436,7 +436,7 @@ def test_reasoning_ends_with_its_tag() -> None:
 def drawn(trainer: RewardTrainer, count: int = 8) -> Any:
     """What a step makes of so many completions of the first prompts."""
     inputs = [trainer.train_dataset[i // 4] for i in range(count)]  # type: ignore[index]
-    trainer.model.train()
+    trainer._policy.train()
     return trainer._generate_and_score_completions(inputs)  # type: ignore[arg-type]
 
 
