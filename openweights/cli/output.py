@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from openweights.errors import OpenWeightsError
+from openweights.errors import InvalidInputError, OpenWeightsError
 from openweights.json_values import cleaned
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -225,12 +225,24 @@ def print_json_array(values: Iterator[object]) -> None:
     click.echo("[]" if separator == "[\n" else "\n]")
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that somebody has named.
+
+    Raises:
+        InvalidInputError: It is none in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInputError(f"{path}: is no text in UTF-8; save it so") from None
+
+
 def _read_env_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     from openweights.cluster.supervisor import parse_env
     from openweights.settings import add_to_environment
 
     if path is not None:
-        add_to_environment(parse_env(path.read_text(encoding="utf-8")))
+        add_to_environment(parse_env(read_text(path)))
 
 
 env_file_option = click.option(

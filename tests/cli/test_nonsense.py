@@ -198,3 +198,45 @@ def test_interrupt_is_quiet(backend: Backend) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "ftjob-one", "--prompts"],
+        ["cluster", "--env-file"],
+        ["cluster", "--dry-run", "--jobs"],
+        ["manage", "start", "org", "--env-file"],
+        ["env", "import"],
+        ["infer", "org/model"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_is_no_text_is_named(
+    ow: Ow, backend: Backend, tmp_path: Path, arguments: list[str]
+) -> None:
+    submit(backend, "ftjob-one")
+    file = tmp_path / "picture.png"
+    file.write_bytes(b"\x89PNG\r\n\xff\xfe")
+    answer = ow(*arguments, str(file))
+    assert answer.exit_code == 1, answer.output
+    assert "picture.png" in answer.stderr and "UTF-8" in answer.stderr
+    assert "traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ('{"messages": 5}', "messages: is the number 5"),
+        ('{"messages": []}', "messages: is empty"),
+        ('{"messages": ["Hi"]}', "messages[0]: is a string"),
+        ('{"messages": [{"role": "user"}]}', "messages[0].content: is missing"),
+    ],
+)
+def test_a_prompt_that_is_none_is_named(
+    ow: Ow, backend: Backend, tmp_path: Path, line: str, wrong: str
+) -> None:
+    submit(backend, "ftjob-one")
+    (tmp_path / "prompts.jsonl").write_text(line)
+    answer = ow("sample", "ftjob-one", "--prompts", str(tmp_path / "prompts.jsonl"))
+    assert answer.exit_code == 1 and f"prompts.jsonl:1: {wrong}" in answer.stderr

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openweights.cli.output import json_option, note, one_line, print_json, print_table
+from openweights.cli.output import json_option, note, one_line, print_json, print_table, read_text
 from openweights.client.jobs import find_job
+from openweights.client.messages import Problems, check_messages
 from openweights.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def sample(
 
 
 def _read_prompts(path: Path) -> list[Any]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     prompts = [_prompt(line, number, path) for number, line in enumerate(lines, start=1)]
     if not prompts:
         raise InvalidInputError(f"{path}: holds no prompts; write one a line")
@@ -132,8 +133,11 @@ def _prompt(line: str, number: int, path: Path) -> Any:
     except ValueError as error:
         raise InvalidInputError(f"{path}:{number}: no JSON ({error}); correct it") from None
     if "messages" in row:
+        wrong = Problems(path.name)
+        check_messages(row["messages"], "messages", wrong.at(number))
+        wrong.raise_if_any()
         messages: list[dict[str, Any]] = row["messages"]
-        is_answered = len(messages) > 1 and messages[-1].get("role") == "assistant"
+        is_answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
         return messages[:-1] if is_answered else messages
     if isinstance(row.get("prompt"), str):
         return row["prompt"]

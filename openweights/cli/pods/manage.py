@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from openweights.errors import InvalidInputError
+from openweights.cli.output import read_text
 from openweights.settings import Settings
 
 
@@ -36,11 +36,7 @@ def start(name: str, env_file: Path) -> None:
     """
     from openweights.cluster.supervisor import manage as put
 
-    try:
-        text = env_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InvalidInputError(f"{env_file} is not text in UTF-8") from None
-    put(_folder(), name, text)
+    put(_folder(), name, read_text(env_file))
     click.echo(f"{name} is managed while `ow cluster --all` runs here")
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from openweights.cli.output import read_text
 from openweights.errors import InvalidInputError, OpenWeightsError
 from openweights.settings import ClusterSettings, Settings
 
@@ -68,7 +69,7 @@ def prepared(file: Path) -> Iterator[tuple[str, JobSpec]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
         try:
