@@ -359,7 +359,8 @@ _ROLES = '{"human": "user", "gpt": "assistant"}'
 
 def conversion(row: Mapping[str, Any], purpose: str, name: str) -> str | None:
     """What makes rows of another well-known format ours, in Python; None for all other rows."""
-    found = _as_pair(row) if purpose == "preference" else _as_messages(row)
+    known = {"conversations": _as_messages, "preference": _as_pair}
+    found = known[purpose](row) if purpose in known else None
     if found is None:
         return None
     whose, made = found

@@ -265,6 +265,14 @@ def test_the_lines_that_a_message_gives_convert_the_rows(
     assert made == [wanted, wanted]
 
 
+@pytest.mark.parametrize("row", [ASKED, {"question": "Is it?", "answer": "yes"}])
+def test_questions_with_choices_are_no_other_format(row: dict[str, Any]) -> None:
+    try:
+        assert check_dataset(BytesIO(lines(row)), "multiple_choice", "q.jsonl").rows == 1
+    except DatasetError as error:
+        assert "choices" not in row and str(error).startswith("q.jsonl:1: choices: ")
+
+
 def test_rows_that_are_no_other_format_are_told_by_line() -> None:
     for rows in (lines(GOOD, {"prompt": "a", "completion": "b"}), lines({"prompt": "a", "n": 1})):
         with pytest.raises(DatasetError, match=r":[12]: messages: is missing; write the prompt as"):
