@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def at_temperature(self, temperature: float) -> Head:
+        """The head whose logits are these, divided by the temperature."""
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return replace(self, scale=self.scale / temperature, softcap=softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of shape (N, V) in at least float32, for hidden states of shape (N, H)."""

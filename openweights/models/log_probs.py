@@ -13,6 +13,7 @@ sum to a scalar and build the head's gradient; ours is per token, for frozen hea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -53,25 +54,30 @@ def scored_log_probs(base: Any, batch: Mapping[str, Tensor], scored: Tensor) -> 
     return token_scores(base, batch, scored).log_probs
 
 
-def token_scores(base: Any, batch: Mapping[str, Tensor], scored: Tensor) -> TokenScores:
+def token_scores(
+    base: Any, batch: Mapping[str, Tensor], scored: Tensor, *, temperature: float = 1.0
+) -> TokenScores:
     """What the model says of the scored tokens, packed in row order.
 
     Args:
         base: The causal language model itself (`forward.base_model`).
         batch: `input_ids` of shape (B, T), with `attention_mask` or `position_ids`.
         scored: Which tokens, shape (B, T); the first of a row is never one.
+        temperature: Divides the logits.
     """
     hidden = last_hidden(base, batch)  # (B, T, H)
     wanted = scored[:, 1:]
     hidden, targets = hidden[:, :-1][wanted], batch["input_ids"][:, 1:][wanted]
     head = frozen_head(base)
     if head is not None:
+        head = head.at_temperature(temperature)
         return linear_scores(hidden, head, targets, chunk_tokens=CHUNK_TOKENS)
+    scores = partial(_plain_scores, base, temperature)
     parts = [
         # The logits of a chunk are made again in the backward pass instead of being kept.
-        checkpoint(_plain_scores, base, rows, tokens, use_reentrant=False)
+        checkpoint(scores, rows, tokens, use_reentrant=False)
         if rows.requires_grad
-        else _plain_scores(base, rows, tokens)
+        else scores(rows, tokens)
         for rows, tokens in zip(
             hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True
         )
@@ -79,9 +85,9 @@ def token_scores(base: Any, batch: Mapping[str, Tensor], scored: Tensor) -> Toke
     return TokenScores(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _plain_scores(base: Any, hidden: Tensor, targets: Tensor) -> TokenScores:
+def _plain_scores(base: Any, temperature: float, hidden: Tensor, targets: Tensor) -> TokenScores:
     """Through a head that is trained, too."""
-    logits = output_logits(base, hidden)  # (N, V)
+    logits = output_logits(base, hidden) / temperature  # (N, V)
     own = logits.gather(-1, targets[:, None]).squeeze(-1)
     with torch.no_grad():
         log_p = logits.log_softmax(-1)

@@ -36,6 +36,7 @@ from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
+from openweights.models.packing import may_pack
 from openweights.models.template import prompt_token_ids
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,9 @@ def grpo_train(
         rows=[*train.rows, *(test.rows if test else [])],
         failed=FailedRewards(rewards, config.grpo_max_failed_reward_fraction),
         think_end_tag=config.grpo_think_end_tag,
-        packs_rows=engine == "unsloth",
+        packed=None
+        if engine == "unsloth"
+        else may_pack(model, [{"input_ids": prompt.ids} for prompt in train.prompts]),
         engine=rollouts,
         sampling=grpo_sampling_params(config, tokenizer, rollouts.end_token_ids),
         log_event=log_event,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from openweights.jobs.unsloth.grpo.advantages import (
     group_advantages,
     has_signal,
 )
+from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
 from openweights.jobs.unsloth.grpo.data import grpo_rows
 from openweights.jobs.unsloth.grpo.reward_functions import (
     RewardFunctions,
@@ -41,7 +42,9 @@ from openweights.jobs.unsloth.grpo_ft import grpo_args, grpo_train
 from openweights.jobs.unsloth.rewards import Reward, Samples
 from openweights.jobs.unsloth.rollout import grpo_sampling_params
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.forward import base_model
 from openweights.models.log_probs import mean_target_log_probs
+from openweights.models.packing import may_pack
 from openweights.models.template import prompt_token_ids
 from tests.jobs.unsloth.test_sdft import load, perturb
 from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
@@ -108,7 +111,7 @@ def make_trainer(
         rows=rows.rows,
         failed=FailedRewards(given, made.grpo_max_failed_reward_fraction),
         think_end_tag="</think>",
-        packs_rows=False,
+        packed=may_pack(model, [{"input_ids": prompt.ids} for prompt in rows.prompts]),
         engine=engine,
         sampling=grpo_sampling_params(made, tokenizer, engine.end_token_ids),
         log_event=lambda event: None,
@@ -344,20 +347,28 @@ def test_rows_of_a_step_come_the_longest_first() -> None:
     assert step["completion_mask"].sum(1).tolist() == [3, 2, 1]
 
 
-def test_the_head_reads_no_more_than_the_completions(folder: Path, tmp_path: Path) -> None:
+def test_the_decoder_reads_no_padding_and_logits_of_a_batch_are_never_made(
+    folder: Path, tmp_path: Path
+) -> None:
     """However far apart prompts are in length."""
     trainer = make_trainer(folder, tmp_path)
     ids = torch.full((2, 40), 5)
     seen = torch.ones_like(ids)
     seen[0, :30] = 0  # a prompt of 6 tokens beside one of 36; completions have 4
-    read: list[torch.Size] = []
-    head = trainer._policy.get_base_model().get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_hook(lambda module, given, out: read.append(out.shape))
-    logps, _, _ = trainer._unpadded_logps(trainer.model, ids, seen, 4)
-    trainer.model(input_ids=ids, attention_mask=seen)  # type: ignore[misc]
-    handle.remove()
+    read: list[tuple[str, torch.Size]] = []
+    base = base_model(trainer._policy)
+    base.get_decoder().register_forward_hook(
+        lambda module, given, out: read.append(("decoder", out.last_hidden_state.shape))
+    )
+    base.get_output_embeddings().register_forward_hook(
+        lambda module, given, out: read.append(("head", out.shape))
+    )
+    logps, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, seen, 4)
     assert logps.shape == (2, 4)
-    assert [shape[:2] for shape in read] == [(2, 4), (2, 40)], "and others read all again"
+    assert [(name, *shape[:2]) for name, shape in read] == [("decoder", 1, 10 + 40)]
+    read.clear()
+    trainer.model(input_ids=ids, attention_mask=seen)  # type: ignore[misc]
+    assert [name for name, _ in read] == ["decoder", "head"], "the control: it is seen"
 
 
 def test_rows_and_too_few_prompts(folder: Path, tmp_path: Path) -> None:
@@ -449,12 +460,63 @@ def test_sampling_tells_the_old_policys_log_probabilities(folder: Path, tmp_path
     mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
     width = output["completion_ids"].shape[1]
     with torch.no_grad():
-        own, _, _ = trainer._unpadded_logps(trainer.model, ids, mask, width)
+        own, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, width)
     counted = output["completion_mask"].bool()
     sampled = output["sampling_per_token_logps"]
     assert float((own - sampled)[counted].abs().max()) < 1e-5
     assert sampling_kl(sampled, own, counted) < 1e-9
     assert sampling_kl(sampled - 0.1, own, counted) > 1e-3, "the control"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("packed", [True, False])
+def test_log_probabilities_of_completions_and_their_gradients_are_those_of_rows_alone(
+    folder: Path, packed: bool, temperature: float
+) -> None:
+    """Rows of unequal prompts; one's completion is masked, as a truncated one's can be."""
+    model = load(folder)
+    perturb(model, 3)
+    model.double().eval()
+    base, draw = base_model(model), torch.Generator().manual_seed(torch.seed() % 2**31)
+    prompts, completions, width, tokens = [2, 9, 5, 12], [6, 1, 0, 4], 12, 6
+    ids = torch.randint(3, 200, (4, width + tokens), generator=draw)
+    places = torch.arange(width + tokens) - width
+    begins, ends = (torch.tensor(sizes)[:, None] for sizes in (prompts, completions))
+    mask = ((places >= -begins) & (places < ends)).long()
+    if packed:
+        assert may_pack(model, [{"input_ids": row.tolist()} for row in ids])
+
+    def alone() -> Iterator[tuple[Tensor, Tensor]]:
+        for row, present, count in zip(ids, mask.bool(), completions, strict=True):
+            logits = base(input_ids=row[present][None]).logits[0] / temperature
+            log_p = logits[-count - 1 : -1].log_softmax(-1) if count else logits[:0]
+            chosen = row[width : width + count, None]
+            yield log_p.gather(-1, chosen)[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+    def gradients(values: Tensor) -> list[Tensor]:
+        model.zero_grad()
+        (values * factors).sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    factors = torch.randn(sum(completions), dtype=torch.float64, generator=draw)
+    logps, entropies = completion_logps(
+        base, ids, mask, tokens, temperature=temperature, packed=packed
+    )
+    counted = mask[:, width:].bool()
+    expected, expected_entropies = map(torch.cat, zip(*alone(), strict=True))
+    assert_equal_in_float64(logps[counted], expected)
+    assert_equal_in_float64(entropies[counted], expected_entropies)
+    assert not logps[~counted].any() and not entropies[~counted].any()
+    own, wanted = gradients(logps[counted]), gradients(expected)
+    assert len(own) == len(wanted) > 5
+    for gradient, other in zip(own, wanted, strict=True):
+        assert_equal_in_float64(gradient, other)
+    with pytest.raises(AssertionError):  # the control: a token of a prompt is another
+        ids[3, 2] += 1
+        changed, _ = completion_logps(
+            base, ids, mask, tokens, temperature=temperature, packed=packed
+        )
+        assert_equal_in_float64(changed[counted], expected)
 
 
 def test_an_engine_with_other_weights_makes_the_ratio_an_importance_weight(

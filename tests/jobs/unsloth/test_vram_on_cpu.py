@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from openweights.errors import ConfigurationError
 from openweights.jobs.unsloth.config.vram import CPU, Tokens, trained_parameters, vram_needed
+from openweights.jobs.unsloth.grpo_ft import grpo_train
 from openweights.jobs.unsloth.preference.trainer import preference_train
 from openweights.jobs.unsloth.runtime.memory import out_of_memory_explained, refuse_what_cannot_fit
 from openweights.jobs.unsloth.sdft import sdft_train
@@ -56,6 +57,7 @@ class Case:
 
 
 SDFT = {"loss": "sdft", "sdft_gate": "off", "sdft_demo_placement": "template"}
+GRPO = {"loss": "grpo", "grpo_num_generations": 4, "grpo_reward_function": "ngram_match"}
 CASES = {
     "sft": Case(),
     "sft, long rows": Case(answer=400, rows=2),
@@ -78,6 +80,8 @@ CASES = {
     ),
     "sft, all weights": Case(job={"is_peft": False}),
     "sdft, all weights": Case(job=SDFT | {"sdft_max_new_tokens": 24, "is_peft": False}),
+    "grpo": Case(job=GRPO | {"grpo_max_completion_length": 24}),
+    "grpo, many words": Case({"vocab_size": 4_000}, GRPO | {"grpo_max_completion_length": 96}),
     "dpo": Case(job={"loss": "dpo"}),
     "orpo": Case(job={"loss": "orpo"}),
     "SmolLM2, sft": Case(SMOLLM2, {"r": 32}),
@@ -131,6 +135,12 @@ def train(case: Case, config: TrainingConfig, model: Any, tokenizer: Any) -> Non
         preference_train(config, model, tokenizer, pairs, None)
         return
     rows = [{"messages": [user, answer]} for answer in answers]
+    if config.loss == "grpo":
+        grpo_train(
+            config, model, tokenizer, rows, None,
+            fetch=lambda file, target: Path(file), log_event=lambda event: None,
+        )  # fmt: skip
+        return
     (sft_train if config.loss == "sft" else sdft_train)(config, model, tokenizer, rows, None)
 
 
@@ -160,7 +170,8 @@ def test_the_estimate_is_what_the_tensors_take(name: str, tmp_path: Path) -> Non
         train(case, config, model, tokenizer)
     # Packed, the rows of a step are one micro-batch, and so are the two answers of a pair.
     rows = config.step_size if config.packing and config.loss == "sft" else case.rows
-    answers = config.sdft_max_new_tokens if config.loss == "sdft" else case.answer
+    sampled = {"sdft": config.sdft_max_new_tokens, "grpo": config.grpo_max_completion_length}
+    answers = sampled.get(config.loss, case.answer)
     scored = rows * answers * (2 if config.loss in ("dpo", "orpo") else 1)
     tokens = Tokens(scored=scored, **found)
     estimate = vram_needed(config, shape, device=CPU, tokens=tokens)

@@ -363,7 +363,7 @@ def _layer_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> i
 
 
 def _is_packed(config: TrainingFields) -> bool:
-    return config.loss != "grpo" and (config.packing or config.loss != "sft")
+    return config.packing or config.loss != "sft"
 
 
 _INPUT_OF = {
@@ -383,8 +383,6 @@ def _logit_bytes(config: TrainingFields, device: Device) -> tuple[int, int]:
             return 1024, _FLOAT * {"reverse_kl": 7, "forward_kl": 8, "jsd": 10}[
                 config.sdft_divergence
             ]
-        case "grpo", _:
-            return 2**31, 2 * _FLOAT  # trl takes all at once, with their gradient
         case _, True:
             return 1024, 6
         case _, False:

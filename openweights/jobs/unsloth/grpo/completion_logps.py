@@ -1,83 +1,73 @@
-"""Log-probabilities of completions under the policy, with rows padded on the right.
+"""Log-probabilities of completions under the policy, without padding on the left.
 
 trl lays prompts out to the right and completions to the left of one seam. A row then begins with
-queries that attend to nothing, whose gradients are NaN on CUDA; here each row is moved to the left
-before the forward, which is as wide as the longest of its own rows. Completions then begin at as
-many places as prompts have lengths, and the output head is shown of each row those that predict its
-own: logits over the vocabulary are by far the largest tensor of a step, and most of those of the
-columns between the shortest and the longest prompt would be for nothing.
+queries that attend to nothing, whose gradients are NaN on CUDA. Here rows are laid end to end, or
+moved to the left where the model does not keep packed rows apart; and only the hidden states that
+predict a completion's tokens go through the head, some at a time, so that the logits of a batch are
+never there at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from trl.trainer.utils import selective_log_softmax, selective_log_softmax_and_entropy
+from torch import Tensor
+
+from openweights.models.log_probs import token_scores
+from openweights.models.tokens import borders
 
 
 def completion_logps(
-    model: Any,
-    head: nn.Module,
+    base: Any,
     input_ids: Tensor,
     attention_mask: Tensor,
     completion_tokens: int,
     *,
     temperature: float,
-    entropy: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability and, if asked for, entropy of each completion token; shape (B, C), nats.
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy of each completion token, in nats; shape (B, C), 0 for padding.
+
+    The entropy has no gradient.
 
     Args:
-        head: The model's output head.
+        base: The causal language model itself (`forward.base_model`).
         input_ids: Prompt, padded on the left, and completion, padded on the right; (B, P + C).
         completion_tokens: C.
         temperature: Divides the logits.
+        packed: Whether the model keeps packed rows apart (`packing.may_pack`).
     """
-    width = input_ids.shape[1] - completion_tokens
-    pads = attention_mask[:, :width].argmax(1)  # (B,) left padding of each row
-    # Of each row the first completion token; it is predicted one position before.
-    starts, lengths = width - pads, attention_mask[:, width:].sum(1)
-    longest, last = int(lengths.max()), int((starts + lengths).max())
-    ids, mask = moved_left(input_ids, pads)[:, :last], moved_left(attention_mask, pads)[:, :last]
-    places = starts[:, None] - 1 + torch.arange(longest, device=ids.device)  # (B, K)
-    places = places.clamp(max=last - 1)  # behind the end of a row, which counts not
-    with reading_only(head, places):
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    own = slice(width, width + longest)
-    targets, counted = input_ids[:, own], attention_mask[:, own]
-    rest = (0, completion_tokens - longest)
-    if not entropy:
-        logps = selective_log_softmax(logits, targets, temperature=temperature, row_mask=counted)
-        return nn.functional.pad(logps, rest), None
-    logps, entropies = selective_log_softmax_and_entropy(
-        logits, targets, entropy_requires_grad=False, temperature=temperature, row_mask=counted
+    completions = attention_mask.bool().clone()
+    completions[:, :-completion_tokens] = False
+    lay_out = _packed if packed else _padded_right
+    batch, scored = lay_out(input_ids, attention_mask, completions)
+    scores = token_scores(base, batch, scored, temperature=temperature)
+    counted = completions[:, -completion_tokens:]
+    return _on_a_grid(scores.log_probs, counted), _on_a_grid(scores.entropy, counted)
+
+
+def _packed(ids: Tensor, mask: Tensor, completions: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """The rows (B, T) end to end, as a batch of shape (1, N), and what of it is scored."""
+    present = mask.bool()
+    batch: dict[str, Any] = {
+        "input_ids": ids[present][None],
+        "position_ids": (present.cumsum(1) - 1)[present][None],
+    }
+    for name, value in borders(present.sum(1).tolist()).items():
+        batch[name] = value.to(ids.device) if isinstance(value, Tensor) else value
+    return batch, completions[present][None]
+
+
+def _padded_right(ids: Tensor, mask: Tensor, completions: Tensor) -> tuple[dict[str, Any], Tensor]:
+    """The rows (B, T), each turned round to the left by the padding before it."""
+    places = torch.arange(ids.shape[1], device=ids.device) + mask.argmax(1)[:, None]
+    ids, mask, completions = (
+        rows.gather(1, places % ids.shape[1]) for rows in (ids, mask, completions)
     )
-    return nn.functional.pad(logps, rest), nn.functional.pad(entropies, rest)
+    return {"input_ids": ids, "attention_mask": mask}, completions
 
 
-@contextmanager
-def reading_only(head: nn.Module, places: Tensor) -> Iterator[None]:
-    """Inside, the output head reads of each row's hidden states (B, T, H) those at its own places,
-    shape (B, K).
-    """
-
-    def gathered(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *others = given
-        index = places[:, :, None].expand(-1, -1, hidden.shape[-1])
-        return hidden.gather(1, index), *others
-
-    handle = head.register_forward_pre_hook(gathered)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def moved_left(rows: Tensor, by: Tensor) -> Tensor:
-    """Each row of (B, T) turned round to the left by its own number of places."""
-    places = torch.arange(rows.shape[1], device=rows.device) + by[:, None]
-    return rows.gather(1, places % rows.shape[1])
+def _on_a_grid(values: Tensor, counted: Tensor) -> Tensor:
+    """Values of true positions, in their order, at these positions of shape (B, C)."""
+    return values.new_zeros(counted.shape).masked_scatter(counted, values)

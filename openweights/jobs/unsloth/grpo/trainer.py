@@ -9,16 +9,16 @@ with A from `advantages.py`, and KL times the ratio, so that its gradient is tha
 (trl's `use_bias_correction_kl`). Where we differ from trl: a completion of which one reward failed
 has no reward at all (trl would count the failed part as 0), a step without any two comparable
 rewards leaves weights and optimizer as they are, completions come from a generation engine, rows
-are padded on the right where gradients flow (`completion_logps.py`), those of a micro-batch are of
-similar lengths, several ranks score equally many tokens each, and no copy of the adapter is
-added to the model: the reference is the base model, or the adapter that training goes on from. An
-engine that does not compute with the trainer's own weights (`is_exact`) tells the old policy's
-log-probabilities.
+are laid end to end where gradients flow (`completion_logps.py`), or padded to similar lengths,
+several ranks score equally many tokens each, and no copy of the adapter is added to the model: the
+reference is the base model, or the adapter that training goes on from. An engine that does not
+compute with the trainer's own weights (`is_exact`) tells the old policy's log-probabilities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -39,6 +39,7 @@ from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.jobs.unsloth.rollout import Rollout, StepSampler
 from openweights.jobs.unsloth.runtime.ranks import (
+    average_gradients,
     of_all_ranks,
     own_share,
     rows_of_step,
@@ -63,7 +64,7 @@ class RewardTrainer(GRPOTrainer):
         functions: The rewards.
         prompts, rows: What the `row` of the datasets points to.
         failed: Watches over failed rewards.
-        packs_rows: Whether the training engine sees to padding itself.
+        packed: Whether rows are scored end to end; None where the training engine sees to that.
         engine: Draws the completions.
         sampling: How; with `skip_special_tokens` the rewards do not see them.
         log_event: Receives completions with their rewards as JSON.
@@ -80,7 +81,7 @@ class RewardTrainer(GRPOTrainer):
         rows: Sequence[Mapping[str, Any]],
         failed: FailedRewards,
         think_end_tag: str,
-        packs_rows: bool,
+        packed: bool | None,
         engine: GenerationEngine,
         sampling: SamplingParams,
         log_event: LogEvent,
@@ -105,7 +106,7 @@ class RewardTrainer(GRPOTrainer):
         self._rows = rows
         self._failed = failed
         self._think_end_tag = think_end_tag
-        self._packs_rows = packs_rows
+        self._packed = packed
         self._engine = engine
         self._sampler = StepSampler(engine, sampling)
         self._sampling = sampling
@@ -136,10 +137,11 @@ class RewardTrainer(GRPOTrainer):
     # ---- rollouts and rewards: once per optimizer step
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """trl's, without a shuffle: a micro-batch has rows of similar lengths, as it is as wide as
-        its longest. (Their means count equally in "bnpo", to which lengths must not matter.)
+        """trl's, but where rows are padded without a shuffle: a micro-batch has rows of similar
+        lengths, as it is as wide as its longest. (Their means count equally in "bnpo", to which
+        lengths must not matter.)
         """
-        if self._packs_rows or self.loss_type == "bnpo":
+        if self._packed is not False or self.loss_type == "bnpo":
             return super()._prepare_inputs(generation_batch)
         if not self._policy.training:
             return self._generate_and_score_completions(generation_batch)
@@ -272,7 +274,7 @@ class RewardTrainer(GRPOTrainer):
         ids = [completion.token_ids for _, completion in self._shared]
         # An engine that packs rows has a use of its own for them.
         logps = [completion.logprobs for _, completion in self._shared]
-        return ids, None if self._packs_rows else logps
+        return ids, None if self._packed is None else logps
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """Rewards of all ranks, group by group, shape (N, functions)."""
@@ -289,45 +291,46 @@ class RewardTrainer(GRPOTrainer):
 
     # ---- scoring: once per micro-batch
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        """Ours, but for engines that see to padding and models with a loss of their routers."""
-        if self._packs_rows or kwargs.get("compute_aux_loss"):
-            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        return self._unpadded_logps(*args, **kwargs)
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """As our scoring does not pass through DDP's forward, the last micro-batch of a step
+        averages the gradients over the ranks here.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            average_gradients(self._policy, self.accelerator)
+        return loss
 
-    def _unpadded_logps(
+    def _get_per_token_logps_and_entropies(
         self,
         model: Any,
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        **_: Any,
-    ) -> tuple[Tensor, Tensor | None, None]:
-        """Log-probabilities and entropies of shape (B, C), and no auxiliary loss."""
-        size = batch_size or len(input_ids)
-        head = base_model(self._policy).get_output_embeddings()
-        parts = [
-            completion_logps(
-                model,
-                head,
-                input_ids[start : start + size],
-                attention_mask[start : start + size],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Log-probabilities and entropies of shape (B, C), and no auxiliary loss.
+
+        trl's for an engine that sees to padding itself, and for models whose routers have a loss.
+        """
+        if self._packed is None or kwargs.get("compute_aux_loss"):
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        acting = model.acting() if isinstance(model, _ReferenceModel) else nullcontext()
+        with acting, self.accelerator.autocast():
+            logps, entropies = completion_logps(
+                base_model(self._policy),
+                input_ids,
+                attention_mask,
                 logits_to_keep,
                 temperature=self.temperature,
-                entropy=compute_entropy,
+                packed=self._packed,
             )
-            for start in range(0, len(input_ids), size)
-        ]
-        entropies = [entropy for _, entropy in parts if entropy is not None]
-        logps = torch.cat([logps for logps, _ in parts])
         self._logps = logps.detach()
-        return (
-            logps,
-            torch.cat(entropies) if entropies else None,
-            None,
-        )
+        return logps, entropies, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """trl's; and how far the policy that sampled is from the one that is trained."""
@@ -384,8 +387,12 @@ class _ReferenceModel(nn.Module):
         # In a list, so that the policy's parameters do not count as this module's.
         self._policy, self._reference = [policy], reference
 
+    def acting(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that it started from."""
+        return self._reference.acting()
+
     def forward(self, **inputs: Any) -> Any:
-        with self._reference.acting():
+        with self.acting():
             return self._policy[0](**inputs)
 
 
