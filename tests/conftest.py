@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import signal
@@ -39,6 +40,7 @@ def _forget_the_caller() -> dict[str, str]:
 
 
 _ENVIRONMENT = _forget_the_caller()
+gc.disable()  # until everything is imported, of which nothing is garbage
 
 from openweights.errors import PlatformError  # noqa: E402
 from openweights.settings import Settings  # noqa: E402
@@ -64,6 +66,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _compares_numbers(item.path):
             item.add_marker(pytest.mark.numeric)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays for good, so that looking for garbage need not look at it.
+
+    accelerate looks whenever a trainer starts: a third of a second through half a million objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @functools.cache

@@ -99,6 +99,9 @@ class _Beside:
         except (OSError, EOFError, pickle.UnpicklingError):
             self.end()
             return None
+        except BaseException:  # an answer that nobody reads would be the next one's
+            self.end()
+            raise
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._owner != os.getpid():
