@@ -25,6 +25,7 @@ from openweights.events import Pushed, Stage
 from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_keep
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
+from openweights.jobs.unsloth.runtime.importing import importing
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
 from openweights.jobs.unsloth.runtime.launcher import (
     EXIT_TERMINATED,
@@ -102,15 +103,18 @@ def _train(
     reporter: Reporter,
     extra_callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    from openweights.jobs.unsloth.runtime.ranks import join, leave, shares_layers
-    from openweights.models.load import load_model, prepare_engine
+    with importing("torch"):
+        from openweights.jobs.unsloth.runtime.ranks import join, leave, shares_layers
+        from openweights.models.load import load_model, prepare_engine
 
     folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
     reporter.log(Stage(doing="fetching the model").data())
     source = fetch_model(ow, config.model, folder)
     located = config.model_copy(update={"model": source.base})
     spread = shares_layers(located)
-    engine = prepare_engine(located, goes_on=source.adapter is not None, spread=spread)
+    with importing("trl"):
+        engine = prepare_engine(located, goes_on=source.adapter is not None, spread=spread)
+        from trl import SFTTrainer  # noqa: F401 - what nearly all of it is imported for
     from openweights.jobs.unsloth.callbacks import StopOnSignal
     from openweights.jobs.unsloth.runtime.memory import (
         out_of_memory_explained,
