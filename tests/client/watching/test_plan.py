@@ -32,7 +32,7 @@ def test_a_plan_submits_nothing(ow: QuietClient, claim: Take) -> None:
     assert (plan.status, plan.jobs_before, plan.expected_s) == (None, 1, None)
     assert plan.job_id == kind.create(text="a").id
     assert kind.plan(text="a").status == "pending"
-    again = kind.plan(text="a")
+    again = kind.plan(text="a", requires_vram_gb=24)
     assert again.jobs_before == 1 and again.waits_for == plan.waits_for, "not behind itself"
     assert "exists, pending\nit waits " in "\n".join(again.words())
     lines = "\n".join(plan.words())
