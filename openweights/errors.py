@@ -91,5 +91,13 @@ def shown(value: object) -> str:
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)), None)
+    """The known name that `name` was probably meant to be: one like it, or, as `lr` of
+    `learning_rate`, one whose words begin with its letters.
+    """
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+    short = [whole for whole in known if len(name) > 1 and _initials(whole) == name.lower()]
+    return next(iter([*near, *short]), None)
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.lower().split("_"))

@@ -256,7 +256,7 @@ class Job:
 
         Raises:
             ConfigurationError: matplotlib is not installed.
-            InvalidInputError: The job has logged no metrics.
+            InvalidInputError: The job has logged no metrics, or the ending is no format.
         """
         from openweights.client.watching.panels import metric_panels, shares_loss
         from openweights.client.watching.plot import draw_panels, plot_title

@@ -17,6 +17,7 @@ from openweights.cli.output import (
     terminal_width,
 )
 from openweights.cli.store import JOB_ID
+from openweights.errors import InvalidInputError
 
 
 @click.command()
@@ -97,6 +98,8 @@ def plot(
     protocol = picture_protocol() if output is None else None
     if output is None and protocol is None:
         output = Path(f"{jobs[0]}.png" if len(jobs) == 1 else "jobs.png")
+    if output is not None:
+        _check_output(output)
     ow = OpenWeights()
     if len(jobs) == 1 and x == "step" and not y:
         figure = ow.jobs.retrieve(jobs[0]).plot(output)
@@ -106,3 +109,12 @@ def plot(
         show_figure(figure, protocol)
     else:
         click.echo(str(output))
+
+
+def _check_output(output: Path) -> None:
+    from openweights.client.watching.plot import check_format
+
+    try:
+        check_format(output)
+    except InvalidInputError as error:
+        raise click.BadParameter(str(error), param_hint="--output") from None

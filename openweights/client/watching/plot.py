@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from openweights.client.watching.metrics import EVAL, TRAIN, Row
 from openweights.client.watching.panels import Line
-from openweights.errors import ConfigurationError
+from openweights.errors import ConfigurationError, InvalidInputError
 from openweights.types import JobRecord
 
 if TYPE_CHECKING:
@@ -90,6 +90,27 @@ def _words(job: JobRecord) -> list[str]:
     return [*filter(None, words), *([f"learning rate {rate:g}"] if rate else [])]
 
 
+def check_format(path: Path) -> None:
+    """See that a figure can be saved as the ending of `path` says.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+        InvalidInputError: There is no such format; names those that there are.
+    """
+    known = _figure(1, 1).canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        endings = ", ".join(f".{name}" for name in sorted(known))
+        raise InvalidInputError(
+            f"{path.name}: its ending is no format of a figure; use one of {endings}"
+        )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    check_format(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def draw_panels(
     panels: Panels,
     *,
@@ -108,6 +129,7 @@ def draw_panels(
 
     Raises:
         ConfigurationError: matplotlib is not installed.
+        InvalidInputError: The ending of `path` is no format.
     """
     left_out = 0 if most is None else max(len(panels) - most, 0)
     panels = dict(islice(panels.items(), most))
@@ -132,8 +154,7 @@ def draw_panels(
         more = f"{left_out} more measures are in job.metrics()"
         figure.supxlabel(more, fontsize="small", color="#555555")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        _save(figure, path)
     return figure
 
 
@@ -202,6 +223,7 @@ def draw_scores(scores: Sequence[Mapping[str, Any]], path: Path | None) -> Figur
 
     Raises:
         ConfigurationError: matplotlib is not installed.
+        InvalidInputError: The ending of `path` is no format.
     """
     tasks = list(dict.fromkeys(str(row["task"]) for row in scores))
     models = list(dict.fromkeys(str(row["model"]) for row in scores))
@@ -215,8 +237,7 @@ def draw_scores(scores: Sequence[Mapping[str, Any]], path: Path | None) -> Figur
         _draw_bars(axes, [own[model] for model in models if model in own], models)
         axes.set_title(task, fontsize="medium")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        _save(figure, path)
     return figure
 
 

@@ -130,6 +130,12 @@ def test_elsewhere_a_plot_is_a_file(
     assert _width((tmp_path / "ftjob-drawn.png").read_bytes()) > 200
 
 
+def test_a_figure_of_no_format_is_refused_as_an_option(job: str, ow: Ow, tmp_path: Path) -> None:
+    result = ow("plot", job, "-o", str(tmp_path / "f7.xyz"))
+    assert result.exit_code == 2 and ".png" in result.stderr
+    assert "traceback" not in result.stderr
+
+
 def test_top_is_printed_once_where_nobody_looks(job: str, backend: Backend, ow: Ow) -> None:
     ended = claim(backend, "ftjob-ended").run
     backend.finish_run(ended.id, ended.attempt, "failed", error="CUDA out of memory")

@@ -18,6 +18,7 @@ from openweights.client.watching.comparison import comparison_rows, curve_panels
 from openweights.client.watching.metrics import Row, series
 from openweights.client.watching.panels import Layout, Line, layout, metric_panels
 from openweights.client.watching.plot import draw_panels
+from openweights.errors import closest
 from openweights.types import Claim, JobRecord
 from tests.client.conftest import QuietClient, append
 from tests.client.kinds import Echo
@@ -311,6 +312,22 @@ def test_what_jobs_do_not_have(asked: dict[str, Any], said: str) -> None:
     jobs, tables = sweep()
     with pytest.raises(InvalidInputError, match=re.escape(said)):
         curve_panels(jobs, tables, **asked)
+
+
+def test_a_parameter_is_known_by_its_initials() -> None:
+    assert closest("lr", ["loss", "learning_rate", "lr_scheduler_type"]) == "learning_rate"
+    assert closest("l", ["loss_kind", "learning_rate"]) is None
+    assert closest("zq", ["loss", "learning_rate"]) is None
+
+
+@pytest.mark.parametrize("name", ["figure.xyz", "figure"])
+def test_a_figure_has_a_format_that_there_is(job: Job, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(InvalidInputError, match=rf"^{name}: its ending .* use one of .*\.png, "):
+        job.plot(tmp_path / name)
+    assert not list(tmp_path.glob("figure*"))
+    job.plot(tmp_path / "figure.SVG")  # the control
+    assert (tmp_path / "figure.SVG").read_text().startswith("<?xml")
 
 
 def test_comparing(job: Job, ow: QuietClient, tmp_path: Path) -> None:

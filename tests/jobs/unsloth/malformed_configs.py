@@ -76,7 +76,8 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "job_id_suffix": "a b"}, "job_id_suffix", "letters, digits"),
     # learning rates
     ({**GOOD, "learning_rate": 0}, "learning_rate", "outside 1e-12 to 1"),
-    ({**GOOD, "learning_rate": 5}, "learning_rate", "outside 1e-12 to 1"),
+    ({**GOOD, "learning_rate": 5}, "learning_rate", ": 5 is outside 1e-12 to 1;"),
+    ({**GOOD, "learning_rate": "2 * 5"}, "learning_rate", "'2 * 5' is 10, outside 1e-12 to 1"),
     ({**GOOD, "learning_rate": "ten"}, "learning_rate", "may hold only numbers"),
     ({**GOOD, "learning_rate": "10^-4"}, "learning_rate", "write ** for a power"),
     ({**GOOD, "learning_rate": "exit()"}, "learning_rate", "may hold only numbers"),

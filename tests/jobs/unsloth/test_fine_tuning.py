@@ -152,6 +152,28 @@ def test_modules_that_a_local_model_lacks(ow: OpenWeights, home: Path, tmp_path:
     assert checked(ow, training_file=data, model=experts), "they are loaded under other names"
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"learning_rate": 1}, "1 is likely too high for a LoRA: usual are 1e-5 to 5e-4"),
+        ({"learning_rate": "1/2"}, "0.5 is likely too high for a LoRA"),
+        ({"learning_rate": 1e-2}, None),
+        ({"learning_rate": 0.5, "optim": "sgd"}, None),
+        ({"learning_rate": 2e-3, "is_peft": False}, "0.002 is likely too high for full"),
+        ({"learning_rate": 1e-3, "is_peft": False}, None),
+    ],
+)
+def test_a_learning_rate_that_is_likely_too_high_is_said(
+    ow: OpenWeights,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    params: dict[str, Any],
+    said: str | None,
+) -> None:
+    checked(ow, training_file=upload(ow, tmp_path, *[ROW] * 33), **params)
+    assert f"learning_rate: {said}" in caplog.text if said else caplog.text == ""
+
+
 def test_what_is_likely_not_meant_is_said(
     ow: OpenWeights, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

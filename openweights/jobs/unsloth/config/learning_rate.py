@@ -44,9 +44,9 @@ def parse_learning_rate(value: object) -> float:
         raise ValueError(f"{shown(value)} is not a finite number; give one such as 1e-4")
     rate = number if number >= 0 else _from_exponent(number, value)
     if not MIN_RATE <= rate <= MAX_RATE:
+        meant = "is" if str(value) == f"{rate:g}" else f"is {rate:g},"
         raise ValueError(
-            f"{shown(value)} is {rate:g}, outside {MIN_RATE:g} to {MAX_RATE:g}; "
-            "give one such as 1e-4"
+            f"{shown(value)} {meant} outside {MIN_RATE:g} to {MAX_RATE:g}; give one such as 1e-4"
         )
     return rate
 

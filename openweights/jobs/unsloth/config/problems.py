@@ -95,6 +95,18 @@ def config_notes(config: TrainingFields, steps: int) -> Problems:
             "test_file_eval_steps",
             f"is {every:g} of {steps} steps, so that nothing is tested; lower it",
         )
+    yield from _rate_notes(config)
+
+
+def _rate_notes(config: TrainingFields) -> Problems:
+    """A rate at which training is likely to diverge. Plain SGD knows no usual ones."""
+    most, usual = (1e-2, "1e-5 to 5e-4") if config.is_peft else (1e-3, "1e-6 to 1e-4")
+    if config.learning_rate > most and config.optim != "sgd":
+        kind = "a LoRA" if config.is_peft else "full fine-tuning"
+        yield (
+            "learning_rate",
+            f"{config.learning_rate:g} is likely too high for {kind}: usual are {usual}; lower it",
+        )
 
 
 def field_losses(field: str, loss: str) -> tuple[str, ...]:
