@@ -97,8 +97,12 @@ class Estimate:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def time_words(self) -> str:
-        """As in `about 2m50s, as ftjob-… was`; empty where nobody knows."""
-        return "" if self.seconds is None else f"about {duration(self.seconds)}, as {self.like} was"
+        """As in `about 2m50s, reckoned from ftjob-…`; empty where nobody knows."""
+        return (
+            ""
+            if self.seconds is None
+            else f"about {duration(self.seconds)}, reckoned from {self.like}"
+        )
 
     def __str__(self) -> str:
         return self.words()

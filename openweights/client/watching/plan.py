@@ -74,8 +74,10 @@ class Plan:
         if self.expected_s is None:
             lines.append("how long it takes is not known: no job like it has completed")
         else:
-            lines.append(f"a run takes about {duration(self.expected_s)}, as {self.like} did")
-        if self.expected_usd is not None:
+            lines.append(
+                f"a run takes about {duration(self.expected_s)}, reckoned from {self.like}"
+            )
+        if self.expected_usd:
             lines.append(f"expected cost: ${self.expected_usd:.2f}")
         if self.most_usd is not None:
             lines.append(f"at most: ${self.most_usd:.2f}")

@@ -66,7 +66,9 @@ def test_who_waits_is_told_until_the_steps_tell(ow: QuietClient, claim: Take) ->
     earlier = complete(ow, claim, steps=8, seconds=20).id
     job = create(ow, epochs=3).record
     note = note_on(job, Progress(), "behind ftjob-0")
-    assert note.startswith("behind ftjob-0 · about ") and note.endswith(f", as {earlier} was")
+    assert note.startswith("behind ftjob-0 · about ") and note.endswith(
+        f", reckoned from {earlier}"
+    )
     now = datetime.now(UTC)
     going = Progress(step=2, began_at=now - timedelta(seconds=5), reached_at=now)
     assert note_on(job, going, "") == ""
@@ -92,7 +94,8 @@ def test_price_is_that_of_the_cheapest_pod_or_of_the_earlier_one() -> None:
     price = CATALOGUE["H200"].secure_usd
     assert price and found.usd == pytest.approx(price / 2) and found.hardware == "1x H200 SECURE"
     assert found.words().endswith(
-        f"0s, as ftjob-0 was · 40 GB of GPU memory · about ${price / 2:.2f} on 1x H200 SECURE"
+        "0s, reckoned from ftjob-0 · 40 GB of GPU memory · "
+        f"about ${price / 2:.2f} on 1x H200 SECURE"
     )
     # On others nobody knows the time.
     elsewhere = priced(timed, spec(allowed_hardware=("1x A100",)), pace)

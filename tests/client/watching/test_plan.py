@@ -78,7 +78,7 @@ def test_an_earlier_job_says_how_long_it_takes(
     plan = ow.fine_tuning.plan(**params | {"max_steps": 200})
     if ow.backend.team is None:
         assert plan.like == held.job.id and plan.expected_usd == 0.0
-        assert f"as {held.job.id} did" in "\n".join(plan.words())
+        assert f", reckoned from {held.job.id}" in "\n".join(plan.words())
 
 
 def test_prices_are_those_that_the_manager_has_heard_of(ow: QuietClient) -> None:

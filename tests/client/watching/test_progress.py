@@ -127,7 +127,7 @@ def scenes() -> list[tuple[JobRecord, Progress, str]]:
     now = datetime.now(UTC)
     half = Progress(1, 10, 20, began_at=now - timedelta(seconds=20), reached_at=now, loss=0.5)
     end = replace(half, step=20, reached_at=now + timedelta(seconds=20), loss=0.25)
-    expected = "about 1m00s, as ftjob-0 was"
+    expected = "about 1m00s, reckoned from ftjob-0"
     running = replace(job, status="in_progress")
     return [
         (job, Progress(), f"behind ftjob-0 · {expected}"),
@@ -139,9 +139,9 @@ def scenes() -> list[tuple[JobRecord, Progress, str]]:
 
 
 TOLD = """\
-ftjob-1 · pending: behind ftjob-0 · about 1m00s, as ftjob-0 was
-ftjob-1 · in progress: about 1m00s, as ftjob-0 was · loading the model
-ftjob-1 · in progress: about 1m00s, as ftjob-0 was · trying the demonstrations · step 0/20
+ftjob-1 · pending: behind ftjob-0 · about 1m00s, reckoned from ftjob-0
+ftjob-1 · in progress: about 1m00s, reckoned from ftjob-0 · loading the model
+ftjob-1 · in progress: about 1m00s, reckoned from ftjob-0 · trying the demonstrations · step 0/20
 ftjob-1 · in progress · step 10/20 · 2 s/step · 20s left · loss 0.5
 ftjob-1 · completed · step 20/20 · 2 s/step · loss 0.25
 """

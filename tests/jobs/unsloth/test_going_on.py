@@ -152,7 +152,10 @@ def model_of(adapter: Path) -> Path:
     )
 
 
-def test_another_shape_is_refused(tiny: Path, first: Path, tmp_path: Path) -> None:
+def test_another_shape_is_refused(
+    tiny: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for change, words in (
         ({"r": 16}, "r: is 16, but the adapter .* has 4; give r=4 to go on from it"),
         ({"lora_alpha": 4}, "lora_alpha: is 4, but the adapter"),

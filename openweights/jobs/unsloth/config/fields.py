@@ -199,7 +199,8 @@ class TrainingFields(BaseModel):
         packing: Several rows in one sequence where the engine keeps them apart.
         logp_callback_datasets: Name -> `conversations` file whose answers' log-probabilities are
             followed: before training, every `eval_every_n_steps`, and at the end.
-        eval_every_n_steps: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …
+        eval_every_n_steps: Every so many steps, or "log": at steps 1 to 10, 20, 30, … 100, 200, …;
+            `test_file` goes by `test_file_eval_strategy`.
         sampling_callbacks: Answers to the prompts of datasets, sampled while the model trains.
         kl_to_base_steps: How far the model has moved where nothing was to change, the KL to the
             base on everyday prompts: before training, every so many steps, or "log", and at the
