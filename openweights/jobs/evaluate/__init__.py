@@ -18,11 +18,11 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     JUDGES,
     TEXT_REWARD_NAMES,
     RewardChoice,
-    check_source,
     reward_choices,
     split_gold,
     with_files,
 )
+from openweights.jobs.unsloth.config.own_functions import check_source
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import AnyModel, ChatTemplate
 

@@ -14,7 +14,7 @@ from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
 from openweights.jobs.inference import answering_vram_gb, openai_secrets
 from openweights.jobs.model_source import awaited_job, pinned_model
-from openweights.jobs.unsloth.config.grpo_fields import check_source
+from openweights.jobs.unsloth.config.own_functions import check_source
 from openweights.models.names import AnyModel, ChatTemplate
 
 if TYPE_CHECKING:

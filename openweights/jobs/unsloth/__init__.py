@@ -23,10 +23,10 @@ from openweights.jobs.model_source import (
 )
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
-    check_source,
     reward_choices,
     with_files,
 )
+from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
 from openweights.jobs.unsloth.config.problems import config_notes
 from openweights.jobs.unsloth.config.rendering import check_files, first_rows
 from openweights.jobs.unsloth.config.rows import NumberedRow, check_rows, numbered_rows, run_steps
@@ -164,10 +164,23 @@ class FineTuning(Jobs):
             logger.warning("%s: %s", field, note)
         self._check_adapter(config)
         self._check_rendering(config)
-        for field, spec in config.rewards.items():
-            for choice in reward_choices(spec):
-                if choice.is_stored:
-                    self.open_stored(field, str(choice.file)).close()
+        self._check_own_rewards(config)
+
+    def _check_own_rewards(self, config: TrainingConfig) -> None:
+        """See that reward functions are in the store, and want only what they are given."""
+        own = [
+            (field, choice)
+            for field, spec in config.rewards.items()
+            for choice in reward_choices(spec)
+            if choice.is_stored
+        ]
+        if not own:
+            return
+        with self.open_stored("training_file", config.training_file) as content:
+            columns = {name for _, row in numbered_rows(content) for name in row}
+        for field, choice in own:
+            with self.open_stored(field, str(choice.file)) as content:
+                check_arguments(content.read(), choice.name, columns, field)
 
     def work(self, validated: BaseModel) -> Work:
         """Its steps, and the tokens of each: what is read, by the size of the file, and what is

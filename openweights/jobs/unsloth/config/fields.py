@@ -26,6 +26,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     check_gate_reward,
     judge_prompt_fields,
+    refuse_functions,
     reward_choices,
 )
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
@@ -391,6 +392,12 @@ class TrainingFields(BaseModel):
     def _is_judge_prompt(cls, value: str | None) -> str | None:
         if value is not None and "answer" not in judge_prompt_fields(value):
             raise ValueError("holds no {answer}; write {answer} where the completion should appear")
+        return value
+
+    @field_validator("sdft_gate_reward", "grpo_reward_function", mode="before")
+    @classmethod
+    def _are_names(cls, value: object) -> object:
+        refuse_functions(value)
         return value
 
     @field_validator("sdft_gate_reward")

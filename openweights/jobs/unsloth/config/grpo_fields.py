@@ -5,16 +5,16 @@ Client-side: no torch here.
 
 from __future__ import annotations
 
-import ast
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openweights.client.messages import prompt_and_answer
-from openweights.errors import ConfigError, closest, shown, spelled
+from openweights.errors import closest, shown, spelled
+from openweights.jobs.unsloth.config.own_functions import public_functions
 from openweights.models.template import Message
 
 DEFAULT_JUDGE = "gpt-4.1-mini"
@@ -38,6 +38,8 @@ REWARD_SCALES = {
 }
 BEST = 10.0  # what judges give at most, unless grpo_judge_best says another number
 JUDGE_FIELDS = ("answer", "prompt", "reference")
+
+_SHOWN = 12  # functions of a file, in a message
 
 RewardSpec = str | list[str] | dict[str, float]
 
@@ -113,9 +115,34 @@ def _choice(name: str, weight: float) -> RewardChoice:
         return RewardChoice(name, weight)
     if own := _OWN.fullmatch(name):
         return RewardChoice(own["function"], weight, own["file"])
+    if name.endswith(".py"):
+        raise ValueError(_without_function(name))
     meant = closest(name, REWARD_NAMES)
     remedy = f"did you mean {meant!r}?" if meant else f"use {spelled(REWARD_NAMES)}"
     raise ValueError(f"{shown(name)} is no reward; {remedy} (or 'file.py:function' for your own)")
+
+
+def _without_function(name: str) -> str:
+    found = public_functions(Path(name))[:_SHOWN]
+    listed = f"; it has {', '.join(found)}" if found else ""
+    example = f"{name}:{found[0] if found else 'score'}"
+    return f"{shown(name)} is a file; name its function: {shown(example)}{listed}"
+
+
+def refuse_functions(value: object) -> None:
+    """See that rewards are named.
+
+    Raises:
+        ValueError: One is a function object, which cannot travel with a job.
+    """
+    given: Iterable[object] = value if isinstance(value, list | tuple | dict) else [value]  # pyright: ignore[reportUnknownVariableType]
+    for item in given:
+        if callable(item):
+            name = getattr(item, "__name__", "function")
+            raise ValueError(
+                f"{name} is a function object, which cannot travel with the job; give "
+                f"'file.py:{name}'"
+            )
 
 
 def with_files(spec: RewardSpec, files: Mapping[str, str]) -> RewardSpec:
@@ -172,30 +199,3 @@ def check_grpo_row(row: Mapping[str, Any], rewards: RewardSpec) -> None:
             f"messages: the last is not from the assistant, and {needs[0]} compares with a gold "
             f"response; add the answer as last message, or {GOLD!r}"
         )
-
-
-def check_source(path: Path, function: str, field: str) -> None:
-    """See that a Python file has the function that a field names, without running it.
-
-    Raises:
-        ConfigError: It cannot be read, is no Python, or binds no such name.
-    """
-    place = f"{field}: {path}"
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{place}: {error.strerror}; correct the path") from None
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"{place}: is no Python ({error}); correct it") from None
-    if function not in set(_bound_names(tree)):
-        raise ConfigError(f"{place}: has no function {function!r}; define it, or correct its name")
-
-
-def _bound_names(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.alias):
-            yield node.asname or node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id

@@ -18,10 +18,11 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
     split_gold,
 )
+from openweights.jobs.unsloth.config.own_functions import check_arguments
 from openweights.jobs.unsloth.grpo_ft import grpo_args
 from openweights.jobs.unsloth.validate import training_config
 from openweights.settings import Settings
-from tests.jobs.unsloth.malformed_configs import GRPO
+from tests.jobs.unsloth.malformed_configs import GRPO, SDFT
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "Because."}]}
@@ -192,6 +193,61 @@ def test_a_reward_that_is_not_there_is_refused_at_the_door(
     kind = FineTuning(ow)
     with pytest.raises(ConfigError, match=words):
         kind.check(kind.validate({**GRPO, "training_file": rows, "grpo_reward_function": reward}))
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("score(completions, gold_respons)", "wants 'gold_respons', .* mean 'gold_response'?"),
+        ("score(completions, *, levle)", "mean 'level'. It is given completions, .*, level$"),
+        ("score(completions, zzz)", "wants 'zzz', which is not there; it is given completions"),
+        ("score()", "takes nothing to score; it is given completions"),
+        ("score(completions, /)", "remove the '/'"),
+        ("score(completions, prompts, completion_ids, gold_response, level)", None),
+        ("score(completions, limit=3, *, most=4, **others)", None),
+        ("score(**given)", None),
+    ],
+)
+@pytest.mark.parametrize("loss", ["grpo", "sdft"])
+def test_a_reward_wants_only_what_it_is_given(
+    ow: OpenWeights, tmp_path: Path, head: str, words: str | None, loss: str
+) -> None:
+    rows, mine = tmp_path / "levels.jsonl", tmp_path / "mine.py"
+    rows.write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "level": 3}) + "\n")
+    mine.write_text(f"raise SystemExit('it is never run here')\ndef {head}: return []\n")
+    base, field = (GRPO, "grpo_reward_function") if loss == "grpo" else (SDFT, "sdft_gate_reward")
+    kind = FineTuning(ow)
+    config = kind.validate({**base, "training_file": str(rows), field: f"{mine}:score"})
+    if words is None:
+        kind.check(config)
+        return
+    with pytest.raises(ConfigError, match=f"^{field}: score.*{words}"):
+        kind.check(config)
+
+
+def test_what_says_not_by_itself_what_it_takes_is_left_to_the_job() -> None:
+    for source in (
+        "@wrapped\ndef score(anything): ...",
+        "score = make()",
+        "def score(anything): ...\nscore = made_of(score)",
+    ):
+        check_arguments(source.encode(), "score", [], "suite")
+    with pytest.raises(ConfigError):  # the control
+        check_arguments(b"def score(anything): score = 1", "score", [], "suite")
+
+
+def test_a_reward_that_is_no_name_is_told_how_to_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.py"
+    path.write_text("import absent\ndef _own(): ...\ndef balance(completions): ...\n")
+    for reward, words in (
+        (str(path), "is a file; name its function: .*; it has balance$"),
+        ("none.py", "name its function: 'none.py:score'$"),
+        (len, "len is a function object, .* give 'file.py:len'"),
+        ([len, "rouge_l"], "len is a function object"),
+        ({len: 1.0}, "len is a function object"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            training_config({**GRPO, "grpo_reward_function": reward})
 
 
 def test_what_a_subclass_mounts_stays_as_it_is(
