@@ -152,7 +152,7 @@ def print_table(
         [Text(printable(cell), style=STATUS_STYLES.get(cell, "")) for cell in row] for row in rows
     ]
     lines = [[Text(name.upper() if is_upper else name) for name in columns], *cells]
-    natural = [max(line[index].cell_len for line in lines) for index in range(len(columns))]
+    natural = natural_widths([[cell.plain for cell in line] for line in lines])
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for heading, width in zip(lines[0], fit(natural, room), strict=True):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
@@ -162,6 +162,15 @@ def print_table(
         console.print(table, crop=False)
     for line in printed.get().splitlines():
         click.echo(line.rstrip(), color=True)
+
+
+def natural_widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    """How many columns of a terminal each column of a table takes, where nothing is cut."""
+    from rich.cells import cell_len
+
+    return [
+        max(cell_len(printable(cell)) for cell in column) for column in zip(*lines, strict=True)
+    ]
 
 
 def terminal_width() -> int:

@@ -9,7 +9,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from openweights.arguments import as_path, check_known, check_limit, check_seconds, check_whole
+from openweights.arguments import (
+    as_path,
+    check_known,
+    check_limit,
+    check_seconds,
+    check_text,
+    check_whole,
+)
 from openweights.client.results import read_log_chunks, write_log, write_results, write_table
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows
@@ -381,12 +388,12 @@ class JobCollection:
         """How long a run may take whose job does not say it; None for no limit."""
         return self._ow.backend.set_max_duration(seconds)
 
-    def find(self, **params: Any) -> list[Job]:
-        """Jobs whose parameters have these values; of a dict such as `meta` it is enough to name
-        some keys.
+    def find(self, *, label: str | None = None, **params: Any) -> list[Job]:
+        """Jobs whose parameters have these values, and that label if one is given; of a dict such
+        as `meta` it is enough to name some keys.
 
-        `find(model="Qwen/Qwen3-4B", meta={"sweep": 3})`. `cloud_type`, and whole `validated_params`
-        or `mounted_files`, can be matched, too.
+        `find(model="Qwen/Qwen3-4B", meta={"sweep": 3})`, `find(label="sweep")`. `cloud_type`, and
+        whole `validated_params` or `mounted_files`, can be matched, too.
         """
         where: dict[str, Any] = {}
         validated: dict[str, Any] = {}
@@ -397,7 +404,10 @@ class JobCollection:
                 validated[name] = value
         if validated:
             where["validated_params"] = {**where.get("validated_params", {}), **validated}
-        return [Job(self._ow, job) for job in self._ow.backend.list_jobs(where=where, limit=None)]
+        if label is not None:
+            check_text("label", label, "give the label that the jobs share")
+        found = self._ow.backend.list_jobs(where=where, limit=None)
+        return [Job(self._ow, job) for job in found if label is None or job.label == label]
 
 
 def find_job(backend: Backend, text: str) -> JobRecord:

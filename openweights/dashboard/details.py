@@ -18,7 +18,7 @@ from openweights.backends.base import Backend
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
-from openweights.client.watching.comparison import differing, parameters, telling_apart
+from openweights.client.watching.comparison import differing, headings, parameters, telling_apart
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
@@ -203,12 +203,14 @@ def _as_json(value: object) -> Any:
 
 
 def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
-    """`{jobs: [{id, status, model, params, usd_per_hour, error}], missing, differing, telling}`.
+    """`{jobs: [{id, status, model, params, usd_per_hour, error}], missing, differing, telling,
+    headings}`.
 
     `params` go by dotted names; `differing` are those that are not the same in all jobs, without
     those that some jobs do not have and the others leave at their default; `telling` are the fewest
-    of these that tell the jobs apart. Ids of `missing` are of no job, as of one that was deleted
-    since the comparison's address was kept.
+    of these that tell the jobs apart; `headings` are what their columns are called beside those of
+    measures. Ids of `missing` are of no job, as of one that was deleted since the comparison's
+    address was kept.
     """
     jobs: list[JobRecord] = []
     missing: list[str] = []
@@ -237,8 +239,13 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
         }
         for job, params in zip(jobs, given, strict=True)
     ]
-    telling = telling_apart(given, names)
-    return {"jobs": shown, "missing": missing, "differing": names, "telling": telling}
+    return {
+        "jobs": shown,
+        "missing": missing,
+        "differing": names,
+        "telling": telling_apart(given, names),
+        "headings": headings(names),
+    }
 
 
 def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:

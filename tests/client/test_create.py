@@ -260,6 +260,11 @@ def test_find(ow: QuietClient) -> None:
     assert found(validated_params={"text": "a"}, times=2) == {two.id}
     assert found(text="b") == found(nonsense=1) == set()
     assert found() == {one.id, two.id, three.id}
+    four = Echo(ow).create(text="a", times=4, label="sweep")
+    assert found(label="sweep") == found(label="sweep", text="a") == {four.id}
+    assert found(label="sweep", times=2) == found(label="swee") == set()
+    with pytest.raises(InvalidInputError, match="label"):
+        found(label=3)
 
 
 def test_list_and_retrieve(ow: QuietClient) -> None:

@@ -381,6 +381,24 @@ def test_a_comparison_begins_with_jobs_that_wait_and_outlives_one(
     visitor.close()
 
 
+def test_a_parameter_is_headed_apart_from_the_measure_of_its_name(
+    served: Served, chromium: Any, run_job: Callable[..., Any]
+) -> None:
+    for name, rate in (("ftjob-a", 1e-4), ("ftjob-b", 1e-3)):
+        run_job(name, [{"step": 1, "loss": 1.0, "learning_rate": 0.25}], learning_rate=rate)
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/compare?jobs=ftjob-a,ftjob-b", "table.last td")
+    heads = page.locator("table.last th[scope=col]").all_text_contents()
+    assert [head.strip() for head in heads].count("learning_rate") == 1
+    page.locator("table.last thead").get_by_role("button", name="params.learning_rate").click()
+    page.locator("th[aria-sort=descending]").wait_for()
+    rows = page.locator("table.last tbody tr")
+    assert rows.first.get_attribute("data-row") == "ftjob-b"
+    assert visitor.errors == []
+    visitor.close()
+
+
 def test_where_jobs_ended_fits_the_window(
     served: Served, chromium: Any, run_job: Callable[..., Any]
 ) -> None:
@@ -508,6 +526,33 @@ def test_two_models_answer_side_by_side(
         page.wait_for_timeout(100)
     visitor.photograph("/chat-answered")
     served.ow.chat.kill(tiny)
+    visitor.close()
+
+
+def test_keys_work_from_a_tick_and_not_where_text_goes(
+    served: Served, chromium: Any, jobs: list[str]
+) -> None:
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open("/jobs", "svg.spark")
+    search = page.locator("input[type=search]").first
+    search.focus()
+    page.keyboard.type("jc")
+    assert search.input_value() == "jc" and "/compare" not in page.url
+    search.fill("")
+    page.locator("text=1 to 4 of 4").wait_for()
+    boxes = page.get_by_role("checkbox", name="choose ftjob")
+    boxes.nth(0).click()
+    boxes.nth(1).click()
+    focused = "document.activeElement.tagName + (document.activeElement.closest('tr')?.dataset.row)"
+    assert str(page.evaluate(focused)).startswith("INPUTftjob"), "a tick has the focus"
+    page.keyboard.press("j")
+    third = page.locator("tr[data-row]").nth(2).get_attribute("data-row")
+    assert page.evaluate(focused) == f"A{third}"
+    boxes.nth(2).click()
+    page.keyboard.press("c")
+    page.locator("h2 >> text=Where they ended").wait_for()
+    assert visitor.errors == []
     visitor.close()
 
 

@@ -87,7 +87,6 @@ def test_the_page_answers_a_studys_questions(
     page.locator("text=1 to 6 of 6").wait_for()
     for box in page.get_by_role("checkbox", name="choose ftjob").all():
         box.check()
-    page.evaluate("document.activeElement.blur()")
     page.keyboard.press("c")
     page.locator("h2 >> text=Where they ended").wait_for()
     # Which kept most: the table, sorted by what it is about.

@@ -148,6 +148,8 @@ def test_jobs_are_told_apart_by_few_words_and_one_may_be_gone(browser: Any, run_
     for name, rate in (("ftjob-a", 1e-4), ("ftjob-b", 1e-3)):
         run_job(name, [], learning_rate=rate, meta={"rate": rate}, note=str(rate) * 9)
     found = browser.get("/api/compare?jobs=ftjob-a,ftjob-gone,ftjob-b").json()
+    assert found["headings"]["learning_rate"] == "params.learning_rate", "not as the measure"
+    assert found["headings"]["meta.rate"] == "meta.rate"
     assert found["telling"] == ["learning_rate"] and found["missing"] == ["ftjob-gone"]
     assert [job["id"] for job in found["jobs"]] == ["ftjob-a", "ftjob-b"]
 

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from openweights.cli.output import age, json_option, note, one_line, plain, print_json, print_table
+from openweights.cli.output import (
+    age,
+    fit,
+    json_option,
+    natural_widths,
+    note,
+    one_line,
+    plain,
+    print_json,
+    print_table,
+    terminal_width,
+)
 from openweights.cli.store import is_remote, open_store
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import LABEL as SAMPLES
@@ -28,6 +39,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Only jobs of this status; may be given several times.",
 )
+@click.option("--label", metavar="NAME", help="Only jobs with this label.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -39,14 +51,19 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Print the ids only.")
 @json_option
 def ls(
-    statuses: tuple[JobStatus, ...], limit: int, all_jobs: bool, quiet: bool, as_json: bool
+    statuses: tuple[JobStatus, ...],
+    label: str | None,
+    limit: int,
+    all_jobs: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """List jobs, the last changed first.
 
     Those that `job.sample` has made for itself are left out.
     """
     with open_store() as backend:
-        jobs, hidden = listed(backend, statuses, limit, all_jobs=all_jobs)
+        jobs, hidden = listed(backend, statuses, limit, label=label, all_jobs=all_jobs)
         if quiet:
             for job in jobs:
                 click.echo(job.id)
@@ -56,26 +73,37 @@ def ls(
     if as_json:
         print_json([plain(job) | {"last": last[job.id]} for job in jobs])
     elif jobs:
-        # On this machine no job has a tier.
-        columns = ("id", "status", "kind", "model", "age", *(("cloud",) if is_remote() else ()))
+        columns = _columns(jobs, is_remote=is_remote())
         rows = [_row(job, last[job.id], now.get(job.id, ""), columns) for job in jobs]
-        print_table((*columns, "last"), rows)
+        print_table(columns, _fitting(columns, rows, terminal_width()))
     else:
-        note("no jobs" + (f" of status {', '.join(statuses)}" if statuses else " yet"))
+        asked = [f" of status {', '.join(statuses)}"] if statuses else []
+        asked += [f" with the label {label}"] if label else []
+        note("no jobs" + ("".join(asked) or " yet"))
     if hidden and not as_json:
         note(f"{hidden} of job.sample not shown; `ow ls --all` shows them")
 
 
 def listed(
-    backend: Backend, statuses: tuple[JobStatus, ...], limit: int, *, all_jobs: bool
+    backend: Backend,
+    statuses: tuple[JobStatus, ...],
+    limit: int,
+    *,
+    label: str | None = None,
+    all_jobs: bool,
 ) -> tuple[list[JobRecord], int]:
     """The jobs that are shown, without keys, and how many newer ones of `job.sample` are not."""
     asked = limit
+
+    def is_asked(job: JobRecord) -> bool:
+        return job.label == label if label is not None else all_jobs or job.label != SAMPLES
+
     while True:
         found = backend.list_jobs(statuses=statuses or None, limit=asked)
-        shown = [job for job in found if all_jobs or job.label != SAMPLES][:limit]
+        shown = [job for job in found if is_asked(job)][:limit]
         if len(shown) == limit or len(found) < asked:
-            return [*map(without_keys, shown)], 0 if all_jobs else _count(found)
+            is_whole = all_jobs or label is not None
+            return [*map(without_keys, shown)], 0 if is_whole else _count(found)
         asked *= 4
 
 
@@ -118,6 +146,24 @@ def state_of(backend: Backend, job: JobRecord) -> str:
     return read_progress(backend, job).words()
 
 
+def _columns(jobs: Sequence[JobRecord], *, is_remote: bool) -> tuple[str, ...]:
+    """What the table shows: on this machine no job has a tier, and few people use labels."""
+    cloud = ("cloud",) if is_remote else ()
+    label = ("label",) if any(job.label for job in jobs) else ()
+    return ("id", "status", "kind", "model", "age", *cloud, *label, "last")
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[tuple[str, ...]], room: int
+) -> Sequence[tuple[str, ...]]:
+    """The rows, without the models' organizations where their names would be cut."""
+    place = columns.index("model")
+    natural = natural_widths([columns, *rows])
+    if fit(natural, room)[place] == natural[place]:
+        return rows
+    return [(*row[:place], row[place].rpartition("/")[2], *row[place + 1 :]) for row in rows]
+
+
 def _row(
     job: JobRecord, last: Mapping[str, Any], state: str, columns: Sequence[str]
 ) -> tuple[str, ...]:
@@ -130,11 +176,10 @@ def _row(
         "model": model_name(job),
         "age": age(job.created_at),
         "cloud": str(job.params.get("cloud_type") or "-"),
+        "label": job.label or "-",
+        "last": one_line(last.get("error") or state or shown or "-"),
     }
-    return (
-        *(cells[name] for name in columns),
-        one_line(last.get("error") or state or shown or "-"),
-    )
+    return tuple(cells[name] for name in columns)
 
 
 def model_name(job: JobRecord) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
 from openweights.client.secrets import without_keys
-from openweights.client.watching.metrics import Row, Series, series
+from openweights.client.watching.metrics import Row, Series, is_known, series
 from openweights.client.watching.panels import Line, measure_rank
 from openweights.errors import InvalidInputError, closest, shown
 from openweights.types import JobRecord
@@ -42,18 +42,28 @@ def differing(jobs: Sequence[Params]) -> list[str]:
 def comparison_rows(jobs: Sequence[JobRecord], tables: Sequence[Sequence[Row]]) -> list[Row]:
     """Of each job its id, status, the parameters that differ, and each measure's last value.
 
-    A parameter that is called as a measure, as `loss` is, stands as `params.loss`.
+    A parameter that is called as a measure, as `loss` is, stands as `params.loss`, before the first
+    step, too: a column does not change its meaning while the jobs run.
     """
     given = [parameters(job) for job in jobs]
     ends = [{name: points[-1][1] for name, points in series(table).items()} for table in tables]
     measures = {name for last in ends for name in last}
-    names = {n: f"params.{n}" if n in measures else n for n in differing(given)}
+    names = headings(differing(given), measures)
     rows: list[Row] = []
     for job, params, table, last in zip(jobs, given, tables, ends, strict=True):
         step = max((row["step"] for row in table), default=None)
         own = {shown: params.get(name) for name, shown in names.items()}
         rows.append({"id": job.id, "status": job.status, **own, "step": step, **last})
     return rows
+
+
+def headings(names: Iterable[str], measures: Container[str] = ()) -> dict[str, str]:
+    """What the columns of these parameters are called beside those of measures.
+
+    Args:
+        measures: Of the jobs' own, which nobody can know before they are measured.
+    """
+    return {n: f"params.{n}" if n in measures or is_known(n) else n for n in names}
 
 
 def comparison_columns(rows: Sequence[Row]) -> list[str]:

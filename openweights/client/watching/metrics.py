@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
@@ -14,6 +15,15 @@ TRAIN, EVAL = "train", "eval"
 
 # Keys of an event that say how many steps there will be.
 TOTALS = ("max_steps", "total_steps", "total")
+
+# What a parameter could be called, too, of the measures that docs/measures.md lists.
+_KNOWN = re.compile(
+    r"(?:eval_)?(?:loss|grad_norm|learning_rate|epoch|step_time|num_tokens"
+    r"|\w+_(?:s|per_second|runtime)|mean_token_accuracy|entropy|divergence|agreement"
+    r"|teacher_drift|completion_length|eos_share|truncated_share|kl_to_base"
+    r"|reward|reward_std|frac_reward_zero_std|failed_fraction|kl|sampling_kl"
+    r"|nll_loss|log_odds_chosen|log_odds_ratio)"
+)
 
 Row = dict[str, Any]
 Series = list[tuple[int, float]]
@@ -81,6 +91,11 @@ def measures(event: EventRecord, blocks: Blocks) -> tuple[int | None, str, dict[
     if kind == events.BlockLogProbs.type:
         return step, tag, _block_mean(event, step, tag, blocks)
     return step, tag, dict(_named(data, tag, kind))
+
+
+def is_known(name: str) -> bool:
+    """Whether a measure is called so, be it that nothing has measured it yet."""
+    return _KNOWN.fullmatch(name) is not None
 
 
 def kind_of(event: EventRecord) -> str | None:

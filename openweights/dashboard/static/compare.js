@@ -21,7 +21,7 @@ export async function show(view, { query, signal }) {
   const reading = h("p", { class: "faint" });
   view.append(reading);
   let found, asked, scored = {};
-  let { jobs, differing, telling, missing } = await compare();
+  let { jobs, differing, telling, missing, headings } = await compare();
   if (missing.length) view.append(h("p", { class: "problem" }, `Not in this store: ${missing.join(", ")}`));
   const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
   const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || a.localeCompare(b));
@@ -65,7 +65,7 @@ export async function show(view, { query, signal }) {
   while (!signal.aborted && isRunning()) {
     await pause(3000);
     if (document.hidden || signal.aborted) continue;
-    ({ jobs, differing, telling } = await compare());
+    ({ jobs, differing, telling, headings } = await compare());
     await paint();
   }
 
@@ -133,13 +133,16 @@ export async function show(view, { query, signal }) {
 
   function ends(job, measure) { return scored[job.id]?.[measure] || found[job.id]?.measures[measure] || [null, null]; }
 
+  /** What a parameter's column is called: not as a measure is, of which the jobs may have their own. */
+  function heading(key) { return names.includes(key) ? `params.${key}` : headings[key]; }
+
   /** What evaluations have asked the jobs' models. */
   function tasks() { return [...new Set(Object.values(scored).flatMap(Object.keys))].sort(); }
 
   function rows() {
     return jobs.flatMap((job) => {
       const one = found[job.id].series[state.y];
-      const own = Object.fromEntries(differing.map((key) => [key, job.params[key]]));
+      const own = Object.fromEntries(differing.map((key) => [heading(key), job.params[key]]));
       return one ? one.step.map((step, at) => ({ job: job.id, ...own, measure: state.y, step, value: one.value[at], time: new Date(one.time[at] * 1000).toISOString() })) : [];
     });
   }
@@ -148,12 +151,12 @@ export async function show(view, { query, signal }) {
    * what tells the jobs apart, and as many measures as fit, until all is asked for. */
   function table() {
     const keys = state.all ? differing : telling;
-    const asked = [...tasks(), state.y, state.sx, state.sy, state.sort && !differing.includes(state.sort) && state.sort !== "status" && state.sort].filter(Boolean);
+    const asked = [...tasks(), state.y, state.sx, state.sy, state.sort && !differing.map(heading).includes(state.sort) && state.sort !== "status" && state.sort].filter(Boolean);
     const room = Math.max(Math.floor((view.clientWidth - 300) / COLUMN) - keys.length, 2);
     // What few of them have measured says little beside the others.
     const shared = names.filter((measure) => state.all || 2 * jobs.filter((job) => ends(job, measure)[1] !== null).length >= jobs.length);
     const shown = [...new Set([...asked, ...shared])].slice(0, state.all ? undefined : Math.max(room, new Set(asked).size));
-    const columns = [["status", (job) => job.status], ...keys.map((key) => [key, (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
+    const columns = [["status", (job) => job.status], ...keys.map((key) => [heading(key), (job) => job.params[key]]), ...shown.map((measure) => [measure, (job) => ends(job, measure)[1]])];
     const value = (columns.find(([title]) => title === state.sort) || [])[1];
     const turn = state.order === "desc" ? -1 : 1;
     const missing = (one) => one === null || one === undefined;

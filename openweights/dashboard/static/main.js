@@ -68,8 +68,10 @@ theme.addEventListener("click", () => {
 dark.addEventListener("change", () => { paint(); show(); });
 paint();
 
+// Fields in which a letter means something: a tick or a slider has no use for one.
+const TYPED = "textarea, select, [contenteditable], input:not([type=checkbox], [type=radio], [type=range], [type=button], [type=submit], [type=file])";
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.(TYPED)) return;
   if (event.key === "/") {
     const search = view.querySelector("input[type=search]");
     if (search) { event.preventDefault(); search.focus(); }

@@ -86,6 +86,36 @@ def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:
     assert [job["id"] for job in json.loads(ow("ls", "--json").stdout)] == ["ftjob-own"]
 
 
+def test_ls_by_label(ow: Ow, backend: Backend) -> None:
+    submit(backend, "ftjob-plain")
+    assert "LABEL" not in ow("ls").stdout
+    submit(backend, "ftjob-mine", label="ledger")
+    for number in range(3):
+        submit(backend, f"ftjob-other{number}", label="other")
+    header, *rows = ow("ls").stdout.splitlines()
+    assert header.split() == ["ID", "STATUS", "KIND", "MODEL", "AGE", "LABEL", "LAST"]
+    assert {row.split()[0]: row.split()[5] for row in rows}["ftjob-mine"] == "ledger"
+    assert ow("ls", "-q", "--label", "ledger", "--limit", "1").stdout == "ftjob-mine\n"
+    assert ow("ls", "-q", "--label", "ledger", "--status", "failed").stdout == ""
+    assert "no jobs of status failed with the label nobody" in (
+        ow("ls", "--label", "nobody", "--status", "failed").stderr
+    )
+
+
+@pytest.mark.parametrize(("width", "shown"), [(80, "SmolLM2-135M"), (200, "HuggingFaceTB/SmolLM2")])
+def test_a_models_organization_gives_way_before_its_name(
+    ow: Ow, backend: Backend, monkeypatch: pytest.MonkeyPatch, width: int, shown: str
+) -> None:
+    submit(backend, "ftjob-0123456789ab", model="HuggingFaceTB/SmolLM2-135M", label="ledger")
+    submit(backend, "ftjob-ba9876543210", after=("ftjob-0123456789ab",))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", ow("ls").stdout).splitlines()
+    assert max(map(len, lines)) <= width
+    row = next(line for line in lines if line.startswith("ftjob-0123456789ab"))
+    assert row.split()[3].startswith(shown) and "ledger" in row
+
+
 def test_an_empty_store_says_so(ow: Ow) -> None:
     assert ow("ls").stdout == ""
     assert ow("ls").stderr == "ow: no jobs yet\n"

@@ -384,6 +384,24 @@ def test_a_parameter_and_a_measure_of_one_name() -> None:
     assert [row["loss"] for row in rows] == pytest.approx([1.1, 2.1])
 
 
+def test_a_column_keeps_its_meaning_while_jobs_run() -> None:
+    """What nothing has measured yet is called as it will be."""
+    jobs, tables = sweep()
+    given = [{"loss": "sft", "learning_rate": 1e-4, "r": 8}, {"loss": "dpo", "r": 16}]
+    two = [
+        replace(job, params={"validated_params": own})
+        for job, own in zip(jobs[:2], given, strict=True)
+    ]
+    before, after = comparison_rows(two, [[], []]), comparison_rows(two, tables[:2])
+    names = ["params.loss", "params.learning_rate", "r"]
+    for rows in (before, after):
+        assert list(rows[0])[:6] == ["id", "status", *names, "step"]
+    assert [{name: row[name] for name in names} for row in before] == [
+        {name: row[name] for name in names} for row in after
+    ]
+    assert "loss" not in before[0] and isinstance(after[0]["loss"], float)
+
+
 def test_table(job: Job, ow: QuietClient, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pandas")
     table = job.metrics()

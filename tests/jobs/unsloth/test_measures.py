@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openweights.client.watching.metrics import metric_rows, series
+from openweights.client.watching.metrics import is_known, metric_rows, series
 from openweights.jobs.unsloth.training import train
 from openweights.types import EventRecord
 from tests.tiny_model import make_tiny_model
@@ -131,6 +131,14 @@ def test_what_is_listed_is_logged(logged: dict[str, set[str]]) -> None:
     names = set[str]().union(*logged.values())
     idle = [one for one in listed() if not any(pattern(one).fullmatch(name) for name in names)]
     assert {*idle, "<type>/<name>"} == ELSEWHERE
+
+
+def test_a_name_that_a_parameter_could_have_is_known() -> None:
+    """So that a parameter's column is never called as a measure's."""
+    plain = [name for name in listed() if "/" not in name]
+    examples = [re.sub(r"<[^>]+>", "loss", name) for name in plain]
+    assert len(examples) > 20 and [name for name in examples if not is_known(name)] == []
+    assert not is_known("seed") and not is_known("max_steps")
 
 
 def test_the_names_of_issues_are_found() -> None:
