@@ -415,6 +415,7 @@ def test_where_jobs_ended_fits_the_window(
     wide += " return t.offsetWidth - t.parentElement.clientWidth; })()"
     assert page.evaluate(wide) <= 1
     assert page.locator("table.last th", has_text="loss").count() == 1
+    page.locator(".legendtext >> nth=3").wait_for()  # the chart comes after the table
     legend = page.locator(".legendtext").all_text_contents()
     assert len(set(legend)) == len(legend) == len(names)
     page.get_by_label("every parameter that differs").check()
