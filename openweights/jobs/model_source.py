@@ -13,15 +13,18 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from openweights.errors import ConfigError, NotFoundError, closest
 from openweights.events import Checkpoint
 from openweights.models.checkpoint import adapter_shape
 from openweights.models.names import (
+    BARE_IDS,
     KNOWN_MODEL,
     ModelReference,
+    kept_models,
     location_here,
+    meant_model,
     model_location,
     model_reference,
 )
@@ -38,6 +41,9 @@ RESULTS = ("adapter/", "model/")
 _CHECKPOINT = "checkpoint-"
 _ADAPTER_CONFIG = "adapter_config.json"
 _HUB_TIMEOUT_S = 5.0
+
+# What the hub says about a repository. "unclear" is an answer that does not tell, or a late one.
+HubAnswer = Literal["has", "lacks", "unreachable", "unclear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,9 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
             no model is called so.
     """
     reference = model_reference(model)
-    if reference.kind == "repository" and "/" not in reference.name:
-        _check_known(ow, reference.name)
+    if reference.kind == "repository":
+        check = _check_spelling if "/" in reference.name else _check_known
+        check(ow, reference.name)
     if reference.kind == "folder":
         if ow.settings.is_remote:
             logger.warning(
@@ -111,10 +118,26 @@ def check_on_hub(ow: OpenWeights, model: str) -> None:
     reference = model_reference(model)
     if reference.kind != "repository" or _is_here(reference.name):
         return
-    if _hub_lacks(reference.name):
-        raise ConfigError(
-            f"model: the Hugging Face hub has no model {reference.name} that you may read; "
-            f"{_meant(ow, reference.name)}correct its name, or set HF_TOKEN"
+    if _hub_answer(reference.name) == "lacks":
+        raise _no_such_model(ow, reference.name)
+
+
+def _check_spelling(ow: OpenWeights, name: str) -> None:
+    """See that a model which is called nearly as one of this machine is another one.
+
+    Raises:
+        ConfigError: The hub says that there is none.
+    """
+    if _is_here(name) or (meant := meant_model(name, _models_here())) is None:
+        return
+    answer = _hub_answer(name)
+    if answer == "lacks":
+        raise _no_such_model(ow, name, meant)
+    if answer != "has":
+        logger.warning(
+            "model: %s is not on this machine, and the Hugging Face hub cannot be asked about it; "
+            "did you mean %s?",
+            *(name, meant),
         )
 
 
@@ -122,14 +145,28 @@ def _check_known(ow: OpenWeights, name: str) -> None:
     """See that a name without an organization is a model's: few are, and most are slips.
 
     Raises:
-        ConfigError: It is none on this machine, and none that the hub is known to have.
+        ConfigError: It is none on this machine, and the hub has none, or cannot be asked and is
+            not known to have it.
     """
-    with contextlib.suppress(ModuleNotFoundError):
-        if _is_here(name) or _hub_file(name, "config.json") is not None:
-            return
+    if _is_here(name) or (answer := _hub_answer(name)) == "has":
+        return
+    if answer == "lacks":
+        known = "and no model that the Hugging Face hub says it has"
+    elif name.lower() in BARE_IDS:
+        return
+    else:
+        known = "and the Hugging Face hub cannot be asked whether it has such a model"
     raise ConfigError(
-        f"model: {name} is no folder here, no fine-tuning job, and no model that the Hugging Face "
-        f"hub says it has; {_meant(ow, name)}give org/name, a folder, or the id of a job"
+        f"model: {name} is no folder here, no fine-tuning job, {known}; {_meant(ow, name)}"
+        "give org/name, a folder, or the id of a job"
+    )
+
+
+def _no_such_model(ow: OpenWeights, name: str, meant: str | None = None) -> ConfigError:
+    hint = f"did you mean {meant}? Else " if meant else _meant(ow, name)
+    return ConfigError(
+        f"model: the Hugging Face hub has no model {name} that you may read; {hint}correct its "
+        "name, or set HF_TOKEN"
     )
 
 
@@ -137,8 +174,20 @@ def _is_here(repository: str) -> bool:
     if Path(location_here(repository)).is_dir():
         return True
     with contextlib.suppress(ModuleNotFoundError):
-        return _kept_file(repository, "config.json") is not None
+        return any(_kept_file(repository, name) for name in ("config.json", _ADAPTER_CONFIG))
     return False
+
+
+def _models_here() -> list[str]:
+    """The ids of models that need no hub: those of the home, and those of the hub's cache."""
+    try:
+        from huggingface_hub import constants
+    except ModuleNotFoundError:
+        return kept_models()
+    # A repository that was only asked for has a folder as well, but no snapshot.
+    found = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/*config.json")
+    cached = {path.parents[2].name.removeprefix("models--").replace("--", "/") for path in found}
+    return sorted(cached | set(kept_models()))
 
 
 def _meant(ow: OpenWeights, name: str) -> str:
@@ -253,25 +302,31 @@ def _kept_file(repository: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _hub_lacks(repository: str) -> bool:
-    """Whether the hub says that it has no such repository; it may as well not answer."""
+def _hub_answer(repository: str) -> HubAnswer:
+    """Whether the hub has such a repository. It is asked once, and does not wait for a network."""
     try:
-        from httpx import HTTPError
+        from httpx import ConnectError, ConnectTimeout, HTTPError
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import (
+            EntryNotFoundError,
             GatedRepoError,
             HfHubHTTPError,
+            OfflineModeIsEnabled,
             RepositoryNotFoundError,
         )
     except ModuleNotFoundError:
-        return False
+        return "unclear"
     try:
         get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_HUB_TIMEOUT_S)
-    except RepositoryNotFoundError as error:
-        return not isinstance(error, GatedRepoError)
+    except (GatedRepoError, EntryNotFoundError):
+        return "has"
+    except RepositoryNotFoundError:
+        return "lacks"
+    except (ConnectError, ConnectTimeout, OfflineModeIsEnabled):
+        return "unreachable"
     except (HfHubHTTPError, HTTPError, OSError):
-        return False
-    return False
+        return "unclear"
+    return "has"
 
 
 def _hub_file(repository: str, name: str) -> Path | None:
@@ -323,7 +378,31 @@ def fetch_model(ow: OpenWeights, model: str, target: Path) -> ModelSource:
         ConfigError: There are none; one line that says why.
     """
     with transferring():
-        return _described(_fetch(ow, model_reference(model), target), model)
+        source = _described(_fetch(ow, model_reference(model), target), model)
+        _check_within_reach(source.base)
+    return source
+
+
+def asks_hub(model: str) -> bool:
+    """Whether the model is one that only the hub may have."""
+    reference = model_reference(model)
+    return reference.kind == "repository" and not _is_here(reference.name)
+
+
+def _check_within_reach(base: str) -> None:
+    """See that a model is here, or that there is a network: the clients of the hub that load it
+    try for minutes to say that there is none.
+
+    Raises:
+        ConfigError: It is not here, and the hub cannot be reached.
+    """
+    if Path(base).is_dir() or _is_here(base) or base in _models_here():
+        return
+    if _hub_answer(base) == "unreachable":
+        raise ConfigError(
+            f"model: {base} is not on this machine and the Hugging Face hub cannot be reached; "
+            "give a folder with the model, or try again with a network"
+        )
 
 
 def _fetch(ow: OpenWeights, reference: ModelReference, target: Path) -> str:
@@ -333,6 +412,7 @@ def _fetch(ow: OpenWeights, reference: ModelReference, target: Path) -> str:
     if reference.part is not None:
         from openweights.models.hub import download
 
+        _check_within_reach(reference.name)
         return str(download(reference.name, reference.part))
     from openweights.models.smollm2 import get_if_named
 

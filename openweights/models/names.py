@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -19,6 +20,19 @@ from openweights.settings import home_folder
 KNOWN_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Hugging Face ids of the models that `ow demo` keeps below the home, by their folders.
 _KEPT = {KNOWN_MODEL: "SmolLM2-135M-Instruct"}
+# Causal and masked models from before the hub had organizations; it redirects their old ids.
+BARE_IDS = frozenset(
+    {
+        *("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt", "ctrl"),
+        *("bert-base-uncased", "bert-base-cased", "bert-large-uncased", "bert-large-cased"),
+        *("bert-base-multilingual-cased", "bert-base-multilingual-uncased", "bert-base-chinese"),
+        *("distilbert-base-uncased", "distilbert-base-cased", "roberta-base", "roberta-large"),
+        *("distilroberta-base", "albert-base-v2", "xlm-roberta-base", "xlm-roberta-large"),
+        *("xlnet-base-cased", "xlnet-large-cased", "transfo-xl-wt103", "t5-small", "t5-base"),
+        *("t5-large", "t5-3b", "t5-11b", "camembert-base"),
+    }
+)
+_ALIKE = 0.9  # of 1: one or two slips in an id, but not another model of the same makers
 
 
 def model_location(model: str) -> str:
@@ -44,6 +58,22 @@ def location_here(model: str) -> str:
     """
     folder = home_folder() / "models" / _KEPT.get(model, model)
     return str(folder) if os.path.isfile(folder / "config.json") else model_location(model)
+
+
+def kept_models() -> list[str]:
+    """The ids below `models/` of the home, and the one that is put there when it is named."""
+    kept = home_folder() / "models"
+    found = [*kept.glob("*/config.json"), *kept.glob("*/*/config.json")]
+    here = {path.parent.relative_to(kept).as_posix() for path in found}
+    return sorted({KNOWN_MODEL, *(name for name in here if name not in _KEPT.values())})
+
+
+def meant_model(name: str, known: Iterable[str]) -> str | None:
+    """The known id that `name` is a slip of. Another size or version is another model."""
+    numbers = re.findall(r"\d+", name)
+    ids = {each.lower(): each for each in known if re.findall(r"\d+", each) == numbers}
+    near = difflib.get_close_matches(name.lower(), ids, n=1, cutoff=_ALIKE)
+    return ids[near[0]] if near else None
 
 
 def repository_id(

@@ -22,7 +22,7 @@ from openweights import progress
 from openweights.client.datasets import check_dataset
 from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed, Stage
-from openweights.jobs.model_source import ModelSource, fetch_model, shape_to_keep
+from openweights.jobs.model_source import ModelSource, asks_hub, fetch_model, shape_to_keep
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.importing import importing
@@ -108,7 +108,8 @@ def _train(
         from openweights.models.load import load_model, prepare_engine
 
     folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
-    reporter.log(Stage(doing="fetching the model").data())
+    asking = "asking the hub for the model" if asks_hub(config.model) else "fetching the model"
+    reporter.log(Stage(doing=asking).data())
     source = fetch_model(ow, config.model, folder)
     located = config.model_copy(update={"model": source.base})
     spread = shares_layers(located)

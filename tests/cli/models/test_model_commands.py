@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
 import select
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from openweights import OpenWeights
 from openweights.backends.base import Backend
 from openweights.cli.models.infer import model_named
 from openweights.errors import ConfigError
-from openweights.jobs.model_source import check_on_hub
+from openweights.jobs.model_source import asks_hub, check_on_hub, fetch_model, pinned_model
 from tests.cli.conftest import Ow, process_env, submit
 from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model
@@ -131,7 +133,7 @@ def test_what_sample_refuses(ow: Ow, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("nope", "hub says it has; give org/name, a folder, or the id of a job"),
+        ("nope", "whether it has such a model; give org/name, a folder, or the id of a job"),
         ("smollm2-135m-instrct", "did you mean HuggingFaceTB/SmolLM2-135M-Instruct?"),
         ("tiny-modle", "did you mean org/tiny-model?"),
     ],
@@ -181,3 +183,109 @@ def test_a_model_that_the_hub_does_not_have(
         server.server_close()
         check_on_hub(client, "org/tiny-modle")  # nobody says anything
     assert [job.id for job in backend.list_jobs()] == ["ftjob-one"]
+
+
+def answered_at(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a model in the hub's cache on this machine, where no hub answers."""
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        answered_at(monkeypatch, free.getsockname()[1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--tiny-model-1b"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("abc")
+    make_tiny_model(repository / "snapshots/abc")
+    return "org/tiny-model-1b"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instuct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("org/tiny-modle-1b", "org/tiny-model-1b"),
+        ("org/kept-modell", "org/kept-model"),
+        ("org/tiny-model-1b", None),
+        ("org/tiny-model-2b", None),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", None),
+        ("other/model", None),
+    ],
+)
+def test_a_slip_of_a_model_of_this_machine_is_named_when_a_job_is_submitted(
+    home: Path,
+    cached: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+    meant: str | None,
+) -> None:
+    make_tiny_model(home / "models/org/kept-model")
+    said = f"did you mean {meant}?"
+    with closing(OpenWeights()) as client:
+        with caplog.at_level(logging.WARNING):
+            assert pinned_model(client, typed) == typed, "the hub cannot be asked"
+        assert [said in line and "cannot be asked" in line for line in caplog.messages] == (
+            [True] if meant else []
+        )
+        if meant is None:
+            return
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        Thread(target=server.serve_forever, daemon=True).start()
+        answered_at(monkeypatch, server.server_address[1])
+        with pytest.raises(
+            ConfigError, match=re.escape(f"has no model {typed} that you may read; {said}")
+        ):
+            pinned_model(client, typed)
+        server.shutdown()
+        server.server_close()
+
+
+def test_old_ids_without_an_organization_pass_where_the_hub_cannot_be_asked(
+    home: Path, cached: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(OpenWeights()) as client:
+        for old in ("gpt2", "distilgpt2", "bert-base-uncased"):
+            assert pinned_model(client, old) == old
+        with pytest.raises(ConfigError, match="the Hugging Face hub cannot be asked whether"):
+            pinned_model(client, "gpt3")
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        Thread(target=server.serve_forever, daemon=True).start()
+        answered_at(monkeypatch, server.server_address[1])
+        with pytest.raises(ConfigError, match="no model that the Hugging Face hub says it has"):
+            pinned_model(client, "gpt3")
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_worker_asks_a_hub_that_is_not_there_once(
+    home: Path, cached: str, tmp_path: Path
+) -> None:
+    with closing(OpenWeights()) as client:
+        assert not asks_hub(cached) and fetch_model(client, cached, tmp_path).base == cached
+        for missing in ("org/other", "org/other/part"):
+            assert asks_hub(missing)
+            with pytest.raises(ConfigError, match=r"not on this machine and .* cannot be reached"):
+                fetch_model(client, missing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model", ["a//b", "a/b..c", "a/b--c", "a/b.git", "-a/b", "a/b/", "a/b/../c"]
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_ids_that_no_hub_can_have_are_refused(
+    home: Path, backend: Backend, tmp_path: Path, model: str, *, dry_run: bool
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n")
+    given = {"training_file": str(rows), "loss": "sft", "requires_vram_gb": 0}
+    with closing(OpenWeights()) as client, pytest.raises(ConfigError, match="Hugging Face id"):
+        client.fine_tuning.create(model=model, dry_run=dry_run, **given)
+    assert backend.list_jobs() == []
