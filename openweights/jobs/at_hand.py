@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, BinaryIO
 
 from openweights.errors import OpenWeightsError
 from openweights.models.template import is_at_hand, set_template, tokenizer_at_hand
@@ -66,7 +66,6 @@ class _Beside:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0  # a fork of this process has none of its own
         self._lock = threading.Lock()
 
     def has_looked(self, request: tuple[Any, ...]) -> bool:
@@ -76,8 +75,9 @@ class _Beside:
             OpenWeightsError: What was found.
         """
         try:
-            sent = pickle.dumps(request)
-        except (pickle.PicklingError, AttributeError, TypeError):
+            # In an envelope that can be opened there whatever is in it, and to its end.
+            sent = pickle.dumps(pickle.dumps(request))
+        except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
             return False
         with self._lock:
             # It may have ended while it was not asked.
@@ -104,7 +104,7 @@ class _Beside:
             raise
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._owner != os.getpid():
+        if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BEGINNING],
                 stdin=subprocess.PIPE,
@@ -112,7 +112,6 @@ class _Beside:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            self._owner = os.getpid()
             assert self._process.stdin is not None
             pickle.dump([os.path.abspath(folder) for folder in sys.path], self._process.stdin)
         return self._process
@@ -120,7 +119,7 @@ class _Beside:
     def end(self) -> None:
         """End it, if there is one."""
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
+        if process is None:
             return
         process.kill()
         for stream in (process.stdin, process.stdout):
@@ -129,42 +128,43 @@ class _Beside:
                     stream.close()
         process.wait()
 
+    def forget(self) -> None:
+        """In a fork, which has none: who held the lock is not there to let it go."""
+        self._process, self._lock = None, threading.Lock()
+
 
 _BESIDE = _Beside()
 atexit.register(_BESIDE.end)
+os.register_at_fork(after_in_child=_BESIDE.forget)
 
 
 def answer() -> None:
     """Look at what is asked for on the standard input, and say what was found, until nothing is."""
+    requests, sys.stdin = sys.stdin.buffer, open(os.devnull)  # noqa: SIM115 - whoever asks
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever prints
-    while True:
-        try:
-            request = _next_request()
-        except EOFError:
-            return
-        except Exception:  # noqa: BLE001 - what the client defined itself is not known here
-            found = "unable", None
-        else:
-            found = _found(request)
-        pickle.dump(found, answers)
+    while (request := _next_request(requests)) is not None:
+        pickle.dump(_found(request), answers)
         answers.flush()
 
 
-def _next_request() -> tuple[Any, ...]:
+def _next_request(requests: BinaryIO) -> bytes | None:
     idle = threading.Timer(IDLE_S, os._exit, (0,))
     idle.start()
     try:
-        return pickle.load(sys.stdin.buffer)
+        return pickle.load(requests)
+    except EOFError:
+        return None
     finally:
         idle.cancel()
 
 
-def _found(request: tuple[Any, ...]) -> tuple[str, OpenWeightsError | None]:
+def _found(request: bytes) -> tuple[str, OpenWeightsError | None]:
     try:
-        _look(*request)
+        _look(*pickle.loads(request))
     except OpenWeightsError as error:
         return "refused", error
-    except Exception:  # noqa: BLE001 - the client, which does it again, shows where it comes from
+    except Exception:  # noqa: BLE001 - the client, which does it again, shows where it comes from;
+        # and what the client defined itself is not known here
         return "unable", None
     return "fine", None

@@ -709,7 +709,9 @@ def tokenizer_at_hand(location: str) -> Any | None:
         from transformers import AutoTokenizer
 
         loader: Any = AutoTokenizer
-        tokenizer = loader.from_pretrained(location, local_files_only=True)
+        # Nobody is asked about a repository's own code.
+        given = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = loader.from_pretrained(location, **given)
         if rows := _embedding_rows(location):
             without_weights(tokenizer, rows)
         return tokenizer

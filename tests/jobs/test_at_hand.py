@@ -41,6 +41,20 @@ def looked(rows, render=MultipleChoice.render_row):
 def own(row, tokenizer):
     seen.append(type(tokenizer).__name__)
 
+class Unknown:  # to the other process, and larger than what pickle sends at a time
+    def __init__(self):
+        self.notes = [str(i) * 500 for i in range(2000)]
+
+    def __call__(self, tokenizer):
+        pass
+
+def in_a_fork():
+    with at_hand._BESIDE._lock:  # as another thread may
+        child = os.fork()
+        if not child:
+            os._exit(looked(rows) != found["bad"])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
 def beside():
     return at_hand._BESIDE._process.pid
 
@@ -50,6 +64,9 @@ found["bad"], found["many"] = looked(rows), looked(rows[:1] * 5000)
 found["stays"] = beside() == first
 os.kill(first, 9)
 found["again"], found["is_new"] = looked(rows), beside() != first
+found["unable"] = at_hand._BESIDE.has_looked((folder, "default", {}, Unknown()))
+found["after"] = [looked(rows[:1]), looked(rows)]
+found["fork"] = in_a_fork()
 found["torch"] = "torch" in sys.modules
 looked(rows[:1], own)
 found["own"], found["torch_for_own"] = seen, "torch" in sys.modules
@@ -84,5 +101,6 @@ def test_a_client_without_torch_looks_in_another_process(tiny: Path) -> None:
     assert found == {
         **{"good": None, "bad": same, "many": None, "stays": True},
         **{"again": same, "is_new": True, "torch": False},
+        **{"unable": False, "after": [None, same], "fork": 0},
         **{"own": ["TokenizersBackend"], "torch_for_own": True},
     }

@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, TrainerCallback
 from trl import GRPOTrainer
 
 from openweights.errors import DatasetError, JobFailedError
@@ -517,6 +518,25 @@ def test_log_probabilities_of_completions_and_their_gradients_are_those_of_rows_
             base, ids, mask, tokens, temperature=temperature, packed=packed
         )
         assert_equal_in_float64(changed[counted], expected)
+
+
+def test_a_mixture_of_experts_is_scored_as_others_are(folder: Path, tmp_path: Path) -> None:
+    """Also beside a reference; its routers have no loss of their own."""
+    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(
+        Qwen3MoeConfig(
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4,
+            num_experts_per_tok=2, moe_intermediate_size=16,
+        )
+    )  # fmt: skip
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    trainer = make_trainer(folder, tmp_path, model=model, beta=0.1, max_steps=2)
+    trainer.train()
+    first, second = trainer.state.log_history[:2]
+    assert first["sampling_kl"] < 1e-6 and second["sampling_kl"] < 1e-6
+    assert second["grad_norm"] > 0 and math.isfinite(second["loss"]), "the control: it trains"
 
 
 def test_an_engine_with_other_weights_makes_the_ratio_an_importance_weight(

@@ -95,6 +95,8 @@ class RewardTrainer(GRPOTrainer):
                 reward_funcs=[_name_holder(reward.name) for reward in functions.rewards],
                 **kwargs,
             )
+        # No loss of a mixture's routers, as under the other losses.
+        self.aux_loss_enabled &= packed is None
         self.beta = beta
         self._policy = model
         if beta and not (reference := Reference(model)).is_base:
@@ -313,9 +315,9 @@ class RewardTrainer(GRPOTrainer):
     ) -> Any:
         """Log-probabilities and entropies of shape (B, C), and no auxiliary loss.
 
-        trl's for an engine that sees to padding itself, and for models whose routers have a loss.
+        trl's for an engine that sees to padding itself.
         """
-        if self._packed is None or kwargs.get("compute_aux_loss"):
+        if self._packed is None:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -329,7 +331,8 @@ class RewardTrainer(GRPOTrainer):
                 temperature=self.temperature,
                 packed=self._packed,
             )
-        self._logps = logps.detach()
+        if torch.is_grad_enabled():  # else it is the reference, or of all micro-batches
+            self._logps = logps.detach()
         return logps, entropies, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
