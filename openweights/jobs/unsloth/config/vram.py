@@ -222,7 +222,8 @@ def trained_parameters(config: TrainingFields, shape: ModelShape) -> int:
     """How many numbers are trained."""
     if not config.is_peft:
         return shape.parameters
-    return shape.layers * config.r * sum(sum(sizes) for sizes in _adapted(config, shape).values())
+    in_layers = sum(sum(sizes) for sizes in _adapted(config, shape).values())
+    return config.r * (shape.layers * in_layers + sum(_adapted_head(config, shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +290,8 @@ class _Step:
         """Numbers of the largest trained tensor."""
         if not self.config.is_peft:
             return self.shape.vocabulary * self.shape.hidden
-        return self.config.r * max(map(max, _adapted(self.config, self.shape).values()))
+        adapted = _adapted(self.config, self.shape).values()
+        return self.config.r * max(map(max, (*adapted, _adapted_head(self.config, self.shape))))
 
     @property
     def _kept(self) -> int:
@@ -391,8 +393,17 @@ def _logit_bytes(config: TrainingFields, device: Device) -> tuple[int, int]:
 
 def _adapted(config: TrainingFields, shape: ModelShape) -> dict[str, tuple[int, int]]:
     """The linear layers of a layer that get an adapter."""
-    names = {name.rsplit(".", 1)[-1] for name in config.target_modules}
+    names = _target_names(config)
     return {name: sizes for name, sizes in shape.linears.items() if name in names}
+
+
+def _adapted_head(config: TrainingFields, shape: ModelShape) -> tuple[int, int]:
+    """Inputs and outputs of the head if it gets an adapter, else nothing."""
+    return (shape.hidden, shape.vocabulary) if "lm_head" in _target_names(config) else (0, 0)
+
+
+def _target_names(config: TrainingFields) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in config.target_modules}
 
 
 def _weight_bytes(config: TrainingFields, shape: ModelShape, device: Device, gpus: int) -> int:

@@ -17,12 +17,14 @@ from openweights import OpenWeights
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.config.vram import (
     CONTEXT_GB,
+    CPU,
     GPU,
     Tokens,
     gpu_gb,
     most_tokens,
     must_spread,
     settings_to_lower,
+    trained_parameters,
     vram_needed,
 )
 from openweights.jobs.unsloth.validate import TrainingConfig
@@ -132,6 +134,20 @@ def test_a_job_asks_for_what_it_needs(home: Path) -> None:
         requires_vram_gb = 70
 
     assert Mine(kind.ow).vram_gb(config(model="org/model-0.5B")) == 70
+
+
+def test_adapters_outside_the_usual_layers() -> None:
+    head, usual = (config(target_modules=names) for names in (["lm_head"], ["q_proj"]))
+    both = config(target_modules=["q_proj", "lm_head"])
+    assert trained_parameters(head, QWEN_7B) == 32 * (QWEN_7B.hidden + QWEN_7B.vocabulary)
+    assert trained_parameters(both, QWEN_7B) == sum(
+        trained_parameters(one, QWEN_7B) for one in (head, usual)
+    )
+    unknown = config(target_modules=["query_key_value"])
+    for device in (GPU, CPU):
+        needs = [vram_needed(job, QWEN_7B, device=device) for job in (unknown, usual, both)]
+        assert [need.total for need in needs] == sorted(need.total for need in needs)
+        assert needs[0].weights < needs[0].total < needs[1].total < needs[2].total
 
 
 def test_layers_are_spread_where_a_gpu_is_too_small() -> None:
