@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from openweights.backends.base import Backend
 from openweights.client.event_json import as_number
 from openweights.client.secrets import without_keys
-from openweights.client.serving.sampling import LABEL
+from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.waiting import why_failed
 from openweights.types import JobRecord
@@ -190,7 +190,7 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "meta": cast("dict[str, Any]", meta) if isinstance(meta, dict) else {},
         "cloud": job.params.get("cloud_type"),
         "attempts": job.attempts,
-        "of_sample": job.label == LABEL,
+        "of_sample": is_of_sample(job),
         "worker": job.worker_id or "",
         "created": job.created_at.isoformat(),
         "updated": job.updated_at.isoformat(),

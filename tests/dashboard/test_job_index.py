@@ -55,7 +55,7 @@ def test_filters(ow: OpenWeights, query: dict[str, Any], expected: list[str]) ->
 
 def test_what_sample_has_made_is_shown_on_demand(ow: OpenWeights) -> None:
     _submit(ow, 0)
-    spec = JobSpec("inferencejob-s", "inference", "true", {}, label=LABEL)
+    spec = JobSpec("inferencejob-s-sample", "inference", "true", {}, label=LABEL)
     ow.backend.submit_job(spec)
     index = JobIndex(ow.backend)
     assert _ids(index) == ["ftjob-0000"] and index.page(JobQuery())["samples"] == 1

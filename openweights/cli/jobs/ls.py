@@ -21,7 +21,7 @@ from openweights.cli.output import (
 )
 from openweights.cli.store import is_remote, open_store
 from openweights.client.secrets import without_keys
-from openweights.client.serving.sampling import LABEL as SAMPLES
+from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
@@ -96,7 +96,7 @@ def listed(
     asked = limit
 
     def is_asked(job: JobRecord) -> bool:
-        return job.label == label if label is not None else all_jobs or job.label != SAMPLES
+        return job.label == label if label is not None else all_jobs or not is_of_sample(job)
 
     while True:
         found = backend.list_jobs(statuses=statuses or None, limit=asked)
@@ -108,7 +108,7 @@ def listed(
 
 
 def _count(jobs: Sequence[JobRecord]) -> int:
-    return sum(job.label == SAMPLES for job in jobs)
+    return sum(map(is_of_sample, jobs))
 
 
 def kind(job: JobRecord) -> str:

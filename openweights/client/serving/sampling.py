@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from openweights.client import OpenWeights
     from openweights.client.jobs import Job
 
-# The jobs that `job.sample` makes for itself bear this label. Lists leave them out, and what is
-# older than other garbage goes with it.
+# The jobs that `job.sample` makes for itself bear this label, and their ids end in the suffix. Lists
+# leave them out, and what is older than other garbage goes with it.
 LABEL = "job.sample"
 _SUFFIX = "sample"  # the same inference, asked for by its own name, is another job
 
@@ -72,11 +72,16 @@ def submit(
     return [ow.inference.create(model=model, **given) for model in models]
 
 
+def is_of_sample(job: JobRecord) -> bool:
+    """Whether `job.sample` made the job for itself: a label alone may be anybody's."""
+    return job.type == "inference" and job.label == LABEL and job.id.endswith(f"-{_SUFFIX}")
+
+
 def old_samples(backend: Backend, keep_s: float) -> list[JobRecord]:
     """Jobs of `job.sample` that ended so long ago."""
     before = backend.now() - timedelta(seconds=max(keep_s, LEAST_KEEP_S))
     ended = backend.list_jobs(statuses=("completed", "failed", "canceled"), limit=None)
-    return [job for job in ended if job.label == LABEL and job.updated_at < before]
+    return [job for job in ended if is_of_sample(job) and job.updated_at < before]
 
 
 def _are_prompts(prompts: object) -> bool:

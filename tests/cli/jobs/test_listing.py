@@ -76,9 +76,9 @@ def test_ls_json_holds_the_records(ow: Ow, filled: Backend) -> None:
 
 
 def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:
-    submit(backend, "ftjob-own")
+    submit(backend, "ftjob-own", label=LABEL)  # anybody may give a job that label
     for number in range(5):
-        submit(backend, f"inferencejob-{number}-sample", label=LABEL)
+        submit(backend, f"inferencejob-{number}-sample", label=LABEL, type="inference")
     answer = ow("ls", "-q", "--limit", "1")
     assert answer.stdout == "ftjob-own\n", "however many are newer"
     assert "5 of job.sample not shown" in ow("ls").stderr

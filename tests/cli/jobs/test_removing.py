@@ -49,13 +49,17 @@ def test_what_nobody_names_is_collected(ow: Ow, backend: Backend, home: Path) ->
 
 
 def test_old_jobs_of_sample_go(ow: Ow, backend: Backend, home: Path) -> None:
-    for job_id, label in (("inferencejob-s", LABEL), ("inferencejob-o", None)):
-        run = claim(backend, job_id, label=label).run
+    # Anybody may give a job that label: neither a training nor another inference goes.
+    own = ("ftjob-o-sample", "inferencejob-o", "inferencejob-u-sample")
+    for job_id in ("inferencejob-s-sample", *own):
+        label = None if job_id == "inferencejob-u-sample" else LABEL
+        kind = "fine-tuning" if job_id.startswith("ftjob") else "inference"
+        run = claim(backend, job_id, label=label, type=kind).run
         backend.finish_run(run.id, run.attempt, "completed")
-    submit(backend, "inferencejob-waits", label=LABEL)
+    submit(backend, "inferencejob-w-sample", label=LABEL, type="inference")
     assert ow("gc").stdout.endswith("0 logs (0 B)\n"), "they are young"
     with sqlite3.connect(home / "openweights.db") as db:
         db.execute("UPDATE jobs SET updated_at = 0")
     assert ow("gc", "--dry-run").stdout.endswith(", 1 jobs of job.sample\n")
     assert json.loads(ow("gc", "--json").stdout)["jobs"] == 1
-    assert {job.id for job in backend.list_jobs()} == {"inferencejob-o", "inferencejob-waits"}
+    assert {job.id for job in backend.list_jobs()} == {*own, "inferencejob-w-sample"}
