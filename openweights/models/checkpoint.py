@@ -11,6 +11,7 @@ from openweights.errors import ConfigError
 
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _MATRIX = 2
+_HEADS = ("lm_head", "embed_out")
 
 DEFAULT_TARGET_MODULES = [
     "q_proj",
@@ -51,9 +52,11 @@ def linear_modules(folder: Path) -> list[str] | None:
         return None
     matrices = [name for name, shape in shapes.items() if len(shape) == _MATRIX]
     found = {name.rpartition(".")[0] for name in matrices if name.endswith(("weight", ".qweight"))}
+    if "gpt_neox.embed_in" in found and "embed_out" in found:
+        found = found - {"embed_out"} | {"lm_head"}  # transformers loads it under that name
     # A head that is not saved is tied to the embeddings.
-    head = set[str]() if any("lm_head" in name for name in found) else {"lm_head"}
-    return sorted(found | head)
+    is_saved = any(head in name for head in _HEADS for name in found)
+    return sorted(found if is_saved else found | {"lm_head"})
 
 
 def check_target_modules(model: str, wanted: Sequence[str], modules: Iterable[str]) -> list[str]:

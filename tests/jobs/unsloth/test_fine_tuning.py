@@ -136,6 +136,16 @@ def test_modules_that_a_local_model_lacks(ow: OpenWeights, home: Path, tmp_path:
     assert checked(ow, training_file=data, model=half)
     with pytest.raises(ConfigError, match="target_modules: .*half has no k_prj; it has lm_head"):
         checked(ow, training_file=data, model=half, target_modules=["q_proj", "k_prj"])
+    # GPT-NeoX saves its head under another name than it is loaded with; others keep the name.
+    for family, there, absent in (
+        ("gpt_neox", "lm_head", "embed_out"),
+        ("gpt_neox_japanese", "embed_out", "lm_head"),
+    ):
+        names = (f"{family}.embed_in.weight", "embed_out.weight")
+        neox = saved_model(tmp_path / family, *names)
+        assert checked(ow, training_file=data, model=neox, target_modules=[there])
+        with pytest.raises(ConfigError, match=f"no {absent}; it has .*{there}"):
+            checked(ow, training_file=data, model=neox, target_modules=[absent])
     # A known id whose model lies below the home; an adapter on it; a file that is no model.
     kept = saved_model(home / "models" / "org" / "name", "h.0.c_attn.weight")
     with pytest.raises(ConfigError, match="target_modules: org/name has no q_proj"):
