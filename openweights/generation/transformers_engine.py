@@ -64,7 +64,11 @@ class TransformersEngine(GenerationEngine):
         self._max_rows = max_rows
         self._waiting: deque[list[Sample]] = deque()  # samples of one request each
         self._batch: _Batch | None = None
-        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        known = inspect.signature(base.forward).parameters
+        self._keeps_logits = "logits_to_keep" in known
+        # A config may ask for the routers' loss, which a step over a cache cannot have: the mask is
+        # that of all tokens, and the routers saw the last ones.
+        self._routes = "output_router_logits" in known
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer))
         self.max_length = int(base.config.get_text_config().max_position_embeddings)
         self.vocabulary = int(base.config.get_text_config().vocab_size)
@@ -228,6 +232,8 @@ class TransformersEngine(GenerationEngine):
             # By index, which copies them: of a slice that lies among the others, a CPU would make a
             # copy of the head for each row.
             inputs["logits_to_keep"] = inputs["input_ids"].new_tensor([-1])
+        if self._routes:
+            inputs["output_router_logits"] = False
         active = active_adapter(self._model)
         if all(name == active for name in adapters):
             return base_model(self._model)(**inputs, use_cache=True).logits[:, -1]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
 from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.cuda.graph_engine import CudaGraphEngine
@@ -501,6 +501,28 @@ def test_log_probabilities_are_those_that_training_computes(subject: Subject) ->
     for prompt, completion, values in zip(PROMPTS, found, scored, strict=True):
         for mine, theirs in zip(completion.logprobs, values[len(prompt) - 1 :], strict=True):
             assert abs(mine - theirs) < 1e-5
+
+
+def test_a_model_whose_config_asks_for_the_routers_loss(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    config = MixtralConfig(vocab_size=320, max_position_embeddings=128, **sizes, **heads)
+    model = MixtralForCausalLM(config).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(make_tiny_model(tmp_path))
+    requests = [GenerationRequest(prompt, GREEDY) for prompt in PROMPTS]
+    lora = LoraConfig(r=4, target_modules=["q_proj"])
+    found: list[list[list[Completion]]] = []
+    for asks in (False, True):
+        config.output_router_logits = asks
+        found.append(TransformersEngine(model, tokenizer).generate(requests))
+    assert found[0] == found[1]
+    adapted: Any = get_peft_model(model, lora, adapter_name="one")
+    mixed = [
+        GenerationRequest(prompt, GREEDY, name) for prompt in PROMPTS for name in ("one", None)
+    ]
+    own = TransformersEngine(adapted, tokenizer).generate(mixed)
+    assert [each[0].token_ids for each in own[1::2]] == [each[0].token_ids for each in found[0]]
 
 
 def test_a_model_that_fills_no_cache_is_refused(tmp_path: Path) -> None:
