@@ -505,8 +505,12 @@ def test_log_probabilities_are_those_that_training_computes(subject: Subject) ->
 
 def test_a_model_whose_config_asks_for_the_routers_loss(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_local_experts": 4,
+    }
     config = MixtralConfig(vocab_size=320, max_position_embeddings=128, **sizes, **heads)
     model = MixtralForCausalLM(config).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(make_tiny_model(tmp_path))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from openweights.client import OpenWeights
     from openweights.client.jobs import Job
 
-# The jobs that `job.sample` makes for itself bear this label, and their ids end in the suffix. Lists
+# The jobs that `job.sample` makes for itself bear this label, and their ids this suffix. Lists
 # leave them out, and what is older than other garbage goes with it.
 LABEL = "job.sample"
 _SUFFIX = "sample"  # the same inference, asked for by its own name, is another job
