@@ -84,7 +84,7 @@ class Head:
         if self.bias is not None:
             logits = logits + self.bias.to(dtype)
         if self.scale != 1.0:
-            logits = logits * self.scale
+            logits = logits.mul_(self.scale)  # a copy would be the largest tensor of a step
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits

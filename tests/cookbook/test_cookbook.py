@@ -133,6 +133,8 @@ CHECKS: dict[str, Check] = {
     "sdft/skills/run.py": used_by("tests/cookbook/test_skills_study.py"),
     "sdft/skills/data.py": used_by("tests/cookbook/test_skills_study.py"),
     "sdft/skills/grading.py": used_by("tests/cookbook/test_skills_study.py"),
+    "sdft/skills/plan.py": used_by("tests/cookbook/test_skills_study.py"),
+    "sdft/skills/study.py": used_by("tests/cookbook/test_skills_study.py"),
     "sdft/skills/results.py": used_by("tests/cookbook/test_skills_study.py"),
     "sdft/skills/figures.py": used_by("tests/cookbook/test_skills_study.py"),
     f"{STUDY}/make_data.py": makes_data,

@@ -73,8 +73,10 @@ class Watch(TrainerCallback):
 GRPO = {
     "loss": "grpo",
     "grpo_reward_function": "caps_spanish",
-    "grpo_num_generations": 2,
-    "grpo_max_completion_length": 4,
+    # So many that their rewards differ, whatever is drawn.
+    "per_device_train_batch_size": 8,
+    "grpo_num_generations": 8,
+    "grpo_max_completion_length": 16,
 }
 
 

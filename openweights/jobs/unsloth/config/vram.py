@@ -32,6 +32,7 @@ _FLOAT = 4
 # Of a weight in nf4, whose scales are quantised, too: one byte for 64 weights, and four for 256.
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _PREFILL_TOKENS = 16_384
+_PASSED = 2**20  # logits that a core of a CPU passes over at a time, in three forms
 # Of layers that are spread, one computes, the next one comes, and what came is copied.
 _GATHERED_LAYERS = 3
 
@@ -316,7 +317,9 @@ class _Step:
     def _logits(self) -> int:
         """Of a chunk, in all the forms in which they are there at a time."""
         chunk, each = _logit_bytes(self.config, self.device)
-        return min(chunk, self.tokens.scored) * each * self.shape.vocabulary
+        words = min(chunk, self.tokens.scored) * self.shape.vocabulary
+        passed = 0 if self.device.is_fused or self.config.loss == "sdft" else min(words, _PASSED)
+        return words * each + passed * 3 * _FLOAT
 
     @property
     def _passing(self) -> int:
@@ -388,7 +391,7 @@ def _logit_bytes(config: TrainingFields, device: Device) -> tuple[int, int]:
         case _, True:
             return 1024, 6
         case _, False:
-            return 1024, 3 * _FLOAT
+            return 1024, 2 * _FLOAT  # and the gradient
 
 
 def _adapted(config: TrainingFields, shape: ModelShape) -> dict[str, tuple[int, int]]:
