@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 from openweights.jobs.unsloth.sdft import SDFTTrainer
+from openweights.models.packing import use_packed_attention
 from tests.jobs.unsloth.test_sdft import EchoEngine, make_trainer, scoring_batch, slow_loss
 from tests.jobs.unsloth.test_teacher import averages_of
 from tests.rounding import assert_sums_equal, terms_of
@@ -22,6 +23,7 @@ RATE, STEPS = 0.25, 3
 
 def bf16_adapters(base: Any) -> Any:
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"])
+    use_packed_attention(base)  # as jobs do; torch's own in bfloat16 is not for every processor
     return get_peft_model(base.to(torch.bfloat16), lora, autocast_adapter_dtype=False)
 
 
