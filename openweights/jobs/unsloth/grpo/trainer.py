@@ -297,10 +297,10 @@ class RewardTrainer(GRPOTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """As our scoring does not pass through DDP's forward, the last micro-batch of a step
-        averages the gradients over the ranks here.
+        averages the gradients over the ranks here; where trl's scoring does, DDP has.
         """
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:
+        if self._packed is not None and self.accelerator.sync_gradients:
             average_gradients(self._policy, self.accelerator)
         return loss
 
