@@ -290,6 +290,32 @@ def test_later_rates_are_those_at_which_every_method_goes_on() -> None:
     assert plan.sequence(replace(scale, later_rates=()), {"sft": 1e-5}) == []
 
 
+def test_the_longest_chains_of_a_seed_are_queued_first() -> None:
+    scale = plan.Scale(
+        "org/model",
+        methods=tuple(plan.METHODS),
+        rates=(1e-5, 3e-5),
+        later_rates=(3e-5,),
+        seeds=(1, 2),
+    )
+    runs = [*plan.frontier(scale), *plan.sequence(scale, {})]
+    queued = plan.chains(runs)
+    assert sorted(run.key for chain in queued for run in chain) == sorted(run.key for run in runs)
+    assert set(plan.LONGEST_FIRST) == set(plan.METHODS)
+    seeds = [chain[0].seed for chain in queued]
+    assert seeds == sorted(seeds), "a seed after the other"
+    of_one = [chain[0].method for chain in queued if chain[0].seed == 1]
+    assert of_one[0] == "sdft_forward" and of_one[-1] == plan.GOES_ON
+    known: set[tuple[str, float, int, int]] = set()
+    for chain in queued:
+        assert len({(run.method, run.rate, run.seed) for run in chain}) == 1
+        assert [run.stage for run in chain] == sorted(run.stage for run in chain)
+        for run in chain:
+            start = plan.start_of(run, scale)
+            assert start is None or start.key in known, "what it goes on from is queued before"
+            known.add(run.key)
+
+
 @pytest.mark.slow
 def test_the_study_runs_and_is_taken_up(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "sft_grpo": {"loss": "grpo"},
 }
 GOES_ON = "sft_grpo"  # from what SFT at the lowest rate has made
+LONGEST_FIRST = (
+    *("sdft_forward", "sdft_reverse", "sdft_frozen", "sdft_template", "grpo", "sft"),
+    GOES_ON,  # after the SFT that it goes on from
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,18 @@ def sequence(scale: Scale, chosen: Mapping[str, float]) -> list[Run]:
     ]
     plan = itertools.product(scale.seeds, own, range(2, len(scale.skills) + 1))
     return [Run(method, rate, seed, stage) for seed, (method, rate), stage in plan]
+
+
+def chains(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that go on from one another, in the order in which they are to be queued: a seed after
+    the other, so that a study that is cut short has whole ones; of a seed the longest first, so
+    that nothing is left to wait for alone.
+    """
+    order = ("base", *LONGEST_FIRST)
+    found: dict[tuple[str, float, int], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, order.index(run.method))):
+        found.setdefault((run.method, run.rate, run.seed), []).append(run)
+    return list(found.values())
 
 
 def start_of(run: Run, scale: Scale) -> Run | None:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from cookbook.models import LARGE, choice, parser
 from cookbook.sdft.skills.data import SKILLS
-from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, frontier, sequence, small
+from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, chains, frontier, sequence, small
 from cookbook.sdft.skills.results import Run, chosen_rates, frontier_points, in_order
 from cookbook.sdft.skills.study import Study, workers
 from openweights import OpenWeights
@@ -40,10 +40,11 @@ def carry_out(study: Study, scale: Scale, out: Path, deadline: float) -> list[Ru
     """All runs that ended in time; `results.json` is written after each."""
     plan = frontier(scale)
     if scale.later_rates is not None:
-        plan = sorted([*plan, *sequence(scale, {})], key=lambda run: run.seed)
+        plan += sequence(scale, {})
     undecided = {run.key for run in plan if run.seed in (0, scale.seeds[0])}
-    for run in plan:
-        study.submit(run)
+    for chain in chains(plan):
+        study.submit(chain)
+    print(f"{len(plan)} runs are queued", flush=True)
     runs: list[Run] = []
     for run in study.ended(deadline):
         runs = in_order([*runs, run])
@@ -54,8 +55,8 @@ def carry_out(study: Study, scale: Scale, out: Path, deadline: float) -> list[Ru
             if not undecided:
                 first = [one for one in measured(runs) if one.seed in (0, scale.seeds[0])]
                 rates = chosen_rates(frontier_points(first, scale.skills[0]))
-                for later in sequence(scale, rates):
-                    study.submit(later)
+                for chain in chains(sequence(scale, rates)):
+                    study.submit(chain)
     return measured(runs)
 
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -72,15 +72,18 @@ class Study:
 
     # ---- jobs
 
-    def submit(self, run: Run) -> None:
-        """Train, unless it is the base, and measure afterwards."""
-        if run.stage == 0:
-            self._waiting.append((run, self._measure(self._scale.model)))
-            return
-        start = start_of(run, self._scale)
-        job = self._train(run, None if start is None else self._trained[start.key])
-        self._trained[run.key] = job
-        self._waiting.append((replace(run, job_id=job.id), self._measure(job.id, after=job)))
+    def submit(self, chain: Sequence[Run]) -> None:
+        """Train runs that go on from one another, and then measure each: what others wait for is
+        queued before what nobody waits for. The base is only measured.
+        """
+        for run in chain:
+            if run.stage:
+                start = start_of(run, self._scale)
+                self._trained[run.key] = self._train(run, start and self._trained[start.key])
+        for run in chain:
+            job = self._trained.get(run.key)
+            measured = self._measure(job.id if job else self._scale.model, after=job)
+            self._waiting.append((replace(run, job_id=job.id if job else ""), measured))
 
     def _train(self, run: Run, start: Job | None) -> Job:
         """Teach a skill to the base, or to what `start` has made of it."""
