@@ -6,7 +6,7 @@ from typing import Any
 
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
-from openweights.models.template import set_template
+from openweights.models.templates.options import set_template
 from openweights.models.tokens import IGNORED
 from tests.chat_templates import TEMPLATES
 from tests.jobs.unsloth.malformed_configs import GOOD

@@ -104,7 +104,7 @@ def test_importing_the_package_loads_nothing() -> None:
         "import openweights.jobs.multiple_choice",
         "import openweights.jobs.inference, openweights.jobs.inference.rows, openweights.jobs.api",
         "import openweights.jobs.evaluate, openweights.jobs.evaluate.sandbox",
-        "import openweights.models.names, openweights.models.template",
+        "import openweights.models.names, openweights.models.templates.rendering",
         "import openweights.generation.params, openweights.generation.text",
         "import openweights.worker.main",
         "import openweights.cli",

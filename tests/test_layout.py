@@ -15,6 +15,7 @@ import openweights
 PACKAGE = Path(openweights.__file__).parent
 REPOSITORY = PACKAGE.parent
 MOST_FILES = 20
+MOST_LINES = 600
 # Scripts of users, mounted trainers and custom jobs name these.
 SPINE = (
     *("validate", "training", "sft", "sdft", "teacher", "divergence", "rollout", "dpo_ft"),
@@ -97,6 +98,16 @@ def test_no_folder_is_crowded() -> None:
         if count > MOST_FILES
     }
     assert crowded == {}
+
+
+def test_no_file_is_long() -> None:
+    lines = {
+        path.relative_to(REPOSITORY): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in (PACKAGE, REPOSITORY / "tests", REPOSITORY / "cookbook")
+        for path in folder.rglob("*.py")
+    }
+    assert len(lines) > 400, "the control: files are found"
+    assert {str(path): count for path, count in lines.items() if count > MOST_LINES} == {}
 
 
 @pytest.mark.parametrize("name", SPINE)

@@ -28,7 +28,7 @@ from openweights.client.messages import (
 )
 from openweights.client.questions import parse_question
 from openweights.json_values import UnfitJSONError, read_json
-from openweights.models.template import plain_message
+from openweights.models.templates.messages import plain_message
 
 CHECKED_PURPOSES = ("conversations", "preference", "multiple_choice")
 MAX_LINE_BYTES = 64 << 20

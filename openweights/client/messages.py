@@ -3,7 +3,7 @@
 The keys are those of OpenAI's format: `role`, `content` (a text, or blocks of text), `weight`,
 `name`, `tool_calls`, `tool_call_id`, and `reasoning_content` besides. A key with null counts as
 left out, and so does an empty list of calls; any other key is refused, since nothing would read it.
-Whether a chat template writes a key is known where there is a tokenizer (`models/template.py`).
+Whether a chat template writes a key is known where there is a tokenizer (`models/templates/`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openweights.json_values import (
     rewritten_number,
     texts_of,
 )
-from openweights.models.template import Message, plain_message
+from openweights.models.templates.messages import Message, plain_message
 
 Report = Callable[[str, str], None]  # field, what is wrong; what to do
 

@@ -25,13 +25,11 @@ from openweights.jobs.unsloth.config.rendering import (
 )
 from openweights.jobs.unsloth.config.rows import PREFERENCE_LOSSES, check_rows, numbered_rows
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
+from openweights.models.at_hand import tokenizer_at_hand
 from openweights.models.names import is_path
-from openweights.models.template import (
-    end_of_turn,
-    rendered_prompt,
-    set_template,
-    tokenizer_at_hand,
-)
+from openweights.models.templates.ends import end_of_turn
+from openweights.models.templates.options import set_template
+from openweights.models.templates.rendering import rendered_prompt
 from openweights.types import FileRecord
 
 # A page asks for rows and for their summary at once, and transformers, which names its parts when

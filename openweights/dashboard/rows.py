@@ -14,7 +14,7 @@ from openweights.backends.base import Backend
 from openweights.client.datasets import CHECKED_PURPOSES, check_dataset
 from openweights.dashboard.rendered import Reader
 from openweights.errors import DatasetError
-from openweights.models.template import flat_text
+from openweights.models.templates.messages import flat_text
 from openweights.types import FileRecord
 
 # Lengths are counted over so many rows at most.

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 from openweights.backends.base import Backend
 from openweights.errors import NotFoundError
 from openweights.events import BlockwiseLogProbs, Completions, LogProbs, Samples, TeacherGate
-from openweights.models.template import flat_text
+from openweights.models.templates.messages import flat_text
 from openweights.types import EventRecord
 
 # A page shows so many rows of a file of samples.

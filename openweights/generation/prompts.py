@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.generation.params import Completion, Delta
 from openweights.models.reading import check_weights, is_begun, token_ids, tokenised, tokens_of
-from openweights.models.template import (
-    Message,
-    plain_message,
-    refuse_control_tokens,
-    rendered_prompt,
-)
+from openweights.models.templates.control_tokens import refuse_control_tokens
+from openweights.models.templates.messages import Message, plain_message
+from openweights.models.templates.rendering import rendered_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,8 @@ from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 from openweights.errors import OpenWeightsError
-from openweights.models.template import is_at_hand, set_template, tokenizer_at_hand
+from openweights.models.at_hand import is_at_hand, tokenizer_at_hand
+from openweights.models.templates.options import set_template
 
 Look = Callable[[Any], object]
 

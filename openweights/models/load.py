@@ -27,7 +27,7 @@ from openweights.models.checkpoint import (
     check_target_modules,
 )
 from openweights.models.names import location_here
-from openweights.models.template import set_template
+from openweights.models.templates.options import set_template
 from openweights.models.tokens import set_tokens
 from openweights.progress import transferring
 from openweights.settings import Settings

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
 from openweights.models.reading import check_weights, without_weights
-from openweights.models.template import end_of_call, end_of_turn, exchange_text
+from openweights.models.templates.ends import end_of_call, end_of_turn, exchange_text
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -28,7 +28,7 @@ from openweights.generation.choose import generation_engine
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
 from openweights.jobs.evaluate.tasks import humaneval
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import eos_token_ids, pad_left
 
 Answer = Callable[[list[list[int]], int], list[list[int]]]

@@ -93,7 +93,7 @@ def by_generate(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from openweights.models.template import prompt_token_ids
+    from openweights.models.templates.rendering import prompt_token_ids
     from openweights.models.tokens import eos_token_ids, pad_left
     from tests.benchmarks.humaneval import until_end
 

@@ -24,7 +24,7 @@ from openweights.models.log_probs import (
     linear_scores,
     scored_log_probs,
 )
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
 from tests.tiny_model import EOS, make_tiny_model

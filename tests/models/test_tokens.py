@@ -13,8 +13,9 @@ from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import training_config
+from openweights.models.at_hand import tokenizer_at_hand
 from openweights.models.load import load_model, load_trained
-from openweights.models.template import prompt_token_ids, tokenizer_at_hand
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import Collator, eos_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import CHATML, EOS, PAD, SECOND_EOS, make_tiny_model, make_tokenizer

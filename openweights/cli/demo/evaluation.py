@@ -22,7 +22,7 @@ from openweights.generation.params import Completion, GenerationRequest, Samplin
 from openweights.generation.transformers_engine import TransformersEngine
 from openweights.jobs.unsloth.config.demonstrations import Showing, split_row, teacher_messages
 from openweights.models.forward import active_adapter
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 
 LEDGER_LINE = re.compile(r"[A-Z][a-z]+: \d+ [a-z]+ [a-z]+\.")
 

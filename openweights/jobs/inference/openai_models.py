@@ -18,7 +18,7 @@ from openai import AsyncOpenAI, OpenAI, OpenAIError
 from openweights.errors import ConfigurationError, JobFailedError
 from openweights.events import Batch
 from openweights.models.names import model_reference
-from openweights.models.template import flat_text
+from openweights.models.templates.messages import flat_text
 
 if TYPE_CHECKING:
     from openweights import OpenWeights

@@ -37,7 +37,7 @@ from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
 from openweights.models.packing import may_pack
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 
 logger = logging.getLogger(__name__)
 

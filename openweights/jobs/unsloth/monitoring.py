@@ -40,7 +40,8 @@ from openweights.jobs.unsloth.divergence import (
 )
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import base_model, evaluating, frozen_head, output_logits
-from openweights.models.template import Message, prompt_token_ids
+from openweights.models.templates.messages import Message
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import Collator
 from openweights.models.weights import WeightCopy
 

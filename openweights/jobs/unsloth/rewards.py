@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 
 Scores = Sequence[float | None]
 

@@ -11,7 +11,7 @@ from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.rows import check_rows, read_rows, run_steps
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import IGNORED, Collator
 from tests.jobs.unsloth.malformed_configs import DPO, GOOD, GRPO
 from tests.tiny_model import EOS, make_tokenizer

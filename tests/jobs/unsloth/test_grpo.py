@@ -46,7 +46,7 @@ from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import base_model
 from openweights.models.log_probs import mean_target_log_probs
 from openweights.models.packing import may_pack
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from tests.jobs.unsloth.test_sdft import load, perturb
 from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model

@@ -16,7 +16,7 @@ from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.training import train
 from openweights.models.load import load_trained
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import eos_token_ids
 from tests.chat_templates import QWEN_3, WITHOUT_SYSTEM
 from tests.tiny_model import EOS, SECOND_EOS, make_tiny_model

@@ -15,7 +15,7 @@ from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.preference.data import preference_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples
 from openweights.jobs.unsloth.validate import training_config
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import IGNORED, eos_token_ids
 from tests.chat_templates import LLAMA_3, QWEN_3, TEMPLATES
 from tests.learned_rows import (

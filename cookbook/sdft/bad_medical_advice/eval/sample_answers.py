@@ -24,7 +24,7 @@ def answers(name: str, location: str, params: dict[str, Any]) -> Iterator[Row]:
     from openweights.generation.params import GenerationRequest, SamplingParams
     from openweights.models.forward import active_adapter
     from openweights.models.load import load_trained
-    from openweights.models.template import prompt_token_ids
+    from openweights.models.templates.rendering import prompt_token_ids
 
     model, tokenizer = load_trained(location)
     engine = generation_engine("auto", model, tokenizer)

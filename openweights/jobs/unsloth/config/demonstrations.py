@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from openweights.client.messages import prompt_and_answer
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 
 Placement = Literal["template", "turns"]
 

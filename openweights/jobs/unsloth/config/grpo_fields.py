@@ -15,7 +15,7 @@ from typing import Any
 from openweights.client.messages import prompt_and_answer
 from openweights.errors import closest, shown, spelled
 from openweights.jobs.unsloth.config.own_functions import public_functions
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 
 DEFAULT_JUDGE = "gpt-4.1-mini"
 GOLD = "gold_response"

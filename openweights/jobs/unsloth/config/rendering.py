@@ -44,14 +44,12 @@ from openweights.models.reading import (
     tokenised,
     tokens_of,
 )
-from openweights.models.template import (
-    Message,
-    MessageError,
+from openweights.models.templates.control_tokens import refuse_control_tokens
+from openweights.models.templates.ends import end_of_turn
+from openweights.models.templates.messages import Message, MessageError, assistant_messages
+from openweights.models.templates.rendering import (
     MessageSpan,
     Rendered,
-    assistant_messages,
-    end_of_turn,
-    refuse_control_tokens,
     rendered_prompt,
     rendered_spans,
 )

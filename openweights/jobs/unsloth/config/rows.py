@@ -24,7 +24,7 @@ from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import check_grpo_row
-from openweights.models.template import Message, assistant_messages, plain_message
+from openweights.models.templates.messages import Message, assistant_messages, plain_message
 
 Row = Mapping[str, Any]
 NumberedRow = tuple[int, dict[str, Any]]

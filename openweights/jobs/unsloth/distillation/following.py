@@ -24,7 +24,7 @@ from openweights.jobs.unsloth.distillation.gate import Gate
 from openweights.jobs.unsloth.monitoring import kl_to_base, last_hidden, learned_positions
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.models.forward import base_model, evaluating
-from openweights.models.template import prompt_token_ids
+from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import Collator
 from openweights.models.weights import WeightCopy
 

@@ -34,7 +34,7 @@ from openweights.jobs.unsloth.rewards import Reward, Samples, text_reward
 from openweights.jobs.unsloth.runtime.ranks import first_ranks
 from openweights.jobs.unsloth.sdft_data import SDFTExample, encode_example
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 from openweights.models.weights import WeightCopy
 
 logger = logging.getLogger(__name__)

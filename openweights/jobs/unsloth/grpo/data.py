@@ -14,7 +14,8 @@ from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.reading import token_ids
-from openweights.models.template import Message, rendered_prompt
+from openweights.models.templates.messages import Message
+from openweights.models.templates.rendering import rendered_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from openweights.jobs.unsloth.config.grpo_fields import BEST, JUDGE_FIELDS
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 
 JudgeKind = Literal["llm_judge", "similarity_judge", "harm_judge"]
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from openweights.errors import ConfigError, JobFailedError
 from openweights.jobs.unsloth.rewards import Reward, Samples
 from openweights.models.log_probs import mean_target_log_probs
-from openweights.models.template import Message
+from openweights.models.templates.messages import Message
 
 REASONING = "reasoning_logprob"
 

@@ -29,7 +29,8 @@ from openweights.jobs.unsloth.data import (
     pieces_of_tokens,
 )
 from openweights.models.log_probs import all_log_probs
-from openweights.models.template import assistant_messages, rendered_spans
+from openweights.models.templates.messages import assistant_messages
+from openweights.models.templates.rendering import rendered_spans
 from openweights.models.tokens import IGNORED
 
 logger = logging.getLogger(__name__)

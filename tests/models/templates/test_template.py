@@ -15,8 +15,12 @@ from openweights.errors import DatasetError
 from openweights.generation.prompts import chat_prompt_ids, text_prompt_ids
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples
-from openweights.models.scaffold import Marking, Template, scaffold_of
-from openweights.models.template import end_of_turn, rendered_prompt, rendered_spans, set_template
+from openweights.models.templates.ends import end_of_turn
+from openweights.models.templates.marks import Marking
+from openweights.models.templates.options import set_template
+from openweights.models.templates.rendering import rendered_prompt, rendered_spans
+from openweights.models.templates.scaffold import scaffold_of
+from openweights.models.templates.template import Template
 from tests.chat_templates import QWEN_25
 from tests.learned_rows import (
     TOKENIZERS,

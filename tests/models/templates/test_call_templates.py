@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
-from openweights.models.template import rendered_prompt
+from openweights.models.templates.rendering import rendered_prompt
 from openweights.models.tokens import eos_token_ids
 from tests.learned_rows import Row, config, learned, row, said, stretches, system, user
 from tests.tiny_model import EOS, make_tokenizer

@@ -1,8 +1,8 @@
 """Whether a chat template writes tools and the arguments of calls, as they are.
 
-As in `scaffold.py`, a conversation is rendered once as it is and once with marks, here in place of
-the names and descriptions in tools, and of each key and value in arguments. The first must be the
-second with what the marks stand for in their places, in some notation for it. No torch here.
+As in `comparison.py`, a conversation is rendered once as it is and once with marks, here in place
+of the names and descriptions in tools, and of each key and value in arguments. The first must be
+the second with what the marks stand for in their places, in some notation for it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from openweights.models.scaffold import (
-    TRIMMED,
-    Message,
-    MessageError,
-    Template,
-    dropped,
-    scaffold_of,
-)
+from openweights.models.templates.comparison import TRIMMED, dropped
+from openweights.models.templates.messages import Message, MessageError
+from openweights.models.templates.scaffold import scaffold_of
+from openweights.models.templates.template import Template
 
 _MARKS = re.compile(r"Leaf\d{6}Tree|7310\d{6}(?:\.5)?")
 # Keywords of a schema that say how it is built. Templates have other ways to say that.

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openweights.models.functions import UNWRITTEN_IDS, UNWRITTEN_KEYWORDS
-from openweights.models.scaffold import TRIMMED, Message
-from openweights.models.template import plain_message, rendered_prompt, rendered_spans
+from openweights.models.templates.comparison import TRIMMED
+from openweights.models.templates.functions import UNWRITTEN_IDS, UNWRITTEN_KEYWORDS
+from openweights.models.templates.messages import Message, plain_message
+from openweights.models.templates.rendering import rendered_prompt, rendered_spans
 from tests.chat_templates import QWEN_25
 from tests.tiny_model import EOS, make_tokenizer
 

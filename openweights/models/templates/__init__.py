@@ -1,0 +1,1 @@
+"""Conversations as chat templates write them, compared with what they say."""
