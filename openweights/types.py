@@ -19,8 +19,8 @@ CloudType = Literal["SECURE", "COMMUNITY", "ALL"]
 JobType = Literal["fine-tuning", "inference", "script", "api", "custom"]
 
 # What a worker that started by itself on this machine takes: jobs that end, one after the other, or
-# deployed models, which are served beside them.
-Lane = Literal["jobs", "servers"]
+# deployed models, which are served beside them, or questions, which are answered beside them.
+Lane = Literal["jobs", "servers", "questions"]
 
 # What a worker must do about the run that it holds, as answered to its heartbeat.
 Instruction = Literal["continue", "cancel", "timeout", "stalled", "shutdown", "fenced"]
@@ -29,6 +29,11 @@ JOB_STATUSES: tuple[JobStatus, ...] = ("pending", "in_progress", "completed", "f
 SERVED: JobType = "api"
 SERVED_PORT = 8000  # on a pod, behind its provider's proxy
 SERVING_PREFIX = "server-"  # ids of workers of the lane "servers" begin so
+ANSWERING_PREFIX = "answers-"  # and those of the lane "questions" so
+# An inference of at least this priority is a question that a person waits for. Workers take it
+# first, but after so many of them on end another job, if one waits.
+QUESTION_PRIORITY = 1000
+MOST_QUESTIONS = 10
 ENDED: frozenset[str] = frozenset({"completed", "failed", "canceled"})
 CLOUD_TYPES: tuple[CloudType, ...] = ("SECURE", "COMMUNITY", "ALL")
 
@@ -104,6 +109,11 @@ class JobSpec:
     stall_timeout_s: float | None = None
     retry: Retry | None = None
     max_usd_per_hour: float | None = None
+
+    @property
+    def is_question(self) -> bool:
+        """Whether a person waits for its answers."""
+        return self.type == "inference" and self.priority >= QUESTION_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,7 +377,8 @@ class Backend(Protocol):
         """Give the worker the best pending job that fits it, or the job that it already holds.
 
         Order: priority, then oldest; jobs whose `after` have not all completed, whose `not_before`
-        has not come, or of whose label `max_running` run, are passed over. First, runs whose lease
+        has not come, or of whose label `max_running` run, are passed over. After `MOST_QUESTIONS`
+        questions on end a worker takes another job, if one waits. First, runs whose lease
         has expired or whose worker is known to be gone are ended as failed and their jobs return to
         pending, or fail once `max_attempts` runs were lost. Creates the run with the next attempt
         number and takes the lease. A worker that is not `active`, and every worker while the queue

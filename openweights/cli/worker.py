@@ -24,4 +24,4 @@ def worker(once: bool) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
-    sys.exit(run_worker(Settings.from_env(), embedded=False, once=once))
+    sys.exit(run_worker(Settings.from_env(), once=once))

@@ -92,7 +92,8 @@ class JobOptions(BaseModel):
         requires_vram_gb: GPU memory needed in all, in GiB; default, or "guess": the kind's, or
             what the hardware that is named has.
         cloud_type: `SECURE`, `COMMUNITY`, or `ALL`, which takes the cheaper one first.
-        priority: Higher is taken first.
+        priority: Higher is taken first. An inference of 1000 or more is a question that somebody
+            waits for: on this machine it is answered beside what runs, where memory allows.
         max_attempts: Runs that may lose their worker before the job fails.
         timeout: Seconds from now after which the job is stopped; `job.set_timeout` moves it.
         max_cost_usd: It is stopped once its runs have cost so much; for pods with a price.

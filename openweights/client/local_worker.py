@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from openweights.backends.local.worker_locks import has_lost_its_worker
 from openweights.client.bundle import package_folder
-from openweights.client.watching.queue import due_jobs
+from openweights.client.watching.queue import (
+    due_jobs,
+    gpu_gb,
+    is_answered_apart,
+    is_answered_beside,
+)
 from openweights.errors import PlatformError
 from openweights.settings import Settings
-from openweights.types import SERVED, SERVING_PREFIX, JobRecord, Lane
+from openweights.types import ANSWERING_PREFIX, SERVED, SERVING_PREFIX, JobRecord, Lane
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -29,11 +34,17 @@ logger = logging.getLogger(__name__)
 START_S = 30.0
 _MOST_FAILURES = 3
 _TAIL_BYTES = 2000
+_OPTIONS: dict[Lane, str] = {
+    "jobs": "--embedded",
+    "servers": "--serving",
+    "questions": "--answering",
+}
 
 
 class LocalWorkers:
     """Keeps workers of the embedded store running while there is something to do: one for all jobs
-    that end, and one for each deployed model.
+    that end, one for each deployed model, and one for questions, which do not wait for the end of
+    a job beside which they can be answered.
     """
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
@@ -42,6 +53,7 @@ class LocalWorkers:
         self._lanes: dict[Lane, LocalWorker] = {
             "jobs": LocalWorker(settings, "jobs"),
             "servers": LocalWorker(settings, "servers"),
+            "questions": LocalWorker(settings, "questions"),
         }
 
     def ensure(self) -> None:
@@ -51,13 +63,18 @@ class LocalWorkers:
             PlatformError: A worker cannot be started, or ends at once again and again.
         """
         running = self._backend.list_jobs(statuses=["in_progress"], limit=None)
-        jobs = [job for job in running if job.type != "script"]  # those run by themselves
-        jobs += due_jobs(self._backend) or self._later_jobs()
-        served = sum(job.type == SERVED for job in jobs)
         alive = self._backend.list_workers(statuses=["starting", "active"])
+        due = due_jobs(self._backend)
+        asked = is_answered_beside(due, running, gpu_gb(alive))
+        # Scripts run by themselves, and what is answered has its worker.
+        jobs = [job for job in running if job.type != "script" and not is_answered_apart(job)]
+        jobs += due or self._later_jobs()
+        served = sum(job.type == SERVED for job in jobs)
         servers = sum(worker.id.startswith(SERVING_PREFIX) for worker in alive)
-        self._lanes["jobs"].ensure(len(alive) - servers, int(served < len(jobs)))
+        answering = sum(worker.id.startswith(ANSWERING_PREFIX) for worker in alive)
+        self._lanes["jobs"].ensure(len(alive) - servers - answering, int(served < len(jobs)))
         self._lanes["servers"].ensure(servers, served)
+        self._lanes["questions"].ensure(answering, int(asked))
 
     def _later_jobs(self) -> list[JobRecord]:
         """Those that nobody may take now, once: a worker that comes for them leaves a standby
@@ -164,8 +181,7 @@ def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[by
     # The folder above the package first: the worker must be of this very version, installed or not.
     paths = [str(package_folder().parent), *env.get("PYTHONPATH", "").split(os.pathsep)]
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-    option = "--serving" if lane == "servers" else "--embedded"
-    command = [sys.executable, "-m", "openweights.worker.main", option]
+    command = [sys.executable, "-m", "openweights.worker.main", _OPTIONS[lane]]
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open_log(settings) as log:

@@ -1,9 +1,10 @@
 """The worker's loop: register, claim, execute, and go away when asked to or when there is nothing
 to do.
 
-Run it with `python -m openweights.worker.main [--embedded | --serving] [--once]`. An embedded
-worker is the one that a client starts by itself on this machine: there is one per store, and it
-goes away when idle. Deployed models have serving workers beside it, one each.
+Run it with `python -m openweights.worker.main [--embedded | --serving | --answering] [--once]`. An
+embedded worker is the one that a client starts by itself on this machine: there is one per store,
+and it goes away when idle. Deployed models have serving workers beside it, one each, and questions
+have an answering one while it is busy.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
-from openweights.client.watching.queue import due_jobs
+from openweights.client.watching.queue import (
+    due_jobs,
+    gpu_gb,
+    is_answered_apart,
+    is_answered_beside,
+)
 from openweights.errors import (
     ConfigurationError,
     NotFoundError,
@@ -31,7 +38,15 @@ from openweights.errors import (
     StoreUnavailableError,
 )
 from openweights.settings import Settings
-from openweights.types import SERVED, SERVING_PREFIX, Claim, Lane, WorkerSpec
+from openweights.types import (
+    ANSWERING_PREFIX,
+    SERVED,
+    SERVING_PREFIX,
+    Claim,
+    JobRecord,
+    Lane,
+    WorkerSpec,
+)
 from openweights.worker import gpu_health, hardware
 from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
@@ -49,29 +64,28 @@ MOST_DOUBLINGS = 10
 MOST_REFUSALS = 3  # a project may refuse a good key for a moment, while it is changed
 REFUSAL_PAUSE_S = 2.0
 DAY_S = 86_400.0
+_PREFIXES: dict[Lane | None, str] = {"servers": SERVING_PREFIX, "questions": ANSWERING_PREFIX}
 
 
-def run_worker(
-    settings: Settings, *, embedded: bool, once: bool = False, serving: bool = False
-) -> int:
+def run_worker(settings: Settings, *, lane: Lane | None = None, once: bool = False) -> int:
     """Work until told to end; returns the exit code.
 
     Args:
-        embedded: One per store, else 0 at once. It, and a worker in a pod, which would be paid for
-            when no manager is there to end it, ends after `settings.worker_idle_s` without work.
+        lane: What a worker takes that was started by itself. Of those for "jobs" there is one per
+            store, else 0 at once; of those for "servers" as many as there are such models. They,
+            and a worker in a pod, which would be paid for when no manager is there to end it, end
+            after `settings.worker_idle_s` without work.
         once: Take one job, if there is one, and end.
-        serving: Started by itself, too, for deployed models alone, and as many of them as there
-            are such models.
 
     Raises:
         ConfigurationError: The settings or this machine do not allow a worker.
     """
     shutdown = Shutdown(settings.cancel_grace_s, settings.pod.notice_s)
-    found = _detect(settings, embedded=embedded)
-    may_wait = not embedded and settings.pod.worker_id is None
-    idle_s = None if may_wait and not serving else settings.worker_idle_s
-    if embedded or serving:
-        settings = replace(settings, lane="servers" if serving else "jobs")
+    embedded = lane == "jobs"
+    found = _detect(settings, is_self_started=lane is not None)
+    is_by_hand = lane is None and settings.pod.worker_id is None
+    idle_s = None if is_by_hand else settings.worker_idle_s
+    settings = settings if lane is None else replace(settings, lane=lane)
     with contextlib.closing(open_backend(settings)) as backend, shutdown.on_signals():
         while True:
             path = settings.home / WORKER_LOCK
@@ -241,7 +255,25 @@ class Worker:
         )
         self._shutdown.request()
 
+    def _may_claim(self) -> bool:
+        """Whether what its lane takes may begin now, beside what runs on this machine: a question
+        that has room, and, on a GPU, no other job while a question is answered there.
+        """
+        lane = self._host.settings.lane
+        if lane == "questions":
+            due = due_jobs(self._backend)
+            workers = self._backend.list_workers(statuses=["active"])
+            return is_answered_beside(due, self._running(), gpu_gb(workers))
+        if lane == "jobs" and self._host.hardware.gpu_count:
+            return not any(is_answered_apart(job) for job in self._running())
+        return True
+
+    def _running(self) -> list[JobRecord]:
+        return self._backend.list_jobs(statuses=["in_progress"], limit=None)
+
     def _claim(self) -> Claim | None:
+        if not self._may_claim():
+            return None
         try:
             return persist(
                 lambda: self._backend.claim_job(self.id), give_up=self._shutdown.requested
@@ -259,11 +291,11 @@ class Worker:
             logger.warning("%s: could not sign off: %s", self.id, error)
 
 
-def _detect(settings: Settings, *, embedded: bool) -> hardware.Hardware:
+def _detect(settings: Settings, *, is_self_started: bool) -> hardware.Hardware:
     try:
         return hardware.detect(settings.child_env())
     except ConfigurationError as error:
-        if not embedded:
+        if not is_self_started:
             raise
         # Nobody pays for this machine by the hour, and a broken driver is no reason to run nothing.
         logger.warning("%s; going on without a GPU", error)
@@ -272,7 +304,8 @@ def _detect(settings: Settings, *, embedded: bool) -> hardware.Hardware:
 
 def new_worker_id(lane: Lane | None) -> str:
     """An id that nobody has, by which clients see the worker's lane."""
-    return f"{SERVING_PREFIX if lane == 'servers' else 'worker-'}{uuid.uuid4().hex[:12]}"
+    prefix = _PREFIXES.get(lane, "worker-")
+    return f"{prefix}{uuid.uuid4().hex[:12]}"
 
 
 @contextlib.contextmanager
@@ -290,8 +323,12 @@ def _standby(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m openweights.worker.main", description=__doc__)
-    parser.add_argument("--embedded", action="store_true", help="one per store; go away when idle")
-    parser.add_argument("--serving", action="store_true", help="for deployed models alone")
+    lanes: Any = {"dest": "lane", "action": "store_const"}
+    parser.add_argument(
+        "--embedded", **lanes, const="jobs", help="one per store; go away when idle"
+    )
+    parser.add_argument("--serving", **lanes, const="servers", help="for deployed models alone")
+    parser.add_argument("--answering", **lanes, const="questions", help="for questions alone")
     parser.add_argument(
         "--once", action="store_true", help="take one job, if there is one, and end"
     )
@@ -300,9 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
     try:
         settings = Settings.from_env()
-        return run_worker(
-            settings, embedded=options.embedded, once=options.once, serving=options.serving
-        )
+        return run_worker(settings, lane=options.lane, once=options.once)
     except OpenWeightsError as error:
         logger.error("%s", error)
         return 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openweights.backends.base import Backend
 from openweights.client.watching.queue import due_jobs, in_order
 from openweights.errors import InvalidInputError, InvalidStateError
-from openweights.types import QueueState, Retry, WorkerSpec
+from openweights.types import MOST_QUESTIONS, QUESTION_PRIORITY, QueueState, Retry, WorkerSpec
 from tests.backends.steps import NOW, Contract, claim, draft, spec, start
 
 
@@ -100,6 +100,45 @@ class SchedulingContract(Contract):
         claim(backend)
         backend.set_worker_status("w1", "terminated")
         assert backend.get_job("a").status == backend.get_job("b").status == "failed"
+
+    def test_questions_come_first_but_not_for_ever(self, backend: Backend) -> None:
+        backend.register_worker(WorkerSpec("w1"))
+        backend.submit_job(spec("training"))
+        backend.submit_job(spec("urgent", priority=QUESTION_PRIORITY - 1))
+        backend.submit_job(spec("later", priority=QUESTION_PRIORITY, type="inference"))
+        questions = 2 * MOST_QUESTIONS
+        for number in range(questions):
+            asked = spec(f"question-{number}", priority=QUESTION_PRIORITY, type="inference")
+            assert asked.is_question
+            backend.submit_job(asked)
+        order = [self.run_next(backend) for _ in range(questions + 3)]
+        begins = [order.index(name) for name in ("urgent", "training")]
+        assert order[0] == "later" and begins == [MOST_QUESTIONS, 2 * MOST_QUESTIONS + 1]
+        assert backend.claim_job("w1") is None
+
+    def test_where_only_questions_wait_none_is_held_back(self, backend: Backend) -> None:
+        backend.register_worker(WorkerSpec("w1"))
+        for number in range(MOST_QUESTIONS + 2):
+            backend.submit_job(
+                spec(
+                    f"q-{number:02}",
+                    priority=QUESTION_PRIORITY,
+                    type="inference",
+                    label="q",
+                    max_running=1,
+                )
+            )
+        order = [self.run_next(backend) for _ in range(MOST_QUESTIONS + 2)]
+        assert order == sorted(order)
+
+    def test_only_an_inference_is_a_question(self, backend: Backend) -> None:
+        """The control: other jobs of that priority are taken by priority alone."""
+        backend.register_worker(WorkerSpec("w1"))
+        backend.submit_job(spec("training"))
+        for number in range(MOST_QUESTIONS + 2):
+            backend.submit_job(spec(f"exec-{number}", priority=QUESTION_PRIORITY))
+        order = [self.run_next(backend) for _ in range(MOST_QUESTIONS + 3)]
+        assert order[-1] == "training"
 
     def test_what_a_job_cannot_wait_for_is_refused(self, backend: Backend) -> None:
         self.chain(backend)

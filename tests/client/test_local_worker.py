@@ -18,8 +18,11 @@ import pytest
 from openweights import JobFailedError, OpenWeights, PlatformError
 from openweights.backends.local.worker_locks import is_locked
 from openweights.client.local_worker import LocalWorker, log_path
+from openweights.client.serving.sampling import submit
+from openweights.client.watching.queue import waits_for
 from openweights.settings import Settings
 from openweights.worker.standby import STANDBY_LOCK
+from tests.tiny_model import make_tiny_model
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -214,3 +217,23 @@ def test_without_its_standby_a_killed_workers_job_waits(ow: OpenWeights, home: P
         process.kill()
     assert not _ends_without_a_client(home, job.id, 3)
     job.cancel()
+
+
+def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path: Path) -> None:
+    """And before those that wait; the control, without its priority, waits for all of them."""
+    tiny = str(make_tiny_model(tmp_path / "tiny"))
+    long = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+    queued = ow.exec.create(command="sleep 61", requires_vram_gb=0)
+    (plain,) = submit(ow, [tiny], ["q"], {"max_tokens": 2, "priority": 0})
+    (asked,) = submit(ow, [tiny], ["q", "r"], {"max_tokens": 2})
+    assert asked.wait(timeout=60).status == "completed"
+    words = waits_for(ow.backend, plain.refresh().record, is_remote=False)
+    assert [job.refresh().status for job in (long, queued, plain)] == [
+        "in_progress",
+        "pending",
+        "pending",
+    ]
+    assert words == f"behind {long.id} and 1 more"
+    plain.cancel()
+    queued.cancel()
+    long.cancel()

@@ -69,9 +69,9 @@ def test_no_job_is_forgotten_by_a_worker_that_goes_away(
 
 
 def test_once_takes_one_job(settings: Settings, jobs: Jobs) -> None:
-    assert run_worker(settings, embedded=False, once=True) == 0
+    assert run_worker(settings, once=True) == 0
     first, second = jobs.submit("true"), jobs.submit("true")
-    assert run_worker(settings, embedded=False, once=True) == 0
+    assert run_worker(settings, once=True) == 0
     assert (jobs.status(first), jobs.status(second)) == ("completed", "pending")
 
 
@@ -196,8 +196,8 @@ def test_a_broken_driver_ends_a_worker_but_not_an_embedded_one(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(ConfigurationError, match="nvidia-smi"):
-        run_worker(settings, embedded=False, once=True)
-    assert run_worker(settings, embedded=True, once=True) == 0
+        run_worker(settings, once=True)
+    assert run_worker(settings, lane="jobs", once=True) == 0
 
 
 def test_a_worker_removes_what_is_old_when_it_is_told_for_how_long_to_keep(
@@ -206,7 +206,7 @@ def test_a_worker_removes_what_is_old_when_it_is_told_for_how_long_to_keep(
     file = backend.put_file(io.BytesIO(b"nobody's"), "conversations", "f")
     with contextlib.closing(sqlite3.connect(home / "openweights.db")) as db, db:
         db.execute("UPDATE files SET used_at = 0, created_at = 0")
-    assert run_worker(settings, embedded=False, once=True) == 0
+    assert run_worker(settings, once=True) == 0
     assert backend.get_file(file.id) == backend.list_files()[0], "by itself it removes nothing"
-    assert run_worker(replace(settings, keep_days=1.0), embedded=False, once=True) == 0
+    assert run_worker(replace(settings, keep_days=1.0), once=True) == 0
     assert backend.list_files() == []

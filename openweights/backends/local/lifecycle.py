@@ -25,7 +25,7 @@ from openweights.backends.scheduling import pause_before_retry
 from openweights.backends.values import MOST_TEXT
 from openweights.errors import FencedError, NotFoundError
 from openweights.json_values import storable
-from openweights.types import SERVED, Instruction, Lane
+from openweights.types import MOST_QUESTIONS, QUESTION_PRIORITY, SERVED, Instruction, Lane
 
 _RUN_WITH_JOB = """
     SELECT runs.*, jobs.status AS job_status, jobs.attempts AS job_attempts,
@@ -34,16 +34,25 @@ _RUN_WITH_JOB = """
            coalesce(jobs.max_duration_s, (SELECT max_duration_s FROM queue)) AS max_duration_s
     FROM runs JOIN jobs ON jobs.id = runs.job_id
 """
+_IS_QUESTION = f"(jobs.type = 'inference' AND jobs.priority >= {QUESTION_PRIORITY})"
 # Named, because the planner cannot know how few jobs wait and would sort them all.
 _NEXT_JOB = (
     "SELECT * FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
     "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
+    f"AND (:questions IS NULL OR {_IS_QUESTION} = :questions) "
     "AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(jobs.after) "
     "JOIN jobs AS needed ON needed.id = value WHERE needed.status != 'completed')) "
     "AND (not_before IS NULL OR not_before <= :now) "
     "AND (max_running IS NULL OR max_running > (SELECT count(*) FROM jobs AS others "
     "WHERE others.label = jobs.label AND others.status = 'in_progress')) "
     "ORDER BY priority DESC, created_at, seq LIMIT 1"
+)
+# Only among the newest runs: what a worker has done is not found by an index.
+_QUESTIONS_ON_END = (
+    f"SELECT count(*) FROM (SELECT {_IS_QUESTION} AS is_question FROM runs "
+    "JOIN jobs ON jobs.id = runs.job_id WHERE runs.worker_id = ? "
+    "AND runs.id > (SELECT max(id) FROM runs) - 500 ORDER BY runs.id DESC LIMIT ?) "
+    "WHERE is_question"
 )
 
 
@@ -61,11 +70,28 @@ def held_run(db: sqlite3.Connection, worker_id: str) -> sqlite3.Row | None:
     return db.execute(query, (worker_id,)).fetchone()
 
 
-def next_job(db: sqlite3.Connection, lane: Lane | None, now: int) -> sqlite3.Row | None:
-    """The job of a lane to take, of those that wait for nothing else: priority, then oldest."""
+def next_job(
+    db: sqlite3.Connection, lane: Lane | None, worker_id: str, now: int
+) -> sqlite3.Row | None:
+    """The job of a lane to take, of those that wait for nothing else: priority, then oldest; but
+    another one than a question after many questions on end.
+    """
     if queue(db)["paused_at"] is not None:
         return None
-    return db.execute(_NEXT_JOB, {"lane": lane, "served": SERVED, "now": now}).fetchone()
+    values = {"lane": lane, "served": SERVED, "now": now, "questions": None}
+    if lane == "questions":
+        values["questions"] = 1
+    found = db.execute(_NEXT_JOB, values).fetchone()
+    if lane == "questions" or found is None or not _is_question(found):
+        return found
+    on_end = db.execute(_QUESTIONS_ON_END, (worker_id, MOST_QUESTIONS)).fetchone()[0]
+    if on_end < MOST_QUESTIONS:
+        return found
+    return db.execute(_NEXT_JOB, {**values, "questions": 0}).fetchone() or found
+
+
+def _is_question(job: sqlite3.Row) -> bool:
+    return job["type"] == "inference" and job["priority"] >= QUESTION_PRIORITY
 
 
 def queue(db: sqlite3.Connection) -> sqlite3.Row:

@@ -93,7 +93,7 @@ class WorkerVerbs(Store):
                 lifecycle.lose_run(db, held, "worker", now)
             if worker["status"] != "active":
                 return None
-            job = lifecycle.next_job(db, self._lane, now)
+            job = lifecycle.next_job(db, self._lane, worker_id, now)
             return None if job is None else self._start(db, job, worker_id, expires_at, now)
 
     def heartbeat(self, worker_id: str, run_id: int | None = None) -> Instruction:

@@ -11,6 +11,7 @@ import click
 from openweights.cli.output import json_option, note, one_line, print_json, print_table, read_text
 from openweights.client.jobs import find_job
 from openweights.client.messages import Problems, check_messages
+from openweights.client.serving.sampling import priority_of
 from openweights.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def infer(
     params = given_params(
         max_tokens=max_tokens, temperature=temperature, n_completions_per_prompt=n
     )
+    params["priority"] = priority_of(sum(bool(line.strip()) for line in file.open("rb")))
     job = ow.inference.create(model=model_named(ow, model), input_file_id=str(file), **params)
     note(f"job {job.id}")
     job.wait()

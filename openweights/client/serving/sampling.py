@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from openweights.backends.values import LEAST_KEEP_S
 from openweights.errors import InvalidInputError, InvalidStateError
-from openweights.types import JobRecord
+from openweights.types import QUESTION_PRIORITY, JobRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # The jobs that `job.sample` makes for itself bear this label, and their ids this suffix. Lists
 # leave them out, and what is older than other garbage goes with it.
 LABEL = "job.sample"
+# For the answers to so many prompts a person waits; more are work like any other.
+_MOST_AWAITED = 100
 _SUFFIX = "sample"  # the same inference, asked for by its own name, is another job
 
 # A question, or a conversation.
@@ -67,9 +69,15 @@ def submit(
         "label": LABEL,
         "job_id_suffix": _SUFFIX,
         "input_file_id": file,
+        "priority": priority_of(len(prompts)),
         **params,
     }
     return [ow.inference.create(model=model, **given) for model in models]
+
+
+def priority_of(prompts: int) -> int:
+    """Of an inference that somebody waits for."""
+    return QUESTION_PRIORITY if prompts <= _MOST_AWAITED else 0
 
 
 def is_of_sample(job: JobRecord) -> bool:

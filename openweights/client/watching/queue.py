@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from openweights.types import SERVED, JobRecord, QueueState
+from openweights.client.watching.progress import duration, read_progress
+from openweights.types import ANSWERING_PREFIX, SERVED, JobRecord, QueueState, WorkerRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -43,7 +44,9 @@ def place_in_queue(
     before = in_order(before)
     if is_remote:
         return before, waits_in_project(job, before)
-    return before, waits_on_this_machine(job, running, before)
+    left_s = next((read_progress(backend, other).left_s() for other in _busy(running)), None)
+    there = gpu_gb(backend.list_workers(statuses=("active",)))
+    return before, waits_on_this_machine(job, running, before, left_s, there)
 
 
 def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
@@ -94,16 +97,65 @@ def waits_for_jobs(needed: Sequence[JobRecord]) -> str:
 
 
 def waits_on_this_machine(
-    job: JobRecord, running: Sequence[JobRecord], before: Sequence[JobRecord]
+    job: JobRecord,
+    running: Sequence[JobRecord],
+    before: Sequence[JobRecord],
+    left_s: float | None = None,
+    there_gb: int = 0,
 ) -> str:
-    """Its worker takes one job after the other, whatever they ask for. A script needs none, and a
-    model that is served has one of its own.
+    """Its worker takes one job after the other, whatever they ask for. A script needs none, a model
+    that is served has one of its own, and so have questions that have room beside what runs.
+
+    Args:
+        left_s: What the running job still takes, where that is known.
+        there_gb: See `gpu_gb`.
     """
-    ahead = [other for other in (*running, *before) if other.type not in ("script", SERVED)]
+    busy = _busy(running)
+    if job.is_question and is_answered_beside([job], running, there_gb):
+        busy = [other for other in busy if other.is_question]
+        before = [other for other in before if other.is_question]
+    ahead = [*busy, *(other for other in before if other.type != SERVED)]
     if not ahead or job.type == SERVED:
         return "for its worker, which is starting"
     more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
-    return f"behind {ahead[0].id}{more}"
+    time = f" ({duration(left_s)} left)" if busy and left_s is not None else ""
+    needs = sum(map(_gb, running)) + job.requires_vram_gb
+    why = (
+        f": together they need {needs} GB of a GPU with {there_gb}" if 0 < there_gb < needs else ""
+    )
+    return f"behind {ahead[0].id}{time}{more}{why if job.is_question else ''}"
+
+
+def _busy(running: Sequence[JobRecord]) -> list[JobRecord]:
+    """What holds the worker for jobs, or that for questions."""
+    return [other for other in running if other.type not in ("script", SERVED)]
+
+
+def is_answered_beside(
+    due: Sequence[JobRecord], running: Sequence[JobRecord], there_gb: int
+) -> bool:
+    """Whether one of the due jobs is a question that can be answered beside a job which runs, so
+    that it does not wait for its end: all that runs on a GPU has to have asked for no more memory,
+    together with it, than one GPU has. Without a GPU the question waits for memory by itself.
+    """
+    questions = [job for job in due if job.is_question]
+    if not questions or all(other.is_question for other in _busy(running)):
+        return False
+    return there_gb == 0 or questions[0].requires_vram_gb + sum(map(_gb, running)) <= there_gb
+
+
+def is_answered_apart(job: JobRecord) -> bool:
+    """Whether it runs in the lane for questions of this machine."""
+    return (job.worker_id or "").startswith(ANSWERING_PREFIX)
+
+
+def gpu_gb(workers: Iterable[WorkerRecord]) -> int:
+    """Memory of one GPU of this machine, in GiB, as its workers have found it; 0 without one."""
+    return min((w.vram_gb // w.gpu_count for w in workers if w.gpu_count), default=0)
+
+
+def _gb(job: JobRecord) -> int:
+    return 0 if job.type == "script" else job.requires_vram_gb
 
 
 def waits_in_project(job: JobRecord, before: Sequence[JobRecord]) -> str:

@@ -46,14 +46,15 @@ def answer_job(job_id: str) -> int:
     from openweights import OpenWeights
 
     ow = OpenWeights()
-    config = InferenceConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
+    job = ow.jobs.retrieve(job_id)
+    config = InferenceConfig(**job.params["validated_params"])
     rows = read_rows(ow.files.download(config.input_file_id, Path("data") / "input.jsonl"))
     parts = Parts(ow, ow.run)
     left = [index for index in range(len(rows)) if index not in parts.results]
     ow.run.log(Started(max_steps=len(rows), from_step=len(rows) - len(left)).data())
     logger.info("%d rows, %d of them answered already", len(rows), len(rows) - len(left))
     if left:
-        answers = _open(ow, config, rows, left)
+        answers = _open(ow, config, rows, left, has_company=job.record.is_question)
         if not keep_answers(answers, parts, ow, len(rows)):
             return EXIT_TERMINATED
     _store_result(ow, rows, parts)
@@ -61,8 +62,18 @@ def answer_job(job_id: str) -> int:
 
 
 def _open(
-    ow: OpenWeights, config: InferenceConfig, rows: Sequence[Row], left: Sequence[int]
+    ow: OpenWeights,
+    config: InferenceConfig,
+    rows: Sequence[Row],
+    left: Sequence[int],
+    *,
+    has_company: bool,
 ) -> Answers:
+    """What a model answers.
+
+    Args:
+        has_company: Another job may run on this machine, whose memory is not ours to take.
+    """
     if model_reference(config.model).kind == "openai":
         from openweights.jobs.inference.openai_models import openai_answers
 
@@ -71,6 +82,10 @@ def _open(
 
     ow.run.log(Stage(doing="loading the model").data())
     source = fetch_model(ow, config.model, Path("model"))
+    if has_company:
+        from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
+
+        wait_for_memory(source.name, int(ROOM * weight_bytes(Path(source.base))))
     opened = open_engine(source, config.engine, config.chat_template, in_4bit=config.in_4bit)
     return engine_answers(opened.engine, opened.tokenizer, opened.adapter, config, rows, left)
 

@@ -206,6 +206,18 @@ def test_what_a_job_waits_for() -> None:
     assert waits_on_this_machine(job, [served], []) == "for its worker, which is starting"
     assert waits_on_this_machine(job, [served], [served, b]) == "behind ftjob-b"
     assert waits_on_this_machine(served, [a], [b]) == "for its worker, which is starting"
+    # A question goes beside what runs where the GPU has room for both, and there always: memory of
+    # the machine itself it waits for when it runs.
+    asked = replace(a, id="inferencejob-a", type="inference", priority=1000, status="pending")
+    assert waits_on_this_machine(asked, [a], [], 125.0) == "for its worker, which is starting"
+    assert waits_on_this_machine(asked, [a], [], 125.0, 48) == "for its worker, which is starting"
+    full = "behind ftjob-a (2m05s left): together they need 48 GB of a GPU with 47"
+    assert waits_on_this_machine(asked, [a], [], 125.0, 47) == full
+    assert (
+        waits_on_this_machine(job, [a], [b], 125.0, 47) == "behind ftjob-a (2m05s left) and 1 more"
+    )
+    other = replace(asked, id="inferencejob-b", status="in_progress", worker_id="answers-1")
+    assert waits_on_this_machine(asked, [a, other], [b], None, 72) == "behind inferencejob-b"
     assert waits_in_project(job, []) == "for a worker with 24 GB of GPU memory (ALL)"
     named = replace(job, allowed_hardware=("1x H200", "2x H100S"))
     assert waits_in_project(named, [b]) == "for 1x H200 or 2x H100S (ALL), 1 before it"

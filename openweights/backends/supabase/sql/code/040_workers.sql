@@ -167,13 +167,34 @@ language sql stable as $$
             or coalesce(j.params ->> 'cloud_type', 'SECURE') in ('ALL', w.cloud_type))
 $$;
 
+-- An inference of this priority is a question that a person waits for.
+create or replace function openweights.is_question(p_type text, p_priority integer) returns boolean
+language sql immutable as $$
+    select p_type = 'inference' and p_priority >= 1000
+$$;
+
+-- Whether the last ten runs of a worker were questions: it is the turn of another job then.
+create or replace function openweights.has_answered_enough(w public.workers) returns boolean
+language plpgsql stable as $$
+begin
+    return 10 = (
+        select count(*) from (
+            select job_id from public.runs
+            where organization_id = w.organization_id and worker_id = w.id
+            order by id desc limit 10
+        ) r join public.jobs j on j.organization_id = w.organization_id and j.id = r.job_id
+        where openweights.is_question(j.type, j.priority)
+    );
+end $$;
+
 -- The id of the best pending job that fits the worker, whose turn has come, and that its limit and its
 -- key's budget let run; it is locked. Null when there is none. The settings hold the planner to the
 -- index of what waits (it cannot know how few jobs that are, and would sort them), and to one plan for
 -- all workers (else it plans anew each time, which takes longer than the claim). Few columns, because
 -- a statement is set up anew each time, column by column.
 create or replace function openweights.next_job(
-    w public.workers, p_spent_keys uuid[], p_full_labels text[] default '{}'
+    w public.workers, p_spent_keys uuid[], p_full_labels text[] default '{}',
+    p_is_question boolean default null
 ) returns text
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -182,8 +203,10 @@ declare
     best text;
     best_label text;
     most integer;
+    question boolean;
 begin
-    select j.id, j.label, j.max_running into best, best_label, most
+    select j.id, j.label, j.max_running, openweights.is_question(j.type, j.priority)
+    into best, best_label, most, question
     from public.jobs j
     where j.organization_id = w.organization_id and j.status = 'pending' and openweights.fits(j, w)
         and (j.not_before is null or j.not_before <= now())
@@ -193,12 +216,19 @@ begin
         and j.submitted_by_key <> all (p_spent_keys)
         and (j.max_cost_usd is null
             or openweights.job_cost(j.organization_id, j.id) < j.max_cost_usd)
+        and (p_is_question is null or openweights.is_question(j.type, j.priority) = p_is_question)
     order by j.priority desc, j.created_at, j.seq
     limit 1 for no key update skip locked;
+    if question and p_is_question is null and openweights.has_answered_enough(w) then
+        return coalesce(
+            openweights.next_job(w, p_spent_keys, p_full_labels, false),
+            openweights.next_job(w, p_spent_keys, p_full_labels, true));
+    end if;
     if most is not null then
         perform openweights.wait_for_label(w.organization_id, best_label);
         if not openweights.has_room(w.organization_id, best_label, most) then
-            return openweights.next_job(w, p_spent_keys, p_full_labels || best_label);
+            return openweights.next_job(
+                w, p_spent_keys, p_full_labels || best_label, p_is_question);
         end if;
     end if;
     return best;
