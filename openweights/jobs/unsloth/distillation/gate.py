@@ -18,7 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -41,12 +42,24 @@ logger = logging.getLogger(__name__)
 
 STUDENT = "student"
 EXAMPLES = 3
+SURE = 1.645  # standard errors from 0: by chance alone it comes once in 20 times
 TRIED = 20  # times as many rows are looked at as are wanted, before fewer are taken
 REWARD_LIMIT_S = 120.0
 FILE = "sdft_showing.json"  # in a checkpoint: a resumed run does not choose again
 
 Fetch = Callable[[str, Path], Path]
-Scores = dict[str, float]
+
+
+class Scores(NamedTuple):
+    """How somebody answered.
+
+    Attributes:
+        means: Each measure over all rows.
+        rows: The measure that decides, for each row; NaN where a reward cannot say.
+    """
+
+    means: dict[str, float]
+    rows: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +270,9 @@ def judge(
     """
     figures = scores_of(rows, answers, reward)
     measure = _measure(figures)
-    best = max(figures[showing.name][measure] for showing in candidates)
+    best = max(figures[showing.name].means[measure] for showing in candidates)
     margin = config.sdft_gate_margin
-    chosen = next(s for s in candidates if figures[s.name][measure] >= best - margin)
+    chosen = next(s for s in candidates if figures[s.name].means[measure] >= best - margin)
     event = gate_event(config, rows, answers, figures, chosen, step=0)
     logger.info("teacher gate: the demonstration stands as %s", chosen.name)
     return Verdict(chosen, event.values["passed"], event)
@@ -275,29 +288,44 @@ def gate_event(
 ) -> TeacherGate:
     """The figures of all who answered, with the one of `showing` as the teacher."""
     measure, margin = _measure(figures), config.sdft_gate_margin
-    gain = figures[showing.name][measure] - figures[STUDENT][measure]
+    student, teacher = figures[STUDENT], figures[showing.name]
     pairs = list(zip(answers[STUDENT], answers[showing.name], strict=True))
     values = {
-        **{f"{name}_{key}": v for name, own in figures.items() for key, v in own.items()},
-        "student": figures[STUDENT][measure],
-        "teacher": figures[showing.name][measure],
+        **{f"{name}_{key}": v for name, own in figures.items() for key, v in own.means.items()},
+        "student": student.means[measure],
+        "teacher": teacher.means[measure],
         "same_format": sum(shape(a) == shape(b) for a, b in pairs) / len(pairs),
         "measure": measure,
         "margin": margin,
         "placement": showing.placement,
         "repeats": showing.repeats,
-        "passed": gain >= margin and gain > 0,
+        "passed": is_better(student.rows, teacher.rows, margin),
         "examples": _examples(rows, answers),
     }
     for name, own in figures.items():
-        told = ", ".join(f"{key} {value:.2f}" for key, value in own.items())
+        told = ", ".join(f"{key} {value:.2f}" for key, value in own.means.items())
         logger.info("teacher gate, step %d, %d prompts: %s: %s", step, len(rows), name, told)
     return TeacherGate(step=step, rows=len(rows), values=values)
 
 
+def is_better(student: Sequence[float], teacher: Sequence[float], margin: float) -> bool:
+    """Whether the teacher's answers are better by the margin, and by more than some lucky ones.
+
+    Args:
+        student, teacher: A value for each row, of the same rows; NaN for one that is unknown.
+    """
+    gains = [after - before for before, after in zip(student, teacher, strict=True)]
+    gains = [gain for gain in gains if not math.isnan(gain)]
+    if not gains:
+        return False
+    gain = fmean(gains)
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return gain >= margin and gain > SURE * error
+
+
 def _measure(figures: Mapping[str, Scores]) -> str:
     """What decides: the reward, where one is given."""
-    return "reward" if "reward" in figures[STUDENT] else "rouge_l"
+    return "reward" if "reward" in figures[STUDENT].means else "rouge_l"
 
 
 def scores_of(
@@ -314,21 +342,26 @@ def scores_of(
 def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) -> Scores:
     golds = [_stripped(row.demonstration) for row in rows]
     pairs = list(zip(texts, golds, strict=True))
-    scores = {
+    overlaps = [rouge_l_with_signs(text, gold) for text, gold in pairs]
+    means = {
         "exact": sum(text == gold for text, gold in pairs) / len(pairs),
-        "rouge_l": sum(rouge_l_with_signs(text, gold) for text, gold in pairs) / len(pairs),
+        "rouge_l": fmean(overlaps),
         "format": sum(shape(text) == shape(gold) for text, gold in pairs) / len(pairs),
     }
-    if reward is not None:
-        scores["reward"] = _mean_reward(rows, texts, reward)
-    return scores
+    if reward is None:
+        return Scores(means, overlaps)
+    rewards = _rewards(rows, texts, reward)
+    known = [value for value in rewards if not math.isnan(value)]
+    if not known:
+        raise JobFailedError(f"sdft_gate_reward: {reward.name} could score none of the answers")
+    return Scores({**means, "reward": fmean(known)}, rewards)
 
 
 def _stripped(demonstration: str) -> str:
     return Samples([], [demonstration], [], []).answers[0]
 
 
-def _mean_reward(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> float:
+def _rewards(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> list[float]:
     samples = Samples(
         prompts=[row.prompt for row in rows],
         completions=texts,
@@ -339,10 +372,7 @@ def _mean_reward(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> f
         ],
     )
     [values] = RewardFunctions([reward], limit_s=REWARD_LIMIT_S).score(samples)
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        raise JobFailedError(f"sdft_gate_reward: {reward.name} could score none of the answers")
-    return sum(known) / len(known)
+    return values
 
 
 def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[str]]) -> list[dict[str, str]]:
@@ -426,8 +456,8 @@ def _failure(config: TrainingConfig, verdict: Verdict) -> str:
     teacher, student = values[f"{name}_{measure}"], values[f"{STUDENT}_{measure}"]
     text = (
         f"teacher gate: the teacher ({name}: {measure} {teacher:.2f}) answers no better than the "
-        f"student ({student:.2f}) by sdft_gate_margin={config.sdft_gate_margin:g}, so that there "
-        "is nothing for it to teach; "
+        f"student ({student:.2f}) by sdft_gate_margin={config.sdft_gate_margin:g} and by more than "
+        f"chance in {verdict.event.rows} rows, so that there is nothing for it to teach; "
     )
     # (ROUGE-L ends at 1; where a reward ends nobody knows.)
     if measure != "reward" and student > 1 - config.sdft_gate_margin:

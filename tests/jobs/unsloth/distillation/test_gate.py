@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from openweights.generation.choose import generation_engine
 from openweights.generation.params import Completion, GenerationRequest
 from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing
 from openweights.jobs.unsloth.distillation.gate import (
+    is_better,
     load_showing,
     open_gate,
     rouge_l_with_signs,
@@ -141,8 +143,47 @@ def test_a_margin_that_is_not_reached_is_none(tmp_path: Path) -> None:
     gain = chosen(tmp_path, half)[1][0]
     difference = gain[f"{gain['placement']}_rouge_l"] - gain["student_rouge_l"]
     assert 0.05 < difference < 0.5
-    with pytest.raises(JobFailedError, match="sdft_gate_margin=0.5"):
+    with pytest.raises(JobFailedError, match="sdft_gate_margin=0.5 and by more than chance in 16"):
         chosen(tmp_path, half, sdft_gate_margin=0.5)
+
+
+@pytest.mark.parametrize(("right", "passed"), [(0, False), (1, False), (2, False), (3, True)])
+def test_a_lucky_answer_is_no_teacher(tmp_path: Path, right: int, passed: bool) -> None:
+    """Of 16 answers, right ones in the template alone: one is more than the margin, and chance."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def found(completions):\n    return [float(c == 'right') for c in completions]\n"
+    )
+    seen: list[str] = []
+
+    def answer(text: str) -> str:
+        if "example" not in text:
+            return "wrong"
+        seen.append(text)
+        return "right" if len(seen) <= right else "wrong"
+
+    changes = {"sdft_gate": "warn", "sdft_demo_placement": "template"}
+    _, [event] = chosen(tmp_path, answer, sdft_gate_reward=f"{file}:found", **changes)
+    assert event["teacher"] == right / 16 and event["passed"] is passed
+    assert event["teacher"] - event["student"] > event["margin"] or right == 0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=40),
+    st.floats(0, 0.5),
+)
+def test_what_is_better_is_so_with_more_of_the_same_rows(
+    pairs: list[tuple[float, float]], margin: float
+) -> None:
+    student, teacher = ([pair[place] for pair in pairs] for place in (0, 1))
+    if is_better(student, teacher, margin):
+        assert is_better(student * 2, teacher * 2, margin)
+        assert not is_better(teacher, student, margin)
+    silent = [math.nan]
+    assert is_better(student, teacher, margin) == is_better(
+        student + silent, teacher + [1.0], margin
+    )
+    assert not is_better(silent, silent, margin)
 
 
 def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
