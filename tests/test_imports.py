@@ -44,7 +44,7 @@ IMPORTERS = {
     "rouge_score": ("jobs/unsloth/rewards.py",),
     "pathspec": ("client/exec_files.py",),
     "dotenv": ("cluster/supervisor.py",),
-    "pandas": ("client/watching/plot.py",),
+    "pandas": ("client/watching/tables.py",),
     "matplotlib": ("client/watching/plot.py", "cli/demo/"),
     "click": ("cli/",),
 }

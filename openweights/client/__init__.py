@@ -216,7 +216,8 @@ class OpenWeights:
         self, jobs: Sequence[Job | str] | Job | str, as_dataframe: bool | None = None
     ) -> Any:
         """A table with a row for each job: the parameters that differ, and the last value of each
-        measure. Printed it is whole, with a column for each job.
+        measure. Printed it has a column for each job, and of all that it holds what somebody has
+        chosen and what says how good the models are; `columns` names the rest.
 
         Args:
             jobs: Jobs, or their ids or beginnings of ids.
@@ -228,12 +229,14 @@ class OpenWeights:
         from openweights.client.watching.comparison import comparison_columns, comparison_rows
 
         found = self._found(jobs)
-        rows = comparison_rows([job.record for job in found], [job.metric_rows() for job in found])
+        records = [job.record for job in found]
+        rows = comparison_rows(records, [job.metric_rows() for job in found])
         if as_dataframe is False:
             return rows
         from openweights.client.watching.plot import as_comparison
 
-        return as_comparison(rows, comparison_columns(rows), required=bool(as_dataframe))
+        columns, main = comparison_columns(records, rows)
+        return as_comparison(rows, columns, main, required=bool(as_dataframe))
 
     def plot(
         self,
@@ -252,7 +255,8 @@ class OpenWeights:
             path: Where to save it, too; the ending decides the format.
             x: "step", or a measure: then each job is a path through the plane of both.
             y: Measures, as `loss` or, of a set that was followed, `logprobs/loss[name]`; default:
-                the loss and all such sets.
+                the loss and all such sets. Where the jobs' losses are of different kinds, each kind
+                has a panel of its own, as `loss (dpo)`.
             group_by: Parameters such as "learning_rate" or "meta.rate" that name the lines;
                 default: all that differ.
             band: A parameter such as "seed" to average over: a line is then the mean of the jobs

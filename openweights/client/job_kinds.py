@@ -482,13 +482,25 @@ def default_params(job: JobRecord) -> dict[str, Any]:
     return field_defaults(kind.params)
 
 
+@functools.cache
 def field_defaults(model: type[BaseModel]) -> dict[str, Any]:
-    """The defaults of a model's fields; fields that must be given have none."""
+    """The defaults of a model's fields in JSON, as jobs' parameters are stored; fields that must be
+    given have none.
+    """
     return {
-        name: field.get_default(call_default_factory=True, validated_data={})
+        name: _as_json(field.get_default(call_default_factory=True, validated_data={}))
         for name, field in model.model_fields.items()
         if not field.is_required()
     }
+
+
+def _as_json(value: object) -> Any:
+    return json.loads(json.dumps(value, default=_as_object))
+
+
+def _as_object(value: object) -> object:
+    dump = getattr(value, "model_dump", None)
+    return str(value) if dump is None else dump(mode="json")
 
 
 def field_meanings(model: type[BaseModel]) -> dict[str, str]:

@@ -35,7 +35,7 @@ from starlette.staticfiles import StaticFiles
 
 from openweights import __version__
 from openweights.client import Job, OpenWeights
-from openweights.client.job_kinds import field_meanings, kind_names
+from openweights.client.job_kinds import field_defaults, field_meanings, kind_names
 from openweights.client.results import result_files
 from openweights.client.watching.panels import shares_loss
 from openweights.dashboard.access import Gate, Sessions, session_of
@@ -49,7 +49,6 @@ from openweights.dashboard.cluster import (
 )
 from openweights.dashboard.details import (
     compared_jobs,
-    default_params,
     job_details,
     kind_named,
     log_matches,
@@ -408,7 +407,7 @@ def _kinds(request: Request) -> Response:
         {
             name: {
                 "schema": model.model_json_schema(),
-                "defaults": default_params(model),
+                "defaults": field_defaults(model),
                 "meanings": field_meanings(model),
             }
             for name, model in models.items()

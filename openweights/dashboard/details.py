@@ -4,21 +4,20 @@ would make it again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from openweights.backends.base import Backend
 from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
-from openweights.client.watching.comparison import differing, headings, parameters, telling_apart
+from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
+from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
@@ -92,7 +91,7 @@ def kind_named(ow: OpenWeights, name: str) -> Jobs:
 def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[dict[str, Any]]:
     """`{name, value, default, differs}` of each parameter; those that differ first."""
     values = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
-    defaults = default_params(kind_named(ow, kind).params) if kind else {}
+    defaults = field_defaults(kind_named(ow, kind).params) if kind else {}
     rows = [
         {
             "name": name,
@@ -103,12 +102,6 @@ def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[
         for name, value in values.items()
     ]
     return sorted(rows, key=lambda row: not row["differs"])
-
-
-@cache
-def default_params(model: type[BaseModel]) -> dict[str, Any]:
-    """The defaults of a model's fields, as JSON; fields that must be given have none."""
-    return {name: _as_json(value) for name, value in field_defaults(model).items()}
 
 
 def python_lines(ow: OpenWeights, job: JobRecord, kind: str | None) -> str:
@@ -196,21 +189,15 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _as_json(value: object) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return json.loads(json.dumps(value, default=str))
-
-
 def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
-    """`{jobs: [{id, status, model, params, usd_per_hour, error}], missing, differing, telling,
-    headings}`.
+    """`{jobs: [{id, status, model, params, apart, usd_per_hour, error}], missing, differing,
+    telling, headings}`.
 
     `params` go by dotted names; `differing` are those that are not the same in all jobs, without
     those that some jobs do not have and the others leave at their default; `telling` are the fewest
     of these that tell the jobs apart; `headings` are what their columns are called beside those of
-    measures. Ids of `missing` are of no job, as of one that was deleted since the comparison's
-    address was kept.
+    measures, and `apart` what `names_apart` calls a job's measures. Ids of `missing` are of no job,
+    as of one that was deleted since the comparison's address was kept.
     """
     jobs: list[JobRecord] = []
     missing: list[str] = []
@@ -220,24 +207,17 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
         except NotFoundError:
             missing.append(job_id)
     given = [parameters(job) for job in jobs]
-    usual = [
-        default_params(kind_named(ow, k).params) if (k := kind_of(ow, j)) else {} for j in jobs
-    ]
-
-    def is_chosen(name: str) -> bool:
-        values = zip(given, usual, strict=True)
-        return any(name in own and own[name] != default.get(name) for own, default in values)
-
-    names = [n for n in differing(given) if all(n in own for own in given) or is_chosen(n)]
+    names = asked_for(jobs)
     shown = [
         {
             "id": job.id,
             "status": job.status,
             "model": job.model,
             "params": params,
+            "apart": apart,
             **_of_last_run(ow.backend, job),
         }
-        for job, params in zip(jobs, given, strict=True)
+        for job, params, apart in zip(jobs, given, names_apart(given), strict=True)
     ]
     return {
         "jobs": shown,

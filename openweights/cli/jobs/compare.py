@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 from openweights.cli.output import (
     GAP,
     json_option,
+    note,
     one_line,
     print_json,
     print_table,
@@ -22,21 +23,34 @@ from openweights.errors import InvalidInputError
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True, type=JOB_ID)
+@click.option("-a", "--all", "show_all", is_flag=True, help="Every parameter and measure.")
 @json_option
-def compare(jobs: tuple[str, ...], as_json: bool) -> None:
+def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     """Compare jobs: what differs, and where they ended.
 
-    A column for each job; a row for each parameter that differs, and for the last value of each
-    measure. What does not fit the terminal follows below.
+    A column for each job; a row for each parameter that was chosen and differs, and for the last
+    value of each measure that says how good a model is. --all adds defaults that only some of the
+    losses have, what explains a measure, timings and counts. What does not fit the terminal follows
+    below.
     """
     from openweights.client import OpenWeights
     from openweights.client.watching.comparison import comparison_columns
 
-    rows = OpenWeights().compare(jobs, as_dataframe=False)
+    ow = OpenWeights()
+    rows = ow.compare(jobs, as_dataframe=False)
     if as_json:
         print_json(rows)
         return
-    names = comparison_columns(rows)
+    every, main = comparison_columns([ow.jobs.retrieve(job).record for job in jobs], rows)
+    names = every if show_all else every[:main]
+    _print_blocks(rows, names)
+    if left_out := len(every) - len(names):
+        note(
+            f"{left_out} more parameters and measures are not shown; `ow compare --all` shows them"
+        )
+
+
+def _print_blocks(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     cells = [[str(row["id"]), *(_cell(row.get(name)) for name in names)] for row in rows]
     room = terminal_width() - max(map(len, names))
     for number, block in enumerate(_blocks(cells, room)):

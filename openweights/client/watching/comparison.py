@@ -6,13 +6,16 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
+from openweights.client.job_kinds import default_params
 from openweights.client.secrets import without_keys
+from openweights.client.watching.meaning import names_apart, plain_name, renamed
 from openweights.client.watching.metrics import Row, Series, is_known, series
-from openweights.client.watching.panels import Line, measure_rank
+from openweights.client.watching.panels import Line, columns_in_order, is_looked_up, measure_rank
 from openweights.errors import InvalidInputError, closest, shown
 from openweights.types import JobRecord
 
 Params = dict[str, Any]
+Curves = dict[str, Series]
 Points = Sequence[tuple[int, float, float]]  # step, x, y
 
 # Names of a job and of its result: they differ whenever anything does.
@@ -39,15 +42,39 @@ def differing(jobs: Sequence[Params]) -> list[str]:
     return [name for name in names if len({repr(job.get(name)) for job in jobs}) > 1]
 
 
+def asked_for(jobs: Sequence[JobRecord]) -> list[str]:
+    """Of the parameters that differ those that somebody has chosen, or that all of the jobs have:
+    what one loss has and the others do not is no difference while it is at its default.
+    """
+    given = [parameters(job) for job in jobs]
+    usual = [dict(_flat(default_params(job), "")) for job in jobs]
+
+    def is_chosen(name: str) -> bool:
+        values = zip(given, usual, strict=True)
+        return any(name in own and own[name] != default.get(name) for own, default in values)
+
+    return [n for n in differing(given) if all(n in own for own in given) or is_chosen(n)]
+
+
+def curves_apart(jobs: Sequence[Params], tables: Iterable[Iterable[Row]]) -> list[Curves]:
+    """The curves of each job, under names that mean the same in all of them."""
+    return [
+        {renamed(name, apart): points for name, points in series(table).items()}
+        for apart, table in zip(names_apart(jobs), tables, strict=True)
+    ]
+
+
 def comparison_rows(jobs: Sequence[JobRecord], tables: Sequence[Sequence[Row]]) -> list[Row]:
     """Of each job its id, status, the parameters that differ, and each measure's last value.
 
     A parameter that is called as a measure, as `loss` is, stands as `params.loss`, before the first
-    step, too: a column does not change its meaning while the jobs run.
+    step, too: a column does not change its meaning while the jobs run. Measures of one name that
+    are of different things, as the losses of SFT and DPO, stand in columns of their own.
     """
     given = [parameters(job) for job in jobs]
-    ends = [{name: points[-1][1] for name, points in series(table).items()} for table in tables]
-    measures = {name for last in ends for name in last}
+    curves = curves_apart(given, tables)
+    ends = [{name: points[-1][1] for name, points in curve.items()} for curve in curves]
+    measures = {plain_name(name) for last in ends for name in last}
     names = headings(differing(given), measures)
     rows: list[Row] = []
     for job, params, table, last in zip(jobs, given, tables, ends, strict=True):
@@ -66,11 +93,19 @@ def headings(names: Iterable[str], measures: Container[str] = ()) -> dict[str, s
     return {n: f"params.{n}" if n in measures or is_known(n) else n for n in names}
 
 
-def comparison_columns(rows: Sequence[Row]) -> list[str]:
-    """What `comparison_rows` have beside the id: what differs, then measures as panels come."""
+def comparison_columns(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> tuple[list[str], int]:
+    """What `comparison_rows` have beside the id, and how many of these answer most questions: what
+    somebody has chosen, then the measures that say how good a model is; last all the rest.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row if name != "id"))
-    ahead = names.index("step") + 1 if rows else 0
-    return names[:ahead] + sorted(names[ahead:], key=measure_rank)
+    ahead = names.index("step") if rows else 0
+    asked = set(headings(asked_for(jobs), [*map(plain_name, names[ahead:])]).values())
+    measures = columns_in_order(dict.fromkeys(names[ahead + 1 :], 2))
+    main = [name for name in measures if not is_looked_up(name)] or measures
+    first = ["status", *(name for name in names[:ahead] if name in asked), "step", *main]
+    first = first if rows else []
+    rest = [name for name in (*names[:ahead], *measures) if name not in first]
+    return first + rest, len(first)
 
 
 def curve_panels(
@@ -87,7 +122,8 @@ def curve_panels(
     Args:
         x: "step", or a measure: then each job is a path through the plane of both.
         y: Measures to show; default: the loss, and what was measured on other sets, as far as
-            that is more than a single point.
+            that is more than a single point. Of one that is of different things, as the losses of
+            SFT and DPO, each has a panel of its own.
         group_by: Parameters whose values name the lines; default: all that differ.
         band: A parameter such as "seed" that is averaged over: the line is the mean of the jobs
             that agree otherwise, the band reaches from the least to the greatest; a path over
@@ -96,7 +132,8 @@ def curve_panels(
     Raises:
         InvalidInputError: There is no such parameter or measure.
     """
-    given, curves = [parameters(job) for job in jobs], [series(table) for table in tables]
+    given = [parameters(job) for job in jobs]
+    curves = curves_apart(given, tables)
     names = _chosen(given, group_by, band)
     texts = labels_by(given, names)
     keys = texts if band else [job.id for job in jobs]
@@ -105,12 +142,11 @@ def curve_panels(
     known = list(dict.fromkeys(name for curve in curves for name in curve))
     if not known:
         raise InvalidInputError("none of these jobs has measured anything to plot")
-    for name in (*(y or ()), *(() if x == "step" else (x,))):
-        if name not in known:
-            hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
-            raise InvalidInputError(f"no job has measured {shown(name)}{hint}: {', '.join(known)}")
+    shown_measures = [each for name in y or () for each in _measures_named(name, known)]
+    if x != "step":
+        x = _one_measure(x, known)
     panels: dict[str, list[Line]] = {}
-    for name in y or _default_measures(known, x):
+    for name in shown_measures or _default_measures(known, x):
         groups: dict[str, list[Points]] = {}
         for place, curve in enumerate(curves):
             if points := _against(curve, name, x):
@@ -120,6 +156,25 @@ def curve_panels(
         return panels
     curved = {n: lines for n, lines in panels.items() if any(len(line.x) > 1 for line in lines)}
     return curved or panels
+
+
+def _measures_named(name: str, known: Sequence[str]) -> list[str]:
+    """The measure of that name, or those that were set apart under it."""
+    found = [other for other in known if name in (other, plain_name(other))]
+    if not found:
+        hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
+        raise InvalidInputError(f"no job has measured {shown(name)}{hint}: {', '.join(known)}")
+    return found
+
+
+def _one_measure(name: str, known: Sequence[str]) -> str:
+    first, *others = _measures_named(name, known)
+    if others:
+        raise InvalidInputError(
+            f"x: {shown(name)} is of different things in these jobs; choose one of "
+            + ", ".join(map(repr, (first, *others)))
+        )
+    return first
 
 
 def _chosen(
@@ -167,7 +222,7 @@ def _label(text: str, ids: Sequence[str]) -> str:
 
 def _default_measures(known: Sequence[str], x: str) -> list[str]:
     tracked = [name for name in known if "[" in name and not name.endswith("/questions")]
-    main = [name for name in ("loss", "eval_loss", "reward") if name in known]
+    main = [name for name in known if plain_name(name) in ("loss", "eval_loss", "reward")]
     shown = sorted((*main, *tracked), key=measure_rank)
     return [name for name in shown if name != x] or list(known)
 

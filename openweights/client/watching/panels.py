@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openweights import events
+from openweights.client.watching.meaning import plain_name
 from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
 from openweights.types import JobRecord
 
@@ -46,6 +47,14 @@ _TOGETHER = re.compile(
 _TABLE_ONLY = re.compile(
     r"epoch|total|max_steps|total_\w+|(eval_)?(num_tokens|runtime)|step_time|.*(_s|_per_second)"
     r"|.*/(questions|rows|std|\w*(min|max|terminated)_\w*|\w+_(min|max))|teacher_gate/.*"
+)
+
+# What explains a loss, a reward or a score; where jobs are compared it comes after these.
+_EXPLAINS = re.compile(
+    r"agreement.*|divergence|kl|sampling_kl|teacher_drift|entropy|mean_token_accuracy"
+    r"|rewards/(chosen|rejected|\w+_reward/.*)|logps/.*|nll_loss|log_odds.*|logits/.*"
+    r"|reward_.*|failed_fraction|frac_.*|comp.*length|.*_share|.*_ratio|.*ratio/.*"
+    r"|grad_norm|learning_rate|adapter_moved/weight_norm"
 )
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # of each measure steps and values
@@ -152,10 +161,38 @@ def rank_of(measure: str) -> int:
     return next(place for place, known in enumerate(_ORDER) if known.fullmatch(bare))
 
 
+def is_looked_up(name: str) -> bool:
+    """Whether a measure, as `series_name` or a comparison calls it, explains another one, instead
+    of saying itself how good a model is, or how far it has moved.
+    """
+    title, label = _place(plain_name(name), True)
+    if title == _PANELS[events.TeacherGate.type]:
+        return label not in ("student", "teacher")
+    return _EXPLAINS.fullmatch(title) is not None or _TABLE_ONLY.fullmatch(title) is not None
+
+
 def measure_rank(name: str) -> int:
-    """`rank_of` a measure as `series_name` calls it; what is looked up seldom comes last."""
-    title, _ = _place(name, True)
+    """`rank_of` a measure as `series_name` or a comparison calls it; what is looked up seldom comes
+    last.
+    """
+    title, _ = _place(plain_name(name), True)
     return rank_of(title) + len(_ORDER) * bool(_TABLE_ONLY.fullmatch(title))
+
+
+def columns_in_order(measures: Mapping[str, int]) -> list[str]:
+    """The columns of a table: first what says how good a model is, then what explains that; within
+    both what was measured once comes last.
+
+    Args:
+        measures: How many values each has.
+    """
+
+    def place(name: str) -> tuple[bool, bool, int, bool]:
+        is_later = is_looked_up(name) or name.startswith(f"{events.AdapterMoved.type}/")
+        is_once = measures[name] == 1
+        return is_later, is_once, measure_rank(name), name.startswith("eval_")
+
+    return sorted(measures, key=place)
 
 
 def _without_copies(panels: Mapping[str, Sequence[Line]]) -> dict[str, Sequence[Line]]:

@@ -1,19 +1,19 @@
-"""Figures and DataFrames of metrics. pandas and matplotlib are optional: only this imports them."""
+"""Figures of metrics. matplotlib is optional: only this imports it."""
 
-# matplotlib's own annotations are partial, and pandas has none.
-# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+# matplotlib's own annotations are partial.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.client.watching.metrics import EVAL, TRAIN, Row
-from openweights.client.watching.panels import Line
+from openweights.client.watching.panels import Line, columns_in_order
 from openweights.errors import ConfigurationError, InvalidInputError
 from openweights.types import JobRecord
 
@@ -36,44 +36,34 @@ Styles = Mapping[str, tuple[str, str]]
 
 
 def as_table(rows: list[Row], *, required: bool) -> Any:
-    """Rows of measures as a DataFrame; without pandas as they are, unless `required`."""
-    pandas = _pandas(required)
-    if pandas is None:
-        return rows
-    return pandas.DataFrame(rows) if rows else pandas.DataFrame(columns=["step", "tag"])
-
-
-def as_comparison(rows: list[Row], columns: Sequence[str], *, required: bool) -> Any:
-    """Rows of jobs as a DataFrame by id that is printed whole, with a column for each job as `ow
-    compare` has it; without pandas as they are, unless `required`.
+    """Rows of measures as a DataFrame, the columns by what they tell; without pandas as they are,
+    unless `required`.
     """
-    pandas = _pandas(required)
-    if pandas is None:
+    tables = _tables(required)
+    if tables is None:
         return rows
-
-    class Comparison(pandas.DataFrame):
-        """What differs between jobs, and where they ended; what is cut out of it is a DataFrame."""
-
-        def __repr__(self) -> str:
-            return self.T.to_string(line_width=get_terminal_size().columns, na_rep="")
-
-        def _repr_html_(self) -> str:
-            return self.T.to_html(na_rep="")
-
-    ids = pandas.Index([row["id"] for row in rows], name="id", dtype=object)
-    return Comparison(rows, index=ids, columns=columns)
+    counts = Counter(name for row in rows for name in row if name not in ("step", "tag"))
+    return tables.metrics_table(rows, ["step", "tag", *columns_in_order(counts)])
 
 
-def _pandas(required: bool) -> Any:
+def as_comparison(rows: list[Row], columns: Sequence[str], main: int, *, required: bool) -> Any:
+    """Rows of jobs as a DataFrame by id, of which the first `main` columns are printed; without
+    pandas as they are, unless `required`.
+    """
+    tables = _tables(required)
+    return rows if tables is None else tables.comparison_table(rows, columns, main)
+
+
+def _tables(required: bool) -> Any:
     try:
-        import pandas
+        from openweights.client.watching import tables
     except ImportError:
         if required:
             raise ConfigurationError(
                 "a DataFrame needs pandas: pip install 'openweights[plot]'"
             ) from None
         return None
-    return pandas
+    return tables
 
 
 def plot_title(jobs: Sequence[JobRecord]) -> str:

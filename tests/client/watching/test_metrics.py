@@ -358,7 +358,7 @@ def test_a_comparison_is_printed_whole_and_is_a_table(ow: QuietClient, claim: An
         numbers = {f"measure_{n}": n + 0.5 for n in range(80)}
         append(ow.backend, claim().run.id, {"step": 1, **numbers})
     table = ow.compare(jobs)
-    assert isinstance(table, pandas.DataFrame) and len(table) == 9
+    assert isinstance(table, pandas.DataFrame) and len(table) == 9 and table.shown == 83
     for text in (repr(table), table._repr_html_()):
         assert all(job.id in text for job in jobs)
         assert all(f"measure_{n}" in text for n in range(80)) and "..." not in text
@@ -381,7 +381,8 @@ def test_a_parameter_and_a_measure_of_one_name() -> None:
     other = replace(jobs[1], params={"validated_params": {"loss": "dpo", "seed": 1}})
     rows = comparison_rows([jobs[0], other], tables[:2])
     assert [row["params.loss"] for row in rows] == ["sft", "dpo"]
-    assert [row["loss"] for row in rows] == pytest.approx([1.1, 2.1])
+    assert rows[0]["loss (sft)"] == pytest.approx(1.1) and "loss (dpo)" not in rows[0]
+    assert rows[1]["loss (dpo)"] == pytest.approx(2.1) and "loss (sft)" not in rows[1]
 
 
 def test_a_column_keeps_its_meaning_while_jobs_run() -> None:
@@ -399,7 +400,7 @@ def test_a_column_keeps_its_meaning_while_jobs_run() -> None:
     assert [{name: row[name] for name in names} for row in before] == [
         {name: row[name] for name in names} for row in after
     ]
-    assert "loss" not in before[0] and isinstance(after[0]["loss"], float)
+    assert "loss (sft)" not in before[0] and isinstance(after[0]["loss (sft)"], float)
 
 
 def test_table(job: Job, ow: QuietClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,7 +410,9 @@ def test_table(job: Job, ow: QuietClient, monkeypatch: pytest.MonkeyPatch) -> No
     assert table[table.tag == "train"].set_index("step").loss[3] == 1.0
     empty = Echo(ow).create(text="nothing logged").metrics()
     assert len(empty) == 0 and list(empty.columns) == ["step", "tag"]
-    # As on a machine without pandas.
+    # As on a machine without pandas, of which nothing was imported.
+    monkeypatch.delattr("openweights.client.watching.tables")
+    monkeypatch.delitem(sys.modules, "openweights.client.watching.tables")
     monkeypatch.setitem(sys.modules, "pandas", None)
     assert isinstance(job.metrics(), list)
     with pytest.raises(ConfigurationError, match="needs pandas: pip install"):
