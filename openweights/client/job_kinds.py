@@ -35,6 +35,8 @@ from openweights.errors import (
     NotFoundError,
     shown,
 )
+from openweights.needs import has_gpu, has_package, unmet_needs
+from openweights.settings import job_variables
 from openweights.types import CloudType, JobRecord, JobSpec, JobStatus, JobType
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from openweights.client import OpenWeights
     from openweights.client.watching.estimates import Work
     from openweights.client.watching.plan import Plan
+    from openweights.needs import Need
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +168,12 @@ class Jobs:
         """Names of secrets that the job cannot do without; the default has none."""
         return ()
 
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What a machine must have to run the job, as far as parameters tell; the default knows
+        nothing.
+        """
+        return ()
+
     def mounted_paths(self) -> Mapping[str, Path]:
         """Target inside the job's folder -> local file."""
         return expand_mounts(self.mount)
@@ -256,6 +265,7 @@ class Jobs:
         options = JobOptions.of(params)
         own = {name: value for name, value in params.items() if name not in JobOptions.model_fields}
         validated = self.validate({name: plain(value, name) for name, value in own.items()})
+        self._check_this_machine(validated)
         self.check(validated)
         hardware = options.allowed_hardware
         spec = replace(
@@ -281,6 +291,18 @@ class Jobs:
         if wanted := wanted_secrets(self.ow, named):
             spec = replace(spec, params={**spec.params, "secrets": wanted})
         return self._estimated(spec, self.work(validated))
+
+    def _check_this_machine(self, validated: BaseModel) -> None:
+        """With the store on this machine, see that it has what the job needs."""
+        if self.ow.settings.is_remote or not (needed := self.needs(validated)):
+            return
+        if lacking := unmet_needs(
+            needed,
+            has_gpu=lambda: has_gpu(self.ow.settings.child_env()),
+            has_package=has_package,
+            has_variable=lambda name: name in job_variables((name,)),
+        ):
+            raise ConfigError("\n".join(lacking))
 
     def _estimated(self, spec: JobSpec, work: Work | None) -> JobSpec:
         """The job with what it is likely to take, which is said, too."""

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, InvalidInputError, closest, shown
+from openweights.jobs.inference import answering_needs
 from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.models.names import AnyModel, ChatTemplate, model_reference
 from openweights.paths import relative
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
+    from openweights.needs import Need
 
 SUBJECTS = (
     *("biology", "business", "chemistry", "computer science", "economics", "engineering"),
@@ -110,6 +112,11 @@ class MMLUPro(Jobs):
     def id_prefix(self) -> str:
         """What the ids of its jobs begin with."""
         return "mmlujob"
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What the engine takes."""
+        config = cast("MMLUProConfig", validated)
+        return answering_needs([config.model], config.engine)
 
     def validate(self, params: dict[str, Any]) -> MMLUProConfig:
         """The parameters, checked, with the model pinned.

@@ -16,6 +16,7 @@ from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
+from openweights.needs import TRAIN_EXTRA, Need
 
 if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
@@ -97,6 +98,10 @@ class ScoringJobs(Jobs):
         model = pinned_model(self.ow, given.model, may_wait=True)
         dataset = self.stored_dataset("dataset", given.dataset, self.purpose)
         return given.model_copy(update={"model": model, "dataset": dataset})
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What computes a model."""
+        return [Need("", TRAIN_EXTRA, packages=("torch", "transformers", "peft"))]
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
         """The job that trains the model."""

@@ -24,12 +24,12 @@ from openweights.backends.base import Backend
 from openweights.credentials import handed_over
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
 from openweights.events import IdleGPU
+from openweights.hardware import Hardware
 from openweights.settings import Settings
 from openweights.types import SERVED, Claim, EventDraft, Instruction, JobRecord
 from openweights.worker import gpu_watch
 from openweights.worker.causes import Cause, advice, cause_of, oom_kills
 from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
-from openweights.worker.hardware import Hardware
 from openweights.worker.heartbeat import Heartbeat
 from openweights.worker.job_secrets import open_secrets, secret_names
 from openweights.worker.log_pump import LogPump

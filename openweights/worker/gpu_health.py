@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 
 from openweights.errors import ConfigurationError
-from openweights.worker.hardware import ask_nvidia_smi
+from openweights.hardware import ask_nvidia_smi
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from openweights import hardware
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
@@ -47,7 +48,7 @@ from openweights.types import (
     Lane,
     WorkerSpec,
 )
-from openweights.worker import gpu_health, hardware
+from openweights.worker import gpu_health
 from openweights.worker.execution import Host, execute, runs_folder
 from openweights.worker.folder import sweep
 from openweights.worker.gpu_reclaim import reclaim

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from openweights import hardware
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.settings import Settings
-from openweights.worker import hardware
 from tests.worker.harness import Jobs, WorkerThread
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
+from openweights import hardware
 from openweights.backends.base import Backend
 from openweights.errors import StoreUnavailableError
 from openweights.settings import Settings
 from openweights.types import JobRecord, JobSpec
-from openweights.worker import hardware
 from openweights.worker.main import Worker
 from openweights.worker.shutdown import Shutdown
 

@@ -17,11 +17,11 @@ import pytest
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.errors import InvalidInputError
+from openweights.hardware import Hardware
 from openweights.settings import Settings
 from openweights.types import FileRecord, Instruction, WorkerSpec
 from openweights.worker.execution import describe_exit, judge
 from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
-from openweights.worker.hardware import Hardware
 from openweights.worker.process import ProcessEnd, marked_processes
 from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
 

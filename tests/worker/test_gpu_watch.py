@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openweights.backends.base import Backend
+from openweights.hardware import Hardware
 from openweights.settings import PodSettings, Settings
 from openweights.worker.gpu_watch import WARN_SHARE, Idleness, utilization, watching
-from openweights.worker.hardware import Hardware
 from tests.worker.harness import Jobs, WorkerThread, wait_until
 
 LIMIT_S = 1200.0

@@ -9,9 +9,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openweights import hardware
 from openweights.backends import open_backend
 from openweights.settings import Settings
-from openweights.worker import hardware
 from openweights.worker.log_pump import LogWindow
 from tests.worker.harness import Jobs, WorkerThread
 

@@ -74,7 +74,8 @@ def infer(
     params = given_params(
         max_tokens=max_tokens, temperature=temperature, n_completions_per_prompt=n
     )
-    params["priority"] = priority_of(sum(bool(line.strip()) for line in file.open("rb")))
+    with file.open("rb") as lines:
+        params["priority"] = priority_of(sum(bool(line.strip()) for line in lines))
     job = ow.inference.create(model=model_named(ow, model), input_file_id=str(file), **params)
     note(f"job {job.id}")
     job.wait()

@@ -13,6 +13,7 @@ from openweights.arguments import as_texts
 from openweights.client.job_kinds import Jobs
 from openweights.client.serving.temporary_api import TemporaryApi
 from openweights.errors import ConfigError
+from openweights.jobs.inference import answering_needs
 from openweights.jobs.model_source import adapter_base, check_on_hub, job_base, pinned_model
 from openweights.models.names import (
     AnyModel,
@@ -26,6 +27,7 @@ from openweights.types import SERVED, JobType
 if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
+    from openweights.needs import Need
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -147,6 +149,11 @@ class Api(Jobs):
         return {model: served[full_name(model)] for model in models}
 
     # ---- the job ---------------------------------------------------------------------------------
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What the engine takes."""
+        config = cast("ApiConfig", validated)
+        return answering_needs([config.model], config.engine)
 
     def validate(self, params: dict[str, Any]) -> ApiConfig:
         """The parameters, checked, with folders in full, and a key if none was given.

@@ -10,7 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, closest, shown, spelled
-from openweights.jobs.inference import PURPOSE, answering_vram_gb, openai_secrets
+from openweights.jobs.inference import (
+    PURPOSE,
+    answering_needs,
+    answering_vram_gb,
+    openai_secrets,
+)
 from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
+    from openweights.needs import Need
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -170,6 +176,18 @@ class Evaluate(Jobs):
         config = cast("EvaluateConfig", validated)
         judged = any(choice.name in JUDGES for choice in config.measures)
         return openai_secrets(self.ow, config.models, judged=judged)
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What the engine takes, and OpenAI's key for a model of theirs, or a judge."""
+        config = cast("EvaluateConfig", validated)
+        judged = any(choice.name in JUDGES for choice in config.measures)
+        return answering_needs(
+            config.models,
+            config.engine,
+            in_4bit=config.quantization is not None,
+            judge="suite" if judged else None,
+            field="models",
+        )
 
     def validate(self, params: dict[str, Any]) -> EvaluateConfig:
         """The parameters, checked, with local files uploaded and models pinned.

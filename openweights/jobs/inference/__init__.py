@@ -16,6 +16,7 @@ from openweights.jobs.model_source import adapter_base, awaited_job, pinned_mode
 from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import guessed_vram_gb, model_reference
+from openweights.needs import TRAIN_EXTRA, Need
 from openweights.types import JobType
 
 if TYPE_CHECKING:
@@ -47,6 +48,35 @@ def openai_secrets(
     """
     asks = judged or any(model_reference(model).kind == "openai" for model in models)
     return (OPENAI_KEY,) if asks and ow.settings.is_remote else ()
+
+
+def answering_needs(
+    models: Iterable[str],
+    engine: str,
+    *,
+    in_4bit: bool = False,
+    judge: str | None = None,
+    field: str = "model",
+) -> list[Need]:
+    """What answers of models take.
+
+    Args:
+        judge: The parameter that asks a model of OpenAI for grades, if one does.
+        field: The parameter that names the models.
+    """
+    kinds = {model_reference(model).kind for model in models}
+    needs: list[Need] = []
+    if kinds - {"openai"}:
+        needs.append(Need("", TRAIN_EXTRA, packages=("torch", "transformers", "peft")))
+        if engine == "vllm":
+            needs.append(Need("engine", "use 'auto'", packages=("vllm",)))
+        if engine == "cuda_graph":
+            needs.append(Need("engine", "use 'auto'", gpu=True))
+        if in_4bit:
+            needs.append(Need("quantization", "remove it", packages=("bitsandbytes",)))
+    asks = [field] if "openai" in kinds else [judge] if judge else []
+    set_it = f"export {OPENAI_KEY}=…"
+    return needs + [Need(name, set_it, packages=("openai",), variable=OPENAI_KEY) for name in asks]
 
 
 class Inference(Jobs):
@@ -83,6 +113,12 @@ class Inference(Jobs):
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
         return openai_secrets(self.ow, [cast("InferenceConfig", validated).model])
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What the engine takes, and OpenAI's key for a model of theirs."""
+        config = cast("InferenceConfig", validated)
+        in_4bit = config.quantization is not None
+        return answering_needs([config.model], config.engine, in_4bit=in_4bit)
 
     def validate(self, params: dict[str, Any]) -> InferenceConfig:
         """The parameters, checked, with a local file uploaded and the model pinned.

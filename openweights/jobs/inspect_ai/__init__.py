@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from openweights import images
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
-from openweights.jobs.inference import answering_vram_gb, openai_secrets
+from openweights.jobs.inference import answering_needs, answering_vram_gb, openai_secrets
 from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.own_functions import check_source
 from openweights.models.names import AnyModel, ChatTemplate
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
+    from openweights.needs import Need
 
 # `inspect_evals/gpqa_diamond`, `my_tasks.py`, `my_tasks.py@my_task`, or a stored file in its place.
 _EVALUATION = re.compile(
@@ -108,6 +109,11 @@ class InspectAI(Jobs):
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
         return openai_secrets(self.ow, [cast("InspectConfig", validated).model])
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What the engine takes, and OpenAI's key for a model of theirs."""
+        config = cast("InspectConfig", validated)
+        return answering_needs([config.model], config.engine)
 
     def validate(self, params: dict[str, Any]) -> InspectConfig:
         """The parameters, checked, with a local file of tasks uploaded and the model pinned.

@@ -26,6 +26,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     reward_choices,
     with_files,
 )
+from openweights.jobs.unsloth.config.machine import training_needs
 from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
 from openweights.jobs.unsloth.config.problems import config_notes
 from openweights.jobs.unsloth.config.rendering import check_files, first_rows
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from openweights import OpenWeights
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
+    from openweights.needs import Need
 
     Callbacks = Sequence[BaseModel | Mapping[str, Any]]
 
@@ -107,6 +109,10 @@ class FineTuning(Jobs):
         config = self._without_job_id(training_config(params, kind))
         model = pinned_model(self.ow, config.model, may_wait=True)
         return self._upload_local(config.model_copy(update={"model": model}))
+
+    def needs(self, validated: BaseModel) -> Sequence[Need]:
+        """What its settings take of the machine that trains."""
+        return training_needs(cast("TrainingConfig", validated))
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
         """The job that trains the model."""

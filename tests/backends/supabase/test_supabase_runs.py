@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from openweights import OpenWeights
+from openweights import OpenWeights, hardware
 from openweights.backends import open_backend
 from openweights.backends.supabase.backend import SupabaseBackend
 from openweights.types import JobSpec
-from openweights.worker import hardware
 from tests.backends.steps import draft, start
 from tests.supabase_double.team import ROOT, Team
 from tests.worker.harness import WorkerThread, wait_until

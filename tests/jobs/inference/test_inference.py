@@ -139,7 +139,10 @@ def test_equal_jobs_are_one_and_defaults_change_no_id(tmp_path: Path, tiny: Path
         ("openai/gpt-4.1-mini", 0),
     ],
 )
-def test_memory_is_guessed_from_the_name(model: str, vram: int, tmp_path: Path) -> None:
+def test_memory_is_guessed_from_the_name(
+    model: str, vram: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     ow = QuietClient()
     file = ow.files.upload(write(tmp_path / "a.jsonl", HELLO), "conversations")["id"]
     assert ow.inference.create(model=model, input_file_id=file).requires_vram_gb == vram

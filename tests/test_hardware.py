@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openweights.errors import ConfigurationError
-from openweights.worker.hardware import CPU, Hardware, detect, short_name, summarize
+from openweights.hardware import CPU, Hardware, detect, short_name, summarize
 
 TWO = "0, GPU-aa11, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bb22, NVIDIA H100 80GB HBM3, 81559\n"
 
