@@ -29,6 +29,7 @@ from openweights.models.forward import (
     adapter_names,
     base_model,
     evaluating,
+    longest_row,
     with_adapter,
     without_adapter,
 )
@@ -69,8 +70,10 @@ class TransformersEngine(GenerationEngine):
         # A config may ask for the routers' loss, which a step over a cache cannot have: the mask is
         # that of all tokens, and the routers saw the last ones.
         self._routes = "output_router_logits" in known
+        # Rows whose layers keep a state of another kind are read together, and none joins them.
+        self._joins = can_join(DynamicCache(config=base.config))
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer))
-        self.max_length = int(base.config.get_text_config().max_position_embeddings)
+        self.max_length = longest_row(base.config.get_text_config())
         self.vocabulary = int(base.config.get_text_config().vocab_size)
 
     # ---- adapters
@@ -129,7 +132,8 @@ class TransformersEngine(GenerationEngine):
         """See `GenerationEngine`. One token for each row, or the first ones of newcomers."""
         with torch.no_grad(), self._evaluating():
             if newcomers := self._admitted():
-                return [delta for group in _groups(newcomers) for delta in self._prefill(group)]
+                groups = _groups(newcomers) if self._joins else [newcomers]
+                return [delta for group in groups for delta in self._prefill(group)]
             return self._decode() if self._batch else []
 
     def _evaluating(self) -> Any:

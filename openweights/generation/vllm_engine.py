@@ -24,7 +24,7 @@ from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import MOST_TOP_LOGPROBS, Delta, GenerationRequest
 from openweights.generation.samples import Sample
-from openweights.models.forward import adapter_names, base_model
+from openweights.models.forward import adapter_names, base_model, longest_row
 from openweights.models.tokens import eos_token_ids
 
 MEMORY_SHARE = 0.35  # of the GPU, beside a training in the same memory
@@ -65,7 +65,7 @@ class VLLMEngine(GenerationEngine):
         self._ids = count(1)
         self._samples: dict[str, Sample] = {}
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer))
-        self.max_length = int(base.config.get_text_config().max_position_embeddings)
+        self.max_length = longest_row(base.config.get_text_config())
         self.vocabulary = int(base.config.get_text_config().vocab_size)
         self._engine = vllm.LLMEngine.from_engine_args(
             vllm.EngineArgs(

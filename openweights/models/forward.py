@@ -32,9 +32,48 @@ def output_logits(base: Any, hidden: Tensor) -> Tensor:
 def logit_transform(base: Any) -> tuple[float, float | None]:
     """Factor and soft cap that the architecture applies to its logits; (1, None) for most."""
     config = base.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    return scale, getattr(config, "final_logit_softcapping", None)
+    if config.model_type == "hyperclovax":  # the one that multiplies by what others divide by
+        return float(config.logits_scaling), None
+    scale = 1.0
+    for name in _FACTORS:
+        scale *= _number(config, name) or 1.0
+    for name in _DIVISORS:
+        scale /= _number(config, name) or 1.0
+    caps = [cap for name in _CAPS if (cap := _number(config, name)) is not None]
+    return scale, caps[0] if caps else None
+
+
+# By the names that configs give them: Cohere, Falcon H1, Muse; Granite and MiniCPM 3, Inkling;
+# Gemma, Recurrent Gemma, xLSTM.
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+def _number(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return value if isinstance(value, int | float) else None
+
+
+def longest_row(config: Any) -> int:
+    """How many positions a model was made for, or a row may have where nothing limits them, as with
+    ALiBi (Bloom) and states (Mamba).
+    """
+    known = (_number(config, name) for name in ("max_position_embeddings", "max_seq_len"))
+    return int(next(filter(None, known), _NO_LIMIT))
+
+
+_NO_LIMIT = 32_768
+
+
+def decoder_of(base: Any) -> Any:
+    """The layers of a causal language model, with the embedding before and the norm behind them.
+
+    Llama 4 says that it is its own decoder, and ModernBERT that its output head is.
+    """
+    found = base.get_decoder()
+    is_none = found is base or isinstance(found, nn.Linear)
+    return getattr(base, "model", found) if is_none else found
 
 
 def base_model(model: nn.Module) -> Any:

@@ -26,7 +26,9 @@ from openweights.models.checkpoint import (
     check_is_dense,
     check_target_modules,
 )
+from openweights.models.log_probs import check_logits
 from openweights.models.names import location_here
+from openweights.models.packing import cap_attention
 from openweights.models.templates.options import set_template
 from openweights.models.tokens import set_tokens
 from openweights.progress import transferring
@@ -226,6 +228,8 @@ def load_trained(
             quantization_config=_four_bit() if in_4bit else None,
             device_map={"": 0} if torch.cuda.is_available() else None,
         )
+        cap_attention(model)
+        check_logits(model, base)
         if found:
             from peft import PeftModel
 
@@ -298,6 +302,9 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
         device_map=None if where is None else {"": where},
     )
     model.config.use_cache = False
+    cap_attention(model)
+    if not spread:  # where the other ranks have no weights yet
+        check_logits(model, config.model)
     if not config.is_peft:
         return model, tokenizer
     if adapter is None:

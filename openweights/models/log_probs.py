@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openweights import progress
+from openweights.errors import ConfigError
 from openweights.models.forward import (
     Head,
     base_model,
@@ -32,6 +33,7 @@ from openweights.models.forward import (
 from openweights.models.packing import last_hidden, row_numbers
 from openweights.models.tokens import IGNORED, Collator
 
+_CHECKED_TOKENS = 8
 CHUNK_TOKENS = 1024  # so many rows of logits are there at a time
 
 
@@ -83,6 +85,28 @@ def token_scores(
         )
     ]
     return TokenScores(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def check_logits(base: Any, name: str) -> None:
+    """See that a model's logits are what is made here of its last hidden states.
+
+    Raises:
+        ConfigError: They are not: its head does more, or its layers are not where they are looked
+            for.
+    """
+    ids = torch.arange(_CHECKED_TOKENS, device=base.device)[None]
+    with evaluating(base):
+        expected = base(input_ids=ids, use_cache=False).logits[0].float()
+        try:
+            found = output_logits(base, last_hidden(base, {"input_ids": ids})[0])
+        except (AttributeError, RuntimeError, TypeError):
+            found = expected.new_empty(0)
+    same = found.shape == expected.shape
+    if not same or float((found - expected).abs().max()) > 2e-2 * float(expected.abs().max()):
+        raise ConfigError(
+            f"model: {name} is a {type(base).__name__}, whose logits are not computed from its "
+            "last hidden states as is known here; use another model"
+        )
 
 
 def _plain_scores(base: Any, temperature: float, hidden: Tensor, targets: Tensor) -> TokenScores:

@@ -4,7 +4,8 @@ how rows are divided over micro-batches.
 `use_packed_attention` registers an attention with transformers that reads the borders of rows
 (`cu_seq_lens_q`, the name that transformers gives them). On CUDA in half precision that is the
 variable-length flash attention of torch, whose cost is the sum of the squares of the lengths;
-elsewhere it goes row by row through `scaled_dot_product_attention`, which is exact.
+elsewhere it goes row by row through `scaled_dot_product_attention`, which is exact. Scores that are
+soft-capped (Gemma 2), which both leave out, are computed as they are written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -23,12 +25,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from openweights.models.forward import base_model, evaluating
+from openweights.models.forward import base_model, decoder_of, evaluating
 from openweights.models.tokens import Collator, borders, item_counts
 
 logger = logging.getLogger(__name__)
 
 NAME = "openweights_packed"
+_PROBE_TOKENS = 64
 # Logits of one row may differ by this share of their size between packed and alone: rounding, not
 # leakage.
 LEAK_TOLERANCE = 1e-3
@@ -37,24 +40,50 @@ _ROW_INPUTS = ("attention_mask", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k
                "max_length_k")  # fmt: skip
 _COLUMNS = ("input_ids", "labels", "weights", "position_ids")  # of shape (1, T)
 _BORDERS: ContextVar[bool] = ContextVar("borders", default=False)
+# Architectures whose windows are in their masks alone.
+WINDOW_IN_MASK = ("doge", "llama4_text", "phimoe", "qwen2_moe")
+# Tensors that attention may be given beside those that it reads, without a change of its result.
+_UNREAD = ("position_ids", "cu_seq_lens_k", "cache_position")
 _HALF = (torch.bfloat16, torch.float16)
 _FLASH_HEAD_DIM = 256  # the widest head of torch's flash attention
+
+
+class HiddenInputError(Exception):
+    """Attention was given more than is read here."""
 
 
 def use_packed_attention(model: Any) -> bool:
     """Let `model` read the borders of packed rows; other inputs go on as before.
 
     Returns:
-        False, with nothing changed, for models whose attention is not `sdpa`: what else theirs does
-        (soft caps, sinks) is not known here.
+        False, with nothing changed, for models whose attention is not `sdpa`, or hides more than
+        what `packed_attention` is told: what else theirs does (sinks, choices) is not known here.
     """
-    present = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if present != "sdpa":
+    config = getattr(model, "config", None)
+    present = getattr(config, "_attn_implementation", None)
+    if config is None or present != "sdpa":
         return present == NAME
+    if hides_more(config.get_text_config()):
+        return False
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, _mask)
     model.set_attn_implementation(NAME)
     return True
+
+
+def hides_more(config: Any) -> bool:
+    """Whether the layers of a model see less than the windows that attention is told of."""
+    if getattr(config, "index_topk", None) or getattr(config, "compress_rates", None):
+        return True  # tokens that it chooses, or sums up, among all those before
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", 0)
+    return config.model_type in WINDOW_IN_MASK and bool(window)
+
+
+def cap_attention(model: Any) -> None:
+    """Let a model whose scores are soft-capped compute them so, as torch's attention does not."""
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        use_packed_attention(model)
 
 
 @contextmanager
@@ -78,7 +107,7 @@ def last_hidden(base: Any, batch: Mapping[str, Any], prefix: str = "") -> Tensor
     given = {name: batch[prefix + name] for name in _ROW_INPUTS if prefix + name in batch}
     ids = batch[f"{prefix}input_ids"]
     with borders_given(given):
-        return base.get_decoder()(input_ids=ids, use_cache=False, **given).last_hidden_state
+        return decoder_of(base)(input_ids=ids, use_cache=False, **given).last_hidden_state
 
 
 def row_numbers(positions: Tensor, starts: Tensor | None) -> tuple[Tensor, int]:
@@ -106,6 +135,7 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     **kwargs: Any,
@@ -119,7 +149,17 @@ def packed_attention(
 
     Returns:
         Shape (B, T, heads, d).
+
+    Raises:
+        HiddenInputError: The model gives packed rows biases, choices or masks of its own.
     """
+    if cu_seq_lens_q is not None:
+        own = [name for name, value in kwargs.items() if isinstance(value, Tensor)]
+        if attention_mask is not None or not set(own) <= set(_UNREAD):
+            raise HiddenInputError
+    if cu_seq_lens_q is None and softcap is not None:
+        output = _capped(query, key, value, attention_mask, dropout, scaling, softcap)
+        return output.transpose(1, 2).contiguous(), None
     if cu_seq_lens_q is None:
         given = {"dropout": dropout, "scaling": scaling, **kwargs}
         if query.device.type == "cpu":
@@ -129,16 +169,19 @@ def packed_attention(
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     longest = query.shape[2] if max_length_q is None else max_length_q
-    if query.is_cuda and query.dtype in _HALF and query.shape[-1] <= _FLASH_HEAD_DIM:
+    widths = {query.shape[-1], value.shape[-1]}
+    is_plain = softcap is None and len(widths) == 1 and max(widths) <= _FLASH_HEAD_DIM
+    if query.is_cuda and query.dtype in _HALF and is_plain:
         window = sliding_window if sliding_window is not None and longest > sliding_window else None
         borders = (cu_seq_lens_q, longest)
         return _flash(query, key, value, borders, dropout, scaling, window)[None], None
     sizes = cu_seq_lens_q.diff().tolist()
+    row = _row if softcap is None else partial(_capped_row, softcap=softcap)
     with _wide_on_a_cpu(query) as (wide, dtype):
         parts = (wide(x).split(sizes, dim=2) for x in (query, key, value))
         rows = zip(*parts, strict=True)
-        outputs = [_row(q, k, v, dropout, scaling, sliding_window) for q, k, v in rows]
-        return torch.cat(outputs, dim=2).transpose(1, 2).to(dtype), None
+        outputs = [row(q, k, v, dropout, scaling, sliding_window) for q, k, v in rows]
+        return torch.cat(outputs, dim=2).transpose(1, 2).contiguous().to(dtype), None
 
 
 @contextmanager
@@ -165,8 +208,8 @@ def _on_a_cpu(
     """Rows under a mask, as torch's attention would; keys and values are not repeated for it."""
     with _wide_on_a_cpu(query) as (wide, dtype):
         query, key, value = wide(query), wide(key), wide(value)
-        if mask is None:
-            output, _ = sdpa_attention_forward(module, query, key, value, None, **given)
+        if mask is None or given.get("position_bias") is not None:
+            output, _ = sdpa_attention_forward(module, query, key, value, mask, **given)
             return output.to(dtype), None
         mask = mask.to(query.dtype) if mask.is_floating_point() else mask
         output = scaled_dot_product_attention(
@@ -206,12 +249,57 @@ def _row(
     """Shape (B, heads, T, d)."""
     length, mask = query.shape[2], None
     if window is not None and length > window:
-        ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
-        mask = ones.tril() & ones.triu(1 - window)
+        mask = _seen(length, window, query.device)
     return scaled_dot_product_attention(
         query, key, value, mask, dropout, is_causal=mask is None, scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
+
+
+def _capped_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    *,
+    softcap: float,
+) -> Tensor:
+    """`_row` with soft-capped scores."""
+    length = query.shape[2]
+    mask = _seen(length, window or length, query.device)
+    return _capped(query, key, value, mask, dropout, scaling, softcap)
+
+
+def _seen(length: int, window: int, device: torch.device) -> Tensor:
+    """Which tokens each sees: itself, and the window - 1 before it; shape (T, T)."""
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float,
+) -> Tensor:
+    """softmax(cap(q k^T * scaling)) v with cap(z) = softcap * tanh(z / softcap), causal without a
+    mask; shape (B, heads, T, d). Tokens that see nothing have the mean of all.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None and query.shape[2] > 1:
+        mask = _seen(query.shape[2], query.shape[2], query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return nn.functional.dropout(weights, dropout).to(value.dtype) @ value
 
 
 def may_pack(model: nn.Module, examples: Sequence[Mapping[str, list[int]]]) -> bool:
@@ -231,19 +319,25 @@ def keeps_rows_apart(model: nn.Module, examples: Sequence[Mapping[str, list[int]
     Changes the first of two packed rows and looks at the logits of the second, which must not move,
     and must be those of the row alone. An architecture with attention of its own is found out.
     """
-    first = list(examples[0]["input_ids"])[:32]
-    second = list(examples[-1]["input_ids"])[:32]
+    longest = sorted((list(e["input_ids"]) for e in examples), key=len)[-2:]
+    first, second = (row[:_PROBE_TOKENS] for row in (longest[0], longest[-1]))
     changed = [first[0]] * len(first) if len(set(first)) > 1 else [second[-1]] * len(first)
     alone = _last_row_logits(model, [second])
-    own = use_packed_attention(base_model(model))
-    packed, other = (_last_row_logits(model, [row, second]) for row in (first, changed))
+    base = base_model(model)
+    before = getattr(getattr(base, "config", None), "_attn_implementation", None)
+    own = use_packed_attention(base)
+    try:
+        packed, other = (_last_row_logits(model, [row, second]) for row in (first, changed))
+    except HiddenInputError:
+        base.set_attn_implementation(before)
+        return False
     scale = float(alone.abs().max()) or 1.0
     # Rounding in half precision depends on the shape of the whole batch.
     loose = 5e-2 if _is_half(model) else LEAK_TOLERANCE
     leaked = float((packed - other).abs().max()) > LEAK_TOLERANCE * scale
     differs = float((packed - alone).abs().max()) > loose * scale
     if own and (leaked or differs):
-        base_model(model).set_attn_implementation("sdpa")
+        base.set_attn_implementation(before)
     return not leaked and not differs
 
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from openweights.errors import ConfigError
-from openweights.models.forward import base_model, evaluating
+from openweights.models.forward import base_model, decoder_of, evaluating
 from openweights.models.memory import memory_bytes
 
 SPARE = 0.25  # of a rank's memory, for the cache and what a pass holds
@@ -45,7 +45,7 @@ def spread_layers(model: nn.Module, device: torch.device, *, in_4bit: bool = Fal
     """
     base = base_model(model)
     base.tie_weights()
-    decoder = base.get_decoder()
+    decoder = decoder_of(base)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for layer in decoder_layers(base):
         _place(layer, device)
@@ -64,7 +64,7 @@ def decoder_layers(base: Any) -> nn.ModuleList:
     Raises:
         ConfigError: It has no list of them.
     """
-    for child in base.get_decoder().children():
+    for child in decoder_of(base).children():
         if isinstance(child, nn.ModuleList):
             return child
     raise ConfigError(
@@ -96,7 +96,7 @@ def own_passes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _gathered(model: nn.Module) -> Iterator[None]:
     """Inside, all layers are whole on every rank, and a pass takes no other."""
-    decoder: Any = base_model(model).get_decoder()
+    decoder: Any = decoder_of(base_model(model))
     decoder.set_reshard_after_forward(False)
     try:
         with evaluating(model):
@@ -111,7 +111,7 @@ def _gathered(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _taking_turns(model: nn.Module) -> Iterator[None]:
     """Whoever has made its own passes takes part in those of the others, to the last."""
-    decoder = base_model(model).get_decoder()
+    decoder = decoder_of(base_model(model))
     device = next(model.parameters()).device
 
     def announce(*_: Any) -> None:
@@ -141,7 +141,7 @@ def _all_have_room(model: nn.Module) -> bool:
 
 def one_token(model: nn.Module) -> Tensor:
     """The shortest pass through all layers, for the sake of ranks that need theirs gathered."""
-    decoder = base_model(model).get_decoder()
+    decoder = decoder_of(base_model(model))
     ids = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     return decoder(input_ids=ids, use_cache=False).last_hidden_state
 

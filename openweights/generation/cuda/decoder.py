@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from openweights.generation.cuda.batch import TokenBatch
 from openweights.generation.cuda.linear import FusedLinear, UnsupportedModelError
 from openweights.generation.cuda.torch_ops import Norm
-from openweights.models.forward import logit_transform
+from openweights.models.forward import decoder_of, logit_transform
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma3", "gemma3_text")
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -101,7 +101,7 @@ class Decoder:
         self, base: Any, adapters: Sequence[str], ops: Any, *, narrow: bool = False
     ) -> None:
         check_supported(base)
-        config, model = base.config.get_text_config(), base.get_decoder()
+        config, model = base.config.get_text_config(), decoder_of(base)
         self.ops = ops
         self._rotary = model.rotary_emb
         self._embedding: Tensor = model.embed_tokens.weight
@@ -218,7 +218,7 @@ def check_supported(base: Any) -> None:
         raise UnsupportedModelError("weights on several devices")
     if any(isinstance(module, AuxiliaryTrainingWrapper) for module in base.modules()):
         raise UnsupportedModelError("layers that are trained whole")
-    model = base.get_decoder()
+    model = decoder_of(base)
     if not isinstance(model.embed_tokens, nn.Embedding):
         raise UnsupportedModelError(f"embeddings of kind {type(model.embed_tokens).__name__}")
     types = getattr(model.rotary_emb, "rope_type", "default")

@@ -39,7 +39,13 @@ from openweights.jobs.unsloth.divergence import (
     linear_divergence,
 )
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.forward import base_model, evaluating, frozen_head, output_logits
+from openweights.models.forward import (
+    base_model,
+    decoder_of,
+    evaluating,
+    frozen_head,
+    output_logits,
+)
 from openweights.models.templates.messages import Message
 from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import Collator
@@ -215,7 +221,7 @@ def base_divergences(
 
 def last_hidden(base: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Last hidden states, shape (B, T, H)."""
-    return base.get_decoder()(
+    return decoder_of(base)(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     ).last_hidden_state
 
@@ -228,7 +234,7 @@ def _layer_output(base: Any, layer: int) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    handle = base.get_decoder().layers[layer].register_forward_hook(keep)
+    handle = decoder_of(base).layers[layer].register_forward_hook(keep)
     try:
         yield states
     finally:

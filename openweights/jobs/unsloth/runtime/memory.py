@@ -27,7 +27,7 @@ from openweights.jobs.unsloth.runtime.recomputation import (
     recomputing_layers,
 )
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.forward import base_model
+from openweights.models.forward import base_model, decoder_of
 from openweights.models.load import base_dtype, clear_load_errors, device_name
 from openweights.models.memory import memory_bytes
 from openweights.models.shape import model_shape
@@ -168,7 +168,7 @@ class RecomputationCallback(TrainerCallback):
         self._layers = recomputing_layers(kwargs["model"])
         if self._layers:
             self._layer = self._open.enter_context(measured(self._layers[-1]))
-            decoder = base_model(kwargs["model"]).get_decoder()
+            decoder = decoder_of(base_model(kwargs["model"]))
             decoder.register_forward_pre_hook(self._before_a_pass, with_kwargs=True)
 
     def _before_a_pass(self, decoder: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
