@@ -20,11 +20,15 @@ export async function show(view, { query, signal }) {
   library();
   const reading = h("p", { class: "faint" });
   view.append(reading);
-  let found, asked, scored = {};
+  let found, asked, scored = {}, ownNames = {};
+  const plain = {}; // what a job itself calls a measure that is set apart here
   let { jobs, differing, telling, missing, headings } = await compare();
   if (missing.length) view.append(h("p", { class: "problem" }, `Not in this store: ${missing.join(", ")}`));
   const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
-  const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || a.localeCompare(b));
+  const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || ((plain[a] ?? a) === (plain[b] ?? b) ? 0 : a.localeCompare(b)));
+  // Under a measure's own name all kinds of it, each with its chart: "loss (sft)" and "loss (dpo)" cannot share one.
+  const kinds = Object.create(null);
+  for (const name of names) (kinds[plain[name] ?? name] ??= []).push(name);
   if (!names.length) { reading.remove(); view.append(h("p", { class: "empty" }, "These jobs have measured nothing yet."), table());
     while (!signal.aborted && isRunning()) {
       await pause(3000);
@@ -35,14 +39,15 @@ export async function show(view, { query, signal }) {
     }
     return;
   }
-  if (!names.includes(state.y)) state.y = names.includes("loss") ? "loss" : names[0];
+  if (!kinds[state.y] && !names.includes(state.y)) state.y = kinds.loss ? "loss" : names[0];
   if (state.y !== asked) found = await series();
   reading.remove();
 
-  const chart = h("div", { class: "chart tall", role: "img", "aria-label": "overlay of the chosen measure" });
+  const charts = h("div"), drawn = new Map();
   const scatter = h("div", { class: "chart tall", role: "img", "aria-label": "last values of two measures" });
   const last = h("div");
   const groups = ["", ...differing.filter((name) => name !== "seed")];
+  const between = (name) => { const values = [...new Set(jobs.map(({ params }) => shortened(valueText(params[name]))))]; return `${name}: ${values.slice(0, 4).join(", ")}${values.length > 4 ? ", …" : ""}`; };
   const priced = jobs.some(({ usd_per_hour: price }) => price);
   const axes = Object.keys(AXES).filter((name) => name !== "cost" || priced || state.x === "cost");
   const change = async (key, value) => {
@@ -53,11 +58,11 @@ export async function show(view, { query, signal }) {
   };
   const choice = (label, key, values, titles = {}, name = label.trim()) => h("label", {}, label, h("select", { "aria-label": name, onchange: (event) => change(key, event.target.value) }, values.map((value) => h("option", { value, selected: value === state[key] }, titles[value] ?? value))));
   view.append(
-    h("div", { class: "bar" }, choice("y ", "y", names), choice("x ", "x", axes, AXES), choice("group by ", "group", groups, { "": "nothing" }),
+    h("div", { class: "bar" }, choice("y ", "y", Object.keys(kinds)), choice("x ", "x", axes, AXES), choice("group by ", "group", groups, { "": "nothing", ...Object.fromEntries(differing.map((name) => [name, between(name)])) }),
       h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => change("smooth", event.target.value) })),
-      h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: () => picture(chart, `compare-${state.y.replace(/\W+/g, "-")}`, format) }, format.toUpperCase())),
+      h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: async () => { for (const name of shownKinds()) await picture(drawn.get(name), `compare-${name.replace(/\W+/g, "-")}`, format); } }, format.toUpperCase())),
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
-    chart, h("h2", {}, "Where they ended"), columnChoice(), last,
+    charts, h("h2", {}, "Where they ended"), columnChoice(), last,
     h("h2", {}, "One last value against another"),
     h("div", { class: "bar" }, choice("x ", "sx", ["", ...tasks(), ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...tasks(), ...names], { "": "choose" }, "y of last values"),
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
@@ -74,6 +79,7 @@ export async function show(view, { query, signal }) {
   async function compare() {
     const answer = await get("/api/compare", { jobs: ids.join(",") }, signal);
     ids = answer.jobs.map(({ id }) => id);
+    ownNames = Object.fromEntries(answer.jobs.map(({ id, apart: own }) => [id, own]));
     const [read, scores] = await Promise.all([series(), get("/api/scores", { jobs: ids.join(",") }, signal)]);
     found = read;
     // As a measure: from the score of the evaluation's first model to that of the job's.
@@ -84,13 +90,27 @@ export async function show(view, { query, signal }) {
 
   async function series() {
     asked = state.y || "loss";
+    const measure = plain[asked] ?? asked;
     for (;;) {
-      const answer = await get("/api/series", { jobs: ids.join(","), names: asked, points: POINTS }, signal);
+      const answer = await get("/api/series", { jobs: ids.join(","), names: measure, points: POINTS }, signal);
       const partly = Object.values(answer).filter(({ complete }) => !complete).length;
-      if (!partly) return answer;
+      if (!partly) return apart(answer);
       reading.textContent = `Reading long histories: ${partly} to go…`;
     }
   }
+
+  /** The series under names that mean the same in all of the jobs, as the server says. */
+  function apart(answer) {
+    for (const [id, one] of Object.entries(answer)) {
+      const own = ownNames[id] ?? {};
+      const called = (name) => { const [bare] = name.split("[", 1); const shown = (own[bare] ?? bare) + name.slice(bare.length); if (shown !== name) plain[shown] = name; return shown; };
+      for (const key of ["measures", "series"]) one[key] = Object.fromEntries(Object.entries(one[key]).map(([name, value]) => [called(name), value]));
+    }
+    return answer;
+  }
+
+  /** The measures that are drawn, a chart for each. */
+  function shownKinds() { return kinds[state.y] ?? [state.y]; }
 
   function xs(job, one) {
     const { started } = found[job.id];
@@ -104,16 +124,26 @@ export async function show(view, { query, signal }) {
   }
 
   async function paint() {
-    const lines = jobs.filter((job) => found[job.id].series[state.y]).map((job) => {
-      const one = found[job.id].series[state.y];
-      return { job, x: xs(job, one), y: smoothed(one.value, Number(state.smooth)) };
-    });
-    const traces = state.group ? bands(lines, ({ job }) => valueText(job.params[state.group]), state.group)
-      : lines.map(({ job, x, y }, at) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: { color: colour(at) } }));
+    const own = shownKinds();
+    fill(charts, own.length > 1 && h("p", { class: "faint" }, `“${state.y}” is of different things in these jobs: each has a chart of its own.`),
+      h("div", { class: own.length > 1 ? "panels" : "" }, own.map((measure) => {
+        if (!drawn.has(measure)) drawn.set(measure, h("div", { role: "img", "aria-label": `overlay of ${measure}` }));
+        drawn.get(measure).className = own.length > 1 ? "chart" : "chart tall";
+        return own.length > 1 ? h("section", { class: "panel" }, h("h2", {}, measure), drawn.get(measure)) : drawn.get(measure);
+      })));
     fill(last, table());
-    const whole = state.x === "step" || state.x === "samples";
-    await draw(chart, traces, { xaxis: whole ? stepAxis(AXES[state.x], traces) : { title: { text: AXES[state.x] } }, yaxis: { title: { text: state.y } } });
+    await Promise.all(own.map(overlay));
     await points();
+  }
+
+  async function overlay(measure) {
+    const lines = jobs.map((job, at) => ({ job, at, one: found[job.id].series[measure] })).filter(({ one }) => one).map(({ job, at, one }) => ({ job, at, x: xs(job, one), y: smoothed(one.value, Number(state.smooth)) }));
+    const keys = [...new Set(jobs.map((job) => valueText(job.params[state.group])))];
+    // One colour for a job, or a group, in all charts.
+    const traces = state.group ? bands(lines, ({ job }) => valueText(job.params[state.group]), state.group, keys)
+      : lines.map(({ job, at, x, y }) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: { color: colour(at) } }));
+    const whole = state.x === "step" || state.x === "samples";
+    await draw(drawn.get(measure), traces, { xaxis: whole ? stepAxis(AXES[state.x], traces) : { title: { text: AXES[state.x] } }, yaxis: { title: { text: measure } } });
   }
 
   async function points() {
@@ -134,24 +164,24 @@ export async function show(view, { query, signal }) {
   function ends(job, measure) { return scored[job.id]?.[measure] || found[job.id]?.measures[measure] || [null, null]; }
 
   /** What a parameter's column is called: not as a measure is, of which the jobs may have their own. */
-  function heading(key) { return names.includes(key) ? `params.${key}` : headings[key]; }
+  function heading(key) { return key in kinds ? `params.${key}` : headings[key]; }
 
   /** What evaluations have asked the jobs' models. */
   function tasks() { return [...new Set(Object.values(scored).flatMap(Object.keys))].sort(); }
 
   function rows() {
-    return jobs.flatMap((job) => {
-      const one = found[job.id].series[state.y];
+    return jobs.flatMap((job) => shownKinds().flatMap((measure) => {
+      const one = found[job.id].series[measure];
       const own = Object.fromEntries(differing.map((key) => [heading(key), job.params[key]]));
-      return one ? one.step.map((step, at) => ({ job: job.id, ...own, measure: state.y, step, value: one.value[at], time: new Date(one.time[at] * 1000).toISOString() })) : [];
-    });
+      return one ? one.step.map((step, at) => ({ job: job.id, ...own, measure, step, value: one.value[at], time: new Date(one.time[at] * 1000).toISOString() })) : [];
+    }));
   }
 
   /** A row for each job: what differs, and of each measure its last value and how far it has moved;
    * what tells the jobs apart, and as many measures as fit, until all is asked for. */
   function table() {
     const keys = state.all ? differing : telling;
-    const asked = [...tasks(), state.y, state.sx, state.sy, state.sort && !differing.map(heading).includes(state.sort) && state.sort !== "status" && state.sort].filter(Boolean);
+    const asked = [...tasks(), ...shownKinds(), state.sx, state.sy, state.sort && !differing.map(heading).includes(state.sort) && state.sort !== "status" && state.sort].filter(Boolean);
     const room = Math.max(Math.floor((view.clientWidth - 300) / COLUMN) - keys.length, 2);
     // What few of them have measured says little beside the others.
     const shared = names.filter((measure) => state.all || 2 * jobs.filter((job) => ends(job, measure)[1] !== null).length >= jobs.length);
@@ -188,11 +218,15 @@ function compared(a, b) {
   return typeof a === "number" && typeof b === "number" ? a - b : valueText(a).localeCompare(valueText(b));
 }
 
-/** Mean and, from lowest to highest, the band of the lines with one key. */
-function bands(lines, keyOf, title) {
+/** A value as short as a list of choices has room for. */
+const shortened = (text) => (text.length > 24 ? `${text.slice(0, 23)}…` : text);
+
+/** Mean and, from lowest to highest, the band of the lines with one key, which has its colour by its place in `keys`. */
+function bands(lines, keyOf, title, keys) {
   const groups = new Map();
   for (const line of lines) groups.set(keyOf(line), [...(groups.get(keyOf(line)) || []), line]);
-  return [...groups].flatMap(([key, members], at) => {
+  return [...groups].flatMap(([key, members]) => {
+    const at = keys.indexOf(key);
     const steps = [...new Set(members.flatMap(({ x }) => x.map(Number)))].sort((a, b) => a - b);
     const values = members.map((member) => interpolated(member, steps));
     const columns = steps.map((_, i) => values.map((one) => one[i]).filter((value) => value !== null));
