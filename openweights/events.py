@@ -89,11 +89,13 @@ class Stage(TypedEvent):
 
     Attributes:
         doing: As in "loading the model".
+        step: Behind which step that trains it does so; None before the first.
     """
 
     type: ClassVar[str] = "stage"
 
     doing: str
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,14 +8,14 @@ import html
 import math
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.client.event_json import as_number
-from openweights.client.watching.metrics import TOTALS
+from openweights.client.watching.metrics import EVAL, TOTALS, TRAIN
 from openweights.client.watching.notes import notebook_display
 from openweights.events import BlockwiseLogProbs, LogProbs, Stage, Started
 from openweights.types import ENDED, EventRecord, JobRecord
@@ -65,8 +65,11 @@ class Progress:
             changes |= {"from_step": from_step, "step": reached, "began_at": event.created_at}
             changes["doing"] = ""
         step = data.get("step")
-        if isinstance(step, int) and not isinstance(step, bool) and step > now.step:
-            changes |= {"step": step, "reached_at": event.created_at, "doing": ""}
+        if isinstance(step, int) and not isinstance(step, bool) and step >= now.step:
+            if step > now.step:
+                changes |= {"step": step, "reached_at": event.created_at, "doing": ""}
+            elif step and _is_of_training(data):
+                changes["doing"] = ""
         if data.get("type") == Stage.type:
             changes["doing"] = str(data.get("doing", ""))
         if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
@@ -105,14 +108,22 @@ class Progress:
         if rate := self.seconds_per_step:
             figure, unit = (rate, "s/step") if rate >= 1 else (1 / rate, "steps/s")
             parts.append(f"{_figure(figure)} {unit}")
+        # A step that takes longer than the others, as one that measures does, has no time left.
         left_s = self.left_s(now)
-        if left_s is not None and self.total and self.step < self.total:
+        if left_s is not None and round(left_s) and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")
         if self.tokens_per_s:  # 0 where every answer was there already
             parts.append(f"{_figure(self.tokens_per_s)} tokens/s")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         return " · ".join(parts)
+
+
+def _is_of_training(data: Mapping[str, Any]) -> bool:
+    """Whether a trainer has logged it of its own sets: what else is measured at a step comes before
+    its loss.
+    """
+    return "type" not in data and data.get("tag", TRAIN) in (TRAIN, EVAL)
 
 
 def _figure(rate: float) -> str:
@@ -146,11 +157,23 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
     progress = Progress(run.id)
     kinds = (Started.type, Stage.type)
     told = (event for kind in kinds for event in backend.list_events(run_id=run.id, type=kind))
+    at = 0
     for event in sorted(told, key=lambda event: event.id):
-        progress = progress.after(event)
+        progress, at = progress.after(event), event.id
     last = backend.latest_values(["step", "loss", "tokens_per_s", *TOTALS], run_id=run.id)
     moment = run.ended_at or datetime.now(UTC)
-    return progress.after(EventRecord(0, run.id, last, moment)).of(job)
+    now = progress.after(EventRecord(0, run.id, last, moment))
+    # A step behind its stage has ended that; at the step itself the events between them tell.
+    doing = "" if now.step > progress.step else _still_doing(backend, progress, at)
+    return replace(now, doing=doing).of(job)
+
+
+def _still_doing(backend: Backend, progress: Progress, at: int) -> str:
+    """What the run does since its last stage, the event `at`."""
+    later = iter(backend.list_events(run_id=progress.run_id, after=at) if progress.doing else ())
+    while progress.doing and (event := next(later, None)):
+        progress = progress.after(event)
+    return progress.doing
 
 
 class Display(Protocol):

@@ -71,7 +71,21 @@ class MetricsCallback(TrainerCallback):
         """However rarely it logs, a run that computes does not hang."""
         self._reporter.heartbeat()
 
-    on_step_end = on_prediction_step = on_substep_end
+    on_prediction_step = on_substep_end
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._reporter.heartbeat()
+        if not control.should_log:
+            self._tell_evaluation(state, control)
+
+    on_epoch_end = on_step_end
+
+    def _tell_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
+        if control.should_evaluate:
+            doing = Stage(doing="measuring the test set", step=state.global_step)
+            self._reporter.log(doing.data())
 
     def on_log(
         self,
@@ -87,6 +101,8 @@ class MetricsCallback(TrainerCallback):
         elif any(key.startswith("eval_") for key in entry):
             entry["tag"] = "eval"
         self._reporter.log(entry)
+        if "type" not in entry and "tag" not in entry:
+            self._tell_evaluation(state, control)
         self._print(entry, state)
         loss = entry.get("loss")
         if isinstance(loss, float) and not math.isfinite(loss):
@@ -104,13 +120,14 @@ class MetricsCallback(TrainerCallback):
             return
         done = max(state.global_step - self._started_step, 1)
         per_step = (time.monotonic() - self._started_at) / done
+        left = state.max_steps - state.global_step
         logger.info(
-            "step %d/%d: %s, %.2f s a step, about %.0f s to go",
+            "step %d/%d: %s, %.2f s a step%s",
             state.global_step,
             state.max_steps,
             _figures(entry),
             per_step,
-            per_step * (state.max_steps - state.global_step),
+            f", about {per_step * left:.0f} s to go" if left else "",
         )
 
 

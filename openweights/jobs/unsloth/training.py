@@ -327,9 +327,10 @@ def _finish(
     """Leave the result under uploads/, and push it when that is wanted."""
     from openweights.jobs.unsloth.runtime.model_card import model_card
 
-    reporter.log(Stage(doing="saving the result").data())
+    step = trainer.state.global_step
+    reporter.log(Stage(doing="saving the result", step=step).data())
     result, base = _save(config, trainer.model, tokenizer)
-    record = {**record, "steps": trainer.state.global_step}
+    record = {**record, "steps": step}
     for name, content in (("config", record["config"]), ("reproducibility", record)):
         text = json.dumps(content, indent=2, sort_keys=True)
         (UPLOADS / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -33,6 +33,7 @@ def progress(*events: tuple[float, Mapping[str, Any]], run: int = 1) -> Progress
     return now
 
 
+LAST_GATE = (80.0, {"type": "stage", "doing": "trying the demonstrations", "step": 40})
 STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
 
 
@@ -64,7 +65,7 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             "step 20/40 · 2 steps/s · 9s left · loss 2",
         ),
         ([STARTED, (1130.0, {"step": 10})], "step 10/40 · 113 s/step · 56m30s left"),
-        ([STARTED, (0.25, {"step": 30})], "step 30/40 · 120 steps/s · 0s left"),
+        ([STARTED, (0.25, {"step": 30})], "step 30/40 · 120 steps/s"),
         # It went on from step 30: those steps took this run no time.
         (
             [(0, {"type": "started", "max_steps": 40, "from_step": 30}), (10, {"step": 35})],
@@ -90,6 +91,22 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             "step 20/40 · 2 steps/s · 10s left",
         ),
         ([STARTED, (80, {"step": 40, "loss": 0.1})], "step 40/40 · 2 s/step · loss 0.1"),
+        # At the end it measures: no time is left, and what it does is said until the loss comes.
+        (
+            [STARTED, (78, {"step": 39}), LAST_GATE],
+            "trying the demonstrations · step 40/40 · 2 s/step",
+        ),
+        (
+            [STARTED, LAST_GATE, (85, {"step": 40, "tag": "everyday", "kl_to_base": 0.1})],
+            "trying the demonstrations · step 40/40 · 2 s/step",
+        ),
+        ([STARTED, LAST_GATE, (85, {"step": 40, "loss": 0.1})], "step 40/40 · 2 s/step · loss 0.1"),
+        (
+            [STARTED, (80, {"step": 40}), (80, {"type": "stage", "doing": "saving", "step": 40})],
+            "saving · step 40/40 · 2 s/step",
+        ),
+        # A step that takes longer than its share is not over.
+        ([STARTED, (78, {"step": 39}), (81, {"type": "x"})], "step 39/40 · 2 s/step"),
         ([STARTED, (5, {"step": True}), (5, {"step": "x", "loss": "NaN"})], "step 0/40 · loss nan"),
     ],
 )

@@ -27,6 +27,7 @@ from openweights import (
     WaitTimeoutError,
 )
 from openweights.client import Job
+from openweights.client.watching.progress import read_progress
 from openweights.client.watching.waiting import patiently, wait_for
 from openweights.types import Claim, EventDraft, EventRecord
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
@@ -227,6 +228,33 @@ def _read(terminal: int) -> bytes:
         # What a terminal says when nobody writes to it any more.
         assert error.errno == errno.EIO
         return b""
+
+
+def test_what_is_done_behind_the_last_step_is_said(ow: QuietClient, claim: Take) -> None:
+    """To who looks once, as `ow ls` and the page do; `wait` follows the events one by one."""
+    job = Echo(ow).create(text="a")
+    run = claim().run
+    looks: list[str] = []
+
+    def log(*data: dict[str, object]) -> None:
+        append(ow.backend, run.id, *data)
+        words = read_progress(ow.backend, ow.backend.get_job(job.id)).words()
+        looks.append(re.sub(r"[\d.]+ s(teps)?/s(tep)?", "rate", words))
+
+    log({"type": "stage", "doing": "loading"})
+    log({"type": "started", "max_steps": 2, "from_step": 0}, {"step": 1, "loss": 2.0})
+    log({"type": "stage", "doing": "trying", "step": 2})
+    log({"type": "teacher_gate", "step": 2}, {"tag": "everyday", "step": 2, "kl_to_base": 0.5})
+    log({"step": 2, "loss": 1.0}, {"type": "stage", "doing": "measuring", "step": 2})
+    log({"step": 2, "eval_loss": 1.5, "tag": "eval"})
+    log({"type": "stage", "doing": "saving the result", "step": 2})
+    said = [words.partition(" · ")[0] for words in looks]
+    assert said == ["loading", "step 1/2", "trying", "trying", "measuring", "step 2/2"] + [
+        "saving the result"
+    ]
+    assert not any("left" in words for words in looks[2:]) and "step 2/2" in looks[-1]
+    ow.backend.finish_run(run.id, run.attempt, "completed")
+    assert read_progress(ow.backend, ow.backend.get_job(job.id)).words().startswith("step 2/2")
 
 
 def test_logs(ow: QuietClient, claim: Take) -> None:

@@ -139,7 +139,8 @@ def test_result_events_and_log(whole: tuple[Path, str], params: dict[str, Any], 
     assert kinds.count("eval") == 5 and kinds.count("checkpoint") == 3
     stages = [e["doing"] for e in events(folder) if e.get("type") == "stage"]
     preparing = ["fetching the model", "reading the rows", "loading the model"]
-    assert stages == [*preparing, "preparing the rows", "saving the result"]
+    measuring = ["measuring the test set"] * 5
+    assert stages == [*preparing, "preparing the rows", *measuring, "saving the result"]
     [started] = [e for e in events(folder) if e.get("type") == "started"][:1]
     assert started == {"type": "started", "max_steps": 14, "from_step": 0}
     base = AutoModelForCausalLM.from_pretrained(tiny)

@@ -62,16 +62,17 @@ class GateFollower(ScheduledCallback):
         log_event: LogEvent,
         schedule: int | str,
     ) -> None:
-        super().__init__(schedule)
+        super().__init__(schedule, "trying the demonstrations", log_event)
         self._gate = gate
         self._teacher = teacher
         self._showing = showing
         self._log_event = log_event
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """The gate itself has measured."""
+
     def measure(self, model: Any, step: int) -> None:
         """A reward that fails now costs this measurement, and not the training."""
-        if not step:
-            return
         try:
             event = self._gate.follow(self._teacher, self._showing, step)
         except JobFailedError as error:
@@ -97,7 +98,7 @@ class DistanceToBase(ScheduledCallback):
         log_event: LogEvent,
         schedule: int | str,
     ) -> None:
-        super().__init__(schedule)
+        super().__init__(schedule, "comparing with the base", log_event)
         self._log_event = log_event
         collate = Collator(int(tokenizer.pad_token_id))  # type: ignore[arg-type]
         self._batch = collate(_base_answers(engine, tokenizer))

@@ -40,7 +40,7 @@ class LogProbTracker(ScheduledCallback):
         schedule: int | str,
         batch_size: int,
     ) -> None:
-        super().__init__(schedule)
+        super().__init__(schedule, f"scoring {name}", reporter.log)
         self._name = name
         self._rows = rows
         self._tokenizer = tokenizer
@@ -70,7 +70,7 @@ class MultipleChoiceTracker(ScheduledCallback):
         tokenizer: PreTrainedTokenizerBase,
         reporter: Reporter,
     ) -> None:
-        super().__init__(settings.eval_steps)
+        super().__init__(settings.eval_steps, f"asking questions ({settings.tag})", reporter.log)
         self._settings = settings
         self._questions = questions
         self._tokenizer = tokenizer

@@ -41,7 +41,7 @@ class Sampler(ScheduledCallback):
         *,
         seed: int,
     ) -> None:
-        super().__init__(settings.eval_steps)
+        super().__init__(settings.eval_steps, f"sampling answers ({settings.tag})", reporter.log)
         self._settings = settings
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[list[int]] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from openweights.events import Stage
 
 
 def is_due(step: int, schedule: int | str) -> bool:
@@ -20,10 +23,19 @@ def is_due(step: int, schedule: int | str) -> bool:
 
 
 class ScheduledCallback(TrainerCallback):
-    """Calls `measure` when it is time. Measuring must leave the training as it is."""
+    """Calls `measure` when it is time. Measuring must leave the training as it is.
 
-    def __init__(self, schedule: int | str) -> None:
+    Args:
+        doing: What it does, in words for who waits: the last steps' measurements take long.
+        log_event: Receives that as a `Stage`, before each measurement.
+    """
+
+    def __init__(
+        self, schedule: int | str, doing: str, log_event: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._schedule = schedule
+        self._doing = doing
+        self._tell = log_event
         self._last_step = -1
 
     def measure(self, model: Any, step: int) -> None:
@@ -52,4 +64,5 @@ class ScheduledCallback(TrainerCallback):
 
     def _measure(self, model: Any, step: int) -> None:
         self._last_step = step
+        self._tell(Stage(doing=self._doing, step=step).data())
         self.measure(model, step)
