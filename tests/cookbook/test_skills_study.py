@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -24,6 +25,7 @@ from cookbook.sdft.skills.results import (
     chosen_rates,
     difference,
     estimate,
+    exact,
     frontier_points,
     in_order,
     shared_seconds,
@@ -213,6 +215,22 @@ def test_a_moment_costs_by_the_share_of_who_ran() -> None:
     assert sum(shares) == pytest.approx(11), "together they took the machine, no more and no less"
 
 
+@pytest.mark.parametrize(
+    ("rate", "text"), [(5e-5, "5e-5"), (1e-4, "1e-4"), (0.01, "1e-2"), (2.5e-6, "2.5e-6")]
+)
+def test_a_rate_is_told_as_it_is_typed(rate: float, text: str) -> None:
+    assert exact(rate) == text and float(text) == rate
+
+
+def test_seeds_that_agree_are_drawn(tmp_path: Path) -> None:
+    """Of equal values the mean may be rounded to below them; a whisker is never negative."""
+    alike = [made("sft", 1e-5, seed, 14, 0.7) for seed in (1, 2, 3)]
+    assert fmean(run.kl for run in alike) < 0.7 == alike[0].score("orders")
+    later = [replace(run, stage=2) for run in alike]
+    draw_frontier(frontier_points(alike, "orders"), "orders", tmp_path / "frontier.png")
+    draw_sequence([*alike, *later], ("orders", "arithmetic"), tmp_path / "sequence.png")
+
+
 def test_figures_and_table(tmp_path: Path) -> None:
     frontier = draw_frontier(frontier_points(RUNS, "orders"), "orders", tmp_path / "frontier.png")
     assert [axes.get_xlabel()[:5] for axes in frontier.axes] == ["share", "KL to"]
@@ -223,10 +241,10 @@ def test_figures_and_table(tmp_path: Path) -> None:
     )
     lines = table(RUNS, ("orders", "arithmetic")).splitlines()
     assert len(lines) == 2 + 6 and lines[2].startswith("| base |  |  | 0.00 [0.00, 0.16]")
-    assert "| SFT, 3e-05 | orders, arithmetic | 2 | 0.75" in lines[-1]
+    assert "| SFT, 3e-5 | orders, arithmetic | 2 | 0.75" in lines[-1]
     less = differences(RUNS, ("orders", "arithmetic")).splitlines()
     assert len(less) == 2 + 1, "only 3e-5 was run by both"
-    assert less[2].startswith("| SDFT, forward KL less SFT, 3e-05 | orders | **-0.65 [")
+    assert less[2].startswith("| SDFT, forward KL less SFT, 3e-5 | orders | **-0.65 [")
     assert differences(RUNS[:4], ("orders", "arithmetic")) == ""
 
 
@@ -236,28 +254,26 @@ def test_the_documents_say_what_was_measured() -> None:
     text = (root / "docs" / "sdft.md").read_text(encoding="utf-8")
     data = json.loads((root / "tests" / "benchmarks" / "skills.json").read_text())
     runs = [Run.of(run) for run in data["runs"]]
-    first = [point for point in frontier_points(runs, "tool_use") if point.method != "grpo"]
+    runs = study.measured(runs)
+    points = frontier_points(runs, "tool_use")
+    first = [p for p in points if p.method in ("base", "sft", "sdft_forward")]
     assert len(first) == 9 and all(len(point.skill) == 3 for point in first[1:])
     for point in first:
-        label = LABELS[point.method]
-        rate = f"{point.rate:.0e}".replace("e-0", "e-") if point.rate else ""
+        rate = exact(point.rate) if point.rate else ""
         skill, kept = f"{fmean(point.skill):.2f}", f"{fmean(point.kept):.2f}"
-        row = rf"\| {label} \| {rate} ?\| {skill} \[.*\] \| {kept} \["
-        assert re.search(row, text), f"{label} {point.rate}"
-    for method, seeds, calls in (("sft", 3, "0.17"), ("sdft_forward", 2, "0.56")):
-        later = [run for run in runs if (run.method, run.stage) == (method, 2)]
-        assert len(later) == seeds
-        assert f"{fmean(run.score('tool_use') for run in later):.2f}" == calls
-    printed = [Run.of(run) for run in data["printed"]]
-    for method, stage in (("sft", 1), ("sft", 2), ("sft", 3), ("sdft_forward", 2)):
-        own = [run for run in printed if (run.method, run.stage) == (method, stage)]
-        shares = ", ".join(f"{run.score('tool_use'):.2f}" for run in own)
-        assert re.search(rf"\| {LABELS[method]} \| {shares} \|", text), (method, stage)
-    [[low], [high]] = (
-        [r.score("tool_use") for r in printed if (r.method, r.rate) == ("grpo", rate)]
-        for rate in (5e-5, 1e-4)
-    )
-    assert f"at 5e-5 {low:.2f}" in text and f"at 1e-4 {high:.2f}" in text
+        row = rf"\| {LABELS[point.method]} \| {rate} ?\| {skill} \[.*\] \| {kept} \["
+        assert re.search(row, text), (point.method, point.rate)
+    [grpo] = [point for point in points if point.method == "grpo"]
+    shares = (", ".join(f"{share:.2f}" for share in own) for own in (grpo.skill, grpo.kept))
+    assert " | ".join(shares) in text
+    for method, stage in itertools.product(("sft", "sdft_forward"), (1, 2, 3)):
+        own = [run for run in runs if (run.method, run.rate, run.stage) == (method, 5e-5, stage)]
+        names = ("tool_use", "arithmetic", "orders", "humaneval")
+        means = [f"{fmean(run.score(name) for run in own):.2f}" for name in names]
+        cells = r"[^|]* \| ".join([rf"{LABELS[method]}, 5e-5", *means])
+        kl = f"{fmean(run.kl for run in own):.3f}"
+        assert re.search(rf"{cells}[^|]* \| {kl} \|", text), (method, stage)
+        assert len(own) == (2 if (method, stage) == ("sft", 3) else 3)
     assert all(len(run.rows("tool_use")) == 300 for run in runs)
     assert all(len(run.rows("humaneval")) == 164 for run in runs)
 
@@ -327,7 +343,7 @@ def test_the_study_runs_and_is_taken_up(
     monkeypatch.setattr("sys.argv", [*command, "--rates", "1e-2", "--out", str(out)])
     study.main()
     told = capsys.readouterr().out
-    assert "SDFT, forward KL 0.01, seed 1, stage 1: ftjob-" in told and "teacher gate" in told
+    assert "SDFT, forward KL 1e-2, seed 1, stage 1: ftjob-" in told and "teacher gate" in told
     data: dict[str, Any] = json.loads((out / "results.json").read_text())
     results: list[dict[str, Any]] = [run for run in data["runs"] if "stopped" not in run]
     stopped: list[dict[str, Any]] = [run for run in data["runs"] if "stopped" in run]

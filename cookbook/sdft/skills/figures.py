@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from cookbook.sdft.skills.results import LABELS, Point, Run, difference, estimate
+from cookbook.sdft.skills.results import LABELS, Point, Run, difference, estimate, exact
 from openweights.jobs.evaluate.intervals import Estimate
 
 # Okabe and Ito's colours, which are told apart by nearly everybody.
@@ -48,7 +48,9 @@ def draw_frontier(points: Sequence[Point], skill: str, path: Path) -> Figure:
 
 
 def _draw_points(axes: Any, points: Sequence[Point], name: str) -> None:
-    """The rates of a method, joined; whiskers reach from the lowest seed to the highest."""
+    """The rates of a method, joined; whiskers reach from the lowest seed to the highest, and each
+    seed is a small point.
+    """
     points = sorted(points, key=lambda point: point.rate)
     x, y = ([getattr(p, key) for p in points] for key in (name, "skill"))
     method = points[0].method
@@ -65,17 +67,19 @@ def _draw_points(axes: Any, points: Sequence[Point], name: str) -> None:
         capsize=2,
     )
     for point, across, up in zip(points, x, y, strict=True):
-        if point.rate:
+        axes.plot(across, up, ".", color=COLORS[method], markersize=3, alpha=0.6)
+        if point.rate and name == "kl":  # by HumanEval points stand too near one another
             place = (fmean(across), fmean(up))
             axes.annotate(
-                f"{point.rate:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=7
+                exact(point.rate), place, xytext=(4, 4), textcoords="offset points", fontsize=7
             )
 
 
 def _whiskers(values: Sequence[Sequence[float]]) -> list[list[float]]:
+    # Of equal values the mean may be rounded to beside them.
     return [
-        [fmean(own) - min(own) for own in values],
-        [max(own) - fmean(own) for own in values],
+        [max(0.0, fmean(own) - min(own)) for own in values],
+        [max(0.0, max(own) - fmean(own)) for own in values],
     ]
 
 
@@ -94,7 +98,7 @@ def draw_sequence(runs: Sequence[Run], skills: Sequence[str], path: Path) -> Fig
         for method, rate in went_on:
             own = [r for r in runs if (r.method, r.rate) == (method, rate) or r.stage == 0]
             look = {"color": COLORS[method], "linestyle": styles[rate]}
-            _draw_stages(axes, own, name, label=f"{LABELS[method]}, {rate:g}", **look)
+            _draw_stages(axes, own, name, label=f"{LABELS[method]}, {exact(rate)}", **look)
         if name in skills:
             axes.axvline(place, linestyle=":", color="#7f7f7f", linewidth=1)
         axes.set_title(name)
@@ -149,7 +153,7 @@ def table(runs: Sequence[Run], skills: Sequence[str]) -> str:
     names = [*skills, *_benchmarks(runs)]
     rows: list[list[str]] = []
     for (method, rate, stage), own in _grouped(runs).items():
-        cells = [LABELS[method] + (f", {rate:g}" if rate else ""), ", ".join(skills[:stage])]
+        cells = [LABELS[method] + (f", {exact(rate)}" if rate else ""), ", ".join(skills[:stage])]
         cells.append(str(len(own)) if stage else "")
         cells += [str(estimate(own, name)) for name in names]
         cells.append(f"{fmean(run.kl for run in own):.3f}")
@@ -169,7 +173,7 @@ def differences(runs: Sequence[Run], skills: Sequence[str], against: str = "sft"
     for (method, rate, stage), own in groups.items():
         others = groups.get((against, rate, stage))
         if others and method != against:
-            cells = [f"{LABELS[method]} less {LABELS[against]}, {rate:g}"]
+            cells = [f"{LABELS[method]} less {LABELS[against]}, {exact(rate)}"]
             cells.append(", ".join(skills[:stage]))
             cells += [_signed(difference(own, others, name)) for name in names]
             rows.append(cells)

@@ -59,7 +59,7 @@ class Run:
     @property
     def label(self) -> str:
         """Names it for people."""
-        rate = f" {self.rate:g}, seed {self.seed}, stage {self.stage}" if self.stage else ""
+        rate = f" {exact(self.rate)}, seed {self.seed}, stage {self.stage}" if self.stage else ""
         return LABELS[self.method] + rate
 
     def score(self, name: str) -> float:
@@ -93,17 +93,19 @@ class Run:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Run:
-        """From `data()`; of a run whose rows are lost, a share in the place of its digits."""
+        """From `data()`."""
         rows = {
-            name: {key: _values(digits) for key, digits in data[name].items()}
+            name: {key: list(map(float, digits)) for key, digits in data[name].items()}
             for name in ("scores", "kept")
             if name in data
         }
         return cls(**{**data, **rows})
 
 
-def _values(digits: str | float) -> list[float]:
-    return [float(digit) for digit in digits] if isinstance(digits, str) else [float(digits)]
+def exact(rate: float) -> str:
+    """A learning rate, as 5e-5."""
+    digits, power = f"{rate:e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 class Point(NamedTuple):

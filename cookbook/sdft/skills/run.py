@@ -88,12 +88,9 @@ def draw(results: Path, out: Path) -> None:
 
     data = json.loads(results.read_text(encoding="utf-8"))
     skills, runs = data["study"]["skills"], measured(Run.of(run) for run in data["runs"])
-    known = {run.key for run in runs}
-    printed = [Run.of(run) for run in data.get("printed", ())]  # shares alone: for figures
-    shown = in_order([*runs, *(run for run in printed if run.key not in known)])
     out.mkdir(parents=True, exist_ok=True)
-    draw_frontier(frontier_points(shown, skills[0]), skills[0], out / "frontier.png")
-    draw_sequence(shown, skills, out / "sequence.png")
+    draw_frontier(frontier_points(runs, skills[0]), skills[0], out / "frontier.png")
+    draw_sequence(runs, skills, out / "sequence.png")
     text = "\n".join(filter(None, (table(runs, skills), differences(runs, skills))))
     (out / "results.md").write_text(text, encoding="utf-8")
     print(text)

@@ -215,24 +215,27 @@ class TrainingFields(BaseModel):
         holdout_fraction: This share of the training rows, drawn by `seed`, is the test set.
         meta: Free; for `ow.jobs.find(meta={…})`.
         sdft_ema_alpha: Share of the student that the teacher takes over per step; 0 freezes it.
+            Measured: level with a frozen teacher, at twice its KL to the base (135 M).
         sdft_demo_template: Teacher's last user turn; must hold {demonstration}, may hold {prompt}.
         sdft_demo_placement: "template" shows the demonstration in the last user turn, "turns" as
             earlier user and assistant turns; "auto" takes the one with which the teacher answers
-            best.
+            best. Measured: no place is best for both of two models.
         sdft_demo_repeats: How often it is shown as turns.
         sdft_gate: Before training, teacher and student answer some prompts; a teacher that is no
             better stops the run, or with "warn" is told of. "off" measures nothing, and "auto" is
-            then "template".
-        sdft_gate_margin: So much better must it be, on the scale of what is compared.
+            then "template". Measured: what it stops learns nothing.
+        sdft_gate_margin: So much better must it be, on the scale of what is compared, and by more
+            than chance explains in so few rows. Measured: teachers are far above it or far below.
         sdft_gate_reward: Compare by this reward, a name or `file.py:function` as of
             grpo_reward_function; None for the overlap with the demonstration (ROUGE-L).
-        sdft_gate_rows: How many prompts are answered.
+        sdft_gate_rows: How many prompts are answered; more see a smaller gain.
         sdft_gate_steps: While the model trains, the same again every so many steps, or "log", as in
             `eval_every_n_steps`, and at the end.
         sdft_max_new_tokens: Longest completion of the student.
         sdft_temperature, sdft_top_p: How the student's completions are drawn.
         sdft_divergence: KL(student || teacher), KL(teacher || student), or Jensen-Shannon.
-        sdft_skip_tokens: First tokens of a completion that are left out of the loss.
+            Measured: level where both have learned; "forward_kl" learns in fewer steps.
+        sdft_skip_tokens: First tokens of a completion that are left out of the loss; not measured.
         sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
             for the whole vocabulary.
         sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
