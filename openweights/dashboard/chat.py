@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from openweights.client import OpenWeights
-from openweights.client.serving.openai_clients import said_by_server
-from openweights.dashboard.http import json_body, refusal, refuse_local_files
-from openweights.errors import InvalidInputError, OpenWeightsError
+from openweights.dashboard.http import json_body, refuse_local_files
+from openweights.errors import InvalidInputError
 
 
 async def chat_completions(request: Request) -> Response:
@@ -39,12 +38,7 @@ async def _answer(request: Request, ask: Callable[..., Any], field: str) -> Resp
     if body.get("cache"):
         raise InvalidInputError("cache: is no parameter of OpenAI's API")
     refuse_local_files(cast("OpenWeights", request.state.client), body["model"], "model")
-    try:
-        answer = await run_in_threadpool(lambda: ask(**body))
-    except OpenWeightsError:
-        raise
-    except Exception as error:  # noqa: BLE001 - what the model's server said, with its status
-        return refusal(request, getattr(error, "status_code", 502), said_by_server(error))
+    answer = await run_in_threadpool(lambda: ask(**body))
     if not body.get("stream"):
         return JSONResponse(answer.model_dump(mode="json"))
     return StreamingResponse(_events(answer), media_type="text/event-stream")

@@ -13,7 +13,6 @@ import click
 
 from openweights.cli.models.infer import given_params, model_named, sampling_options
 from openweights.cli.output import note, printable
-from openweights.client.serving.openai_clients import is_refusal, said_by_server
 from openweights.errors import OpenWeightsError
 
 if TYPE_CHECKING:
@@ -68,11 +67,9 @@ class Conversation:
             self.messages.pop()
             note("stopped")
             return
-        except Exception as error:
-            if not (isinstance(error, OpenWeightsError) or is_refusal(error)):
-                raise
+        except OpenWeightsError as error:
             self.messages.pop()
-            note(said_by_server(error))
+            note(str(error))
             return
         self.messages.append({"role": "assistant", "content": answers[0]})
 

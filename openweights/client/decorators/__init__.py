@@ -61,7 +61,7 @@ def openai_retry(
     """
     growing = [min(factor**n, max_value) for n in range(max_tries - 1)]
     waits = growing if interval is None else [interval] * (max_tries - 1)
-    return _again(waits, max_time, extra_exceptions, _RAISE)
+    return _again(waits, max_time, (PlatformError, *extra_exceptions), _RAISE)
 
 
 def _again(

@@ -12,11 +12,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import InvalidStateError as AlreadySettledError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from openweights.client.serving.openai_clients import Clients
+from openweights.arguments import check_text
+from openweights.client.serving.openai_clients import (
+    Clients,
+    Streamed,
+    check_request,
+    in_our_words,
+)
 from openweights.client.serving.temporary_api import UP_TIMEOUT_S, TemporaryApi
-from openweights.errors import ConfigError, InvalidStateError, NotFoundError, PlatformError
+from openweights.errors import (
+    ConfigError,
+    InvalidStateError,
+    NotFoundError,
+    PlatformError,
+    shown,
+)
 from openweights.events import Checkpoint
 from openweights.models.names import full_name, model_reference
 
@@ -87,10 +99,13 @@ class Completions:
                 client.
 
         Raises:
-            PlatformError: The deployment does not answer; why, as far as it is known.
+            ConfigError: A parameter is wrong; a line for each.
+            InvalidInputError: The model's server does not take the request.
+            ConfigurationError: OpenAI's key is missing, or is not taken.
+            PlatformError: The model's server does not answer; why, as far as it is known.
             JobFailedError: The model cannot be deployed; the message has the end of the log.
         """
-        cached = self._deployments.cached(model, cache, params)
+        cached = self._deployments.looked_up(model, cache, params, of_chats=self._of_chats)
         if cached is not None and (known := cached.read()) is not None:
             return known
         ask = self._deployments.target(model).result()
@@ -100,6 +115,8 @@ class Completions:
             answer = endpoint.create(model=ask.name, **_with_timeout(params))
         except Exception as error:
             raise ask.explained(error) from error
+        if params.get("stream"):
+            return Streamed(answer, ask.explained)
         return answer if cached is None else cached.write(answer)
 
 
@@ -111,7 +128,7 @@ class AsyncCompletions:
 
     async def create(self, *, model: str, cache: bool | str | Path = False, **params: Any) -> Any:
         """See `Completions.create`."""
-        cached = await asyncio.to_thread(self._deployments.cached, model, cache, params)
+        cached = await asyncio.to_thread(self._deployments.looked_up, model, cache, params)
         if cached is not None and (known := cached.read()) is not None:
             return known
         ask = await asyncio.wrap_future(self._deployments.target(model))
@@ -120,6 +137,8 @@ class AsyncCompletions:
             answer = await completions.create(model=ask.name, **_with_timeout(params))
         except Exception as error:
             raise await asyncio.to_thread(ask.explained, error) from error
+        if params.get("stream"):
+            return Streamed(answer, ask.explained)
         return answer if cached is None else cached.write(answer)
 
 
@@ -145,7 +164,7 @@ class Target:
     def explained(self, error: Exception) -> Exception:
         """The error as the caller should see it: of a deployment that is gone, why."""
         if self._api is None or not self.clients.is_lost(error):
-            return error
+            return in_our_words(error, self.name, at_openai=self._api is None)
         self.is_lost = True
         self._api.forget()
         return PlatformError(
@@ -228,6 +247,25 @@ class Deployments:
         self._apis.pop(model, None)
         self._wanted.pop(model, None)
         return self._targets.pop(model)
+
+    def looked_up(
+        self,
+        model: str,
+        cache: bool | str | Path,
+        params: Mapping[str, Any],
+        *,
+        of_chats: bool = True,
+    ) -> CachedAnswer | None:
+        """As `cached`, once the request has been looked at.
+
+        Raises:
+            ConfigError: A parameter is wrong.
+        """
+        check_text("model", model, "give the name of a model, or the id of a job")
+        if not isinstance(cast("object", cache), bool | str | Path):
+            raise ConfigError(f"cache: {shown(cache)} is neither True nor a folder; give one")
+        check_request(params, of_chats=of_chats)
+        return self.cached(model, cache, params)
 
     def cached(
         self, model: str, cache: bool | str | Path, params: Mapping[str, Any]

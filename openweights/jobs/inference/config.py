@@ -52,8 +52,8 @@ class InferenceConfig(BaseModel):
     model: AnyModel
     input_file_id: str
     max_tokens: Count = 600
-    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = []
     prefill: str = ""
     min_tokens: Annotated[int, Field(ge=0)] = 1

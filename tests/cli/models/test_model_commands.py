@@ -177,7 +177,9 @@ def test_a_model_that_the_hub_does_not_have(
             with pytest.raises(ConfigError, match=r"hub has no model .*; did you mean org/tiny-mo"):
                 check_on_hub(client, asked)
             with pytest.raises(ConfigError, match="the Hugging Face hub has no model org/tiny-mod"):
-                client.chat.completions.create(model=asked, messages=[])
+                client.chat.completions.create(
+                    model=asked, messages=[{"role": "user", "content": "q"}]
+                )
         check_on_hub(client, "org/gated")
         server.shutdown()
         server.server_close()

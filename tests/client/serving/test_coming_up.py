@@ -15,10 +15,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from openweights.client.serving.chat import is_openai
-from openweights.errors import InvalidStateError, NotFoundError, WaitTimeoutError
+from openweights.errors import (
+    ConfigError,
+    ConfigurationError,
+    InvalidInputError,
+    InvalidStateError,
+    NotFoundError,
+    PlatformError,
+    WaitTimeoutError,
+)
 from openweights.models.names import model_reference
 from openweights.types import Claim, JobSpec, WorkerSpec
 from tests.client.conftest import QuietClient, append
@@ -250,3 +259,89 @@ def test_which_models_are_asked_at_openai(model: str, expected: bool) -> None:
     assert is_openai(model) is expected
     if "/" in model:
         assert (model_reference(model).kind == "openai") is expected
+
+
+class _Refusing(_Model):
+    """Answers every request with a status and OpenAI's words for it."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        body = json.dumps({"error": {"message": "it says why."}}).encode()
+        self.send_response(self.server.status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        (400, InvalidInputError, "does not take the request: it says why$"),
+        (401, ConfigurationError, r"the key \(it says why\); set OPENAI_API_KEY to a valid one"),
+        (404, NotFoundError, "it says why; correct the name of the model"),
+        (429, PlatformError, r"too many requests, .* \(it says why\); ask later"),
+        (500, PlatformError, r"failed, with status 500 \(it says why\); ask again"),
+    ],
+)
+@pytest.mark.parametrize("how", ["sync", "async", "stream"])
+def test_what_openai_refuses_is_said_in_our_words(
+    ow: QuietClient,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    kind: type[Exception],
+    words: str,
+    how: str,
+) -> None:
+    listening: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    listening.status, listening.daemon_threads = status, True
+    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{listening.server_address[1]}/v1")
+    monkeypatch.setattr("openweights.client.serving.chat.OPENAI_RETRIES", 0)
+    asked: dict[str, Any] = {"model": "gpt-4.1", "messages": HELLO, "stream": how == "stream"}
+    with pytest.raises(kind, match=f"^gpt-4.1: .*{words}") as caught:
+        if how == "async":
+            asyncio.run(ow.async_chat.completions.create(**asked))
+        else:
+            ow.sync_chat.completions.create(**asked)
+    assert isinstance(caught.value.__cause__, openai.OpenAIError), "what it was is kept"
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_an_openai_that_is_not_there(ow: QuietClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setattr("openweights.client.serving.chat.OPENAI_RETRIES", 0)
+    with pytest.raises(PlatformError, match=r"cannot be reached \(.*refused.*OPENAI_BASE_URL"):
+        ow.sync_chat.completions.create(model="gpt-4.1", messages=HELLO)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"messages": "Hello"}, "messages: must be a list, not 'Hello'; write "),
+        ({}, "messages: are missing; write "),
+        ({"messages": [{"content": "x"}]}, r"messages\[0\]: has no role"),
+        ({"messages": HELLO, "temprature": 0}, "temprature: .* did you mean 'temperature'"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens: must be a whole number of at least 1"),
+        ({"messages": HELLO, "n": "two"}, "n: must be a whole number"),
+        ({"messages": HELLO, "temperature": -1}, "temperature: must be a number, at least 0"),
+        ({"messages": HELLO, "top_p": 7}, "top_p: must be a number, from 0 to 1, not 7"),
+        ({"messages": HELLO, "cache": 3}, "cache: 3 is neither True nor a folder"),
+        ({"messages": HELLO, "model": 3}, "model: 3 is no string"),
+    ],
+)
+def test_a_wrong_request_deploys_nothing(
+    ow: QuietClient, tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    asked = {"model": model_folder(tmp_path), **given}
+    with pytest.raises(InvalidInputError, match=words):
+        ow.sync_chat.completions.create(**asked)
+    with pytest.raises(InvalidInputError, match=words):
+        asyncio.run(ow.async_chat.completions.create(**asked))
+    with pytest.raises(ConfigError, match="prompt: is missing"):
+        ow.completions.create(model="org/model")
+    time.sleep(0.1)
+    assert ow.jobs.list() == []

@@ -161,7 +161,14 @@ def test_the_command_prints_a_table(
     assert wrong.exit_code == 1 and "did you mean 'humaneval'?" in wrong.output
 
 
-def test_what_it_refuses(home: Path, tiny: Path, files: tuple[str, str], tmp_path: Path) -> None:
+def test_what_it_refuses(
+    home: Path,
+    tiny: Path,
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     client = QuietClient()
     prompts, score = files
     good: dict[str, Any] = {"models": [str(tiny)], "suite": [score], "prompts": prompts}
