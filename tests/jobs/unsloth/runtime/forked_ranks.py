@@ -16,10 +16,12 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
+
+from openweights.jobs.unsloth.runtime.importing import importing
 
 ROOT = Path(__file__).parents[4]
 HANGS_S = 240  # what takes longer hangs, however busy the machine is
@@ -64,10 +66,13 @@ class ForkedRanks:
 
 
 def _serve() -> None:
-    # What the functions need, before the first fork.
-    import openweights.jobs.unsloth.preference.trainer
-    import openweights.jobs.unsloth.sdft
-    import openweights.jobs.unsloth.sft  # noqa: F401
+    # What the functions need, before the first fork. None of it is garbage, and no fork looks for
+    # any among it, which takes a second whenever a trainer starts.
+    with importing("trl"):
+        import openweights.jobs.unsloth.grpo_ft
+        import openweights.jobs.unsloth.preference.trainer
+        import openweights.jobs.unsloth.sdft
+        import openweights.jobs.unsloth.sft  # noqa: F401
 
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     for line in sys.stdin:
@@ -75,17 +80,21 @@ def _serve() -> None:
 
 
 def _run(asked: Mapping[str, Any]) -> dict[str, Any]:
+    module, _, name = asked["function"].partition(":")
+    function = getattr(import_module(module), name)
     with tempfile.TemporaryFile("w+") as log, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        pids = [_fork(rank, asked, port, log) for rank in range(asked["ranks"])]
+        pids = [_fork(rank, function, asked, port, log) for rank in range(asked["ranks"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         log.seek(0)
         return {"codes": codes, "log": log.read()}
 
 
-def _fork(rank: int, asked: Mapping[str, Any], port: int, log: IO[str]) -> int:
+def _fork(
+    rank: int, function: Callable[..., object], asked: Mapping[str, Any], port: int, log: IO[str]
+) -> int:
     if pid := os.fork():
         return pid
     code = 1
@@ -97,8 +106,7 @@ def _fork(rank: int, asked: Mapping[str, Any], port: int, log: IO[str]) -> int:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size}
             os.environ |= {"LOCAL_WORLD_SIZE": size, "MASTER_PORT": str(port)}
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-        module, _, name = asked["function"].partition(":")
-        getattr(import_module(module), name)(*asked["arguments"])
+        function(*asked["arguments"])
         code = 0
     except BaseException:  # noqa: BLE001 - a fork must not go on with its parent's work
         traceback.print_exc()

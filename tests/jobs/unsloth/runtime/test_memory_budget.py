@@ -21,12 +21,12 @@ from openweights.models.load import load_model
 from tests.memory_meter import MemoryMeter
 from tests.tiny_model import make_tokenizer
 
-LAYERS = 6
+LAYERS = 4
 LOSSES: dict[str, dict[str, Any]] = {
     "sft": {},
     "dpo": {},
-    "sdft": {"sdft_gate": "off", "sdft_demo_placement": "template", "sdft_max_new_tokens": 24},
-    "grpo": {"grpo_max_completion_length": 24, "grpo_num_generations": 4},
+    "sdft": {"sdft_gate": "off", "sdft_demo_placement": "template", "sdft_max_new_tokens": 16},
+    "grpo": {"grpo_max_completion_length": 8, "grpo_num_generations": 4},
 }
 
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(loss: str, folder: Path, out: Path, budget: float | None = None) -> TrainingConfig:
     return TrainingConfig(
-        model=str(folder), training_file=str(folder / "rows.jsonl"), loss=loss, max_steps=3,
+        model=str(folder), training_file=str(folder / "rows.jsonl"), loss=loss, max_steps=2,
         per_device_train_batch_size=8, gradient_accumulation_steps=1, max_seq_length=512,
         warmup_steps=0, optim="adamw_torch", output_dir=str(out), engine="transformers",
         memory_budget_gb=budget, **LOSSES[loss],
@@ -79,7 +79,7 @@ def settings(loss: str, folder: Path, out: Path, budget: float | None = None) ->
 def trained(
     loss: str, folder: Path, out: Path, budget: float | None = None
 ) -> tuple[Any, Counted, list[int]]:
-    """The trainer after three steps, its memory, and the layers that kept activations each time.
+    """The trainer after two steps, its memory, and the layers that kept activations each time.
 
     Args:
         budget: In GiB; None recomputes every layer.
