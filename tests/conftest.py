@@ -48,6 +48,7 @@ from openweights.settings import Settings  # noqa: E402
 if TYPE_CHECKING:
     from tests.supabase_double.postgres import PostgresServer
     from tests.supabase_double.team import Team
+    from tests.warm.stack import WarmStack
 
 
 def pytest_configure() -> None:
@@ -106,6 +107,22 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def home(clean_environment: None, tmp_path: Path) -> Path:
     """The folder of the embedded store."""
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[WarmStack]:
+    """A process that has imported the training stack, started when the first test asks for it."""
+    from tests.warm.stack import WarmStack
+
+    with closing(WarmStack()) as stack:
+        yield stack
+
+
+@pytest.fixture
+def warm_jobs(stack: WarmStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs, whoever starts them, import nothing that `stack` has."""
+    for name, value in stack.env.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

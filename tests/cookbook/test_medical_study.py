@@ -26,6 +26,7 @@ from openweights.jobs.unsloth.rewards import caps_spanish
 from tests.tiny_model import make_tiny_model
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_study_runs_from_end_to_end(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ def test_what_scoring_jobs_refuse(ow: OpenWeights, tmp_path: Path, tiny: Path) -
     assert ow.jobs.list() == []
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_through_a_worker(
     ow: OpenWeights, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

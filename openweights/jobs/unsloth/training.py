@@ -36,6 +36,7 @@ from openweights.jobs.unsloth.runtime.launcher import (
 )
 from openweights.jobs.unsloth.runtime.reporting import (
     FolderReporter,
+    FollowerReporter,
     Reporter,
     StoreReporter,
 )
@@ -154,8 +155,6 @@ def _train(
 
 
 def _reporter(ow: OpenWeights, config: TrainingConfig, run: Run | None) -> Reporter:
-    from openweights.jobs.unsloth.runtime.ranks import FollowerReporter
-
     if run is None and ow.settings.run_id is None:
         reporter: Reporter = FolderReporter(UPLOADS, config)
     else:

@@ -21,6 +21,7 @@ def run_demo(model: Path, figure: Path, *options: str) -> Result:
     return result
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
     tmp_path: Path, home: Path
 ) -> None:

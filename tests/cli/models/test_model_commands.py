@@ -95,6 +95,7 @@ def test_chat_in_a_terminal(home: Path, tiny: str) -> None:
     ow.close()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_infer_prints_the_rows_with_their_completions(
     ow: Ow, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

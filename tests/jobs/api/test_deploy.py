@@ -71,6 +71,7 @@ def test_a_deployment_beside_a_job_and_its_end(ow: OpenWeights, tiny: str) -> No
     training.cancel()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_server_that_is_killed(ow: OpenWeights, tiny: str) -> None:
     chat = ow.chat.completions
     assert chat.create(model=tiny, messages=HELLO, max_tokens=3).choices
@@ -95,8 +96,7 @@ def test_a_server_that_is_killed(ow: OpenWeights, tiny: str) -> None:
     url = job.events(type="served")[-1].data["base_url"]
     (worker,) = running("openweights.worker.main")
     worker.kill()
-    wait_until(lambda: not running("openweights.jobs.api.serve"))
-    assert is_free(url)
+    wait_until(lambda: not running("openweights.jobs.api.serve") and is_free(url))
     with pytest.raises(PlatformError, match="its deployment does not answer; its job apijob-"):
         chat.create(model=tiny, messages=HELLO, max_tokens=3)
     assert chat.create(model=tiny, messages=HELLO, max_tokens=3).choices, "it is deployed anew"
@@ -106,6 +106,7 @@ def test_a_server_that_is_killed(ow: OpenWeights, tiny: str) -> None:
     wait_until(lambda: not running("openweights.jobs.api.serve"))
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_one_that_nobody_uses_ends_and_comes_back(ow: OpenWeights, tiny: str) -> None:
     api = ow.api.deploy(tiny, idle_timeout=1.0, api_key="my-own-key-123")
     assert api.up() and api.api_key == "my-own-key-123"
@@ -124,6 +125,7 @@ def test_one_that_nobody_uses_ends_and_comes_back(ow: OpenWeights, tiny: str) ->
     timed.down()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_model_that_cannot_be_served(ow: OpenWeights, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -66,6 +66,7 @@ def answered(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_models_side_by_side(
     home: Path, tiny: Path, adapter: Path, files: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_judge_grades_answers_and_models_of_openai_give_them(
         client.close()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_the_command_prints_a_table(
     ow: Ow,  # noqa: F811 - the fixture
     tiny: Path,

@@ -86,6 +86,7 @@ def test_what_it_refuses(home: Path) -> None:
     client.close()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_run(home: Path, folder: str, tmp_path: Path) -> None:
     client = OpenWeights()
     job = client.mmlu_pro.create(

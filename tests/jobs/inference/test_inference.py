@@ -57,6 +57,7 @@ def chat_text(folder: Path, messages: list[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_rows_come_back_whole_in_order_and_greedy_equals_generate(
     ow: OpenWeights, tmp_path: Path, tiny: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_memory_is_guessed_from_the_name(
     ow.close()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_model_that_cannot_be_loaded_fails_at_once(ow: OpenWeights, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

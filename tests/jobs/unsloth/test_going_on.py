@@ -172,6 +172,7 @@ def test_another_shape_is_refused(
         train(params(str(broken), tmp_path, "sft"))
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_by_job_and_checkpoint(
     tiny: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +236,7 @@ def base(request: pytest.FixtureRequest, tiny: Path, tmp_path: Path) -> tuple[Pa
     return folder, 1e-3
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_chain_by_job_id(
     base: tuple[Path, float], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

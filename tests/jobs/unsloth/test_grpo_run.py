@@ -27,7 +27,6 @@ from openweights.models.smollm2 import get_model
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
-ROOT = Path(__file__).parents[3]
 TOPICS = (
     "love snow music dogs gravity history rivers oceans Madrid Paris bread coffee travel sleep "
     "work doctors birds books colours money friends stories hobbies weather"
@@ -115,6 +114,7 @@ def test_the_reward_rises_and_the_result_is_one_adapter(
     check_result(trainer.model, params["model"], tmp_path / "uploads" / "adapter")
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_an_own_reward_in_a_process_of_its_own(params: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def score(completions, gold_response, topic):\n"
@@ -126,7 +126,7 @@ def test_an_own_reward_in_a_process_of_its_own(params: dict[str, Any], tmp_path:
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = subprocess.run(
         [sys.executable, "-m", "openweights.jobs.unsloth.training", "config.json"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "N_GPUS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "N_GPUS": "2"},
         capture_output=True,
         text=True,
         timeout=240,

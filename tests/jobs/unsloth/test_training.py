@@ -72,8 +72,8 @@ def one_thread() -> None:
 
 
 def environment() -> dict[str, str]:
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return {**os.environ, **quiet}
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {"PYTHONPATH": str(ROOT), **os.environ, **quiet}
 
 
 def start(folder: Path, params: dict[str, Any]) -> subprocess.Popen[str]:
@@ -123,7 +123,7 @@ def slow(params: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(params: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run that nobody disturbed, and its log."""
+    """A run that nobody disturbed, in a process that imports all by itself, and its log."""
     folder = tmp_path_factory.mktemp("whole")
     code, log = finish(start(folder, {**params, "test_file": params["training_file"]}))
     assert code == 0, log
@@ -164,6 +164,7 @@ def test_result_events_and_log(whole: tuple[Path, str], params: dict[str, Any], 
     assert "it/s" not in log and "%|" not in log and "{'loss'" not in log
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_killed_and_resumed_equals_undisturbed(
     whole: tuple[Path, str],
     params: dict[str, Any],
@@ -328,6 +329,7 @@ def test_a_push_that_was_asked_for_must_work(
     assert adapter(tmp_path), "the result is kept"
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_wrong_input_ends_in_one_line(params: dict[str, Any], tmp_path: Path) -> None:
     code, log = finish(start(tmp_path, {**params, "model": "/no/such/model"}))
     last = log.strip().splitlines()[-1]

@@ -9,9 +9,8 @@ are there, to be scored by how long they are (`even_shares`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,7 +18,6 @@ from torch import nn
 
 from openweights.jobs.unsloth.config.vram import must_spread
 from openweights.jobs.unsloth.runtime.launcher import launched_ranks
-from openweights.jobs.unsloth.runtime.reporting import Reporter
 from openweights.jobs.unsloth.validate import TrainingConfig
 
 if TYPE_CHECKING:
@@ -156,32 +154,3 @@ def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-class FollowerReporter:
-    """The reporter of every rank but the first: reads what the run needs, writes nothing."""
-
-    def __init__(self, leader: Reporter, number: int) -> None:
-        self._leader = leader
-        self._folder = f"rank-{number}"
-        self.job_id = leader.job_id
-
-    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
-        """Nothing: the first rank says it."""
-
-    def heartbeat(self) -> None:
-        """Nothing: the first rank does."""
-
-    def fetch(self, file: str, target: Path) -> Path:
-        """A copy of its own, since ranks share a folder."""
-        return self._leader.fetch(file, target.parent / self._folder / target.name)
-
-    def save_checkpoint(self, folder: Path, step: int) -> None:
-        """Nothing: the first rank does."""
-
-    def newest_checkpoint(self, target: Path) -> Path | None:
-        """A copy of its own."""
-        return self._leader.newest_checkpoint(target / self._folder)
-
-    def close(self, *, completed: bool) -> None:
-        """Nothing."""

@@ -192,3 +192,32 @@ class FolderReporter:
         if completed:
             for mark in self._checkpoints.glob("checkpoint-*/complete"):
                 mark.unlink()
+
+
+class FollowerReporter:
+    """The reporter of every rank but the first: reads what the run needs, writes nothing."""
+
+    def __init__(self, leader: Reporter, number: int) -> None:
+        self._leader = leader
+        self._folder = f"rank-{number}"
+        self.job_id = leader.job_id
+
+    def log(self, data: Mapping[str, Any], file: Path | None = None) -> None:
+        """Nothing: the first rank says it."""
+
+    def heartbeat(self) -> None:
+        """Nothing: the first rank does."""
+
+    def fetch(self, file: str, target: Path) -> Path:
+        """A copy of its own, since ranks share a folder."""
+        return self._leader.fetch(file, target.parent / self._folder / target.name)
+
+    def save_checkpoint(self, folder: Path, step: int) -> None:
+        """Nothing: the first rank does."""
+
+    def newest_checkpoint(self, target: Path) -> Path | None:
+        """A copy of its own."""
+        return self._leader.newest_checkpoint(target / self._folder)
+
+    def close(self, *, completed: bool) -> None:
+        """Nothing."""

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from openweights.generation.params import Completion, GenerationRequest, SamplingParams
 from openweights.jobs.unsloth.rollout import StepSampler
 from openweights.jobs.unsloth.runtime.ranks import even_shares
-from tests.jobs.unsloth.runtime.forked_ranks import ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import WarmStack
 
 STEPS = "tests.jobs.unsloth.runtime.two_ranks_rollouts:main"
 
@@ -73,11 +73,11 @@ def test_prompts_are_expected_to_be_answered_as_they_were_the_last_time() -> Non
         assert engine.asked == asked
 
 
-def test_two_ranks_sample_and_score_as_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
+def test_two_ranks_sample_and_score_as_one_process(stack: WarmStack, tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model")
     told: dict[str, dict[str, Any]] = {}
     for number, name, batch_size in ((1, "one", "8"), (2, "two", "4"), (1, "half", "4")):
-        ranks.run(number, STEPS, str(model), str(tmp_path / name), batch_size)
+        stack.run(number, STEPS, str(model), str(tmp_path / name), batch_size)
         told[name] = json.loads((tmp_path / name / "told.json").read_text())
     terms = terms_of(AutoModelForCausalLM.from_pretrained(model), 16 * 60, steps=3)
     for loss, keys in (

@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from openweights.jobs.unsloth.training import train
-from tests.jobs.unsloth.runtime.forked_ranks import HANGS_S, OWN, ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import HANGS_S, WarmStack
 
 STEPS = "tests.jobs.unsloth.runtime.two_ranks:main"
 
@@ -28,12 +28,12 @@ def result(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return torch.load(folder / "weights.pt"), [entry for entry in log if "divergence" in entry]
 
 
-def test_two_ranks_equal_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process(stack: WarmStack, tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model")
     sgd = {"max_steps": 3, "optim": "sgd", "learning_rate": 0.5}
     for number, name, batch_size in ((1, "one", 2), (2, "two", 1), (1, "half", 1)):
         changes = json.dumps({**sgd, "per_device_train_batch_size": batch_size})
-        ranks.run(number, STEPS, str(model), str(tmp_path / name), changes)
+        stack.run(number, STEPS, str(model), str(tmp_path / name), changes)
     one, one_log = result(tmp_path / "one")
     two, two_log = result(tmp_path / "two")
     half, _ = result(tmp_path / "half")
@@ -60,7 +60,7 @@ class Job:
         return subprocess.Popen(
             [sys.executable, "-m", "openweights.jobs.unsloth.training", "config.json"],
             cwd=self.folder,
-            env={**os.environ, **OWN, "N_GPUS": "2", "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "N_GPUS": "2", "HF_HUB_OFFLINE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -81,6 +81,7 @@ class Job:
         return self.events("loss")
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_job_on_two_gpus_stops_resumes_and_ends_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_job_on_two_gpus_stops_resumes_and_ends_as_one(
     assert_sums_equal(job.losses(), expected, terms)
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_what_is_wrong_is_the_last_line_on_two_gpus_too(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"text": "Once"}) + "\n")

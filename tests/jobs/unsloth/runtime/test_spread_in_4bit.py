@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.jobs.unsloth.runtime.forked_ranks import HANGS_S, ROOT
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import HANGS_S, ROOT
 
 
 @pytest.mark.gpu

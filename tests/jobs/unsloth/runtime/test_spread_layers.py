@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.jobs.unsloth.runtime.forked_ranks import ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import WarmStack
 
 RUNS = "tests.jobs.unsloth.runtime.two_ranks_spread:runs"
 STEPS = "tests.jobs.unsloth.runtime.two_ranks:main"
@@ -31,11 +31,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_jobs_train_as_with_a_model_on_each_rank(
-    ranks: ForkedRanks, model: Path, tmp_path: Path
+    stack: WarmStack, model: Path, tmp_path: Path
 ) -> None:
     saved: dict[str, list[dict[str, Any]]] = {}
     for layers in ("whole", "spread", "no room"):
-        ranks.run(2, RUNS, str(model), str(tmp_path / layers), layers)
+        stack.run(2, RUNS, str(model), str(tmp_path / layers), layers)
         files = (tmp_path / layers / f"rank-{rank}.json" for rank in range(2))
         saved[layers] = [json.loads(file.read_text()) for file in files]
     for loss, whole in saved["whole"][0].items():
@@ -62,13 +62,13 @@ def untimed(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_steps_equal_one_process_and_resume_in_it(
-    ranks: ForkedRanks, model: Path, tmp_path: Path
+    stack: WarmStack, model: Path, tmp_path: Path
 ) -> None:
     def run(number: int, name: str, batch_size: int = 2, resume_from: str = "") -> dict[str, Any]:
         folder, layers = tmp_path / name, "spread" if number == 2 else "whole"
         resume = str(tmp_path / resume_from / "out" / "checkpoint-2") if resume_from else ""
         changes = {**ADAMW, "per_device_train_batch_size": batch_size // number}
-        ranks.run(number, STEPS, str(model), str(folder), json.dumps(changes), layers, resume)
+        stack.run(number, STEPS, str(model), str(folder), json.dumps(changes), layers, resume)
         return torch.load(folder / "weights.pt")
 
     one, two = run(1, "one"), run(2, "two")

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.jobs.unsloth.runtime.forked_ranks import ForkedRanks
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import WarmStack
 
 STEPS = "tests.jobs.unsloth.runtime.two_ranks_step_mean:main"
 
 
-def test_two_ranks_equal_one_process(ranks: ForkedRanks, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_process(stack: WarmStack, tmp_path: Path) -> None:
     model = str(make_tiny_model(tmp_path / "model"))
     logs = []
     runs = ((2, "whole", "1"), (2, "spread", "1"), (1, "whole", "2"), (1, "whole", "1"))
     for number, layers, batch_size in runs:
         folder = tmp_path / str(len(logs))
-        ranks.run(number, STEPS, model, str(folder), batch_size, layers)
+        stack.run(number, STEPS, model, str(folder), batch_size, layers)
         logs.append(json.loads((folder / "log.json").read_text()))
     two, spread, one, half = logs
     terms = terms_of(AutoModelForCausalLM.from_pretrained(model), 8 * 60, steps=3)
