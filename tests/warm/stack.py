@@ -2,9 +2,10 @@
 
 Importing it takes a process several seconds of a processor; a fork of one that has it takes none.
 A test that has the fixture `warm_jobs` starts its jobs so: in their environment `python -m
-openweights.jobs.…` asks here (`site/sitecustomize.py`), and passes on signals and the exit status
-of the fork, which ends when that process does. All else is as ever: the worker, its guard, the
-job's folder and log. Only the code is that of this repository, not that of the source bundle.
+openweights.jobs.…`, and a script that a worker runs, asks here (`site/sitecustomize.py`), passes
+on signals and the exit status of the fork, and the fork ends when it does. All else is as ever: the
+worker, its guard, the job's folder and log. Only the code is that of this repository, not that of
+the source bundle.
 
 A request is one line of JSON, with the three standard streams beside it; the answer is the exit
 status, or nothing where the fork was killed.
@@ -180,6 +181,9 @@ def _run(asked: Mapping[str, Any]) -> int:
         if "function" in asked:
             module, _, name = asked["function"].partition(":")
             getattr(import_module(module), name)(*asked["arguments"])
+        elif "script" in asked:
+            sys.argv = [asked["script"], *asked["arguments"]]
+            runpy.run_path(asked["script"], run_name="__main__")
         else:
             sys.argv = [asked["module"], *asked["arguments"]]
             warnings.filterwarnings("ignore", "'openweights.*found in sys.modules")

@@ -19,8 +19,9 @@ def _main(path: str) -> None:
         connection.connect(path)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda told, _: connection.sendall(bytes([told])))
-        _, _, module, *arguments = sys.orig_argv
-        asked = {"module": module, "arguments": arguments, "cwd": os.getcwd()}
+        program = "module" if sys.orig_argv[1] == "-m" else "script"
+        name, *arguments = sys.orig_argv[2 if program == "module" else 1 :]
+        asked = {program: name, "arguments": arguments, "cwd": os.getcwd()}
         content = json.dumps({**asked, "env": dict(os.environ)}).encode() + b"\n"
         socket.send_fds(connection, [content], [0, 1, 2])
         answer = connection.recv(16)
@@ -29,6 +30,13 @@ def _main(path: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-_IS_JOB = sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith("openweights.jobs.")
-if _IS_JOB and "OW_TEST_STACK" in os.environ:
+def _is_job(arguments: list[str]) -> bool:
+    """Whether a job of ours is started, or a script that a worker runs."""
+    if arguments[:1] == ["-m"]:
+        return arguments[1].startswith("openweights.jobs.")
+    is_script = bool(arguments) and arguments[0].endswith(".py")
+    return is_script and "OPENWEIGHTS_RUN_ID" in os.environ
+
+
+if "OW_TEST_STACK" in os.environ and _is_job(sys.orig_argv[1:]):
     _main(os.environ["OW_TEST_STACK"])
