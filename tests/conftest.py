@@ -63,10 +63,19 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks `numeric`: the tests of every file that compares what torch has computed."""
+    """Marks `numeric`: the tests of every file that compares what torch has computed.
+
+    Files with a test that takes long come first, so that at the end no process waits for another:
+    those of jobs that start warm, which share one process so, and of whatever is marked `long`.
+    """
+    long: set[Path] = set()
     for item in items:
         if _compares_numbers(item.path):
             item.add_marker(pytest.mark.numeric)
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        if "stack" in fixtures or item.get_closest_marker("long"):
+            long.add(item.path)
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_collection_finish() -> None:

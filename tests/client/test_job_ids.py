@@ -49,7 +49,7 @@ CONTROLS = st.fixed_dictionaries(
     },
 )
 QUICK = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

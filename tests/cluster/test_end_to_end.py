@@ -86,6 +86,7 @@ def submit_sdft(ow: OpenWeights, folder: Path) -> Job:
     )
 
 
+@pytest.mark.long
 def test_jobs_of_both_tiers(
     team: Team, cloud: RunPodDouble, manager: OrganizationManager, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from openweights.client.jobs import Job
 from openweights.jobs.unsloth.training import train
 from tests.runpod_double.pods import RECLAIM_S, MachineRoom, PodProcess
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import VARIABLE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -40,8 +41,9 @@ ROWS = [
 
 
 def pod(room: MachineRoom, home: Path, number: int) -> PodProcess:
-    """A pod whose disk is its own and whose store is this test's."""
+    """A pod whose disk is its own and whose store is this test's, and whose jobs start warm."""
     env = {
+        **{name: os.environ[name] for name in (VARIABLE, "PYTHONPATH")},
         "WORKER_ID": f"w{number}",
         "OPENWEIGHTS_CLOUD_TYPE": "COMMUNITY",
         "OPENWEIGHTS_NOTICE_S": "5",
@@ -136,6 +138,7 @@ def check_equal(folder: Path, params: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.usefixtures("warm_jobs")
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_taken_away_in_the_middle_of_training(
     kills: int, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ def refused_here(folder: Path, rows: list[dict[str, Any]]) -> str:
     return f"{type(refused.value).__name__}: {refused.value}"
 
 
+@pytest.mark.long
 def test_a_client_without_torch_looks_in_another_process(tiny: Path) -> None:
     """It finds the same, word for word, goes on after that process was killed, and looks itself at
     what cannot be sent there.

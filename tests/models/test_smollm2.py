@@ -94,6 +94,7 @@ print(source.base, source.adapter, model.peft_config["default"].base_model_name_
 """
 
 
+@pytest.mark.long
 def test_a_job_gets_it_by_its_id_and_names_it_by_its_id(home: Path, tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path / "source")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), **NO_INDEX}

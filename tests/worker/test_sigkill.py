@@ -80,6 +80,7 @@ def marker(home: Path) -> Iterator[str]:
     kill_strays(marker)
 
 
+@pytest.mark.long
 def test_every_job_completes_though_workers_are_killed(
     jobs: Jobs,
     backend: Backend,

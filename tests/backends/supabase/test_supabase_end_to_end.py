@@ -39,6 +39,7 @@ def start_worker(team: Team, home: Path, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+@pytest.mark.long
 def test_sdft_from_client_to_worker_and_back(team: Team, home: Path, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     from safetensors.torch import load_file

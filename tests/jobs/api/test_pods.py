@@ -84,6 +84,7 @@ def is_free(port: int) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_served_by_vllm_on_a_pod(ow: OpenWeights, cloud: RunPodDouble, tmp_path: Path) -> None:
     base = str(make_tiny_model(tmp_path / "base"))
     model: Any = AutoModelForCausalLM.from_pretrained(base)
