@@ -19,6 +19,13 @@ def can_join(cache: DynamicCache) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
+def filled_width(cache: DynamicCache) -> int:
+    """Columns that it holds; 0 where no layer holds keys."""
+    layers = (layer for layer in cache.layers if isinstance(layer, DynamicLayer))
+    first = next(layers, None)
+    return 0 if first is None else int(first.get_seq_length())
+
+
 def keep_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Only these rows, in this order; one may be given several times."""
     cache.reorder_cache(rows)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import Delta, GenerationRequest
-from openweights.generation.row_cache import can_join, join, keep_rows, set_width
+from openweights.generation.row_cache import can_join, filled_width, join, keep_rows, set_width
 from openweights.generation.samples import Sample
 from openweights.generation.selection import Rows, log_probs, select, top_log_probs
 from openweights.models.forward import (
@@ -67,6 +67,7 @@ class TransformersEngine(GenerationEngine):
         self._batch: _Batch | None = None
         known = inspect.signature(base.forward).parameters
         self._keeps_logits = "logits_to_keep" in known
+        self._keeps_states = "cache_params" in known  # as Mamba calls its cache
         # A config may ask for the routers' loss, which a step over a cache cannot have: the mask is
         # that of all tokens, and the routers saw the last ones.
         self._routes = "output_router_logits" in known
@@ -190,7 +191,7 @@ class TransformersEngine(GenerationEngine):
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             past_key_values=cache,
         )
-        if cache.get_seq_length() != mask.shape[1]:
+        if not self._keeps_states and filled_width(cache) != mask.shape[1]:
             raise ConfigError(
                 "engine transformers: this model's forward, which another package has patched, "
                 "fills no cache; train with engine='transformers'"
@@ -238,6 +239,10 @@ class TransformersEngine(GenerationEngine):
             inputs["logits_to_keep"] = inputs["input_ids"].new_tensor([-1])
         if self._routes:
             inputs["output_router_logits"] = False
+        if self._keeps_states:
+            inputs["cache_params"] = inputs.pop("past_key_values")
+            if inputs["input_ids"].shape[1] == 1:  # the mask is for the tokens of a prompt
+                del inputs["attention_mask"]
         active = active_adapter(self._model)
         if all(name == active for name in adapters):
             return base_model(self._model)(**inputs, use_cache=True).logits[:, -1]

@@ -14,7 +14,14 @@ from openweights.errors import ConfigError
 from openweights.models.names import location_here, parameters_in_billions
 
 # Architectures whose MLP has two layers instead of three.
-_UNGATED = ("gpt2", "gpt_neox", "gptj", "opt", "phi", "falcon", "starcoder2", "gpt_bigcode")
+_UNGATED = (
+    *("gpt2", "gpt_neox", "gpt_neox_japanese", "gptj", "opt", "phi", "falcon", "starcoder2"),
+    *("gpt_bigcode", "bloom", "mpt", "codegen", "nemotron", "biogpt", "persimmon", "arcee"),
+    *("apertus", "jais2", "nanochat"),
+)
+
+
+_ALL_OF_ATTENTION = ("query_key_value", "qkv_proj", "c_attn", "Wqkv")
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class ModelShape:
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of each linear layer of a layer, by the name that LoRA targets."""
+        """Inputs and outputs of each linear layer of a layer, by its usual name."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
         mlp = {"up_proj": (self.hidden, self.intermediate)}
         mlp["down_proj"] = (self.intermediate, self.hidden)
@@ -56,6 +63,24 @@ class ModelShape:
             "o_proj": (query, self.hidden),
             **mlp,
         }
+
+    def linear(self, name: str) -> tuple[int, int]:
+        """Inputs and outputs of the linear layer that LoRA targets by a name: a usual one, or that
+        of several of them in one; for a name that is not known, as large as any.
+        """
+        if name in self.linears:
+            return self.linears[name]
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        up, down = (self.hidden, self.intermediate), (self.intermediate, self.hidden)
+        known = {
+            **dict.fromkeys(_ALL_OF_ATTENTION, (self.hidden, query + 2 * key)),
+            **dict.fromkeys(("dense", "out_proj"), (query, self.hidden)),
+            **dict.fromkeys(("dense_h_to_4h", "c_fc", "fc1", "fc_in"), up),
+            **dict.fromkeys(("dense_4h_to_h", "fc2", "fc_out"), down),
+            "c_proj": (query + self.intermediate, 2 * self.hidden),  # one behind each of the two
+            "gate_up_proj": (self.hidden, 2 * self.intermediate),
+        }
+        return known.get(name, (self.hidden, max(query + 2 * key, self.intermediate)))
 
     @property
     def linear_parameters(self) -> int:
@@ -106,7 +131,9 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         hidden = number("hidden_size", "n_embd", "d_model")
         heads = number("num_attention_heads", "n_head")
         kind = str(config.get("model_type", ""))
-        experts = number("num_experts", "num_local_experts", "n_routed_experts", default=1)
+        names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+        experts = number(*names, default=1)
+        one_key = config.get("multi_query") and not config.get("new_decoder_architecture")
         width = ("moe_intermediate_size",) if experts > 1 else ()
         return ModelShape(
             vocabulary=number("vocab_size"),
@@ -114,12 +141,12 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
             intermediate=number(*width, "intermediate_size", "n_inner", default=4 * hidden),
             layers=number("num_hidden_layers", "n_layer"),
             heads=heads,
-            kv_heads=number("num_key_value_heads", default=heads),
+            kv_heads=1 if one_key else number("num_key_value_heads", "num_kv_heads", default=heads),
             head_dim=number("head_dim", default=hidden // heads),
             is_tied=bool(config.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))),
             is_gated=kind not in _UNGATED,
             experts=experts,
-            experts_per_token=number("num_experts_per_tok", default=1),
+            experts_per_token=number("num_experts_per_tok", "moe_k", default=1),
         )
     except KeyError:
         return None

@@ -80,6 +80,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
         True,
     ),
     "a state beside the keys": ("lfm2", {"layer_types": ["conv", "full_attention"]}, False),
+    "states alone": ("mamba", {"state_size": 8}, False),
     "no limit of positions": ("bloom", {"n_head": 4}, False),
     "tokens that are chosen": (
         "hy_v4",

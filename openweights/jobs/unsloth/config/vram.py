@@ -342,7 +342,7 @@ def _layer_bytes(config: TrainingFields, shape: ModelShape, device: Device) -> i
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     adapted = _adapted(config, shape) if config.is_peft else shape.linears
     own_inputs = config.is_peft and config.lora_dropout > 0
-    inputs = {_INPUT_OF[name]: sizes[0] for name, sizes in adapted.items()}
+    inputs = {_INPUT_OF.get(name, name): sizes[0] for name, sizes in adapted.items()}
     # Into the norms, and their factors.
     kept = 2 * shape.hidden * (value if device.is_fused else _FLOAT) + 2 * _FLOAT
     kept += value * (2 * query + 2 * key) + _FLOAT * shape.heads  # attention
@@ -373,9 +373,11 @@ def _is_packed(config: TrainingFields) -> bool:
 
 _INPUT_OF = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention norm"),
-    **dict.fromkeys(("gate_proj", "up_proj"), "MLP norm"),
-    "o_proj": "attention",
-    "down_proj": "MLP",
+    **dict.fromkeys(("query_key_value", "qkv_proj", "c_attn", "Wqkv"), "attention norm"),
+    **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj"), "MLP norm"),
+    **dict.fromkeys(("dense_h_to_4h", "c_fc", "fc1", "fc_in"), "MLP norm"),
+    **dict.fromkeys(("o_proj", "dense", "out_proj"), "attention"),
+    **dict.fromkeys(("down_proj", "dense_4h_to_h", "fc2", "fc_out"), "MLP"),
 }
 
 
@@ -396,8 +398,7 @@ def _logit_bytes(config: TrainingFields, device: Device) -> tuple[int, int]:
 
 def _adapted(config: TrainingFields, shape: ModelShape) -> dict[str, tuple[int, int]]:
     """The linear layers of a layer that get an adapter."""
-    names = _target_names(config)
-    return {name: sizes for name, sizes in shape.linears.items() if name in names}
+    return {name: shape.linear(name) for name in sorted(_target_names(config) - {"lm_head"})}
 
 
 def _adapted_head(config: TrainingFields, shape: ModelShape) -> tuple[int, int]:
