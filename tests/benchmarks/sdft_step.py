@@ -102,6 +102,7 @@ def run_ours(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         max_steps=options.steps,
         learning_rate=1e-5,
         optim="adamw_torch",
+        engine=options.training_engine,
         output_dir=str(folder / "ours"),
     )
     model, tokenizer = load_ours(options, config, folder)
