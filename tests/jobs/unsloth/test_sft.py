@@ -131,6 +131,35 @@ def test_packing_is_refused_to_a_model_that_mixes_rows(tiny: Path, tmp_path: Pat
     assert not keeps_rows_apart(Mixing(), examples)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shifts", [False, True])
+def test_packing_is_refused_for_what_is_more_than_rounding(
+    tiny: Path, tmp_path: Path, shifts: bool
+) -> None:
+    model, tokenizer = load_model(config(tiny, tmp_path))
+    examples = sft_examples(config(tiny, tmp_path), tokenizer, ROWS)
+
+    class Coarse(torch.nn.Module):
+        """The same model with errors of a few hundredths, others for each number of tokens; as a
+        control, with larger ones behind another row.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, **given: Any) -> Any:
+            output, ids = self.inner(**given), given["input_ids"]
+            noise = torch.Generator().manual_seed(ids.numel())
+            error = torch.randn(output.logits.shape[-1], generator=noise)
+            size = 0.02 * float(output.logits.detach().abs().max())
+            if shifts and "cu_seq_lens_q" in given:
+                size *= 10
+            output.logits = output.logits + size * error
+            return output
+
+    assert keeps_rows_apart(Coarse(), examples) is not shifts
+
+
 def test_padding_and_row_order_change_no_row(tiny: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(config(tiny, tmp_path))
     rows = sft_examples(config(tiny, tmp_path), tokenizer, ROWS)

@@ -57,12 +57,17 @@ def measured() -> dict[str, tuple[float, TrainingConfig, Tokens, int]]:
     dpo = config("dpo", per_device_train_batch_size=16)
     pairs = 13_454
     sdft = config("sdft", per_device_train_batch_size=32)
+    grpo = config("grpo", per_device_train_batch_size=32)
     cached, halves = 32 * 512, (32 * 456, 32 * 756)
+    narrow = sft.model_copy(update={"load_in_4bit": True})
     return {
         "SFT, 16 rows": (37.6, sft, Tokens(largest, scored=scored), 28),
+        "SFT, 16 rows, 4 bits": (28.6, narrow, Tokens(largest, scored=scored), 28),
         "DPO, 16 pairs": (59.5, dpo, Tokens(pairs, pairs, pairs - 32 * 33), 28),
         "SDFT, 32 rows": (64.8, sdft, Tokens(*halves, 32 * 256, cached), 28),
-        "SDFT, 32 rows, recomputed": (23.7, sdft, Tokens(*halves, 32 * 256, cached), 0),
+        "SDFT, 32 rows, 9 recomputed": (50.8, sdft, Tokens(*halves, 32 * 256, cached), 19),
+        "SDFT, 32 rows, recomputed": (22.8, sdft, Tokens(*halves, 32 * 256, cached), 0),
+        "GRPO, 32 rows": (64.2, grpo, Tokens(halves[0], 0, 32 * 256, cached), 28),
     }
 
 
