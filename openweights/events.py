@@ -286,8 +286,8 @@ class Completions(TypedEvent):
     """What the model that is trained said to some of a step's prompts.
 
     Attributes:
-        completions: Of each `prompt`, `completion`, and what the loss made of it: `ended` of SDFT,
-            `rewards` of GRPO.
+        completions: Of each `messages`, what was asked, with `prompt`, its text; `completion`, and
+            what the loss made of it: `ended` of SDFT, `rewards` of GRPO.
         scales: Of each reward, what its values say.
         tag, samples: The type, and the completions, under their older names.
     """

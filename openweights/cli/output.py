@@ -29,6 +29,7 @@ STATUS_STYLES = {
     "completed": "green",
     "failed": "red",
     "canceled": "dim",
+    "ended": "dim",
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 

@@ -18,7 +18,7 @@ from openweights.client.job_kinds import Jobs, field_defaults, kind_names
 from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
 from openweights.client.watching.meaning import names_apart
-from openweights.client.watching.progress import read_progress
+from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
 from openweights.errors import NotFoundError, OpenWeightsError
@@ -41,6 +41,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
     return {
         "id": job.id,
         "status": job.status,
+        "status_word": status_word(job),
         "error": why_failed(job, runs[-1].error if runs else None),
         "progress": _progress(ow, job),
         "kind": kind or job.type,

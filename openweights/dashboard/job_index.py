@@ -14,7 +14,7 @@ from openweights.backends.base import Backend
 from openweights.client.event_json import as_number
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
-from openweights.client.watching.progress import read_progress
+from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.waiting import why_failed
 from openweights.types import JobRecord
 
@@ -183,6 +183,7 @@ def _row(job: JobRecord) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": job.id,
         "status": job.status,
+        "status_word": status_word(job),
         "kind": job.type,
         "loss": params.get("loss") or "",
         "model": job.model or "",

@@ -32,7 +32,10 @@ def answer_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
 
 
 def answer_rows(backend: Backend, job_id: str, event_id: int) -> list[dict[str, Any]]:
-    """Rows of such an event: `{prompt, completion, rewards?, ended?, reference?}`.
+    """Rows of such an event: `{prompt, messages, completion, rewards?, ended?, reference?}`.
+
+    `messages` are what was asked, each `{role, text}`; `prompt` is all of it as one text. Of a
+    completion that was logged with its rendered prompt alone that is the only message.
 
     Raises:
         NotFoundError: The job has no such event.
@@ -121,27 +124,35 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
     kept = {"ended": row["ended"]} if "ended" in row else {}
     if isinstance(row.get("rewards"), Mapping):
         kept["rewards"] = row["rewards"]
-    prompt, reference = row.get("prompt"), None
-    if not isinstance(prompt, str):
-        prompt, reference = _asked(list(_mappings(prompt or row.get("messages"))))
+    prompt = row.get("prompt")
+    told = row.get("messages") if isinstance(prompt, str) else prompt or row.get("messages")
+    messages, reference = _asked(list(_mappings(told)))
+    if not messages:
+        messages = [{"role": "prompt", "text": str(prompt)}]
     return {
-        "prompt": str(prompt),
+        "prompt": _as_text(messages),
+        "messages": messages,
         "completion": str(row.get("completion", "")),
         **({"reference": reference} if reference else {}),
         **kept,
     }
 
 
-def _asked(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
-    """The conversation up to the answer as one text, and the answer that the row itself has."""
+def _asked(messages: list[dict[str, Any]]) -> tuple[list[dict[str, str]], str | None]:
+    """The conversation up to the answer, and the answer that the row itself has."""
     reference = None
     if messages and messages[-1].get("role") == "assistant":
         reference = flat_text(messages[-1].get("content"))
         messages = messages[:-1]
+    asked = [{"role": str(m.get("role")), "text": flat_text(m.get("content"))} for m in messages]
+    return asked, reference
+
+
+def _as_text(messages: list[dict[str, str]]) -> str:
+    """By which prompts of several steps and jobs are told to be the same."""
     if len(messages) == 1:
-        return flat_text(messages[0].get("content")), reference
-    said = [f"{m.get('role')}: {flat_text(m.get('content'))}" for m in messages]
-    return "\n".join(said), reference
+        return messages[0]["text"]
+    return "\n".join(f"{message['role']}: {message['text']}" for message in messages)
 
 
 def _pieces(row: Mapping[str, Any]) -> list[dict[str, Any]]:

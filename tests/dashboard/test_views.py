@@ -179,7 +179,9 @@ def test_scores_of_evaluations_stand_with_the_jobs_they_are_of(browser: Any, run
 def test_answers_by_step(served: Served, browser: Any, run_job: Any) -> None:
     rows = [{"messages": ROWS[0]["messages"], "completion": "said"}]
     file = served.ow.files.create(_lines(rows), "result")["id"]
-    completions = [{"prompt": "p", "completion": "c", "rewards": {"rouge_l": 0.5}}]
+    said = {"completion": "c", "rewards": {"rouge_l": 0.5}}
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    completions = [{"prompt": "p", **said}, {"prompt": "rendered", "messages": asked, **said}]
     run_job(
         "ftjob-a",
         [
@@ -199,10 +201,17 @@ def test_answers_by_step(served: Served, browser: Any, run_job: Any) -> None:
     assert [(s["source"], s["step"], len(r)) for s, r in zip(steps, rows, strict=True)] == [
         ("mine", 2, 1),
         ("mine", 3, 0),
-        ("training prompts", 1, 1),
+        ("training prompts", 1, 2),
     ]
-    assert rows[0] == [{"prompt": "What is 0?", "completion": "said", "reference": "n"}]
-    assert rows[2] == completions
+    (of_a_file,) = rows[0]
+    assert of_a_file == {"prompt": "What is 0?", "completion": "said", "reference": "n"} | {
+        "messages": [{"role": "user", "text": "What is 0?"}]
+    }
+    # What was logged before conversations were is shown as it is.
+    older, newer = rows[2]
+    assert older == {"prompt": "p", "messages": [{"role": "prompt", "text": "p"}], **said}
+    told = [{"role": "system", "text": "Be brief."}, {"role": "user", "text": "Why?"}]
+    assert newer == {"prompt": "system: Be brief.\nuser: Why?", "messages": told, **said}
 
 
 def test_tokens_of_both_formats(served: Served, browser: Any, run_job: Any) -> None:

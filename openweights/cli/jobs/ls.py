@@ -22,7 +22,7 @@ from openweights.cli.output import (
 from openweights.cli.store import is_remote, open_store
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
-from openweights.client.watching.progress import read_progress
+from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
 from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
@@ -171,7 +171,7 @@ def _row(
     shown = f"loss {loss:.4g}" if isinstance(loss, int | float) else ""
     cells = {
         "id": job.id,
-        "status": job.status,
+        "status": status_word(job),
         "kind": kind(job),
         "model": model_name(job),
         "age": age(job.created_at),

@@ -27,6 +27,7 @@ from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.panels import rank_of
+from openweights.client.watching.progress import status_word
 from openweights.client.watching.waiting import why_failed
 from openweights.types import ENDED, JobRecord, RunRecord
 
@@ -77,7 +78,7 @@ def show(job: str, as_json: bool) -> None:
 
 
 def _print_job(job: JobRecord, state: str) -> None:
-    click.echo("  ".join(filter(None, (job.id, job.status, state))))
+    click.echo("  ".join(filter(None, (job.id, status_word(job), state))))
     print_fields(
         {
             "kind": kind(job),

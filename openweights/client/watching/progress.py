@@ -91,12 +91,14 @@ class Progress:
         return max(0.0, (self.reached_at - self.began_at).total_seconds()) / done
 
     def left_s(self, now: datetime | None = None) -> float | None:
-        """Seconds to the last step, if it goes on at this rate; None when nobody can tell."""
+        """Seconds to the last step, if it goes on at this rate; None when nobody can tell, as behind
+        the last step, or in one that takes longer than the others, because it measures.
+        """
         if self.total is None or not self.seconds_per_step or self.reached_at is None:
             return None
         left = (self.total - self.step) * self.seconds_per_step
         since_s = ((now or datetime.now(UTC)) - self.reached_at).total_seconds()
-        return max(0.0, left - since_s)
+        return left - since_s if round(left - since_s) > 0 else None
 
     def words(self, now: datetime | None = None) -> str:
         """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`, or, while it makes no step,
@@ -108,9 +110,8 @@ class Progress:
         if rate := self.seconds_per_step:
             figure, unit = (rate, "s/step") if rate >= 1 else (1 / rate, "steps/s")
             parts.append(f"{_figure(figure)} {unit}")
-        # A step that takes longer than the others, as one that measures does, has no time left.
         left_s = self.left_s(now)
-        if left_s is not None and round(left_s) and self.total and self.step < self.total:
+        if left_s is not None and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")
         if self.tokens_per_s:  # 0 where every answer was there already
             parts.append(f"{_figure(self.tokens_per_s)} tokens/s")
@@ -184,8 +185,16 @@ class Display(Protocol):
         ...
 
 
+def status_word(job: JobRecord) -> str:
+    """A job's status for people. A model that was served has not failed to complete when its users
+    leave: it was there for as long as it was wanted, and has ended.
+    """
+    was_served = job.id.startswith("apijob-") and job.attempts > 0
+    return "ended" if was_served and job.status == "canceled" else job.status
+
+
 def _status(job: JobRecord, note: str) -> str:
-    words = job.status.replace("_", " ")
+    words = status_word(job).replace("_", " ")
     return f"{words}: {note}" if note else words
 
 

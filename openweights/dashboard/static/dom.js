@@ -48,8 +48,8 @@ export function ask(question, action) {
   });
 }
 
-export function status(name) {
-  return h("span", { class: `status ${name}` }, name.replace("_", " "));
+export function status(name, word = name) {
+  return h("span", { class: `status ${name}` }, word.replace("_", " "));
 }
 
 export function number(value) {

@@ -25,7 +25,7 @@ export async function show(view, { id, query, signal }) {
   await Promise.all([measure(), logs(), said(), results(), evaluated()].map((part) => part.catch((error) => { if (!signal.aborted) notice(error.message, true); })));
 
   function render() {
-    fill(head, h("h1", {}, job.id, " ", status(job.status)), h("div", { class: "bar" }, buttons(),
+    fill(head, h("h1", {}, job.id, " ", status(job.status, job.status_word)), h("div", { class: "bar" }, buttons(),
       h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && TRAINED.includes(job.kind) && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
     const last = job.runs.at(-1);
     const shown = {

@@ -6,7 +6,7 @@ import { library } from "./charts.js";
 import { remember, to } from "./route.js";
 
 const COLUMNS = {
-  status: { title: "Status", sort: "status", cell: (row) => status(row.status) },
+  status: { title: "Status", sort: "status", cell: (row) => status(row.status, row.status_word) },
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono" }, row.id) },
   loss: { title: "Loss", sort: "loss", cell: (row) => row.loss || row.kind },
   model: { title: "Model", sort: "model", cell: (row) => clipped(shortModel(row.model), "", row.model) },

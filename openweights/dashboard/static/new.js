@@ -81,8 +81,11 @@ function input(name, schema, usual, definitions, value, meaning) {
   if (choices.length && kinds.every((one) => one.enum || one.const !== undefined || one.anyOf || one.type === "null" || one.$ref)) element = h("select", { name }, h("option", { value: "" }, placeholder), choices.map((item) => h("option", { value: item, selected: String(item) === current }, String(item))));
   else if (kinds.some((one) => one.type === "boolean") && kinds.every((one) => [undefined, "boolean", "null"].includes(one.type))) element = h("select", { name }, h("option", { value: "" }, placeholder), ["true", "false"].map((item) => h("option", { value: item, selected: item === current }, item)));
   else element = h("input", { name, value: current, placeholder, autocomplete: "off" });
-  return h("label", {}, name, element, meaning && h("span", { class: "hint" }, meaning));
+  return h("label", {}, name, element, meaning && h("span", { class: "hint" }, coded(meaning)));
 }
+
+/** A text whose names stand in backticks. */
+const coded = (text) => text.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
 
 /** What was typed, as JSON where it is JSON and the field is more than a text. */
 function parsed(text, schema) {

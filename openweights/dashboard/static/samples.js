@@ -31,43 +31,58 @@ async function table(place, columns, query, signal) {
   const source = h("select", { "aria-label": "Prompts" }, sources.map((name) => h("option", { value: name, selected: name === query.source }, name)));
   const grid = h("div");
   const boxes = h("div", { class: "chips", role: "group", "aria-label": "Columns" });
+  const several = new Set(columns.map(({ job }) => job)).size > 1;
   const label = ({ job, step }) => `${job} · step ${step}`;
+  const words = (column) => (several ? label(column) : `step ${column.step}`);
+  const step = h("select", { "aria-label": "Step", onchange: () => stepChosen().catch((error) => notice(error.message, true)) });
   let own = [], chosen = new Set();
 
   async function sourceChanged(wanted = new Set()) {
     own = columns.filter((column) => column.source === source.value);
     chosen = new Set(own.filter((column) => wanted.has(label(column))));
-    if (!chosen.size) chosen = new Set([own[0], own.at(-1)]);
+    if (!chosen.size) chosen = new Set(own.filter((column, at) => column.step === own[0].step || own[at + 1]?.job !== column.job));
+    await render();
+  }
+
+  async function stepChosen() {
+    if (step.value) chosen = new Set(step.value === "all" ? own : own.filter((column) => String(column.step) === step.value));
     await render();
   }
 
   async function render() {
     const shown = own.filter((column) => chosen.has(column));
-    fill(boxes, own.map((column) => h("button", { type: "button", class: "chip", "aria-pressed": String(chosen.has(column)), onclick: () => {
+    const steps = [...new Set(own.map((column) => column.step))].sort((a, b) => a - b);
+    const only = new Set([...chosen].map((column) => column.step));
+    const current = chosen.size === own.length ? "all" : only.size === 1 ? String([...only][0]) : "";
+    fill(step, [["", "those below"], ["all", `all ${steps.length}`], ...steps.map((one) => [String(one), `step ${one}`])].map(([value, title]) => h("option", { value, selected: value === current }, title)));
+    step.parentElement.hidden = steps.length < 2;
+    fill(boxes, own.length > 1 && own.map((column) => h("button", { type: "button", class: "chip", "aria-pressed": String(chosen.has(column)), onclick: () => {
       if (chosen.has(column)) chosen.delete(column); else chosen.add(column);
       render().catch((error) => notice(error.message, true));
-    } }, label(column))));
+    } }, words(column))));
     remember({ source: source.value, columns: shown.map(label).join("|") });
     await Promise.all(shown.map((column) => rowsOf(column, signal)));
-    const prompts = [...new Set(shown.flatMap(({ rows }) => rows.map(({ prompt }) => prompt)))].slice(0, SHOWN);
-    const across = `grid-template-columns:repeat(${Math.min(shown.length, innerWidth < 700 ? 1 : 4)},minmax(0,1fr))`;
-    fill(grid, prompts.map((prompt) => h("section", { class: "panel" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), prompt),
-      h("div", { class: "sides", style: across }, sides(prompt, shown)))));
+    const asked = new Map(shown.flatMap(({ rows }) => rows.map((row) => [row.prompt, row.messages])));
+    fill(grid, [...asked].slice(0, SHOWN).map(([prompt, messages]) => {
+      // Each step of a training has prompts of its own: only those columns stand there that have an answer.
+      const answered = shown.filter(({ rows }) => rows.some((one) => one.prompt === prompt));
+      const across = `grid-template-columns:repeat(${Math.min(answered.length, innerWidth < 700 ? 1 : 4)},minmax(0,1fr))`;
+      return h("section", { class: "panel" }, conversation(messages), h("div", { class: "sides", style: across }, sides(prompt, answered)));
+    }));
   }
 
   function sides(prompt, shown) {
     let first = null;
     return shown.map((column) => {
       const row = column.rows.find((one) => one.prompt === prompt);
-      if (!row) return h("div", { class: "answer faint" }, h("span", { class: "role" }, label(column)), "–");
       const said = first === null ? [row.completion] : differences(first, row.completion);
       first ??= row.completion;
-      return h("div", { class: "answer" }, h("div", { class: "faint" }, label(column), row.ended === false ? " · cut off" : ""), said, rewards(row));
+      return h("div", { class: "answer" }, h("div", { class: "faint" }, words(column), row.ended === false ? " · cut off" : ""), said, rewards(row));
     });
   }
 
   source.addEventListener("change", () => sourceChanged().catch((error) => notice(error.message, true)));
-  place.append(h("div", { class: "bar" }, h("label", {}, "Prompts ", source)), boxes, grid);
+  place.append(h("div", { class: "bar" }, h("label", {}, "Prompts ", source), h("label", {}, "Steps ", step)), boxes, grid);
   await sourceChanged(new Set((query.columns || "").split("|").filter(Boolean)));
 }
 
@@ -88,6 +103,11 @@ export function differences(from, to) {
   return pieces;
 }
 
+/** What was asked, message by message. */
+function conversation(messages) {
+  return messages.map(({ role, text }) => h("div", { class: "part" }, h("span", { class: "role" }, role), text));
+}
+
 function rewards(row) {
   if (!row.rewards) return null;
   return h("div", { class: "rewards" }, Object.entries(row.rewards).map(([name, value]) => h("span", { class: "chip" }, `${name} ${number(value)}`)));
@@ -105,7 +125,7 @@ export async function answersView(place, id, signal) {
     label.textContent = `${column.source}, step ${column.step}`;
     const rows = await rowsOf(column, signal);
     if (column !== columns[Number(slide.value)]) return;
-    fill(answers, rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, h("div", { class: "part" }, h("span", { class: "role" }, "prompt"), row.prompt),
+    fill(answers, rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, conversation(row.messages),
       h("div", { class: "part learned" }, h("span", { class: "role" }, row.ended === false ? "completion, cut off" : "completion"), row.completion),
       row.reference && h("div", { class: "part" }, h("span", { class: "role" }, "reference"), row.reference), rewards(row))));
   }

@@ -15,6 +15,19 @@ from openweights.generation.params import Completion, GenerationRequest, Samplin
 from openweights.jobs.unsloth.runtime.ranks import of_all_ranks, own_share
 from openweights.jobs.unsloth.validate import TrainingConfig
 
+COMPLETIONS_LOGGED = 4
+_LOGGED_EACH_STEP, _LOGGED_EVERY = 10, 10
+
+
+def tells_completions(step: int, steps: int) -> bool:
+    """Whether some of a step's completions are logged: those of the first steps, of every so many
+    later, and of the last, which the rest leads to.
+
+    Args:
+        steps: Of the whole training.
+    """
+    return step < _LOGGED_EACH_STEP or step % _LOGGED_EVERY == 0 or step == steps - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:

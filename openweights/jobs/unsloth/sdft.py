@@ -59,7 +59,13 @@ from openweights.jobs.unsloth.divergence import (
     linear_divergence,
     logits_divergence,
 )
-from openweights.jobs.unsloth.rollout import Rollout, StepSampler, sampling_params
+from openweights.jobs.unsloth.rollout import (
+    COMPLETIONS_LOGGED,
+    Rollout,
+    StepSampler,
+    sampling_params,
+    tells_completions,
+)
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.ranks import (
     own_share,
@@ -70,6 +76,7 @@ from openweights.jobs.unsloth.runtime.ranks import (
 from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
+    SDFTExample,
     on_policy_dataset,
     places_in_completions,
     scoring_rows,
@@ -92,7 +99,6 @@ from openweights.models.packing import divided, last_hidden, may_pack
 logger = logging.getLogger(__name__)
 
 EVENTS_EVERY_STEPS = 10
-COMPLETIONS_LOGGED = 4
 PLACE_RANGES = 24  # that double: more than a completion can have
 
 ScoredRow = tuple[list[int], list[int], list[int]]  # prompt, teacher's prompt, completion
@@ -127,6 +133,7 @@ class SDFTTrainer(ExactMeanTrainer):
         top_k: Compare on the student's so many likeliest words and the rest as one more; None for
             the whole vocabulary.
         log_event: Receives sampled completions as JSON; None to drop them.
+        asked: The rows, for the conversations that stand with these completions.
         engine: Draws the completions; None for the one that works wherever the model does.
         showing: Where the teacher reads the demonstrations; kept in checkpoints.
         micro_batch_tokens: Rows of a step are laid end to end in micro-batches of so many tokens of
@@ -148,6 +155,7 @@ class SDFTTrainer(ExactMeanTrainer):
         skip_tokens: int = 0,
         top_k: int | None = None,
         log_event: LogEvent | None = None,
+        asked: Sequence[SDFTExample] = (),
         engine: GenerationEngine | None = None,
         showing: Showing = SHOWINGS[0],
         micro_batch_tokens: int | None = None,
@@ -175,6 +183,8 @@ class SDFTTrainer(ExactMeanTrainer):
         self._pad_token_id = pad_token_id
         self._micro_batch_tokens = micro_batch_tokens
         self._log_event = log_event
+        # By hashes: the rows' tokens are held once already.
+        self._asked = {hash(tuple(example.prompt_ids)): example.messages for example in asked}
         # Sum of agreements, and of tokens, by the range of places in the completion.
         self._by_place: Tensor | None = None
 
@@ -225,7 +235,8 @@ class SDFTTrainer(ExactMeanTrainer):
         self._record("rollout_tokens_per_s", rollout.tokens, rollout.seconds)
         if world_size() > 1:
             self._record("rollout_waiting_s", rollout.waiting_s, 1)
-        if self._log_event and step % EVENTS_EVERY_STEPS == 0 and self.args.process_index == 0:
+        is_told = tells_completions(step, self.state.max_steps)
+        if self._log_event and is_told and self.args.process_index == 0:
             self._log_event(self._completions_event(step, prompts, rollout))
         return rollout
 
@@ -237,12 +248,18 @@ class SDFTTrainer(ExactMeanTrainer):
         told = [
             {
                 "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+                **self._messages(prompt),
                 "completion": tokenizer.decode(completion.token_ids, skip_special_tokens=True),
                 "ended": completion.ended,
             }
             for prompt, completion in list(rows)[:COMPLETIONS_LOGGED]
         ]
         return Completions(step=step, completions=told).data()
+
+    def _messages(self, prompt: Sequence[int]) -> dict[str, Any]:
+        """The conversation that was rendered so, where it is known."""
+        found = self._asked.get(hash(tuple(prompt)))
+        return {} if found is None else {"messages": found}
 
     def _scoring_batch(self, rows: Sequence[ScoredRow]) -> dict[str, Any]:
         """The rows as the student reads them, and, with a prefix, as the teacher does."""
@@ -441,6 +458,7 @@ def sdft_train(
         skip_tokens=config.sdft_skip_tokens,
         top_k=config.sdft_top_k,
         log_event=log_event,
+        asked=examples,
         engine=engine,
         showing=showing,
         micro_batch_tokens=tokens if is_packed else None,

@@ -11,13 +11,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openweights.jobs.unsloth.config.demonstrations import Showing
+from openweights.jobs.unsloth.config.demonstrations import Showing, split_row
 from openweights.jobs.unsloth.config.rendering import sdft_texts
 from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import Fitting, encode_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import row_numbers
 from openweights.models.reading import token_ids
+from openweights.models.templates.messages import Message
 from openweights.models.tokens import Collator, borders, pad_right
 
 
@@ -29,11 +30,13 @@ class SDFTExample:
         prompt_ids: What the student continues.
         teacher_prompt_ids: What the teacher continues.
         demonstration_ids: The demonstration as a completion, for the teacher gate.
+        messages: What the student is asked.
     """
 
     prompt_ids: list[int]
     teacher_prompt_ids: list[int]
     demonstration_ids: list[int]
+    messages: list[Message]
 
 
 class SDFTDataCollator:
@@ -97,7 +100,7 @@ def encode_example(
     """
     student, teacher, demonstration = sdft_texts(row, config, tokenizer, showing)
     ids = [token_ids(tokenizer, text) for text in (student.text, teacher.text, demonstration)]
-    return SDFTExample(*ids), student.notes | teacher.notes
+    return SDFTExample(*ids, messages=split_row(row)[0]), student.notes | teacher.notes
 
 
 def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:

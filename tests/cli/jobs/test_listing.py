@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from openweights.backends.base import Backend
 from openweights.client.serving.sampling import LABEL
-from openweights.types import JobSpec
+from openweights.types import EventDraft, JobSpec
 from tests.cli.conftest import Ow, claim, log_events, submit
 
 JOBS = ("ftjob-canceled0000", "ftjob-completed000", "ftjob-failed00000", "ftjob-running0000")
@@ -55,6 +55,21 @@ def test_ls_is_a_table(ow: Ow, filled: Backend) -> None:
     assert "loss 0.1235" in by_id["ftjob-running0000"]
     assert "exit code 3: out of memory" in by_id["ftjob-failed00000"]
     assert by_id["myjob-pending0000"].split()[1:4] == ["pending", "myjob", "-"]
+
+
+def test_a_model_that_was_served_has_ended(ow: Ow, backend: Backend) -> None:
+    """It was left as it is meant to be; the record says how. One that never ran was canceled."""
+    for job_id in ("apijob-served", "ftjob-canceled"):
+        claim(backend, job_id)
+        backend.cancel_job(job_id)
+    submit(backend, "apijob-waited")
+    backend.cancel_job("apijob-waited")
+    shown = dict(line.split()[:2] for line in ow("ls").stdout.splitlines())
+    assert shown["apijob-served"] == "ended"
+    assert shown["ftjob-canceled"] == shown["apijob-waited"] == "canceled"
+    assert ow("show", "apijob-served").stdout.startswith("apijob-served  ended")
+    assert {row["status"] for row in json.loads(ow("ls", "--json").stdout)} == {"canceled"}
+    assert len(ow("ls", "--status", "canceled", "-q").stdout.split()) == 3
 
 
 def test_ls_filters_before_the_limit(ow: Ow, filled: Backend) -> None:
@@ -203,13 +218,15 @@ def test_a_job_with_much_to_show_fits_a_screen_too(ow: Ow, backend: Backend) -> 
 
 def test_a_job_that_runs_and_one_that_waits(ow: Ow, backend: Backend) -> None:
     run = claim(backend, "ftjob-running").run
-    log_events(backend, run.id, {"type": "started", "max_steps": 32, "from_step": 0})
+    started = {"type": "started", "max_steps": 32, "from_step": 0}
+    began = datetime.now(UTC) - timedelta(seconds=24)
+    backend.append_events(run.id, [EventDraft("started", started, began)])
     log_events(backend, run.id, {"step": 12, "loss": 0.5})
     submit(backend, "ftjob-waiting", requires_vram_gb=24)
     first, second, third = ow("ls").stdout.splitlines()
     assert first.split() == ["ID", "STATUS", "KIND", "MODEL", "AGE", "LAST"]
     by_id = {line.split()[0]: line for line in (second, third)}
-    assert by_id["ftjob-waiting"].endswith("behind ftjob-running")
+    assert re.search(r" behind ftjob-running \(\d+s left\)$", by_id["ftjob-waiting"])
     assert re.search(r" step 12/32 · .* left · loss 0.5$", by_id["ftjob-running"])
     assert ow("show", "ftjob-waiting").stdout.startswith("ftjob-waiting  pending  behind ftjob-r")
 

@@ -107,8 +107,10 @@ def test_the_reward_rises_and_the_result_is_one_adapter(
         assert len(events(tmp_path, name)) == 24
     assert set(events(tmp_path, "failed_fraction")) == {0.0}
     told = events(tmp_path, "completions")
-    assert len(told) == 3 and len(told[0]) == 4
-    assert told[0][0].keys() == {"prompt", "completion", "rewards"}
+    # Of the steps 0 to 10, of 20, and of the last one.
+    assert len(told) == 13 and len(told[0]) == 4
+    assert told[0][0].keys() == {"prompt", "messages", "completion", "rewards"}
+    assert told[0][0]["messages"] == [{"role": "user", "content": told[0][0]["prompt"]}]
     assert len(events(tmp_path, "eval_reward")) == 4, "after each epoch"
     assert len(list((tmp_path / "uploads" / "files").glob("*.jsonl"))) == 3
     check_result(trainer.model, params["model"], tmp_path / "uploads" / "adapter")
@@ -142,8 +144,8 @@ def test_an_own_reward_in_a_process_of_its_own(params: dict[str, Any], tmp_path:
     older = [events(tmp_path, f"rewards/{n}_reward/mean")[0] for n in ("score", "ngram_recall")]
     assert older == means[:2] and events(tmp_path, "samples") == events(tmp_path, "completions")
     assert "completions" in events(tmp_path, "tag")
-    [scales] = events(tmp_path, "scales")
-    assert scales.keys() == {"ngram_recall", "reasoning_logprob"}
+    first, last = events(tmp_path, "scales")
+    assert first.keys() == last.keys() == {"ngram_recall", "reasoning_logprob"}
     assert means[0] >= 0 and means[2] < 0
     total = 0.5 * means[0] + means[1] + 0.1 * means[2]
     assert events(tmp_path, "reward")[0] == pytest.approx(total, rel=1e-6)

@@ -145,8 +145,8 @@ class TrainingFields(BaseModel):
     `docs/fields.md` is made of this: each field has its line here.
 
     Attributes:
-        model: Hugging Face id, a folder on the machine that trains, or the id of a fine-tuning job
-            (`models/names.py`). An adapter is trained on, and the result replaces it.
+        model: Hugging Face id, a folder on the machine that trains, or the id of a fine-tuning
+            job. An adapter is trained on, and the result replaces it.
         training_file: File id from `ow.files.upload`, or a local path.
         test_file: Rows to evaluate on; see `test_file_eval_strategy`.
         chat_template: A Jinja template, or "default" for the tokenizer's own.

@@ -37,7 +37,12 @@ from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
 from openweights.jobs.unsloth.grpo.data import Prompt
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
-from openweights.jobs.unsloth.rollout import Rollout, StepSampler
+from openweights.jobs.unsloth.rollout import (
+    COMPLETIONS_LOGGED,
+    Rollout,
+    StepSampler,
+    tells_completions,
+)
 from openweights.jobs.unsloth.runtime.ranks import (
     average_gradients,
     of_all_ranks,
@@ -47,9 +52,6 @@ from openweights.jobs.unsloth.runtime.ranks import (
 )
 from openweights.models.forward import active_adapter, base_model
 from openweights.models.weights import Reference, keeping_precision
-
-COMPLETIONS_EVERY_STEPS = 10
-COMPLETIONS_LOGGED = 4
 
 LogEvent = Callable[[dict[str, Any]], None]
 
@@ -241,9 +243,9 @@ class RewardTrainer(GRPOTrainer):
     def _log_completions(
         self, asked: Sequence[Mapping[str, Any]], rollout: Rollout, scores: Tensor
     ) -> None:
-        """Every so many steps, log some completions with what they earned."""
+        """At some steps, log some completions with what they earned."""
         step = self.state.global_step
-        if step % COMPLETIONS_EVERY_STEPS or self.args.process_index:
+        if not tells_completions(step, self.state.max_steps) or self.args.process_index:
             return
         first = slice(COMPLETIONS_LOGGED)
         samples = self._samples(asked[first], rollout.completions[first])
@@ -256,6 +258,7 @@ class RewardTrainer(GRPOTrainer):
             logged.append(
                 {
                     "prompt": prompt[-1]["content"],
+                    "messages": prompt,
                     "completion": completion,
                     "rewards": dict(zip(names, values, strict=True)),
                 }
