@@ -91,8 +91,8 @@ class Progress:
         return max(0.0, (self.reached_at - self.began_at).total_seconds()) / done
 
     def left_s(self, now: datetime | None = None) -> float | None:
-        """Seconds to the last step, if it goes on at this rate; None when nobody can tell, as behind
-        the last step, or in one that takes longer than the others, because it measures.
+        """Seconds to the last step, if it goes on at this rate; None when nobody can tell, as
+        behind the last step, or in one that takes longer than the others, because it measures.
         """
         if self.total is None or not self.seconds_per_step or self.reached_at is None:
             return None
