@@ -158,11 +158,11 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
     check_row = _ROW_CHECKS[purpose]
     problems = Problems(name)
     summary = DatasetSummary()
-    has_rows = False
+    count = 0
     for number, raw in _lines(stream, problems, purpose):
         if not raw.strip():
             continue
-        is_first, has_rows = not has_rows, True
+        count += 1
         report, before = problems.at(number), problems.count
         try:
             row = _parse(raw)
@@ -173,15 +173,15 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
             whole = isinstance(row, list) and _array_remedy(name, purpose)
             report("row", f"is {kind(row)}, not an object; {whole or 'write each row as {…}'}")
             continue
-        if is_first and (recipe := conversion(cast("dict[str, Any]", row), purpose, name)):
+        if count == 1 and (recipe := conversion(cast("dict[str, Any]", row), purpose, name)):
             report("row", recipe)
-            break
+            problems.raise_if_any()
         check_row(cast("dict[str, Any]", row), report)
         if problems.count == before:
             summary.add(cast("dict[str, Any]", row), purpose)
-    if not has_rows and not problems.count:
+    if not count and not problems.count:
         problems.add(1, "file", "holds no rows; write one JSON object a line")
-    problems.raise_if_any()
+    problems.raise_if_any(rows=count, by_line=True)
     return summary
 
 
@@ -327,13 +327,15 @@ def _check_preference(row: Mapping[str, Any], report: Report) -> None:
         wrong.append(field)
         report(field, problem)
 
-    for field in ("prompt", "chosen", "rejected"):
-        if field not in row:
-            hint = (
-                "; upload conversations with purpose 'conversations'" if "messages" in row else ""
-            )
-            noted(field, f"is missing{hint or '; give it as a list of messages'}")
-        else:
+    fields = ("prompt", *_SIDES)
+    # One line for a row, not one for each: that of another format has none of them.
+    if missing := [field for field in fields if field not in row]:
+        hint = "upload conversations with purpose 'conversations'"
+        remedy = hint if "messages" in row else "give a list of messages"
+        verb = "is" if len(missing) == 1 else "are"
+        noted(" and ".join(missing), f"{verb} missing; {remedy}")
+    for field in fields:
+        if field in row:
             check_messages(row[field], field, noted)
     if row.get("tools") is not None:
         check_tools(row["tools"], report)

@@ -302,7 +302,7 @@ class Job:
         return sample(self._ow, self, prompts, base=base, params=params)
 
     def download(self, target_dir: str | Path, only_last_run: bool = True) -> list[Path]:
-        """Write result files, at their paths, `<run id>.log`, and the table of `metrics` as
+        """Write result files, at their paths, `run-<run id>.log`, and the table of `metrics` as
         `metrics.jsonl` into `target_dir`; of equal paths the last one.
 
         Returns:

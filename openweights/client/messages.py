@@ -41,6 +41,11 @@ _CALL_KEYS = ("type", "id", "function")
 _FUNCTION_KEYS = ("name", "arguments")
 _LEAST_WEIGHT = 1e-20
 _BLOCK_KEYS = ("type", "text", "weight", "tag")
+# What other formats call the keys that a message must have.
+_CALLED_ELSEWHERE = {
+    "role": ("from", "speaker", "author", "sender", "user"),
+    "content": ("value", "text", "message", "body", "contents", "response"),
+}
 _KEY_MEANT = {
     "thinking": "reasoning_content",
     "reasoning": "reasoning_content",
@@ -83,22 +88,29 @@ class Problems:
         field, colon, problem = str(error).partition(": ")
         self.add(line, field if colon else "", problem if colon else field)
 
-    def raise_if_any(self, *, rows: int = 0) -> None:
+    def raise_if_any(self, *, rows: int = 0, source: str = "", by_line: bool = False) -> None:
         """Say all of them; once, where each of many rows has the same.
 
         Args:
-            rows: How many there are.
+            rows: How many were looked at.
+            source: The file that they are in, where its name is another one.
+            by_line: Whether each is named by its line, even where all are the same.
 
         Raises:
             DatasetError: There is a problem.
         """
         if not self.count:
             return
-        if len(self._kinds) == 1 and 1 < rows == self._lines == self.count:
+        of = f"{self._lines:,} of {rows:,} row{'' if rows == 1 else 's'} of {source or self.name}"
+        tail = [f"({of} cannot be used)"] if rows and source else []
+        if len(self._kinds) == 1 and 1 < rows == self._lines == self.count and not by_line:
             field = f"{self._fields.pop()}: " if len(self._fields) == 1 else ""
-            raise DatasetError(f"{self.name}: every row: {field}{self._kinds.pop()}")
-        more = self.count - len(self._listed)
-        tail = [f"… and {more} more error{'s' if more > 1 else ''} in {self.name}"] if more else []
+            first = f"{self.name}: every row: {field}{self._kinds.pop()}"
+            raise DatasetError("\n".join([first, *tail]))
+        if more := self.count - len(self._listed):
+            errors = f"… and {more} more error{'s' if more > 1 else ''}"
+            what = f"; {of} cannot be used" if rows and not source else f" in {self.name}"
+            self._listed.append(errors + what)
         raise DatasetError("\n".join(self._listed + tail))
 
 
@@ -209,16 +221,28 @@ def _check_message(value: Any, field: str, report: Report) -> str | None:
         if not (has_calls and message["content"] in (None, "")):
             _check_content(message["content"], f"{field}.content", report)
     elif not has_calls:
-        hint = "rename 'value' to 'content'" if "value" in message else "add it"
-        report(f"{field}.content", f"is missing; {hint}")
+        _say_missing("content", message, field, report)
     if "role" not in message:
-        hint = "rename 'from' to 'role'" if "from" in message else "add it"
-        report(f"{field}.role", f"is missing; {hint}")
+        _say_missing("role", message, field, report)
         return None
     role = _check_role(message["role"], f"{field}.role", report)
     if role is not None:
-        _check_keys(given, role, field, report)
+        # What stands in the place of the content was named with it.
+        stands_in = None if "content" in message else _standing_in("content", message)
+        _check_keys({k: v for k, v in given.items() if k != stands_in}, role, field, report)
     return role
+
+
+def _standing_in(key: str, message: Mapping[str, Any]) -> str | None:
+    """What a message has in the place of a key that it lacks."""
+    return next(
+        (name for name in _CALLED_ELSEWHERE[key] if isinstance(message.get(name), str)), None
+    )
+
+
+def _say_missing(key: str, message: Mapping[str, Any], field: str, report: Report) -> None:
+    name = _standing_in(key, message)
+    report(f"{field}.{key}", f"is missing; {f'rename {name!r} to {key!r}' if name else 'add it'}")
 
 
 def _check_keys(message: Mapping[str, Any], role: str, field: str, report: Report) -> None:

@@ -53,12 +53,12 @@ def write_results(backend: Backend, events: Iterable[EventRecord], target: Path)
 
 
 def write_log(backend: Backend, run_id: int, target: Path) -> Path:
-    """Write `<run id>.log`.
+    """Write `run-<run id>.log`.
 
     Raises:
         InvalidInputError: It cannot be written there.
     """
-    return write_chunks(read_log_chunks(backend, run_id), target / f"{run_id}.log")
+    return write_chunks(read_log_chunks(backend, run_id), target / f"run-{run_id}.log")
 
 
 def write_chunks(chunks: Iterable[bytes], path: Path) -> Path:

@@ -171,7 +171,7 @@ class Run:
         return self.refresh()
 
     def download(self, target_dir: str | Path) -> list[Path]:
-        """Write `<run id>.log` and each result file, at its path, into `target_dir`.
+        """Write `run-<run id>.log` and each result file, at its path, into `target_dir`.
 
         Returns:
             What was written.

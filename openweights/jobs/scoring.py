@@ -123,7 +123,8 @@ class ScoringJobs(Jobs):
                     self.check_row(row)
                 except ValueError as error:
                     problems.add_error(number, error)
-        problems.raise_if_any(rows=count)
+        source = self.ow.backend.get_file(params.dataset).filename
+        problems.raise_if_any(rows=count, source=source)
         self._check_rendering(params)
 
     def _check_rendering(self, params: ScoringParams) -> None:

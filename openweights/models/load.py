@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -161,6 +162,10 @@ def load_model(
         model.config.name_or_path = config.model
     elif adapter is None:
         model.peft_config["default"].base_model_name_or_path = config.model
+    if config.is_peft:
+        # "auto" would ask the hub about the base model's vocabulary, at every checkpoint, and warn
+        # where it gets no answer; no adapter of ours trains it.
+        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()

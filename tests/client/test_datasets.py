@@ -141,7 +141,7 @@ def test_errors_are_counted_to_the_end() -> None:
     assert len(problems) == 21
     # Each row has two: the empty content, and the role.
     assert problems[19].startswith("x.jsonl:10: messages[1].role: ")
-    assert problems[20] == "… and 40 more errors in x.jsonl"
+    assert problems[20] == "… and 40 more errors; 30 of 30 rows of x.jsonl cannot be used"
 
 
 def test_line_that_is_too_long_is_skipped_in_pieces() -> None:

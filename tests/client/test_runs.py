@@ -302,15 +302,15 @@ def test_download(ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path) -
     written = job.download(tmp_path / "last")
     assert content(tmp_path / "last") == {
         "model/a.bin": b"newest",
-        f"{second.id}.log": b"second\n",
+        f"run-{second.id}.log": b"second\n",
     }
-    assert {path.name for path in written} == {"a.bin", f"{second.id}.log"}
+    assert {path.name for path in written} == {"a.bin", f"run-{second.id}.log"}
     job.download(str(tmp_path / "all"), only_last_run=False)
     assert content(tmp_path / "all") == {
         "model/a.bin": b"newest",
         "only/b.txt": b"b",
-        f"{first.id}.log": b"first\n",
-        f"{second.id}.log": b"second\n",
+        f"run-{first.id}.log": b"first\n",
+        f"run-{second.id}.log": b"second\n",
     }
     job.runs[0].download(tmp_path / "first")
     assert content(tmp_path / "first")["model/a.bin"] == b"old"

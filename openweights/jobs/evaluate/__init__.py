@@ -256,7 +256,8 @@ class Evaluate(Jobs):
                         problems.add(number, "messages", _NO_GOLD.format(compares[0]))
                 except ValueError as error:
                     problems.add_error(number, error)
-        problems.raise_if_any(rows=count)
+        source = self.ow.backend.get_file(config.prompts).filename
+        problems.raise_if_any(rows=count, source=source)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

@@ -162,7 +162,7 @@ class Inference(Jobs):
                 f'ow.files.upload(path, purpose="{PURPOSE}")'
             ) from None
         with content:
-            check_input(content)
+            check_input(content, self.ow.backend.get_file(file).filename)
         with self.ow.backend.open_file(file) as content:
             rows = first_rows(numbered_rows(content))
         render = partial(row_prompt, config=config)

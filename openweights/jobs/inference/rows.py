@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from openweights.errors import DatasetError
+from openweights.client.messages import Problems
 from openweights.generation.params import SamplingParams, derived_seed
 from openweights.generation.prompts import chat_prompt_ids, text_prompt_ids
 from openweights.jobs.unsloth.config.rows import numbered_rows
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
     from openweights.jobs.inference.config import InferenceConfig
 
 Row = Mapping[str, Any]
-_LISTED = 20
 
 
-def check_input(lines: Iterable[bytes]) -> int:
+def check_input(lines: Iterable[bytes], source: str = "") -> int:
     """See that each row can be answered; returns how many there are.
+
+    Args:
+        source: The name of their file, where that is known.
 
     Raises:
         DatasetError: One cannot; a line for each of the first, with its number and field.
     """
-    count, wrong = 0, list[str]()
+    problems, count = Problems("input_file_id"), 0
     for number, row in numbered_rows(lines):
         count += 1
-        wrong += [f"input_file_id:{number}: {what}" for what in _problems(row)]
-    if wrong:
-        more = [f"… and {len(wrong) - _LISTED} more"] if len(wrong) > _LISTED else []
-        raise DatasetError("\n".join([*wrong[:_LISTED], *more]))
+        for field, what in _problems(row):
+            problems.add(number, field, what)
+    problems.raise_if_any(rows=count, source=source)
     return count
 
 
-def _problems(row: Row) -> Iterable[str]:
+def _problems(row: Row) -> Iterable[tuple[str, str]]:
     messages = row.get("messages")
     if not messages and not row.get("text"):
-        yield "messages: is missing; give the conversation, or a `text` to go on with"
+        yield "messages", "is missing; give the conversation, or a `text` to go on with"
     limit, temperature = row.get("max_tokens"), row.get("temperature")
     if limit is not None and (type(limit) is not int or limit < 1):
-        yield f"max_tokens: is {limit!r}; give a whole number of at least 1, or leave it out"
+        yield "max_tokens", f"is {limit!r}; give a whole number of at least 1, or leave it out"
     if temperature is not None and not _is_temperature(temperature):
-        yield f"temperature: is {temperature!r}; give a number of at least 0, or leave it out"
+        yield "temperature", f"is {temperature!r}; give a number of at least 0, or leave it out"
 
 
 def _is_temperature(value: Any) -> bool:

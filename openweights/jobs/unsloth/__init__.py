@@ -165,7 +165,8 @@ class FineTuning(Jobs):
             )
         for ref in config.datasets():
             with self.open_stored(ref.name, ref.file) as content:
-                self._row_counts[ref.file] = check_rows(numbered_rows(content), config, ref)
+                name = self.ow.backend.get_file(ref.file).filename
+                self._row_counts[ref.file] = check_rows(numbered_rows(content), config, ref, name)
         for field, note in config_notes(config, self._steps(config)):
             logger.warning("%s: %s", field, note)
         self._check_adapter(config)

@@ -352,8 +352,7 @@ def _save(
     """
     if config.is_peft:
         folder, base = UPLOADS / "adapter", model.peft_config["default"].base_model_name_or_path
-        # "auto" would ask the hub about the base model's vocabulary; no adapter of ours trains it.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder))
     else:
         from openweights.models.load import saved_dtype
 

@@ -298,3 +298,15 @@ def test_an_adapter_of_the_hub_that_was_read_before(
     assert checked(ow, training_file=data, model="org/adapter").r == 4
     with pytest.raises(ConfigError, match="^r: is 16, but the adapter in org/adapter has 4"):
         checked(ow, training_file=data, model="org/adapter", r=16)
+
+
+def test_rows_that_cannot_be_used_are_said_with_their_file(ow: OpenWeights, tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    rows = [good, {"messages": good["messages"][:1]}, good]
+    path = tmp_path / "orders.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DatasetError) as caught:
+        ow.fine_tuning.create(model="org/model", training_file=str(path), loss="sft")
+    first, last = str(caught.value).splitlines()
+    assert first.startswith("training_file:2: messages")
+    assert last == "(1 of 3 rows of orders.jsonl cannot be used)"

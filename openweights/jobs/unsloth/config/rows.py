@@ -77,11 +77,14 @@ def numbered_rows(lines: Iterable[bytes]) -> Iterator[NumberedRow]:
         raise DatasetError("the file has no rows; write one JSON object a line")
 
 
-def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: DatasetRef) -> int:
+def check_rows(
+    rows: Iterable[NumberedRow], config: TrainingFields, ref: DatasetRef, source: str = ""
+) -> int:
     """See that `config.loss` can use every row, and count them.
 
     Args:
         ref: Of which dataset the rows are.
+        source: The name of its file, where that is known.
 
     Raises:
         DatasetError: It cannot; a line for each of the first 20 rows, and how many more there are.
@@ -95,7 +98,7 @@ def check_rows(rows: Iterable[NumberedRow], config: TrainingFields, ref: Dataset
             is_weightless = is_weightless and not _teaches(row, config.train_on)
         except ValueError as error:
             problems.add_error(number, error)
-    problems.raise_if_any(rows=count)
+    problems.raise_if_any(rows=count, source=source)
     if ref.field != "training_file":
         return count
     if config.loss == "grpo":
