@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 VARIABLE = "OW_TEST_STACK"
 HANGS_S = 240  # what takes longer hangs, however busy the machine is
-# With gloo on the CPU. Threads would not survive the fork.
+# On the CPU, with gloo. Neither threads nor what CUDA has set up would survive the fork.
 OWN = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # What jobs need, before the first fork.
 STACK = (
@@ -174,7 +174,7 @@ def _obey(connection: socket.socket) -> None:
 def _run(asked: Mapping[str, Any]) -> int:
     os.chdir(asked["cwd"])
     os.environ.clear()
-    os.environ.update(asked["env"])
+    os.environ.update({**asked["env"], "CUDA_VISIBLE_DEVICES": OWN["CUDA_VISIBLE_DEVICES"]})
     sys.path.insert(0, asked["cwd"])
     code = 0
     try:
