@@ -18,7 +18,8 @@ from openweights.models.templates.messages import Message, MessageError
 from openweights.models.templates.scaffold import scaffold_of
 from openweights.models.templates.template import Template
 
-_MARKS = re.compile(r"Leaf\d{6}Tree|7310\d{6}(?:\.5)?")
+_MARKS = re.compile(r"Leaf(\d{6})Tree|7310(\d{6})(?:\.5)?")
+_SPAN = 10_000  # marks that a row has at most
 # Keywords of a schema that say how it is built. Templates have other ways to say that.
 _BUILD = {
     *("type", "function", "parameters", "properties", "required", "items"),
@@ -38,6 +39,8 @@ class _Marks:
     """Marks, with what each stands for, and where that is in the row.
 
     Attributes:
+        real: What is rendered without marks, which may hold what looks like some.
+        empty: By the mark of its key, a value that counts as false, which has no mark.
         message: Whose parts are being marked.
         owners: The message of each mark.
         may_trim: White space at the ends of texts may be lost, as in what is read alone.
@@ -45,6 +48,9 @@ class _Marks:
         ignores_case: Marks of keys are in the order of their letters, whether small or capital.
     """
 
+    real: str
+    first: int = 0
+    empty: dict[str, object] = field(default_factory=dict[str, object])
     places: dict[str, str] = field(default_factory=dict[str, str])
     said: dict[str, object] = field(default_factory=dict[str, object])
     message: int = 0
@@ -53,12 +59,21 @@ class _Marks:
     has_trimmed: bool = False
     ignores_case: bool = False
 
+    def __post_init__(self) -> None:
+        taken = {int(mark[1] or mark[2]) for mark in _MARKS.finditer(self.real)}
+        starts = range(0, 1_000_000, _SPAN)
+        self.first = next(n for n in starts if not any(n <= mark < n + _SPAN for mark in taken))
+
+    @property
+    def _next(self) -> int:
+        return self.first + len(self.said)
+
     def _order(self, item: tuple[str, Any]) -> tuple[str, str]:
         return (item[0].lower() if self.ignores_case else "", item[0])
 
     def text(self, said: str, place: str) -> str:
         """A mark for a text; an empty one stays, since templates ask for that."""
-        return self._add(f"Leaf{len(self.said):06}Tree", said, place) if said else said
+        return self._add(f"Leaf{self._next:06}Tree", said, place) if said else said
 
     def arguments(self, value: Any, place: str) -> Any:
         """A copy with a mark in place of each key and value. Templates ask what a value is, so a
@@ -66,10 +81,13 @@ class _Marks:
         """
         if isinstance(value, Mapping):
             given = cast("Mapping[str, Any]", value)
-            marked = {
-                key: (self.text(key, f"{place}.{key}"), self.arguments(item, f"{place}.{key}"))
-                for key, item in sorted(given.items(), key=self._order)
-            }
+            marked: dict[str, tuple[str, Any]] = {}
+            for key, item in sorted(given.items(), key=self._order):
+                at = f"{place}.{key}"
+                mark = self.text(key, at)
+                marked[key] = mark, self.arguments(item, at)
+                if not item and not isinstance(item, str):
+                    self.empty[mark] = item
             return dict(marked[key] for key in given)
         if isinstance(value, list):
             items = enumerate(cast("list[Any]", value))
@@ -78,7 +96,7 @@ class _Marks:
             return self.text(value, place)
         if isinstance(value, bool) or not value:
             return value
-        number = 7310_000_000 + len(self.said)
+        number = 7310_000_000 + self._next
         number += 0.5 if isinstance(value, float) else 0
         self._add(str(number), value, place)
         return number
@@ -132,10 +150,18 @@ class _Marks:
             if shown is None and self.may_trim:
                 shown = _shown(real, position, str(said).strip(), behind)
                 self.has_trimmed = True
-            if shown is None:
+            if shown is None or not self._is_written(mark[0], behind):
                 return mark[0]
             position += len(shown)
         return None
+
+    def _is_written(self, key: str, behind: str) -> bool:
+        """Whether a value that counts as false stands behind its key."""
+        if key not in self.empty:
+            return True
+        value = self.empty[key]
+        forms = {str(value).lower(), json.dumps(value)}
+        return any(form in behind.lower() for form in forms)
 
 
 def _shown(real: str, position: int, said: object, behind: str) -> str | None:
@@ -172,7 +198,8 @@ def check_functions(
     if called:
         checked: list[tuple[_Marks, str]] = []
         for ignores_case in (True, False):  # how templates that sort do it
-            marks, marked = _Marks(ignores_case=ignores_case), [*scaffold.messages]
+            marks = _Marks(scaffold.text, ignores_case=ignores_case)
+            marked = [*scaffold.messages]
             for marks.message in called:
                 marked[marks.message] = _marked_calls(marked[marks.message], marks)
             checked.append((marks, template.scaffold(marked, prompt=prompt)))
@@ -217,7 +244,7 @@ def _check_tools(
 ) -> set[str]:
     if not template.tools:
         return set()
-    marks = _Marks(may_trim=True)
+    marks = _Marks(real, may_trim=True)
     tools = [marks.schema(tool, f"tools[{index}]") for index, tool in enumerate(template.tools)]
     marked = replace(template, tools=tools).scaffold(messages, prompt=prompt)
     lost = marks.lost(marked, real)

@@ -49,6 +49,10 @@ LOSSES = {
         "{% for k, v in a.items() if v %}{{ k }}={{ v | tojson }}\n{% endfor %}",
         r"\.exact: the chat template does not write it as it is",
     ),
+    "what counts as false as nothing": (
+        "{% for k, v in a.items() %}{{ k }}={{ v | tojson if v else '' }}\n{% endfor %}",
+        r"\.exact: the chat template does not write it as it is",
+    ),
     "escaped": ("{{ a | string | e }}", r"\.place: "),
     "cut": ("{{ (a | tojson)[:40] }}", r"\.days: "),
     "no keys": ("{{ a.values() | list }}", r"\.days: "),
@@ -120,6 +124,15 @@ def test_arguments_that_are_lost_are_refused(loss: str) -> None:
     only_first = f"{{% if loop.first %}}{{{{ a | tojson }}}}{{% else %}}{writing}{{% endif %}}"
     with pytest.raises(ValueError, match=r"messages\[1\]\.tool_calls\[1\]\.function\.arguments"):
         learned(tokenizer_of(only_first), calling({"first": 1}, ARGUMENTS))
+
+
+@pytest.mark.parametrize("writing", WRITINGS)
+def test_names_and_arguments_that_look_like_marks_are_texts(writing: str) -> None:
+    like = {"Leaf000001Tree": "Leaf000000Tree", "Leaf000003Tree": 7_310_000_002}
+    function = {**TOOL["function"], "name": "Leaf000002Tree", "description": "Leaf000000Tree"}
+    tools = [{**TOOL, "function": function}]
+    text, _ = learned(tokenizer_of(WRITINGS[writing]), calling(like), tools=tools)
+    assert all(said in text for said in ("Leaf000001Tree", "Leaf000000Tree", "7310000002"))
 
 
 _NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=6)
