@@ -257,7 +257,7 @@ class TeacherGate(TypedEvent):
             `template_rouge_l`, `turns_format` (the share of answers with the demonstration's
             format) and, where a reward is given, `turns_2_reward`; `measure`, by which `placement`
             and `repeats` were chosen, and of it `student` and `teacher`; `same_format`, the share
-            of the student's answers that have the teacher's format; `margin`, `passed`, and
+            of the student's answers that begin and end as the teacher's; `margin`, `passed`, and
             `examples` with all answers.
     """
 

@@ -17,7 +17,7 @@ def table(study: Study) -> Table:
     """What each method learnt, what it cost elsewhere, and how long it took."""
     result = Table(title="SFT and SDFT on the same rows")
     result.add_column("model")
-    for heading in ("format", "correct", "KL to base", "seconds"):
+    for heading in ("ledger line", "correct", "KL to base", "seconds"):
         result.add_column(heading, justify="right")
     without, shown = study.gate
     gate = f"{study.plan.gate_rows} training orders"

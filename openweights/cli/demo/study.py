@@ -243,7 +243,7 @@ class Demo:
         sample = train[: plan.gate_rows]
         gate = teacher_gate(chat, sample, max_new_tokens=plan.max_new_tokens)
         for label, result in zip(("without it", "with it   "), gate, strict=True):
-            self._say(f"  {label}  format {result.format:.2f}  correct {result.correct:.2f}")
+            self._say(f"  {label}  ledger line {result.format:.2f}  correct {result.correct:.2f}")
         answers = chat.answers([test.prompt for test in tests], plan.max_new_tokens)
         return Study(
             model=self.model.name,
@@ -307,7 +307,7 @@ class Demo:
             self._say(f"  after   {_one_line(after)}")
         found = outcome.score
         self._say(
-            f"  format {found.format:.2f}  correct {found.correct:.2f}  "
+            f"  ledger line {found.format:.2f}  correct {found.correct:.2f}  "
             f"KL to base {outcome.kl:.3f}  {outcome.seconds:.0f} s"
         )
 

@@ -43,6 +43,8 @@ _PANELS = {events.TeacherGate.type: "teacher gate", events.Agreement.type: "agre
 _TOGETHER = re.compile(
     rf"({events.TeacherGate.type}(?=/(?:student|teacher|same_format)$)|{events.Agreement.type})/(.+)"
 )
+# By the answers' first and last characters; which format a skill has, the gate does not know.
+_LABELS = {"same_format": "begins and ends as teacher's"}
 # Timings, counts and extremes are left to the table.
 _TABLE_ONLY = re.compile(
     r"epoch|total|max_steps|total_\w+|(eval_)?(num_tokens|runtime)|step_time|.*(_s|_per_second)"
@@ -124,7 +126,7 @@ def _place(key: str, shares_loss: bool) -> tuple[str, str]:
         is_other = name == "eval_loss" and not shares_loss
         return name if is_other else name.removeprefix("eval_"), EVAL
     if together := _TOGETHER.fullmatch(name):
-        return _PANELS[together[1]], together[2].replace("_", " ")
+        return _PANELS[together[1]], _LABELS.get(together[2], together[2])
     return name, tag or TRAIN
 
 

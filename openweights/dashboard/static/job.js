@@ -8,6 +8,7 @@ import { logView } from "./log.js";
 import { answersView } from "./samples.js";
 import { to } from "./route.js";
 
+const FIGURES = { same_format: "begins and ends as teacher's" };
 const TRAINED = ["fine_tuning", "weighted_sft"];
 
 export async function show(view, { id, query, signal }) {
@@ -155,7 +156,7 @@ async function gateView(place, id, signal) {
     const examples = (Array.isArray(given) ? given : []).filter((one) => one !== null && typeof one === "object");
     label.textContent = `step ${step ?? 0}`;
     const figures = Object.entries(rest).filter(([, value]) => typeof value !== "object");
-    fill(body, h("dl", { class: "facts" }, figures.map(([key, value]) => [h("dt", {}, key.replaceAll("_", " ")), h("dd", {}, number(value))])),
+    fill(body, h("dl", { class: "facts" }, figures.map(([key, value]) => [h("dt", {}, FIGURES[key] ?? key.replaceAll("_", " ")), h("dd", {}, number(value))])),
       examples.length > 0 && h("details", {}, h("summary", {}, `${examples.length} examples`), examples.map((example) => h("div", { class: "answer" }, Object.entries(example).map(([key, value]) => h("div", { class: "part" }, h("span", { class: "role" }, key.replaceAll("_", " ")), valueText(value)))))));
   }
   render();

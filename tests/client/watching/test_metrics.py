@@ -207,7 +207,7 @@ def test_what_is_drawn_what_is_looked_up_and_what_stands_still() -> None:
     found = layout_of(FOLLOWED)
     assert {title: [line.label for line in lines] for title, lines in found.panels.items()} == {
         "loss": ["train"],
-        "teacher gate": ["student", "teacher", "same format"],
+        "teacher gate": ["student", "teacher", "begins and ends as teacher's"],
         "kl_to_base": ["everyday"],
         "agreement by place": ["0", "1", "8-15"],
         "learning_rate": ["train"],
@@ -236,7 +236,7 @@ def test_a_figure_says_what_it_leaves_out_and_names_its_lines() -> None:
     assert figure.get_supxlabel() == "2 more measures are in job.metrics()"
     legends = [axes.get_legend() for axes in figure.axes]
     words = [one and [text.get_text() for text in one.get_texts()] for one in legends]
-    assert words == [None, ["student", "teacher", "same format"], ["everyday"]]
+    assert words == [None, ["student", "teacher", "begins and ends as teacher's"], ["everyday"]]
     figure = draw_panels(panels, title="t", path=None)
     assert figure.get_supxlabel() == "" and len(figure.legends) == 1
 

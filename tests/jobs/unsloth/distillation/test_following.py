@@ -172,5 +172,9 @@ def test_all_of_it_is_in_the_table_and_the_picture(tmp_path: Path) -> None:
         for n, data in enumerate(events)
     ]
     panels = metric_panels(metric_rows(records))
-    assert {line.label for line in panels["teacher gate"]} == {"student", "teacher", "same format"}
+    assert {line.label for line in panels["teacher gate"]} == {
+        "student",
+        "teacher",
+        "begins and ends as teacher's",
+    }
     assert [line.label for line in panels["kl_to_base"]] == ["everyday"]
