@@ -26,16 +26,23 @@ BASE_COLOR = "#666666"
 def draw(study: Study, path: Path) -> None:
     """Save the figure of a finished study to `path`."""
     figure = Figure(figsize=(13.5, 4.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    grid = figure.add_gridspec(max(len(study.outcomes), 1), 3)
+    middle, right = figure.add_subplot(grid[:, 1]), figure.add_subplot(grid[:, 2])
     figure.suptitle(
         f"{study.model} learns one skill from {study.rows} demonstrations: "
         f"{study.plan.steps} steps of {study.plan.batch_rows} rows at learning rate "
         f"{study.plan.learning_rate:g}"
     )
-    _draw_metric(left, study.outcomes, "loss")
-    left.set_title("Training loss: cross-entropy (SFT), divergence (SDFT)", fontsize="medium")
-    left.set_ylabel("loss, nats per token")
-    left.set_ylim(bottom=0)
+    # Cross-entropy and either divergence are different things: each has its own axes.
+    for place, outcome in enumerate(study.outcomes):
+        axes = figure.add_subplot(grid[place, 0])
+        _draw_metric(axes, [outcome], "loss")
+        axes.set_ylabel("loss, nats", fontsize="small")
+        axes.set_ylim(bottom=0)
+        if place == 0:
+            axes.set_title("Training loss, which is not the same thing of each", fontsize="medium")
+        if place < len(study.outcomes) - 1:
+            axes.set_xlabel("")
     _draw_metric(middle, study.outcomes, "agreement")
     middle.set_title("Student and teacher have the same first choice", fontsize="medium")
     middle.set_ylabel("share of completion tokens")
