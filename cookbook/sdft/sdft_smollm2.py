@@ -49,7 +49,7 @@ def main() -> None:
     folder = RESULTS / job.id
     job.download(folder)
     job.plot(folder / "training.png")
-    for row in job.sample(["Send 20 red pens to Oslo."], max_tokens=20):
+    for row in job.sample(["Summarise this order: Send 20 red pens to Oslo."], max_tokens=20):
         print(f"{row['base']!r} -> {row['answer']!r}")
     print(f"the adapter is in {folder}/adapter; load it with peft.PeftModel.from_pretrained")
 

@@ -121,7 +121,7 @@ class JobOptions(BaseModel):
     )
 
     allowed_hardware: list[str] | str | None = None
-    docker_image: str | None = None
+    docker_image: Annotated[str, Field(pattern=r"^\S*$")] | None = None
     requires_vram_gb: Annotated[int, Field(ge=0)] | Literal["guess"] | None = None
     cloud_type: CloudType = "SECURE"
     priority: int = 0
@@ -132,7 +132,7 @@ class JobOptions(BaseModel):
     secrets: Annotated[Sequence[str] | str, BeforeValidator(_names)] = ()
     after: Annotated[Sequence[Job | str] | Job | str, BeforeValidator(_job_ids)] = ()
     not_before: datetime | float | None = None
-    label: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    label: Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")] | None = None
     max_running: int | None = Field(default=None, ge=1)
     max_duration: float | None = Field(default=None, ge=1)
     stall_timeout_s: float | None = Field(default=None, ge=0)

@@ -109,6 +109,18 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
     return f"{job_id}/{_CHECKPOINT}{max(kept)}"
 
 
+def check_has_weights(model: str) -> None:
+    """See that a model which is to be trained, or computed step by step, is no service.
+
+    Raises:
+        ConfigError: It is OpenAI's.
+    """
+    if model_reference(model).kind == "openai":
+        raise ConfigError(
+            f"model: {model} is OpenAI's, which keeps its weights; give a model with open weights"
+        )
+
+
 def check_on_hub(ow: OpenWeights, model: str) -> None:
     """See that a model which is to be served is one, as far as the hub says so.
 

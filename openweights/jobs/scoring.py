@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
 from openweights.jobs.at_hand import look_at_hand
-from openweights.jobs.model_source import awaited_job, pinned_model
+from openweights.jobs.model_source import awaited_job, check_has_weights, pinned_model
 from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.validate import Count
@@ -95,6 +95,7 @@ class ScoringJobs(Jobs):
             DatasetError: The dataset has rows that cannot be used.
         """
         given = cast("ScoringParams", super().validate(params))
+        check_has_weights(given.model)
         model = pinned_model(self.ow, given.model, may_wait=True)
         dataset = self.stored_dataset("dataset", given.dataset, self.purpose)
         return given.model_copy(update={"model": model, "dataset": dataset})

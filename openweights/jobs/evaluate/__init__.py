@@ -27,9 +27,9 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     split_gold,
     with_files,
 )
-from openweights.jobs.unsloth.config.own_functions import check_source
+from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
 from openweights.jobs.unsloth.config.rows import numbered_rows
-from openweights.models.names import AnyModel, ChatTemplate
+from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions, bare_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ class AskedModels(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_model_len: Count = 8196
     chat_template: ChatTemplate = "default"
-    template_options: dict[str, Any] = {}
+    template_options: TemplateOptions = {}
     quantization: Literal["bitsandbytes"] | None = None
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -122,7 +122,7 @@ class EvaluateConfig(AskedModels):
         list[str], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_suite)
     ]
     prompts: str | None = None
-    judge: str = DEFAULT_JUDGE
+    judge: Annotated[str, AfterValidator(bare_name)] = DEFAULT_JUDGE
     limit: Count | None = None
     max_tokens: Count | None = None
 
@@ -207,6 +207,11 @@ class Evaluate(Jobs):
                 f"prompts: nothing in suite reads them; add {spelled(MEASURES)}, or "
                 "'file.py:function', or remove them"
             )
+        judged = any(choice.name in JUDGES for choice in config.measures)
+        if config.judge != DEFAULT_JUDGE and not judged:
+            raise ConfigError(
+                f"judge: nothing in suite asks one; add {spelled(JUDGES)}, or remove it"
+            )
         if config.samples > 1 and config.temperature == 0:
             raise ConfigError(
                 "samples: at temperature 0 all would be the same; give a temperature, or samples=1"
@@ -240,16 +245,14 @@ class Evaluate(Jobs):
             DatasetError: Rows cannot be used; names line and field.
         """
         config = cast("EvaluateConfig", validated)
-        for choice in config.measures:
-            if choice.file is not None:
-                self.open_stored("suite", choice.file).close()
         if config.prompts is None:
             return
         compares = [choice.name for choice in config.measures if choice.name in GOLD_REWARDS]
         with self.open_stored("prompts", config.prompts) as content:
-            problems, count = Problems("prompts"), 0
+            problems, count, columns = Problems("prompts"), 0, {"id", "max_tokens"}
             for number, row in numbered_rows(content):
                 count += 1
+                columns |= row.keys()
                 try:
                     _, gold = split_gold(row)
                     if compares and gold is None:
@@ -258,6 +261,10 @@ class Evaluate(Jobs):
                     problems.add_error(number, error)
         source = self.ow.backend.get_file(config.prompts).filename
         problems.raise_if_any(rows=count, source=source)
+        for choice in config.measures:
+            if choice.file is not None:
+                with self.open_stored("suite", choice.file) as content:
+                    check_arguments(content.read(), choice.name, columns, "suite")
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

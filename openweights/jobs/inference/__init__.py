@@ -128,6 +128,11 @@ class Inference(Jobs):
             DatasetError: A local file has rows that cannot be used.
         """
         config = cast("InferenceConfig", super().validate(params))
+        if config.min_tokens > config.max_tokens:
+            raise ConfigError(
+                f"min_tokens: is {config.min_tokens}, more than max_tokens={config.max_tokens}; "
+                "lower it"
+            )
         file = self.stored_dataset("input_file_id", config.input_file_id, PURPOSE)
         model = pinned_model(self.ow, config.model, may_wait=True)
         return config.model_copy(update={"input_file_id": file, "model": model})

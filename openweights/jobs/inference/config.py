@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from openweights.models.names import AnyModel, ChatTemplate
+from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
 
 Count = Annotated[int, Field(ge=1)]
 # The log-probabilities of the tokens, and of so many likeliest ones; True for those of the tokens.
@@ -61,7 +61,7 @@ class InferenceConfig(BaseModel):
     logprobs: TopLogprobs | None = None
     n_completions_per_prompt: Count = 1
     chat_template: ChatTemplate = "default"
-    template_options: dict[str, Any] = {}
+    template_options: TemplateOptions = {}
     quantization: Literal["bitsandbytes"] | None = None
     load_format: str | None = None
     use_batch: bool = True

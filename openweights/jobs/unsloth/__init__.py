@@ -18,6 +18,7 @@ from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.model_source import (
     adapter_base,
     awaited_job,
+    check_has_weights,
     pinned_model,
     shape_to_keep,
 )
@@ -107,6 +108,7 @@ class FineTuning(Jobs):
             # What goes on from an adapter has its shape, which need not be said again.
             params = {**shape_to_keep(self.ow, model), **params}
         config = self._without_job_id(training_config(params, kind))
+        check_has_weights(config.model)
         model = pinned_model(self.ow, config.model, may_wait=True)
         return self._upload_local(config.model_copy(update={"model": model}))
 

@@ -174,6 +174,8 @@ def test_what_it_refuses(
     client = QuietClient()
     prompts, score = files
     good: dict[str, Any] = {"models": [str(tiny)], "suite": [score], "prompts": prompts}
+    (tmp_path / "asking.py").write_text("def wanting(completions, colour): return []\n")
+    asking = f"{tmp_path}/asking.py:wanting"
     (tmp_path / "other.py").write_text("def f(): pass\n")
     for change, words in (
         ({"models": []}, "models"),
@@ -191,6 +193,10 @@ def test_what_it_refuses(
         ({"prompts": "conversations:file-0"}, "prompts: the store has no file"),
         ({"samples": 2}, "samples: at temperature 0 all would be the same"),
         ({"limit": 0}, "limit: must be at least 1"),
+        ({"judge": "gpt-4.1"}, "judge: nothing in suite asks one; add 'similarity_judge'"),
+        ({"judge": " "}, "judge: .* empty or padded"),
+        ({"template_options": {"a b": 1}}, "template_options: 'a b' is no option"),
+        ({"suite": [asking]}, r"suite: wanting\(completions, colour\) wants 'colour'"),
         ({"temperature": -1.0}, "temperature"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -92,8 +92,11 @@ def test_rows_come_back_whole_in_order_and_greedy_equals_generate(
 def test_what_it_refuses(ow: OpenWeights, tmp_path: Path, tiny: Path) -> None:
     good = write(tmp_path / "good.jsonl", HELLO)
     model = str(tiny)
+    given = {"model": model, "input_file_id": good}
     for params, words in (
         ({"model": model, "input_file_id": "nothing"}, "input_file_id: 'nothing' is neither"),
+        ({**given, "min_tokens": 9, "max_tokens": 4}, "min_tokens: is 9, more than max_tokens=4"),
+        ({**given, "template_options": {"a b": 1}}, "template_options: .a b. is no option"),
         ({"model": model, "input_file_id": "conversations:file-0"}, "the store has no file"),
         ({"model": "./none", "input_file_id": good}, "model: there is no folder ./none"),
         ({"model": "a b", "input_file_id": good}, "model: 'a b' is neither"),

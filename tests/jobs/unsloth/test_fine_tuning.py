@@ -310,3 +310,11 @@ def test_rows_that_cannot_be_used_are_said_with_their_file(ow: OpenWeights, tmp_
     first, last = str(caught.value).splitlines()
     assert first.startswith("training_file:2: messages")
     assert last == "(1 of 3 rows of orders.jsonl cannot be used)"
+
+
+def test_a_model_of_openai_is_not_trained(ow: OpenWeights, tmp_path: Path) -> None:
+    given = {"model": "openai/gpt-4.1", "training_file": "conversations:file-1", "loss": "sft"}
+    with pytest.raises(ConfigError, match="model: openai/gpt-4.1 is OpenAI's, .* open weights"):
+        ow.fine_tuning.create(**given)
+    with pytest.raises(ConfigError, match="model: openai/gpt-4.1 is OpenAI's, .* open weights"):
+        ow.logprob.create(model="openai/gpt-4.1", dataset="conversations:file-1")
