@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from heapq import nlargest
 from itertools import accumulate
 from typing import Any
 
@@ -322,8 +323,8 @@ def keeps_rows_apart(model: nn.Module, examples: Sequence[Mapping[str, list[int]
     them is measured. In bfloat16 that is 9 % of the largest after 64 layers of random weights. An
     architecture with attention of its own is found out.
     """
-    longest = sorted((list(e["input_ids"]) for e in examples), key=len)[-2:]
-    first, second = (row[:_PROBE_TOKENS] for row in (longest[0], longest[-1]))
+    longest = nlargest(2, (example["input_ids"] for example in examples), key=len)
+    first, second = (list(row[:_PROBE_TOKENS]) for row in (longest[-1], longest[0]))
     changed = [first[0]] * len(first) if len(set(first)) > 1 else [second[-1]] * len(first)
     alone = _last_row_logits(model, [second])
     rounding = float((_logits(model, _beside_itself(second))[1] - alone).abs().max())
