@@ -57,7 +57,7 @@ def ow_process(home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def process_env() -> dict[str, str]:
     """The environment with this very package importable, from whatever folder `ow` is started."""
-    return dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
+    return {"PYTHONPATH": str(REPOSITORY)} | dict(os.environ)
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def answer_in(text: str) -> str:
     return text.splitlines()[-2]
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_chat_in_a_terminal(home: Path, tiny: str) -> None:
     terminal = Terminal("chat", tiny, "--max-tokens", "8", "--temperature", "0")
     terminal.wait_for(r"> ")
