@@ -27,6 +27,7 @@ from openweights.client.messages import (
     kind,
 )
 from openweights.client.questions import parse_question
+from openweights.errors import DatasetError
 from openweights.json_values import UnfitJSONError, read_json
 from openweights.models.templates.messages import plain_message
 
@@ -50,6 +51,7 @@ _BINARY_STARTS = {
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
     b"ARROW1": ("an Arrow file", "convert it to JSON lines"),
 }
+_BINARY = "is binary, not JSON lines; convert it to text in UTF-8 with one JSON object a line"
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -71,11 +73,17 @@ class DatasetSummary:
     unit: str = "answer"
 
     def words(self) -> str:
-        """As in `192 rows, about 14,000 tokens; 192 answers to learn, about 3,100 tokens`.
+        """As in `192 rows, about 14,000 tokens of text, without the chat template's marks; 192
+        answers to learn, about 3,100 tokens`.
 
-        Tokenizers take about four bytes for a token, most of the time.
+        Tokenizers take about four bytes for a token, most of the time. What a template writes
+        around short messages may be more than they are, and is known where the model is.
         """
-        rows = f"{counted(self.rows, 'row')}, about {_tokens(self.size):,} tokens"
+        rows = f"{counted(self.rows, 'row')}, about {_tokens(self.size):,} tokens of text"
+        if self.unit == "question":
+            return rows
+        if self.unit != "text":
+            rows += ", without the chat template's marks"
         if not self.answers:
             return f"{rows}; no answers to learn"
         answers = counted(self.answers, self.unit)
@@ -85,6 +93,7 @@ class DatasetSummary:
         """Count a row that was found to be right."""
         self.rows += 1
         if purpose == "multiple_choice":
+            self.unit = "question"
             self._add_text(_length([row["question"], *row["choices"]]), 0)
         elif purpose == "preference":
             self.unit = "pair"
@@ -115,7 +124,7 @@ def counted(count: int, noun: str) -> str:
 
 def _tokens(size: int) -> int:
     """Two digits of it: it is an estimate."""
-    count = size // TOKEN_BYTES
+    count = max(size // TOKEN_BYTES, int(size > 0))
     step = 10 ** max(0, len(str(count)) - 2)
     return round(count / step) * step
 
@@ -167,7 +176,11 @@ def check_dataset(stream: BinaryIO, purpose: str, name: str) -> DatasetSummary:
         try:
             row = _parse(raw)
         except UnfitJSONError as error:
-            report(error.field or "row", str(error))
+            if not summary.rows and b"\0" in raw:
+                raise DatasetError(f"{name}:1: file: {_BINARY}") from None
+            # Lines that are no JSON are so in many ways: of a table, it is one fault.
+            is_json = error.field != "row"
+            problems.add(number, error.field or "row", str(error), "" if is_json else "no JSON")
             continue
         if not isinstance(row, dict):
             whole = isinstance(row, list) and _array_remedy(name, purpose)
@@ -197,11 +210,7 @@ def _lines(stream: BinaryIO, problems: Problems, purpose: str) -> Iterator[tuple
             if whole_file is not None:
                 problems.add(1, "file", whole_file)
                 return
-            if line.startswith(_UTF8_BOM):
-                problems.add(
-                    1, "file", "starts with a byte order mark; save it as UTF-8 without BOM"
-                )
-                line = line.removeprefix(_UTF8_BOM)
+            line = line.removeprefix(_UTF8_BOM)  # so does whoever reads the stored file
         if len(line) > MAX_LINE_BYTES:
             problems.add(number, "row", f"is longer than {MAX_LINE_BYTES >> 20} MiB; split it")
             while line and not line.endswith(b"\n"):

@@ -78,14 +78,14 @@ class FileCollection:
         self._ow = ow
         self._told: set[str] = set()  # files whose contents were said
 
-    def upload(self, path: str | os.PathLike[str] | Rows, purpose: Purpose) -> File:
+    def upload(self, path: str | os.PathLike[str] | Rows, purpose: Purpose | None = None) -> File:
         """Check and store a file, and say what it holds: on a terminal, in the log, and as `holds`
         of the answer. Of its path only the base name is kept.
 
         Args:
             path: The file; or a list of rows, or a `datasets.Dataset`, instead of one.
-            purpose: `conversations`, `preference` and `multiple_choice` are checked as datasets;
-                anything else is stored as it is.
+            purpose: Must be given. `conversations`, `preference` and `multiple_choice` are checked
+                as datasets; anything else is stored as it is.
 
         Raises:
             DatasetError: Rows cannot be used; the message names line, field and remedy of each.
@@ -93,7 +93,7 @@ class FileCollection:
         """
         return self.create(path, purpose)
 
-    def create(self, file: Content, purpose: str) -> File:
+    def create(self, file: Content, purpose: str | None = None) -> File:
         """As `upload`, from a path, an open binary file, or bytes."""
         purpose = _purpose(purpose)
         with _open_binary(file) as (content, name):
@@ -108,23 +108,23 @@ class FileCollection:
             tell(logger, f"{name}: {found.words()}")
         return {**stored, "holds": found.words()}
 
-    def validate(self, file: Content, purpose: str) -> bool:
+    def validate(self, file: Content, purpose: str | None = None) -> bool:
         """Whether `upload` would take the file.
 
         Raises:
             InvalidInputError: There is no such file.
         """
         purpose = _purpose(purpose)
-        with _open_binary(file) as (content, name):
-            if purpose not in CHECKED_PURPOSES:
-                return True
-            start = content.tell()
-            try:
-                check_dataset(content, purpose, name)
-            except DatasetError:
-                return False
-            finally:
-                content.seek(start)
+        try:
+            with _open_binary(file) as (content, name):
+                start = content.tell()
+                try:
+                    if purpose in CHECKED_PURPOSES:
+                        check_dataset(content, purpose, name)
+                finally:
+                    content.seek(start)
+        except DatasetError:
+            return False
         return True
 
     def retrieve(self, file_id: str) -> File:
@@ -199,6 +199,11 @@ def _as_dict(record: FileRecord) -> File:
 
 
 def _purpose(given: object) -> str:
+    if given is None:
+        raise InvalidInputError(
+            "purpose: is missing; say what the file holds, as purpose='conversations': "
+            f"'conversations', 'preference' or 'multiple_choice' for rows, or {PURPOSES[5]!r}"
+        )
     purpose = _OTHER_WORDS.get(given, given) if isinstance(given, str) else given
     if not isinstance(purpose, str) or purpose not in PURPOSES:
         near = closest(purpose, PURPOSES) if isinstance(purpose, str) else None
@@ -220,6 +225,8 @@ def _open_binary(file: object) -> Generator[tuple[BinaryIO, str]]:
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
             for number, row in enumerate(rows, start=1):
                 spool.write(as_written(row, f"row {number}").encode() + b"\n")
+            if not spool.tell():
+                raise DatasetError("the list holds no rows; give it a dict for each row")
             spool.seek(0)
             yield cast("BinaryIO", spool), ROWS_NAME
     else:
@@ -274,7 +281,8 @@ def _open_path(path: Path) -> BinaryIO:
 def _checked_stream(file: object) -> BinaryIO:
     if not callable(getattr(file, "read", None)):
         raise InvalidInputError(
-            f"a {type(file).__name__} is no file; pass a path or an open binary file"
+            f"a {type(file).__name__} is no file; pass a path, a list of rows (each a dict), a "
+            "datasets.Dataset, or an open binary file"
         )
     stream = cast("BinaryIO", file)
     if not isinstance(cast("object", stream.read(0)), bytes):

@@ -66,10 +66,12 @@ class Problems:
         self._fields: set[str] = set()
         self._kinds: set[str] = set()
 
-    def add(self, line: int, field: str, problem: str) -> None:
-        """One problem; `field` may be empty."""
+    def add(self, line: int, field: str, problem: str, kind: str = "") -> None:
+        """One problem; `field` may be empty. `kind` is the same for those that are one fault,
+        however they are worded.
+        """
         self.count += 1
-        for seen, value in ((self._kinds, problem), (self._fields, field)):
+        for seen, value in ((self._kinds, kind or problem), (self._fields, field)):
             if len(seen) < 2:  # whether there are several is all that is asked
                 seen.add(value)
         if self.count <= LISTED_ERRORS:
@@ -94,7 +96,7 @@ class Problems:
         Args:
             rows: How many were looked at.
             source: The file that they are in, where its name is another one.
-            by_line: Whether each is named by its line, even where all are the same.
+            by_line: Whether the first is named by its line, even where all are the same.
 
         Raises:
             DatasetError: There is a problem.
@@ -103,7 +105,10 @@ class Problems:
             return
         of = f"{self._lines:,} of {rows:,} row{'' if rows == 1 else 's'} of {source or self.name}"
         tail = [f"({of} cannot be used)"] if rows and source else []
-        if len(self._kinds) == 1 and 1 < rows == self._lines == self.count and not by_line:
+        is_one = len(self._kinds) == 1 and 1 < rows == self._lines == self.count
+        if is_one and by_line:
+            raise DatasetError(f"{self._listed[0]} (so it is with all {rows:,} rows)")
+        if is_one:
             field = f"{self._fields.pop()}: " if len(self._fields) == 1 else ""
             first = f"{self.name}: every row: {field}{self._kinds.pop()}"
             raise DatasetError("\n".join([first, *tail]))

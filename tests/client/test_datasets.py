@@ -13,9 +13,10 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from openweights import DatasetError, OpenWeights
+from openweights import DatasetError, InvalidInputError, OpenWeights
 from openweights.client.datasets import MAX_LINE_BYTES, check_dataset
 from openweights.client.files import Purpose
+from openweights.jobs.unsloth.config.rows import read_rows
 from tests.client.malformed_datasets import (
     ANSWER,
     ASKED,
@@ -27,9 +28,11 @@ from tests.client.malformed_datasets import (
     message,
 )
 
+TEXT = "tokens of text, without the chat template's marks"
 BLOCK = {"type": "text", "text": "b" * 40}
 ACCEPTED: list[tuple[str, bytes]] = [
     ("crlf and blank lines", b"\r\n".join([lines(GOOD).strip(), b"", lines(GOOD).strip(), b"  "])),
+    ("byte order mark", b"\xef\xbb\xbf" + lines(GOOD, GOOD)),
     ("no line end", lines(GOOD, GOOD).rstrip()),
     ("other columns", lines({**GOOD, "id": 1, "score": None, "meta": {"a": [1.5]}})),
     ("text", lines({"text": "once upon a time"}, GOOD)),
@@ -77,7 +80,8 @@ def test_malformed_dataset_is_refused_by_line_and_field(bad: Malformed, tmp_path
 
 @pytest.mark.parametrize(("name", "content"), ACCEPTED, ids=[name for name, _ in ACCEPTED])
 def test_good_dataset_is_taken(name: str, content: bytes) -> None:
-    assert check_dataset(BytesIO(content), "conversations", name).rows >= 1
+    assert (count := check_dataset(BytesIO(content), "conversations", name).rows) >= 1
+    assert len(read_rows(BytesIO(content))) == count, "as who trains reads it"
     assert check_dataset(BytesIO(lines(PAIR)), "preference", name).rows == 1
     assert check_dataset(BytesIO(lines(ASKED)), "multiple_choice", name).rows == 1
 
@@ -92,35 +96,40 @@ def weighted(role: str, text: str, weight: float | None = None) -> dict[str, Any
         (
             "conversations",
             {"text": "é" * 4000},
-            "2,000 tokens; 1 text to learn, about 2,000 tokens",
+            "2,000 tokens of text; 1 text to learn, about 2,000 tokens",
         ),
         (
             "conversations",
             {"messages": [message("user", "q" * 80), message("assistant", "a" * 40)]},
-            "30 tokens; 1 answer to learn, about 10 tokens",
+            f"30 {TEXT}; 1 answer to learn, about 10 tokens",
         ),
         # An answer of weight 0 is only read, and a question that has a weight is learned.
         (
             "conversations",
             {"messages": [message("user", "q" * 80), weighted("assistant", "a" * 40, 0)]},
-            "30 tokens; no answers to learn",
+            f"30 {TEXT}; no answers to learn",
         ),
         (
             "conversations",
             {"messages": [weighted("user", "q" * 80, -0.5), message("assistant", "a" * 40)]},
-            "30 tokens; 2 answers to learn, about 30 tokens",
+            f"30 {TEXT}; 2 answers to learn, about 30 tokens",
         ),
         (
             "conversations",
             {"messages": [message(), message("assistant", [BLOCK, {**BLOCK, "weight": 0}])]},
-            "21 tokens; 1 answer to learn, about 10 tokens",
+            f"21 {TEXT}; 1 answer to learn, about 10 tokens",
         ),
         (
             "preference",
             {**PAIR, "chosen": [message("assistant", "c" * 40)]},
-            "11 tokens; 1 pair to learn, about 10 tokens",
+            f"11 {TEXT}; 1 pair to learn, about 10 tokens",
         ),
-        ("multiple_choice", ASKED, "3 tokens; no answers to learn"),
+        ("multiple_choice", ASKED, "3 tokens of text"),
+        (
+            "multiple_choice",
+            {"question": "?", "choices": ["a", "b"], "answer": 0},
+            "1 tokens of text",
+        ),
     ],
 )
 def test_upload_says_what_is_learned(
@@ -142,6 +151,31 @@ def test_errors_are_counted_to_the_end() -> None:
     # Each row has two: the empty content, and the role.
     assert problems[19].startswith("x.jsonl:10: messages[1].role: ")
     assert problems[20] == "… and 40 more errors; 30 of 30 rows of x.jsonl cannot be used"
+
+
+def test_one_fault_of_every_row_is_said_once() -> None:
+    pairs = lines(*[PAIR] * 200)
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(BytesIO(pairs), "conversations", "x.jsonl")
+    (problem,) = str(caught.value).splitlines()
+    assert problem.startswith("x.jsonl:1: messages: is missing")
+    assert problem.endswith("(so it is with all 200 rows)")
+    # As a control: where one row is right, the others are named.
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(BytesIO(pairs + lines(GOOD)), "conversations", "x.jsonl")
+    assert len(str(caught.value).splitlines()) == 21
+
+
+def test_what_is_no_file_is_told_what_is_one(tmp_path: Path) -> None:
+    ow, path = OpenWeights(), tmp_path / "rows.jsonl"
+    path.write_bytes(lines(GOOD))
+    with pytest.raises(InvalidInputError, match=r"a list of rows \(each a dict\), a datasets"):
+        ow.files.upload(cast("Any", {"a": 1}), "conversations")
+    with pytest.raises(DatasetError, match="^the list holds no rows; "):
+        ow.files.upload([], "conversations")
+    for call in (ow.files.upload, ow.files.create, ow.files.validate):
+        with pytest.raises(InvalidInputError, match="^purpose: is missing; .*'preference' or"):
+            call(path)
 
 
 def test_line_that_is_too_long_is_skipped_in_pieces() -> None:
