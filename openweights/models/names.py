@@ -69,7 +69,12 @@ def kept_models() -> list[str]:
 
 
 def meant_model(name: str, known: Iterable[str]) -> str | None:
-    """The known id that `name` is a slip of. Another size or version is another model."""
+    """The known id that `name` is a slip of; None where it is one itself. Another size or version
+    is another model.
+    """
+    known = list(known)
+    if name in known:
+        return None
     numbers = re.findall(r"\d+", name)
     ids = {each.lower(): each for each in known if re.findall(r"\d+", each) == numbers}
     near = difflib.get_close_matches(name.lower(), ids, n=1, cutoff=_ALIKE)

