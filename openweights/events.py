@@ -105,12 +105,14 @@ class Started(TypedEvent):
     Attributes:
         max_steps: At which step it ends.
         from_step: 0, or that of the checkpoint.
+        unit: What a step is, such as "row"; None for a step of training.
     """
 
     type: ClassVar[str] = "started"
 
     max_steps: int
     from_step: int
+    unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -288,7 +288,8 @@ class Job:
         Args:
             prompts: Questions, or conversations as lists of messages.
             base: Whether the model that it was trained from is asked, too.
-            **params: What `ow.inference.create` takes: `max_tokens`, `temperature`, …
+            **params: What `ow.inference.create` takes: `max_tokens` (256 where it is left out),
+                `temperature`, …
 
         Returns:
             Of each prompt `prompt`, `base` and `answer`.

@@ -26,7 +26,11 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--max-tokens` and `--temperature`."""
     for option in (
         click.option("--temperature", type=click.FloatRange(min=0), help="0 for the likeliest."),
-        click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of an answer."),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            help="Most tokens of an answer; 600 for ow infer, 256 for ow sample.",
+        ),
     ):
         command = option(command)
     return command

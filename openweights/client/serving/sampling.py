@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # The jobs that `job.sample` makes for itself bear this label, and their ids this suffix. Lists
 # leave them out, and what is older than other garbage goes with it.
 LABEL = "job.sample"
+# A person looks at these answers, and a CPU may write ten tokens a second.
+_MAX_TOKENS = 256
 # For the answers to so many prompts a person waits; more are work like any other.
 _MOST_AWAITED = 100
 _SUFFIX = "sample"  # the same inference, asked for by its own name, is another job
@@ -70,6 +72,7 @@ def submit(
         "job_id_suffix": _SUFFIX,
         "input_file_id": file,
         "priority": priority_of(len(prompts)),
+        "max_tokens": _MAX_TOKENS,
         **params,
     }
     return [ow.inference.create(model=model, **given) for model in models]

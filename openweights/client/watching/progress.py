@@ -8,7 +8,7 @@ import html
 import math
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
 _LINE_EVERY_S = 10.0
+_PENDING_EVERY_S = 60.0
 _WHOLE = 10.0  # rates from there on are told without decimals
 # Keys of these are names of sets.
 _NAMED_BY_USERS = (LogProbs.type, BlockwiseLogProbs.type)
@@ -38,6 +39,8 @@ class Progress:
         from_step: Where it began: above 0 when it went on from a checkpoint.
         began_at: When the first of its steps began.
         reached_at: When `step` was reached.
+        unit: What a step is.
+        tokens: Of the answers of a model, so far.
         tokens_per_s: Of a model that answers.
         doing: What it does while it makes no step.
     """
@@ -49,6 +52,8 @@ class Progress:
     began_at: datetime | None = None
     reached_at: datetime | None = None
     loss: float | None = None
+    unit: str = "step"
+    tokens: int = 0
     tokens_per_s: float | None = None
     doing: str = ""
 
@@ -63,7 +68,7 @@ class Progress:
             from_step = int(_finite(data.get("from_step")))
             reached = max(now.step, from_step)
             changes |= {"from_step": from_step, "step": reached, "began_at": event.created_at}
-            changes["doing"] = ""
+            changes |= {"doing": "", "unit": str(data.get("unit") or "step")}
         step = data.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and step >= now.step:
             if step > now.step:
@@ -75,7 +80,7 @@ class Progress:
         if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
             changes["loss"] = float(loss)
         if (rate := as_number(data.get("tokens_per_s"))) is not None:
-            changes["tokens_per_s"] = float(rate)
+            changes |= {"tokens_per_s": float(rate), "tokens": int(_finite(data.get("tokens")))}
         return replace(now, **changes)
 
     def of(self, job: JobRecord) -> Progress:
@@ -106,15 +111,18 @@ class Progress:
         """
         of = f"/{self.total}" if self.total else ""
         parts = [self.doing] if self.doing else []
-        parts += [f"step {self.step}{of}"] if self.step or of else []
+        parts += [f"{self.unit} {self.step}{of}"] if self.step or of else []
         if rate := self.seconds_per_step:
-            figure, unit = (rate, "s/step") if rate >= 1 else (1 / rate, "steps/s")
-            parts.append(f"{_figure(figure)} {unit}")
+            is_slow = rate >= 1
+            per = f"s/{self.unit}" if is_slow else f"{self.unit}s/s"
+            parts.append(f"{figure(rate if is_slow else 1 / rate)} {per}")
         left_s = self.left_s(now)
         if left_s is not None and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")
+        if self.tokens and not self.step:  # before the first answer they alone tell
+            parts.append(f"{self.tokens} tokens")
         if self.tokens_per_s:  # 0 where every answer was there already
-            parts.append(f"{_figure(self.tokens_per_s)} tokens/s")
+            parts.append(f"{figure(self.tokens_per_s)} tokens/s")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         return " · ".join(parts)
@@ -127,7 +135,8 @@ def _is_of_training(data: Mapping[str, Any]) -> bool:
     return "type" not in data and data.get("tag", TRAIN) in (TRAIN, EVAL)
 
 
-def _figure(rate: float) -> str:
+def figure(rate: float) -> str:
+    """A rate for people."""
     return f"{rate:.0f}" if rate >= _WHOLE else f"{rate:.2g}"
 
 
@@ -161,7 +170,7 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
     at = 0
     for event in sorted(told, key=lambda event: event.id):
         progress, at = progress.after(event), event.id
-    last = backend.latest_values(["step", "loss", "tokens_per_s", *TOTALS], run_id=run.id)
+    last = backend.latest_values(["step", "loss", "tokens", "tokens_per_s", *TOTALS], run_id=run.id)
     moment = run.ended_at or datetime.now(UTC)
     now = progress.after(EventRecord(0, run.id, last, moment))
     # A step behind its stage has ended that; at the step itself the events between them tell.
@@ -237,27 +246,32 @@ class _NotebookBar:
 
 class _Lines:
     """Where nothing can be replaced, such as a file: a line when the status or what the job does
-    changes, and every few seconds while steps are made.
+    changes, and every few seconds while it runs; where nothing is new, how long that has lasted.
     """
 
-    def __init__(self) -> None:
-        self._told: str = ""
-        self._at: str = ""
-        self._due_at = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told = self._line = ""
+        self._since = self._due_at = 0.0
 
     def show(self, job: JobRecord, progress: Progress, note: str) -> None:
         status = _status(job, note)
-        state = f"{status} {progress.doing}"
+        state = f"{job.status} {progress.run_id} {progress.doing}"
         line = " · ".join(filter(None, (job.id, status, progress.words())))
-        steps = f"{progress.run_id} {progress.step}"
         if not self._told and job.status in ENDED:
             return  # there was nothing to wait for
-        is_due = time.monotonic() >= self._due_at and steps != self._at
-        if state != self._told or is_due:
-            self._told, self._at = state, steps
-            self._due_at = time.monotonic() + _LINE_EVERY_S
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+        now = self._clock()
+        if state == self._told and now < self._due_at:
+            return
+        if line != self._line:
+            self._line, self._since = line, now
+            said = line
+        else:
+            said = f"{line} · for {duration(now - self._since)}"
+        self._told = state
+        self._due_at = now + (_LINE_EVERY_S if job.status == "in_progress" else _PENDING_EVERY_S)
+        sys.stderr.write(f"{said}\n")
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
     total = len(rows) * len(config.models)
     parts = Parts(ow, ow.run)
     left = [index for index in range(total) if index not in parts.results]
-    ow.run.log(Started(max_steps=total, from_step=total - len(left)).data())
+    ow.run.log(Started(max_steps=total, from_step=total - len(left), unit="answer").data())
     logger.info("%d answers, %d of them given already", total, total - len(left))
     if left and not keep_answers(given_answers(ow, config, rows, left), parts, ow, total):
         return None

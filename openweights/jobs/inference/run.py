@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.client.event_json import json_text
+from openweights.client.watching.progress import figure
 from openweights.errors import ConfigError, DatasetError
 from openweights.events import Stage, Started
 from openweights.generation.params import Completion, Delta, GenerationRequest, joined
@@ -38,7 +39,8 @@ RESULT = Path("completions.jsonl")
 AHEAD = 256  # requests for each process of an engine; it works on as many of them as it can
 REPORT_S = 2.0
 
-Answers = Iterator[tuple[int, Result, int]]  # row, its result, and its new tokens
+# Row, its result once it is whole, and tokens that are new since the last of these.
+Answers = Iterator[tuple[int, Result | None, int]]
 
 
 def answer_job(job_id: str) -> int:
@@ -51,8 +53,11 @@ def answer_job(job_id: str) -> int:
     rows = read_rows(ow.files.download(config.input_file_id, Path("data") / "input.jsonl"))
     parts = Parts(ow, ow.run)
     left = [index for index in range(len(rows)) if index not in parts.results]
-    ow.run.log(Started(max_steps=len(rows), from_step=len(rows) - len(left)).data())
-    logger.info("%d rows, %d of them answered already", len(rows), len(rows) - len(left))
+    ow.run.log(Started(max_steps=len(rows), from_step=len(rows) - len(left), unit="row").data())
+    logger.info(
+        "%d rows, %d of them answered already; answers of at most %d tokens (max_tokens)",
+        *(len(rows), len(rows) - len(left), config.max_tokens),
+    )
     if left:
         answers = _open(ow, config, rows, left, has_company=job.record.is_question)
         if not keep_answers(answers, parts, ow, len(rows)):
@@ -99,7 +104,8 @@ def engine_answers(
     left: Sequence[int],
     field: str = "input_file_id",
 ) -> Answers:
-    """What a model answers to the rows `left`, each as soon as all its completions are there.
+    """What a model answers to the rows `left`: each as soon as all its completions are there, and
+    before that how it grows.
 
     Args:
         field: Where rows come from, for what is said of one that cannot be answered.
@@ -116,12 +122,12 @@ def engine_answers(
         for delta in engine.step():
             samples = grown[delta.request_id]
             samples[delta.sample].append(delta)
+            yield int(delta.request_id), None, len(delta.token_ids)
             if all(own and own[-1].finish_reason for own in samples):
                 finished.append(delta.request_id)
         for name in finished:
             completions = [joined(own) for own in grown.pop(name)]
-            tokens = sum(len(completion.token_ids) for completion in completions)
-            yield int(name), _result(completions, tokenizer, config), tokens
+            yield int(name), _result(completions, tokenizer, config), 0
 
 
 def _requests(
@@ -172,14 +178,13 @@ def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) ->
     told_at = started_at - REPORT_S  # the first answer is told of at once
     tokens = 0
     for index, result, count in answers:
-        parts.add(index, result)
+        if result is not None:
+            parts.add(index, result)
         tokens += count
         now = time.monotonic()
-        if now - told_at >= REPORT_S or len(parts.results) == total:
+        if now - told_at >= REPORT_S or (result is not None and len(parts.results) == total):
             rate = tokens / max(now - started_at, 1e-9)
-            step = {"step": len(parts.results), "tag": TAG, "tokens_per_s": round(rate, 1)}
-            ow.run.log({**step, "total": total})
-            logger.info("%d of %d rows, %.0f tokens/s", len(parts.results), total, rate)
+            _tell(ow, len(parts.results), total, tokens, rate)
             told_at = now
         if stopped:
             break
@@ -189,6 +194,14 @@ def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) ->
     parts.save()
     ow.run.flush()
     return False
+
+
+def _tell(ow: OpenWeights, done: int, total: int, tokens: int, rate: float) -> None:
+    if not done:
+        ow.run.log(Stage(doing="answering").data())
+    told = {"step": done, "tag": TAG, "total": total, "tokens": tokens}
+    ow.run.log({**told, "tokens_per_s": round(rate, 1)})
+    logger.info("%d of %d rows, %d tokens, %s tokens/s", done, total, tokens, figure(rate))
 
 
 def _store_result(ow: OpenWeights, rows: Sequence[Row], parts: Parts) -> None:

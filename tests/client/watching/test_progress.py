@@ -14,6 +14,7 @@ from rich.console import Console
 from openweights.client.watching.progress import (
     Progress,
     _Bar,
+    _Lines,
     _NotebookBar,
     _terminal_bar,
     duration,
@@ -34,6 +35,9 @@ def progress(*events: tuple[float, Mapping[str, Any]], run: int = 1) -> Progress
 
 
 LAST_GATE = (80.0, {"type": "stage", "doing": "trying the demonstrations", "step": 40})
+ROWS = (0.0, {"type": "started", "max_steps": 4, "from_step": 0, "unit": "row"})
+ANSWERING = (5.0, {"type": "stage", "doing": "answering"})
+TOLD_OF = {"step": 0, "tag": "inference", "total": 4, "tokens": 96, "tokens_per_s": 8.0}
 STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
 
 
@@ -64,6 +68,17 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             [STARTED, (10, {"step": 20, "loss": 2.0}), (11, {"step": 20, "type": "x", "loss": 9})],
             "step 20/40 · 2 steps/s · 9s left · loss 2",
         ),
+        # Rows that are answered are no steps; before the first, its tokens tell.
+        ([ROWS, ANSWERING, (12.0, TOLD_OF)], "answering · row 0/4 · 96 tokens · 8 tokens/s"),
+        (
+            [ROWS, ANSWERING, (12.0, TOLD_OF), (20.0, {**TOLD_OF, "step": 1, "tokens": 160})],
+            "row 1/4 · 20 s/row · 1m00s left · 8 tokens/s",
+        ),
+        (
+            [ROWS, (5.0, {"step": 3, "tokens_per_s": 0.5})],
+            "row 3/4 · 1.7 s/row · 2s left · 0.5 tokens/s",
+        ),
+        ([ROWS, (0.5, {"step": 3})], "row 3/4 · 6 rows/s"),
         ([STARTED, (1130.0, {"step": 10})], "step 10/40 · 113 s/step · 56m30s left"),
         ([STARTED, (0.25, {"step": 30})], "step 30/40 · 120 steps/s"),
         # It went on from step 30: those steps took this run no time.
@@ -170,6 +185,23 @@ def test_where_nothing_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> No
             display.show(*scene)
             display.show(*scene)  # what is known is not said again
     assert capsys.readouterr().err == TOLD
+
+
+def test_lines_come_while_nothing_is_new(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0, 1, 10, 12, 20, 21, 22, 40, 82, 83])
+    lines = _Lines(lambda: float(next(clock)))
+    waits, _, _, half, done = scenes()
+    loading = (half[0], Progress(1, doing="loading the model"), "")
+    for scene in (loading, loading, loading, loading, half, half, waits, waits, waits, done):
+        lines.show(*scene)
+    assert capsys.readouterr().err.splitlines() == [
+        "ftjob-1 · in progress · loading the model",
+        "ftjob-1 · in progress · loading the model · for 10s",
+        "ftjob-1 · in progress · step 10/20 · 2 s/step · 20s left · loss 0.5",
+        "ftjob-1 · pending: behind ftjob-0 · about 1m00s, reckoned from ftjob-0",
+        "ftjob-1 · pending: behind ftjob-0 · about 1m00s, reckoned from ftjob-0 · for 1m00s",
+        "ftjob-1 · completed · step 20/20 · 2 s/step · loss 0.25",
+    ]
 
 
 def test_in_a_notebook() -> None:

@@ -40,7 +40,19 @@ def answers(model: Any, tokenizer: Any, rows: list[Any], **params: Any) -> list[
     config = InferenceConfig(model="some/model", input_file_id="conversations:file-0", **params)
     engine = generation_engine("transformers", model, tokenizer)
     found = engine_answers(engine, tokenizer, None, config, rows, range(len(rows)))
-    return [dict(result) for _, result, _ in sorted(found, key=lambda item: item[0])]
+    whole = [(row, result) for row, result, _ in found if result is not None]
+    return [dict(result) for _, result in sorted(whole, key=lambda item: item[0])]
+
+
+def test_answers_are_told_of_while_they_grow(model: Any, tokenizer: Any) -> None:
+    config = InferenceConfig(
+        model="some/model", input_file_id="conversations:file-0", max_tokens=9, min_tokens=9
+    )
+    engine = generation_engine("transformers", model, tokenizer)
+    found = list(engine_answers(engine, tokenizer, None, config, [ROW, ROW], range(2)))
+    grown = [result is None for _, result, _ in found]
+    assert grown == [True] * 18 + [False] * 2, "a token of a row each, then both answers"
+    assert sum(tokens for _, _, tokens in found) == 18
 
 
 def test_samples_are_a_list_and_a_function_of_the_seed(model: Any, tokenizer: Any) -> None:
