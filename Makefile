@@ -1,4 +1,4 @@
-# make demo    train a small model here, with and without SDFT (about eight minutes on two cores)
+# make demo    train a small model here, with and without SDFT (about eight minutes on two idle cores)
 # make test    the tests
 # make lint    ruff and pyright
 # make clean   remove what these made
@@ -30,12 +30,12 @@ lint: $(VENV)/.dev
 setup: $(VENV)/.dev
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	@echo "installing openweights[demo] into $(VENV): a minute or two, about 1.6 GB"
+	@echo "installing openweights[demo] into $(VENV): a minute or two, longer over a slow line: about 1.6 GB"
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	@echo "installing openweights[dev] into $(VENV): a minute or two, about 1.7 GB"
+	@echo "installing openweights[dev] into $(VENV): a minute or two, longer over a slow line: about 1.7 GB"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(VENV)/.demo $@
 

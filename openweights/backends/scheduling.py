@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from openweights.errors import InvalidInputError, InvalidStateError, shown
 from openweights.types import Retry
 
 LONGEST_BACKOFF_S = 86_400.0
@@ -40,6 +41,53 @@ def _path_to(job_id: str, came_from: dict[str, str]) -> list[str]:
     while path[-1] != job_id:
         path.append(came_from[path[-1]])
     return path[::-1]
+
+
+def check_after(
+    job_id: str,
+    after: Sequence[str],
+    status_of: Callable[[str], str | None],
+    needs: Callable[[str], Iterable[str]],
+) -> None:
+    """See that a job can wait for these.
+
+    Args:
+        status_of: Of a job; None for one that does not exist.
+        needs: What another job waits for.
+
+    Raises:
+        InvalidInputError: One does not exist, or waits for this one.
+        InvalidStateError: One has failed or was canceled.
+    """
+    for needed in after:
+        if needed != job_id and status_of(needed) is None:
+            raise InvalidInputError(f"after: there is no job {shown(needed)}; correct the id")
+    if (path := cycle_through(job_id, after, needs)) is not None:
+        raise InvalidInputError(cycle_refused(path))
+    check_none_failed(after, status_of)
+
+
+def check_none_failed(after: Iterable[str], status_of: Callable[[str], str | None]) -> None:
+    """See that nothing keeps a job from waiting for these, as it did before.
+
+    Raises:
+        InvalidStateError: One has failed or was canceled.
+    """
+    if (ended := ended_badly(after, status_of)) is not None:
+        raise InvalidStateError(
+            f"after: job {ended[0]} is {ended[1]}: restart it first, with `ow restart {ended[0]}`"
+        )
+
+
+def ended_badly(
+    after: Iterable[str], status_of: Callable[[str], str | None]
+) -> tuple[str, str] | None:
+    """The first of them that has failed or was canceled, and which."""
+    for needed in after:
+        status = status_of(needed)
+        if status in ("failed", "canceled"):
+            return needed, status
+    return None
 
 
 def cycle_refused(path: Sequence[str]) -> str:

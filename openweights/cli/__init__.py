@@ -7,6 +7,7 @@ commands' own helps.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from io import TextIOWrapper
@@ -68,6 +69,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# What people type for them who know other programs.
+_CALLED_ELSEWHERE = {
+    **{"dashboard": "serve", "ui": "serve", "web": "serve", "page": "serve"},
+    **{"list": "ls", "jobs": "ls", "status": "ls", "ps": "ls", "queue": "top", "watch": "top"},
+    **{"log": "logs", "tail": "logs", "info": "show", "describe": "show", "download": "fetch"},
+    **{"stop": "cancel", "kill": "cancel", "abort": "cancel", "retry": "restart", "delete": "rm"},
+    **{
+        "run": "exec",
+        "evaluate": "eval",
+        "generate": "infer",
+        "secrets": "env",
+        "hardware": "gpus",
+    },
+    **{"check": "doctor", "price": "gpus", "cost": "costs", "upgrade": "db", "migrate": "db"},
+}
+
+
 class LazyGroup(click.Group):
     """A group that lists its commands from `COMMANDS` and imports one only to run it."""
 
@@ -80,6 +98,18 @@ class LazyGroup(click.Group):
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            known = [*COMMANDS, *_CALLED_ELSEWHERE]
+            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+            meant = _CALLED_ELSEWHERE.get(near[0], near[0]) if near else None
+            remedy = f"Did you mean 'ow {meant}'?" if meant else "'ow --help' lists them."
+            ctx.fail(f"No such command {name!r}. {remedy}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -254,7 +254,11 @@ class Jobs:
         """
         from openweights.client.watching.plan import make_plan
 
-        return make_plan(self.ow, self.prepare(**params))
+        spec = self.prepare(**params)
+        plan = make_plan(self.ow, spec)
+        if plan.status is not None:
+            _check_secrets(self.ow.backend.get_job(spec.id), spec.params.get("secrets", []))
+        return plan
 
     def prepare(self, **params: Any) -> JobSpec:
         """What `create` would submit for these arguments: checked, with its files uploaded and what
@@ -496,9 +500,14 @@ def find_kind(name: str) -> type[Jobs] | None:
     return cast("type[Jobs]", getattr(import_module(module), attribute))
 
 
+def kind_name(job_id: str) -> str | None:
+    """Under which name of `ow.<name>.create` a job was made, for the kinds of this package."""
+    return _PREFIXES.get(job_id.partition("-")[0])
+
+
 def default_params(job: JobRecord) -> dict[str, Any]:
     """What the parameters of a job of a built-in kind are when nothing is said; else nothing."""
-    kind = find_kind(_PREFIXES.get(job.id.partition("-")[0], ""))
+    kind = find_kind(kind_name(job.id) or "")
     if kind is None:
         return {}
     return field_defaults(kind.params)

@@ -22,11 +22,13 @@ from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
 from openweights.errors import NotFoundError, OpenWeightsError
+from openweights.models.names import name_as_given
 from openweights.types import JobRecord, RunRecord
 
 if TYPE_CHECKING:
     from openweights.cluster.store import ClusterStore
 
+_NAME = "finetuned_model_id"
 _SHOWN_BYTES = 500
 _CONTROLS = ("allowed_hardware", "priority", "max_attempts", "max_cost_usd", "after")
 
@@ -91,8 +93,13 @@ def kind_named(ow: OpenWeights, name: str) -> Jobs:
 
 def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[dict[str, Any]]:
     """`{name, value, default, differs}` of each parameter; those that differ first."""
-    values = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    values = dict(cast("Mapping[str, Any]", job.params.get("validated_params") or {}))
     defaults = field_defaults(kind_named(ow, kind).params) if kind else {}
+    name, usual = values.get(_NAME), defaults.get(_NAME)
+    if isinstance(name, str) and isinstance(usual, str):
+        # As it was said: who changes the copy wants no other job's name for it.
+        model = str(values.get("model"))
+        values[_NAME] = name_as_given(name, usual, model=model, job_id=job.id, org=ow.hf_org)
     rows = [
         {
             "name": name,

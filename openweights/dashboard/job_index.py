@@ -15,6 +15,7 @@ from openweights.client.event_json import as_number
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.progress import read_progress, status_word
+from openweights.client.watching.queue import QueueView
 from openweights.client.watching.waiting import why_failed
 from openweights.types import JobRecord
 
@@ -111,13 +112,18 @@ class JobIndex:
             # One question for all of them: a project is far away.
             newest = self._backend.list_runs(status="failed", limit=_MOST_ERRORS)
             self._errors = dict.fromkeys(failed, "") | {r.job_id: r.error or "" for r in newest}
+        queue = None
+        if any(job.status == "pending" for job in jobs):
+            queue = QueueView.read(self._backend, is_remote=self._backend.team is not None)
         return [
             {key: value for key, value in row.items() if not key.startswith("_")}
-            | {"last": self._last(job)}
+            | {"last": self._last(job, queue)}
             for row, job in zip(rows, jobs, strict=True)
         ]
 
-    def _last(self, job: JobRecord) -> str:
+    def _last(self, job: JobRecord, queue: QueueView | None) -> str:
+        if job.status == "pending" and queue is not None:
+            return queue.place(job)[1]
         if job.status == "in_progress":
             return read_progress(self._backend, job).words()
         if job.status == "failed":

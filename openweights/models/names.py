@@ -102,6 +102,14 @@ def repository_id(
     return f"{owner}/{unknown.join(map(_hub_name, name.split(unknown)))[:96]}"
 
 
+def name_as_given(name: str, usual: str, *, model: str, job_id: str, org: str | None) -> str:
+    """What `repository_id` has made `name` of for a job, as far as that can be told: `usual`, or a
+    name with {job_id} in it, so that another job of the same parameters gets a name of its own.
+    """
+    filled = {repository_id(usual, model=model, job_id=job_id, org=o) for o in (org, None)}
+    return usual if name in filled else name.replace(job_id, "{job_id}")
+
+
 def _hub_name(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in text)
 

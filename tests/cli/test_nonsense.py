@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from openweights.backends.base import Backend
+from openweights.cli import _CALLED_ELSEWHERE, COMMANDS
 from tests.cli.conftest import Ow, claim, process_env, submit
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -240,3 +241,26 @@ def test_a_prompt_that_is_none_is_named(
     (tmp_path / "prompts.jsonl").write_text(line)
     answer = ow("sample", "ftjob-one", "--prompts", str(tmp_path / "prompts.jsonl"))
     assert answer.exit_code == 1 and f"prompts.jsonl:1: {wrong}" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("shw", "show"),
+        ("dashboard", "serve"),
+        ("evaluate", "eval"),
+        ("lst", "ls"),
+        ("qqq", "--help"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_answered_with_one_that_does(
+    ow: Ow, typed: str, meant: str
+) -> None:
+    answer = ow(typed)
+    assert answer.exit_code == 2
+    assert f"'ow {meant}'" in answer.stderr
+
+
+def test_what_other_programs_call_the_commands_leads_to_ours() -> None:
+    assert set(_CALLED_ELSEWHERE.values()) <= set(COMMANDS)
+    assert not set(_CALLED_ELSEWHERE) & set(COMMANDS)

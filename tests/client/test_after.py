@@ -57,6 +57,11 @@ def test_what_cannot_be_waited_for(ow: QuietClient) -> None:
     canceled = kind.create(text="b").cancel()
     with pytest.raises(InvalidStateError, match=f"job {canceled.id} is canceled"):
         kind.create(text="c", after=canceled)
+    # What would only be planned is looked at as closely.
+    with pytest.raises(InvalidInputError, match="after: there is no job 'nix'"):
+        kind.create(text="a", after="nix", dry_run=True)
+    with pytest.raises(InvalidStateError, match=f"job {canceled.id} is canceled"):
+        kind.plan(text="c", after=canceled)
     assert len(ow.jobs.list(limit=None)) == 1
 
 

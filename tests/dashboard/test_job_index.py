@@ -53,6 +53,16 @@ def test_filters(ow: OpenWeights, query: dict[str, Any], expected: list[str]) ->
     assert sorted(_ids(index, **query)) == sorted(expected)
 
 
+def test_waiting_jobs_say_for_what_they_wait(ow: OpenWeights) -> None:
+    for number in range(2):
+        _submit(ow, number)
+    rows = JobIndex(ow.backend).page(JobQuery(sort="id", descending=False))["rows"]
+    assert [row["last"] for row in rows] == [
+        "for its worker, which is starting",
+        "behind ftjob-0000",
+    ]
+
+
 def test_what_sample_has_made_is_shown_on_demand(ow: OpenWeights) -> None:
     _submit(ow, 0)
     spec = JobSpec("inferencejob-s-sample", "inference", "true", {}, label=LABEL)

@@ -77,6 +77,8 @@ def test_the_command_makes_the_same_job_again(home: Path, tmp_path: Path, kind: 
     assert claim is not None
     ow.backend.finish_run(claim.run.id, 1, "completed")
     command = job_details(ow, ow.backend.get_job(job.id))["command"]
+    # A copy that is changed must not be pushed under this job's name.
+    assert "finetuned_model_id" not in command and "job-" not in command
     ow.close()
     shell = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", command], env=shell, capture_output=True, text=True)

@@ -11,8 +11,8 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
-from openweights.backends.scheduling import cycle_refused, cycle_through, reason_of_dependent
-from openweights.errors import InvalidInputError, InvalidStateError, shown
+from openweights.backends import scheduling
+from openweights.backends.scheduling import reason_of_dependent
 
 _WAITING_FOR = (
     "SELECT id FROM jobs WHERE status = 'pending' AND after IS NOT NULL "
@@ -22,32 +22,15 @@ _FAILED_BY = "SELECT * FROM jobs WHERE status = 'failed' AND after IS NOT NULL A
 
 
 def check_after(db: sqlite3.Connection, job_id: str, after: Sequence[str]) -> None:
-    """See that a job can wait for these.
-
-    Raises:
-        InvalidInputError: One does not exist, or waits for this one.
-        InvalidStateError: One has failed or was canceled.
-    """
-    for needed in after:
-        if needed != job_id and _status(db, needed) is None:
-            raise InvalidInputError(f"after: there is no job {shown(needed)}; correct the id")
-    path = cycle_through(job_id, after, lambda other: needs(db, other))
-    if path is not None:
-        raise InvalidInputError(cycle_refused(path))
-    check_none_failed(db, after)
+    """See that a job can wait for these; raises what `scheduling.check_after` does."""
+    scheduling.check_after(
+        job_id, after, lambda other: _status(db, other), lambda other: needs(db, other)
+    )
 
 
 def check_none_failed(db: sqlite3.Connection, after: Sequence[str]) -> None:
-    """See that nothing keeps a job from waiting for these, as it did before.
-
-    Raises:
-        InvalidStateError: One has failed or was canceled.
-    """
-    ended = _ended_badly(db, after)
-    if ended is not None:
-        raise InvalidStateError(
-            f"after: job {ended[0]} is {ended[1]}: restart it first, with `ow restart {ended[0]}`"
-        )
+    """As `scheduling.check_none_failed`."""
+    scheduling.check_none_failed(after, lambda other: _status(db, other))
 
 
 def needs(db: sqlite3.Connection, job_id: str) -> list[str]:
@@ -71,7 +54,9 @@ def revive_dependents(db: sqlite3.Connection, job_id: str, now: int) -> None:
     revived = [job_id]
     while revived:
         for row in db.execute(_FAILED_BY, (revived.pop(),)).fetchall():
-            ended = _ended_badly(db, json.loads(row["after"]))
+            ended = scheduling.ended_badly(
+                json.loads(row["after"]), lambda other: _status(db, other)
+            )
             if ended is not None:
                 _fail(db, row["id"], *ended, now)
                 continue
@@ -90,15 +75,6 @@ def _fail(db: sqlite3.Connection, job_id: str, needed: str, how: str, now: int) 
         "WHERE id = ?",
         (needed, outputs, now, job_id),
     )
-
-
-def _ended_badly(db: sqlite3.Connection, after: Sequence[str]) -> tuple[str, str] | None:
-    """The first of them that has failed or was canceled, and which."""
-    for needed in after:
-        status = _status(db, needed)
-        if status in ("failed", "canceled"):
-            return needed, status
-    return None
 
 
 def _status(db: sqlite3.Connection, job_id: str) -> str | None:

@@ -137,7 +137,8 @@ def change_jobs(
             status = change(job)
         except (NotFoundError, InvalidInputError, InvalidStateError) as error:
             results.append({"id": text, "status": None, "error": one_line(error)})
-            note(f"{one_line(text, 80)}: {error}")
+            said = str(error)
+            note(said if text in said else f"{one_line(text, 80)}: {said}")
             continue
         results.append({"id": job.id, "status": status, "error": None})
         if not as_json:

@@ -20,6 +20,7 @@ from openweights.cli.output import (
     terminal_width,
 )
 from openweights.cli.store import is_remote, open_store
+from openweights.client.job_kinds import kind_name
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.progress import read_progress, status_word
@@ -112,11 +113,13 @@ def _count(jobs: Sequence[JobRecord]) -> int:
 
 
 def kind(job: JobRecord) -> str:
-    """What a job is, in a word: the loss that it trains with; for custom jobs their ids' prefix."""
-    if job.type == "custom":
-        return job.id.partition("-")[0]
+    """What a job is, in a word: the loss that it trains with, or what `ow.<word>.create` makes; for
+    a kind of one's own the prefix of its ids.
+    """
     loss = validated_params(job).get("loss")
-    return loss if isinstance(loss, str) else job.type
+    if isinstance(loss, str) and job.type != "custom":
+        return loss
+    return kind_name(job.id) or (job.id.partition("-")[0] if job.type == "custom" else job.type)
 
 
 def validated_params(job: JobRecord) -> Mapping[str, Any]:
@@ -184,5 +187,12 @@ def _row(
 
 def model_name(job: JobRecord) -> str:
     """Of a folder only its name: the path says nothing in a table."""
-    model = job.model or "-"
+    model = job.model or _models_asked(validated_params(job))
     return model.rstrip("/").rpartition("/")[2] if model.startswith("/") else model
+
+
+def _models_asked(params: Mapping[str, Any]) -> str:
+    """Of a job that asks several models: the first, and how many more."""
+    models: object = params.get("models") or ["-"]
+    names = cast("list[object]", models) if isinstance(models, list) else [models]
+    return f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -115,9 +115,10 @@ def _print_params(job: JobRecord) -> None:
     """Those that differ from their defaults, and what the job's folder gets."""
     params, defaults = validated_params(job), default_params(job)
     usual = [name for name in params if name in defaults and params[name] == defaults[name]]
-    # A name that the worker fills in says nothing yet; loss and model were said above.
+    # Loss and model were said above, and a name with the job's id was made for it.
     hidden = {*usual, "loss", "model"}
-    if "{" in str(params.get("finetuned_model_id")):
+    name = str(params.get("finetuned_model_id"))
+    if "{" in name or job.id in name:
         hidden.add("finetuned_model_id")
     title = "parameters" + (f" ({len(usual)} more at their defaults)" if usual else "")
     chosen = {name: one_line(params[name], _WIDEST) for name in params if name not in hidden}

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from openweights.cli.output import json_option, note, print_json, print_table
+from openweights.errors import InvalidInputError
+from openweights.gpu_catalogue import MARGIN_GB
 from openweights.settings import ClusterSettings
 
 
@@ -17,23 +19,46 @@ from openweights.settings import ClusterSettings
     type=click.IntRange(min=1),
     default=1,
     metavar="N",
-    help="Only those with so much memory for a job.",
+    help="Only those with so much memory, as they are sold.",
 )
 @json_option
 def gpus(vram_gb: int, as_json: bool) -> None:
     """List the GPUs that pods can have, the cheapest first.
 
-    Memory in GB, what of it a job can use, and the price of an hour on either tier. With
+    Memory as they are sold, and the price of an hour on either tier. A job can use some GB less,
+    which `requires_vram_gb` is compared with: that is said below, or shown where it differs. With
     RUNPOD_API_KEY set, prices and stock are what RunPod says now; else prices are those that were
-    seen on the day shown.
+    seen on the days said below.
     """
-    rows = [row for row in _rows() if row["usable_gb"] >= vram_gb]
+    known = _rows()
+    rows = [row for row in known if row["vram_gb"] >= vram_gb]
     if as_json:
         print_json(rows)
         return
-    names = ("gpu", "memory", "usable", "secure $/h", "community $/h", "stock", "seen")
-    print_table(names, [_cells(row) for row in rows])
+    if not rows:
+        most = max(known, key=lambda row: row["vram_gb"])
+        raise InvalidInputError(
+            f"--vram-gb: no GPU has {vram_gb} GB; the largest is {most['gpu']} with "
+            f"{most['vram_gb']} GB. '2x {most['gpu']}' asks for two in one pod"
+        )
+    names = ("gpu", "memory GB", "usable GB", "secure $/h", "community $/h", "stock")
+    cells = [_cells(row) for row in rows]
+    usual = all(row["vram_gb"] - row["usable_gb"] == MARGIN_GB for row in rows)
+    left_out = ({"usable GB"} if usual else set[str]()) | (
+        set[str]() if any(line[-1] != "-" for line in cells) else {"stock"}
+    )
+    kept = [place for place, name in enumerate(names) if name not in left_out]
+    print_table([names[place] for place in kept], [[line[p] for p in kept] for line in cells])
+    if usual:
+        note(f"a job can surely use {MARGIN_GB} GB less than the memory of each")
+    note(_seen({row["seen_on"] for row in rows}))
     note("a name such as '2x H100S' asks for several; without one the cheapest that fits is taken")
+
+
+def _seen(days: set[str]) -> str:
+    first, last = min(days), max(days)
+    when = f"on {first}" if first == last else f"from {first} to {last}"
+    return f"prices were seen {when}"
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -69,4 +94,4 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     stock = ", ".join(level.lower() for level in levels if not level.endswith("None"))
     memory = (f"{row['vram_gb']}", f"{row['usable_gb']}")
     prices = usd(row["secure_usd"]), usd(row["community_usd"])
-    return (row["gpu"], *memory, *prices, stock or "-", row["seen_on"])
+    return (row["gpu"], *memory, *prices, stock or "-")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from openweights.backends.scheduling import check_after
+from openweights.backends.values import check_spec
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.progress import duration
 from openweights.client.watching.queue import place_in_queue
@@ -88,6 +92,10 @@ def make_plan(ow: OpenWeights, spec: JobSpec) -> Plan:
     """Look what there is; nothing is submitted."""
     backend, now = ow.backend, ow.backend.now()
     job = _as_submitted(spec, now)
+    check_spec(spec)
+    existing = _existing(backend, job.id)
+    if existing is None or existing.status not in ("in_progress", "completed"):
+        check_after(job.id, job.after, partial(_status, backend), partial(_needs, backend))
     before, waits = place_in_queue(backend, job, is_remote=ow.settings.is_remote)
     offers: tuple[Quote, ...] = ()
     reason, priced_at = "", None
@@ -102,7 +110,7 @@ def make_plan(ow: OpenWeights, spec: JobSpec) -> Plan:
     longest_s = longest_runs_s(job, backend.queue_state().max_duration_s)
     return Plan(
         job_id=job.id,
-        status=_status(backend, job.id),
+        status=existing and existing.status,
         jobs_before=len(before),
         waits_for=waits,
         offers=offers,
@@ -131,11 +139,21 @@ def _as_submitted(spec: JobSpec, now: datetime) -> JobRecord:
     return JobRecord(**values, created_at=now, updated_at=now)
 
 
-def _status(backend: Backend, job_id: str) -> JobStatus | None:
+def _existing(backend: Backend, job_id: str) -> JobRecord | None:
     try:
-        return backend.get_job(job_id).status
+        return backend.get_job(job_id)
     except NotFoundError:
         return None
+
+
+def _status(backend: Backend, job_id: str) -> JobStatus | None:
+    found = _existing(backend, job_id)
+    return found and found.status
+
+
+def _needs(backend: Backend, job_id: str) -> Sequence[str]:
+    found = _existing(backend, job_id)
+    return found.after if found else ()
 
 
 def _cost(seconds: float | None, usd_per_hour: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -24,29 +25,59 @@ def place_in_queue(
     backend: Backend, job: JobRecord, *, is_remote: bool
 ) -> tuple[list[JobRecord], str]:
     """The jobs that workers take before a pending one, and in a few words what it waits for."""
-    running, pending = (
-        [other for other in backend.list_jobs(statuses=(status,), limit=None) if other.id != job.id]
-        for status in ("in_progress", "pending")
-    )
-    unfinished = {other.id: other for other in (*pending, *running)}
-    if needed := [unfinished[id] for id in job.after if id in unfinished]:
-        return [], waits_for_jobs(needed)
-    state, now = backend.queue_state(), backend.now()
-    if reason := held_back(job, running, state, now):
-        return [], reason
-    before = [
-        other
-        for other in pending
-        if _rank(other) < _rank(job)
-        and unfinished.keys().isdisjoint(other.after)
-        and not held_back(other, running, state, now)
-    ]
-    before = in_order(before)
-    if is_remote:
-        return before, waits_in_project(job, before)
-    left_s = next((read_progress(backend, other).left_s() for other in _busy(running)), None)
-    there = gpu_gb(backend.list_workers(statuses=("active",)))
-    return before, waits_on_this_machine(job, running, before, left_s, there)
+    return QueueView.read(backend, is_remote=is_remote).place(job)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """The queue as it was at a moment, read once for any number of waiting jobs.
+
+    Attributes:
+        left_s: What the running job on this machine still takes, where that is known.
+        there_gb: See `gpu_gb`.
+    """
+
+    running: Sequence[JobRecord]
+    pending: Sequence[JobRecord]
+    state: QueueState
+    now: datetime
+    is_remote: bool
+    left_s: float | None = None
+    there_gb: int = 0
+
+    @classmethod
+    def read(cls, backend: Backend, *, is_remote: bool) -> QueueView:
+        """Ask the store."""
+        running = backend.list_jobs(statuses=("in_progress",), limit=None)
+        pending = backend.list_jobs(statuses=("pending",), limit=None)
+        view = cls(running, pending, backend.queue_state(), backend.now(), is_remote)
+        if is_remote:
+            return view
+        left_s = next((read_progress(backend, other).left_s() for other in _busy(running)), None)
+        there_gb = gpu_gb(backend.list_workers(statuses=("active",)))
+        return replace(view, left_s=left_s, there_gb=there_gb)
+
+    def place(self, job: JobRecord) -> tuple[list[JobRecord], str]:
+        """As `place_in_queue`."""
+        running = [other for other in self.running if other.id != job.id]
+        unfinished = {other.id: other for other in (*self.pending, *running) if other.id != job.id}
+        if needed := [unfinished[id] for id in job.after if id in unfinished]:
+            return [], waits_for_jobs(needed)
+        if reason := held_back(job, running, self.state, self.now):
+            return [], reason
+        before = [
+            other
+            for other in self.pending
+            if other.id != job.id
+            and _rank(other) < _rank(job)
+            and unfinished.keys().isdisjoint(other.after)
+            and not held_back(other, running, self.state, self.now)
+        ]
+        before = in_order(before)
+        if self.is_remote:
+            return before, waits_in_project(job, before)
+        words = waits_on_this_machine(job, running, before, self.left_s, self.there_gb)
+        return before, words
 
 
 def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:

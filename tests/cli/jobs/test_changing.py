@@ -25,8 +25,8 @@ def test_cancel_says_for_each_job_how_it_went(ow: Ow, jobs: Backend) -> None:
     assert answer.exit_code == 1
     assert answer.stdout.splitlines() == ["ftjob-one  canceled", "ftjob-two  canceled"]
     completed, unknown = answer.stderr.splitlines()
-    assert completed.startswith("ow: ftjob-done: ") and "completed" in completed
-    assert unknown.startswith("ow: ftjob-none: no job ftjob-none; did you mean ftjob-one")
+    assert completed.startswith("ow: job ftjob-done ") and "completed" in completed
+    assert unknown.startswith("ow: no job ftjob-none; did you mean ftjob-one")
     assert jobs.get_job("ftjob-one").status == "canceled"
     assert jobs.get_job("ftjob-done").status == "completed"
 
@@ -53,7 +53,7 @@ def test_restart_makes_a_job_pending_again(ow: Ow, jobs: Backend) -> None:
     answer = ow("restart", "ftjob-one", "ftjob-two")
     assert answer.exit_code == 1
     assert answer.stdout == "ftjob-one  pending\n"
-    assert answer.stderr.startswith("ow: ftjob-two: ")
+    assert answer.stderr.startswith("ow: job ftjob-two ")
     assert jobs.get_job("ftjob-one").status != "canceled"
 
 
@@ -62,6 +62,11 @@ def test_no_ids_at_all(ow: Ow, command: str) -> None:
     answer = ow(command)
     assert answer.exit_code == 2
     assert "no job ids" in answer.stderr
+
+
+@pytest.mark.parametrize("command", ["cancel", "restart"])
+def test_an_id_is_said_once(ow: Ow, command: str) -> None:
+    assert ow(command, "nope").stderr == "ow: no job nope; `ow ls` lists them\n"
 
 
 def test_what_is_about_one_job_and_what_about_all_point_to_each_other(

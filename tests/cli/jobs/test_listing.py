@@ -330,3 +330,12 @@ def test_a_job_that_is_not_named_is_suggested(ow: Ow, backend: Backend, command:
     answer = ow(command)
     assert answer.exit_code == 2
     assert "The last changed are ftjob-d, ftjob-c, ftjob-b." in answer.stderr
+
+
+def test_kinds_are_called_as_the_client_calls_them(ow: Ow, backend: Backend) -> None:
+    params = {"validated_params": {"models": ["org/a", "ftjob-b", "org/c"]}}
+    backend.submit_job(JobSpec(id="evaljob-1", type="custom", script="true", params=params))
+    backend.submit_job(JobSpec(id="own-1", type="custom", script="true", params={}))
+    rows = {line.split()[0]: line for line in ow("ls").stdout.splitlines()}
+    assert "  evaluate  " in rows["evaljob-1"] and "org/a and 2 more" in rows["evaljob-1"]
+    assert "  own  " in rows["own-1"].replace("own     ", "own  "), "a kind of one's own"

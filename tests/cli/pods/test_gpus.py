@@ -22,8 +22,18 @@ def test_gpus_of_the_catalogue(ow: Ow) -> None:
     assert prices == sorted(prices)
     assert all(row["secure_stock"] is None for row in rows), "nobody was asked"
     header, *lines = ow("gpus", "--vram-gb", "100").stdout.splitlines()
-    assert header.split()[:3] == ["GPU", "MEMORY", "USABLE"]
+    assert header.split() == ["GPU", "MEMORY", "GB", "SECURE", "$/H", "COMMUNITY", "$/H"]
     assert {line.split()[0] for line in lines} == {"H200", "B200"}
+    said = ow("gpus").stderr
+    assert "use 5 GB less" in said and "seen from 2026-03-10 to 2026-11-09" in said
+
+
+def test_gpus_are_found_by_the_memory_that_people_say(ow: Ow) -> None:
+    shown = ow("gpus", "--vram-gb", "80").stdout
+    assert {"A100", "H100S"} <= {line.split()[0] for line in shown.splitlines()}
+    none = ow("gpus", "--vram-gb", "99999")
+    assert (none.exit_code, none.stdout) == (1, "")
+    assert "no GPU has 99999 GB; the largest is B200 with 180 GB" in none.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
