@@ -4,7 +4,9 @@ takes beside its own parameters, and what gives `create` its types.
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -29,11 +31,13 @@ from openweights.backends.values import check_moment, check_retry
 from openweights.client.jobs import Job, moment_after
 from openweights.client.param_errors import describe_validation_error
 from openweights.errors import ConfigError, shown
-from openweights.gpu_names import gpu_key
+from openweights.gpu_names import LONG_NAMES, gpu_key
 from openweights.types import CloudType, Retry
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
+
+logger = logging.getLogger(__name__)
 
 _HARDWARE = re.compile(
     r"\s*(?:(\d+)\s*x\s*)?(?!\d+\s*x(?:\s|$))([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE
@@ -256,4 +260,17 @@ def _one_hardware(item: object) -> str:
         raise ConfigError(
             f"allowed_hardware: {shown(item)} is not hardware; write it like '2x H100S'"
         )
-    return f"{count}x {gpu_key(found[2]) or found[2].upper()}"
+    key = gpu_key(found[2])
+    if key is None:
+        _warn_of_unknown(found[2].upper())
+    return f"{count}x {key or found[2].upper()}"
+
+
+def _warn_of_unknown(name: str) -> None:
+    """Somebody's own worker may have it; no pod has."""
+    near = difflib.get_close_matches(name, LONG_NAMES, n=1)
+    meant = f"did you mean {near[0]}?" if near else "`ow gpus` lists those that are"
+    logger.warning(
+        "allowed_hardware: %s is not in the catalogue of GPUs, so that no pod has it; %s",
+        *(name, meant),
+    )

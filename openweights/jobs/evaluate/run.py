@@ -21,7 +21,7 @@ from openweights.jobs.evaluate.tasks import Grade, Row, Task, open_tasks
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Parts
 from openweights.jobs.inference.run import Answers, engine_answers, keep_answers
-from openweights.jobs.model_source import ModelSource, fetch_model
+from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.models.names import model_reference
@@ -98,7 +98,7 @@ def _by_base(ow: OpenWeights, models: Sequence[str]) -> list[Group]:
         if model_reference(model).kind == "openai":
             groups[model] = [model]
             continue
-        source = fetch_model(ow, model, Path("model"))
+        source = fetch_model(ow, model, Path("model"), stages(logger, ow.run.log))
         groups.setdefault(source.base, []).append(source)
     return list(groups.values())
 

@@ -20,7 +20,7 @@ from openweights.generation.prompts import token_logprobs
 from openweights.jobs.inference import InferenceConfig
 from openweights.jobs.inference.parts import Parts, Result
 from openweights.jobs.inference.rows import Row, row_prompt, row_sampling
-from openweights.jobs.model_source import fetch_model
+from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
@@ -86,7 +86,7 @@ def _open(
     from openweights.jobs.engine import open_engine
 
     ow.run.log(Stage(doing="loading the model").data())
-    source = fetch_model(ow, config.model, Path("model"))
+    source = fetch_model(ow, config.model, Path("model"), stages(logger, ow.run.log))
     if has_company:
         from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
 

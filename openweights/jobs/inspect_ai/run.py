@@ -24,7 +24,7 @@ from openweights.jobs.api import ApiConfig
 from openweights.jobs.api.deployment import Place
 from openweights.jobs.api.serve import serve
 from openweights.jobs.inspect_ai import InspectConfig
-from openweights.jobs.model_source import fetch_model
+from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.models.names import model_reference
 from openweights.settings import home_folder
@@ -68,7 +68,7 @@ def inspect_job(job_id: str) -> int:
 
 
 def _served(ow: OpenWeights, config: InspectConfig) -> ApiConfig:
-    source = fetch_model(ow, config.model, Path("model"))
+    source = fetch_model(ow, config.model, Path("model"), stages(logger, ow.run.log))
     is_adapter = source.adapter is not None
     return ApiConfig(
         model=source.base if is_adapter else config.model,

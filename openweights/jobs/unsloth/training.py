@@ -22,7 +22,13 @@ from openweights import progress
 from openweights.client.datasets import check_dataset
 from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed, Stage
-from openweights.jobs.model_source import ModelSource, asks_hub, fetch_model, shape_to_keep
+from openweights.jobs.model_source import (
+    ModelSource,
+    asks_hub,
+    fetch_model,
+    shape_to_keep,
+    stages,
+)
 from openweights.jobs.unsloth.config.rendering import check_rendering
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.importing import importing
@@ -111,7 +117,7 @@ def _train(
     folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
     asking = "asking the hub for the model" if asks_hub(config.model) else "fetching the model"
     reporter.log(Stage(doing=asking).data())
-    source = fetch_model(ow, config.model, folder)
+    source = fetch_model(ow, config.model, folder, stages(logger, reporter.log))
     located = config.model_copy(update={"model": source.base})
     spread = shares_layers(located)
     with importing("trl"):

@@ -19,7 +19,7 @@ from openweights.events import (
     Reproducibility,
     Stage,
 )
-from openweights.jobs.model_source import fetch_model
+from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.scoring import ScoringParams
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, heard, set_up_logging
@@ -105,7 +105,7 @@ def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
     reporter.log(Reproducibility(record=record).data())
     reporter.log(Stage(doing="loading the model").data())
-    source = fetch_model(ow, params.model, Path("model"))
+    source = fetch_model(ow, params.model, Path("model"), stages(logger, reporter.log))
     model, tokenizer = load_trained(
         source.base if source.adapter is None else str(source.adapter),
         chat_template=params.chat_template,
