@@ -111,7 +111,7 @@ def _staging(parent: Path) -> Iterator[Path]:
 def _from_hub(staging: Path, say: Callable[[str], None]) -> str:
     from huggingface_hub import constants, snapshot_download
 
-    _check_hub(constants.ENDPOINT, offline=constants.HF_HUB_OFFLINE)
+    check_hub()
     say(f"downloading {HUB_ID} from {constants.ENDPOINT}")
     try:
         snapshot_download(
@@ -127,9 +127,16 @@ def _from_hub(staging: Path, say: Callable[[str], None]) -> str:
     return f"{constants.ENDPOINT}/{HUB_ID}"
 
 
-def _check_hub(endpoint: str, *, offline: bool = False, timeout_s: float = 5.0) -> None:
-    """Ask for one small file: without a network the hub's own client would retry for minutes."""
-    if offline:
+def check_hub(timeout_s: float = 5.0) -> None:
+    """Ask for one small file: without a network the hub's own client would retry for minutes.
+
+    Raises:
+        ConfigurationError: The hub cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    endpoint = constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
         raise ConfigurationError("HF_HUB_OFFLINE is set")
     request = urllib.request.Request(f"{endpoint}/{HUB_ID}/resolve/main/config.json", method="HEAD")
     try:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -27,6 +27,9 @@ from openweights.errors import OpenWeightsError
 from openweights.settings import Settings
 
 _MIN_PYTHON = (3, 11)
+_OTHER_EXTRAS = frozenset(
+    {"cluster", "demo", "dev", "inspect", "serve", "supabase", "tracking", "unsloth", "vllm"}
+)
 _LOW_DISK_GB = 5  # a small model, its adapters and checkpoints
 _MARKS = {"ok": "ok  ", "missing": "–   ", "warning": "!   ", "broken": "FAIL"}
 _COLORS = {"ok": "green", "missing": None, "warning": "yellow", "broken": "red"}
@@ -39,17 +42,25 @@ def doctor(as_json: bool) -> None:
 
     Looks at Python, the packages of each extra, GPUs, the folder of the store, the store itself,
     its workers and its jobs; of a Supabase project also at your key, its tables and functions, its
-    storage, its clock and its secrets. The exit code is 1 only if something that is needed does
-    not work.
+    storage, its clock and its secrets. Extras that this machine can do without stand apart, and the
+    last line says whether training works here, and whether the Hugging Face hub can be reached. The
+    exit code is 1 only if something that is needed does not work.
     """
     checks: list[Check] = []
     for check in _checks():
         checks.append(check)
-        if not as_json:
+        if not as_json and not is_apart(check, checks):
             _print(check)
+    verdict = f"{training_verdict(checks)}; {_hub_verdict()}"
     broken = any(check.status == "broken" for check in checks)
     if as_json:
-        print_json({"ok": not broken, "checks": checks})
+        print_json({"ok": not broken, "verdict": verdict, "checks": checks})
+    else:
+        if apart := [check for check in checks if is_apart(check, checks)]:
+            click.echo("\nnot installed, and not needed for training on this machine")
+            for check in apart:
+                _print(check)
+        click.echo(f"\n{verdict}")
     if broken:
         sys.exit(1)
 
@@ -64,6 +75,46 @@ def version(as_json: bool) -> None:
         click.echo(f"openweights {__version__}")
 
 
+def is_apart(check: Check, before: Sequence[Check]) -> bool:
+    """Whether it is an extra that is not there, and that training does without.
+
+    Args:
+        before: The checks so far, with that of the GPU.
+    """
+    has_gpu = any(other.name == "gpu" and other.status == "ok" for other in before)
+    if check.name == "extra unsloth" and has_gpu:
+        return False
+    return check.status == "missing" and check.name.removeprefix("extra ") in _OTHER_EXTRAS
+
+
+def training_verdict(checks: Sequence[Check]) -> str:
+    """Whether jobs that train work on this machine, and if not, because of what."""
+    found = {check.name: check for check in checks}
+    if broken := [check.name for check in checks if check.status == "broken"]:
+        return f"training does not work here: {', '.join(broken)}"
+    train, gpu = found.get("extra train"), found.get("gpu")
+    if train is not None and train.status != "ok":
+        is_absent = "is not installed" in train.detail
+        return f"training {'does not' if is_absent else 'may not'} work here: {train.detail}"
+    has_gpu = gpu is not None and gpu.status == "ok"
+    return f"training works here, on {'the GPU' if has_gpu else 'the CPU, slowly'}"
+
+
+def _hub_verdict() -> str:
+    from openweights.models.smollm2 import check_hub
+
+    try:
+        check_hub()
+    except ModuleNotFoundError:
+        return "the Hugging Face hub was not asked, as huggingface_hub is not installed"
+    except OpenWeightsError as error:
+        return (
+            f"the Hugging Face hub is out of reach ({one_line(error)}): models that are on this "
+            "machine, and folders, can be used"
+        )
+    return "the Hugging Face hub can be reached"
+
+
 def _print(check: Check) -> None:
     mark = click.style(_MARKS[check.status], fg=_COLORS[check.status])
     click.echo(f"{mark}  {check.name:<14}  {printable(check.detail)}")
@@ -74,8 +125,8 @@ def _print(check: Check) -> None:
 def _checks() -> Iterator[Check]:
     yield _python()
     yield Check("openweights", "ok", f"{__version__} in {Path(__file__).parents[2]}")
-    yield from _packages()
     yield _gpu()
+    yield from _packages()
     try:
         settings = Settings.from_env()
     except OpenWeightsError as error:

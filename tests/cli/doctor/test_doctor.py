@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from openweights.backends.base import Backend
+from openweights.cli.doctor import is_apart, training_verdict
+from openweights.cli.doctor.project import Check
 from tests.cli.conftest import Ow, process_env, submit
 
 
@@ -26,7 +28,36 @@ def test_doctor_finds_a_working_installation(ow: Ow, backend: Backend) -> None:
         # What is missing comes with the command that gets it.
         if check["name"].startswith("extra ") and check["status"] == "missing":
             assert f"{sys.executable} -m pip install " in check["remedy"]
-    assert "FAIL" not in ow("doctor").stdout
+    shown = ow("doctor").stdout
+    assert "FAIL" not in shown
+    last = shown.splitlines()[-1]
+    assert last == report["verdict"]
+    assert last.startswith("training works here, on the ") and "; the Hugging Face hub " in last
+    # What is not needed stands behind all else.
+    head, mark, apart = shown.partition("not installed, and not needed")
+    absent = [c["name"] for c in report["checks"] if c["status"] == "missing"]
+    for name in absent:
+        is_extra = name.startswith("extra ") and name not in ("extra train", "extra plot")
+        is_extra = is_extra and (name != "extra unsloth" or checks["gpu"]["status"] != "ok")
+        assert name in (apart if is_extra else head)
+
+
+def test_unsloth_is_asked_for_where_there_is_a_gpu() -> None:
+    unsloth = Check("extra unsloth", "missing", "unsloth is not installed")
+    vllm = Check("extra vllm", "missing", "vllm is not installed")
+    gpus = {status: [Check("gpu", status, "")] for status in ("ok", "missing")}
+    assert is_apart(unsloth, gpus["missing"]) and not is_apart(unsloth, gpus["ok"])
+    assert is_apart(vllm, gpus["ok"])
+
+
+def test_doctor_says_why_training_does_not_work() -> None:
+    absent = Check("extra train", "missing", "torch is not installed")
+    other = Check("extra train", "missing", "trl is 1.0, tested with 1.14.2")
+    broken = Check("home", "broken", "it is a file")
+    assert training_verdict([absent]) == "training does not work here: torch is not installed"
+    assert training_verdict([other]).startswith("training may not work here: trl is 1.0")
+    assert training_verdict([absent, broken]) == "training does not work here: home"
+    assert training_verdict([Check("gpu", "ok", "H200")]) == "training works here, on the GPU"
 
 
 def test_doctor_does_not_make_the_home_by_looking_for_it(ow: Ow, home: Path) -> None:
