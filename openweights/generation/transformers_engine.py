@@ -8,6 +8,7 @@ prompt share its reading. Adapters of peft may differ from row to row.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.engine import GenerationEngine, check_request
+from openweights.generation.own_answers import KNOWN, answers_are_own
 from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.row_cache import can_join, filled_width, join, keep_rows, set_width
 from openweights.generation.samples import Sample
@@ -34,8 +36,10 @@ from openweights.models.forward import (
     without_adapter,
 )
 from openweights.models.packing import use_packed_attention
-from openweights.models.sharding import own_passes
+from openweights.models.sharding import is_spread, own_passes
 from openweights.models.tokens import eos_token_ids, pad_left
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 64
 CACHE_TOKENS = 65_536  # rows times columns of the cache
@@ -50,6 +54,9 @@ class TransformersEngine(GenerationEngine):
         model: A causal language model or a `PeftModel`; its current weights are used.
         tokenizer: Decodes completions, and knows what ends them.
         max_rows: So many samples grow at a time.
+
+    Raises:
+        ConfigError: The model's answers are not those of its own forward, not even one by one.
     """
 
     name = "transformers"
@@ -76,6 +83,27 @@ class TransformersEngine(GenerationEngine):
         self.end_token_ids = tuple(eos_token_ids(base, tokenizer))
         self.max_length = longest_row(base.config.get_text_config())
         self.vocabulary = int(base.config.get_text_config().vocab_size)
+        # Ranks that share a model's layers do not make their engines at the same time.
+        if base.config.get_text_config().model_type not in KNOWN and not is_spread(base):
+            self._compare_answers()
+
+    def _compare_answers(self) -> None:
+        """Take rows one by one where the architecture confuses those that grow together."""
+        kind = type(base_model(self._model)).__name__
+        if answers_are_own(self, self._model):
+            return
+        self._waiting.clear()
+        self._batch, self._max_rows = None, 1
+        if not answers_are_own(self, self._model):
+            raise ConfigError(
+                f"engine transformers: the model is a {kind}, whose answers with a cache are not "
+                "those of its own forward, or fail; use engine 'vllm', or another model"
+            )
+        logger.warning(
+            "engine transformers: a %s answers rows of one batch otherwise than each alone, or "
+            "fails; prompts are answered one by one",
+            kind,
+        )
 
     # ---- adapters
 

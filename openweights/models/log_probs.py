@@ -34,6 +34,9 @@ from openweights.models.packing import last_hidden, row_numbers
 from openweights.models.tokens import IGNORED, Collator
 
 _CHECKED_TOKENS = 8
+_HALF = (torch.bfloat16, torch.float16)
+# How far, of their size, a row's hidden states may be from those that it has alone.
+_FAR, _FAR_IN_HALF = 1e-2, 0.5
 CHUNK_TOKENS = 1024  # so many rows of logits are there at a time
 
 
@@ -88,25 +91,48 @@ def token_scores(
 
 
 def check_logits(base: Any, name: str) -> None:
-    """See that a model's logits are what is made here of its last hidden states.
+    """See that a model's logits are what is made here of its last hidden states, and that a row
+    which is padded beside a longer one has those that it has alone.
 
     Raises:
-        ConfigError: They are not: its head does more, or its layers are not where they are looked
-            for.
+        ConfigError: They are not: its head does more, its layers are not where they are looked
+            for, or it sees what is padded, or what comes later.
     """
     ids = torch.arange(_CHECKED_TOKENS, device=base.device)[None]
     with evaluating(base):
         expected = base(input_ids=ids, use_cache=False).logits[0].float()
         try:
-            found = output_logits(base, last_hidden(base, {"input_ids": ids})[0])
+            alone = last_hidden(base, {"input_ids": ids})[0]
+            found = output_logits(base, alone)
         except (AttributeError, RuntimeError, TypeError):
-            found = expected.new_empty(0)
+            alone = found = expected.new_empty(0)
     same = found.shape == expected.shape
     if not same or float((found - expected).abs().max()) > 2e-2 * float(expected.abs().max()):
         raise ConfigError(
             f"model: {name} is a {type(base).__name__}, whose logits are not computed from its "
             "last hidden states as is known here; use another model"
         )
+    if not _is_own_when_padded(base, ids[0], alone):
+        raise ConfigError(
+            f"model: {name} is a {type(base).__name__}, which scores rows that are padded in a "
+            "batch otherwise than alone; use another model"
+        )
+
+
+def _is_own_when_padded(base: Any, ids: Tensor, hidden: Tensor) -> bool:
+    """Whether the first half of a row, beside a longer one, has the hidden states (T, H) that it
+    has at the beginning of the whole row.
+    """
+    half = len(ids) // 2
+    mask = torch.ones(2, len(ids), dtype=torch.long, device=ids.device)
+    mask[1, half:] = 0
+    rows = torch.stack([ids.flip(0), ids]) * mask
+    with evaluating(base):
+        padded = last_hidden(base, {"input_ids": rows, "attention_mask": mask})[1, :half].float()
+    alone = hidden[:half].float()
+    distance = (padded - alone).norm() / alone.norm()
+    # Rounding in half precision may choose another expert.
+    return float(distance) <= (_FAR_IN_HALF if base.dtype in _HALF else _FAR)
 
 
 def _plain_scores(base: Any, temperature: float, hidden: Tensor, targets: Tensor) -> TokenScores:

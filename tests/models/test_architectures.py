@@ -50,6 +50,12 @@ LATENT = {
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+# With few heads that choose, many tokens have a score of exactly 0, and which of them are chosen is
+# left to the sort.
+CHOSEN = {
+    **EXPERTS, "index_topk": 4, "index_n_heads": 32, "index_head_dim": 16, "n_group": 1,
+    "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "topk_group": 1,
+}  # fmt: skip
 CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0, "sliding_window": 5}
 # What each has of its own; whether its rows are packed.
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -82,11 +88,14 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "a state beside the keys": ("lfm2", {"layer_types": ["conv", "full_attention"]}, False),
     "states alone": ("mamba", {"state_size": 8}, False),
     "no limit of positions": ("bloom", {"n_head": 4}, False),
-    "tokens that are chosen": (
-        "hy_v4",
+    "tokens that are chosen": ("hy_v4", {**LATENT, **CHOSEN}, False),
+    "tokens that are chosen, again": ("deepseek_v32", {**LATENT, **CHOSEN}, False),
+    "tokens that are chosen, once more": ("glm_moe_dsa", {**LATENT, **CHOSEN}, False),
+    "tokens that are summed up": (
+        "deepseek_v4",
         {
-            **LATENT, **EXPERTS, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16,
-            "moe_intermediate_size": 16, "n_routed_experts": 4,
+            **CHOSEN, "num_key_value_heads": 1, "q_lora_rank": 16, "qk_rope_head_dim": 8,
+            "head_dim": 16, "o_lora_rank": 8, "o_groups": 2, "sliding_window": 8,
         },
         False,
     ),
@@ -147,23 +156,62 @@ def test_rows_are_scored_and_learned_as_by_the_models_own_code(name: str) -> Non
     compare(packed=is_packed)
 
 
-# Those whose own code leaves padding out of their states.
-GREEDY = [n for n, (k, _, _) in MODELS.items() if k not in ("xlstm", "recurrent_gemma", "hy_v4")]
+FAILING = ("xlstm", "recurrent_gemma")  # where their own code keeps a state in a cache
+GREEDY = [name for name, (kind, _, _) in MODELS.items() if kind not in FAILING]
 
 
 @pytest.mark.parametrize("name", GREEDY)
 def test_greedy_answers_are_those_of_the_models_own_code(name: str) -> None:
-    """Row by row, without a cache."""
+    """Row by row, without a cache; some leave the batch while others grow."""
     kind, changes, _ = MODELS[name]
     model, plain = pair(kind, changes)
-    params = SamplingParams(temperature=0, max_new_tokens=8, stop_token_ids=(), detokenize=False)
     engine = TransformersEngine(model, make_tokenizer())
+    counts = (8, 3, 9, 5)
+    params = [
+        SamplingParams(temperature=0, max_new_tokens=count, stop_token_ids=(), detokenize=False)
+        for count in counts
+    ]
+    requests = [
+        GenerationRequest(tuple(row), own, None) for row, own in zip(ROWS, params, strict=True)
+    ]
+    for row, count, own in zip(ROWS, counts, engine.generate(requests), strict=True):
+        ids = list(row)
+        for _ in range(count):
+            logits = plain(input_ids=torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+        assert list(own[0].token_ids) == ids[len(row) :]
+
+
+def test_rows_that_an_architecture_confuses_are_answered_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The control: where they are kept apart, nothing is said."""
+    TransformersEngine(pair("bloom", {"n_head": 4})[0], make_tokenizer())
+    assert not caplog.records
+    # Positions are counted from the left end of the batch, padding included.
+    changes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "init_std": 0.3}
+    model, plain = pair("bart", changes)
+    engine = TransformersEngine(model, make_tokenizer())
+    assert "a BartForCausalLM answers rows of one batch otherwise" in caplog.text
+    params = SamplingParams(temperature=0, max_new_tokens=4, stop_token_ids=(), detokenize=False)
     found = engine.generate([GenerationRequest(tuple(row), params, None) for row in ROWS])
     for row, own in zip(ROWS, found, strict=True):
-        ids = list(row)
-        for _ in range(8):
-            ids.append(int(plain(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        assert list(own[0].token_ids) == ids[len(row) :]
+        logits = plain(input_ids=torch.tensor([[*row, *own[0].token_ids]])).logits[0]
+        assert logits[len(row) - 1 : -1].argmax(-1).tolist() == own[0].token_ids
+
+
+@pytest.mark.parametrize("kind", FAILING)
+def test_an_architecture_that_cannot_answer_is_refused_when_it_is_loaded(kind: str) -> None:
+    name = next(name for name, (own, _, _) in MODELS.items() if own == kind)
+    with pytest.raises(ConfigError, match="whose answers with a cache are not"):
+        TransformersEngine(pair(kind, MODELS[name][1])[0], make_tokenizer())
+
+
+def test_an_architecture_that_sees_padding_is_refused() -> None:
+    """Without padding its own code leaves out the mask, and rows see what comes later."""
+    model, _ = pair("doge", {})
+    with pytest.raises(ConfigError, match="DogeForCausalLM, which scores rows that are padded"):
+        check_logits(model, "org/name")
 
 
 def test_a_head_that_does_more_is_refused() -> None:
