@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,18 +146,27 @@ class ChatModel:
 
 
 def teacher_gate(
-    chat: ChatModel, questions: Sequence[Question], *, max_new_tokens: int
+    chat: ChatModel,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    say: Callable[[str], None],
 ) -> tuple[Score, Score]:
     """The base model's score without and with the demonstration in its conversation.
 
     Self-distillation can teach only what the second has and the first lacks.
+
+    Args:
+        say: Told what is answered, before it is, and what it was worth.
     """
     shown = [
         teacher_messages(question.prompt, question.answer, showing=Showing("turns"))
         for question in questions
     ]
     plain = [question.prompt for question in questions]
-    without, with_demonstration = (
-        score(chat.answers(prompts, max_new_tokens), questions) for prompts in (plain, shown)
-    )
-    return without, with_demonstration
+    found: list[Score] = []
+    for label, prompts in (("without it", plain), ("with it", shown)):
+        say(f"  {label}: answering {len(prompts)} training orders …")
+        found.append(score(chat.answers(prompts, max_new_tokens), questions))
+        say(f"  {label}: ledger line {found[-1].format:.2f}  correct {found[-1].correct:.2f}")
+    return found[0], found[1]

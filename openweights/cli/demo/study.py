@@ -222,6 +222,7 @@ class Demo:
         _quieten_libraries()
         chat = ChatModel(self.model)
         tests = read_questions(self._data / "test.jsonl", self.plan.test_rows)
+        self._say(f"The base model answers {self.plan.general_rows} everyday prompts …")
         general = chat.base_answers(
             read_prompts(self._data / "general.jsonl", self.plan.general_rows),
             self.plan.general_tokens,
@@ -241,9 +242,8 @@ class Demo:
         self._say("Teacher gate: does the demonstration in its conversation help the base model?")
         train = read_questions(self._data / "train.jsonl")
         sample = train[: plan.gate_rows]
-        gate = teacher_gate(chat, sample, max_new_tokens=plan.max_new_tokens)
-        for label, result in zip(("without it", "with it   "), gate, strict=True):
-            self._say(f"  {label}  ledger line {result.format:.2f}  correct {result.correct:.2f}")
+        gate = teacher_gate(chat, sample, max_new_tokens=plan.max_new_tokens, say=self._say)
+        self._say(f"Measuring the base model: answering {len(tests)} test orders …")
         answers = chat.answers([test.prompt for test in tests], plan.max_new_tokens)
         return Study(
             model=self.model.name,
@@ -286,6 +286,7 @@ class Demo:
         job.download(folder)
         if not (folder / "adapter" / "adapter_config.json").is_file():
             raise PlatformError(f"job {job.id} has completed without an adapter in {folder}")
+        self._say(f"Measuring it: {len(tests)} test orders, {len(general)} everyday answers …")
         with chat.adapted(folder / "adapter"):
             answers = chat.answers([test.prompt for test in tests], self.plan.max_new_tokens)
             kl = chat.kl_from_base(general)

@@ -108,8 +108,11 @@ def test_teacher_gate_shows_the_demonstration_as_turns(folder: Path) -> None:
             return [earlier[-1] if earlier else "?" for earlier in said]
 
     questions = read_questions(DATA / "train.jsonl", 5)
-    without, shown = teacher_gate(Copier(folder), questions, max_new_tokens=4)
+    told: list[str] = []
+    without, shown = teacher_gate(Copier(folder), questions, max_new_tokens=4, say=told.append)
     assert (without, shown) == (Score(0.0, 0.0), Score(1.0, 1.0))
+    assert told[0] == "  without it: answering 5 training orders …", "before it takes its time"
+    assert told[-1] == "  with it: ledger line 1.00  correct 1.00"
 
 
 def test_the_data_can_be_read() -> None:
