@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.client.event_json import as_number
@@ -120,7 +120,7 @@ class Progress:
         if left_s is not None and self.total and self.step < self.total:
             parts.append(f"{duration(left_s)} left")
         if self.tokens and not self.step:  # before the first answer they alone tell
-            parts.append(f"{self.tokens} tokens")
+            parts.append(f"{self.tokens} token{'' if self.tokens == 1 else 's'}")
         if self.tokens_per_s:  # 0 where every answer was there already
             parts.append(f"{figure(self.tokens_per_s)} tokens/s")
         if self.loss is not None:
@@ -170,12 +170,21 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
     at = 0
     for event in sorted(told, key=lambda event: event.id):
         progress, at = progress.after(event), event.id
-    last = backend.latest_values(["step", "loss", "tokens", "tokens_per_s", *TOTALS], run_id=run.id)
-    moment = run.ended_at or datetime.now(UTC)
+    keys = ["step", "loss", "tokens", "tokens_per_s", "elapsed_s", *TOTALS]
+    last = backend.latest_values(keys, run_id=run.id)
+    moment = _reached_at(progress, last) or run.ended_at or datetime.now(UTC)
     now = progress.after(EventRecord(0, run.id, last, moment))
     # A step behind its stage has ended that; at the step itself the events between them tell.
     doing = "" if now.step > progress.step else _still_doing(backend, progress, at)
     return replace(now, doing=doing).of(job)
+
+
+def _reached_at(progress: Progress, last: Mapping[str, Any]) -> datetime | None:
+    """When the last step was reached, where that was logged with it."""
+    elapsed_s = _finite(last.get("elapsed_s"))
+    if progress.began_at is None or not elapsed_s:
+        return None
+    return progress.began_at + timedelta(seconds=elapsed_s)
 
 
 def _still_doing(backend: Backend, progress: Progress, at: int) -> str:

@@ -176,15 +176,16 @@ def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) ->
     before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     started_at = time.monotonic()
     told_at = started_at - REPORT_S  # the first answer is told of at once
-    tokens = 0
+    tokens, reached_s = 0, 0.0
     for index, result, count in answers:
-        if result is not None:
-            parts.add(index, result)
         tokens += count
         now = time.monotonic()
+        if result is not None:
+            parts.add(index, result)
+            reached_s = now - started_at
         if now - told_at >= REPORT_S or (result is not None and len(parts.results) == total):
             rate = tokens / max(now - started_at, 1e-9)
-            _tell(ow, len(parts.results), total, tokens, rate)
+            _tell(ow, len(parts.results), total, tokens, rate, reached_s)
             told_at = now
         if stopped:
             break
@@ -196,10 +197,14 @@ def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) ->
     return False
 
 
-def _tell(ow: OpenWeights, done: int, total: int, tokens: int, rate: float) -> None:
+def _tell(
+    ow: OpenWeights, done: int, total: int, tokens: int, rate: float, reached_s: float
+) -> None:
     if not done:
         ow.run.log(Stage(doing="answering").data())
     told = {"step": done, "tag": TAG, "total": total, "tokens": tokens}
+    if reached_s:
+        told["elapsed_s"] = round(reached_s, 3)
     ow.run.log({**told, "tokens_per_s": round(rate, 1)})
     logger.info("%d of %d rows, %d tokens, %s tokens/s", done, total, tokens, figure(rate))
 

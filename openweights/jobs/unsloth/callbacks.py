@@ -100,6 +100,9 @@ class MetricsCallback(TrainerCallback):
             entry = Summary(step=state.global_step, values=logs or {}).data()
         elif any(key.startswith("eval_") for key in entry):
             entry["tag"] = "eval"
+        else:
+            # By which whoever reads the last values alone knows when this step was reached.
+            entry["elapsed_s"] = round(time.monotonic() - self._started_at, 3)
         self._reporter.log(entry)
         if "type" not in entry and "tag" not in entry:
             self._tell_evaluation(state, control)

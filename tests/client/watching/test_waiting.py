@@ -230,6 +230,23 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
+def test_a_rate_does_not_grow_while_somebody_looks(ow: QuietClient, claim: Take) -> None:
+    job = Echo(ow).create(text="a")
+    run = claim().run
+
+    def rates() -> set[float | None]:
+        found = {read_progress(ow.backend, ow.backend.get_job(job.id)).seconds_per_step}
+        time.sleep(0.1)
+        return found | {read_progress(ow.backend, ow.backend.get_job(job.id)).seconds_per_step}
+
+    append(ow.backend, run.id, {"type": "started", "max_steps": 9, "from_step": 0}, {"step": 1})
+    assert len(rates()) == 2, "the control: nothing says when the step was reached"
+    append(ow.backend, run.id, {"step": 2, "elapsed_s": 50.0, "loss": 1.0})
+    assert rates() == {25.0}
+    append(ow.backend, run.id, {"tag": "everyday", "step": 2, "kl_to_base": 0.5})
+    assert rates() == {25.0}
+
+
 def test_what_is_done_behind_the_last_step_is_said(ow: QuietClient, claim: Take) -> None:
     """To who looks once, as `ow ls` and the page do; `wait` follows the events one by one."""
     job = Echo(ow).create(text="a")
