@@ -50,10 +50,11 @@ LATENT = {
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
-# With few heads that choose, many tokens have a score of exactly 0, and which of them are chosen is
-# left to the sort.
-CHOSEN = {
-    **EXPERTS, "index_topk": 4, "index_n_heads": 32, "index_head_dim": 16, "n_group": 1,
+# With few heads that choose, or where a token's embedding is 0, as that of padding, many scores are
+# exactly 0, and which of their tokens are chosen is left to the sort.
+CHOSEN: dict[str, Any] = {
+    **EXPERTS, "pad_token_id": None,
+    "index_topk": 4, "index_n_heads": 32, "index_head_dim": 16, "n_group": 1,
     "moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "topk_group": 1,
 }  # fmt: skip
 CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0, "sliding_window": 5}
