@@ -95,8 +95,8 @@ def check_logits(base: Any, name: str) -> None:
     which is padded beside a longer one has those that it has alone.
 
     Raises:
-        ConfigError: They are not: its head does more, its layers are not where they are looked
-            for, or it sees what is padded, or what comes later.
+        ConfigError: They are not, or are no numbers: its head does more, its layers are not where
+            they are looked for, or it sees what is padded, or what comes later.
     """
     ids = torch.arange(_CHECKED_TOKENS, device=base.device)[None]
     with evaluating(base):
@@ -106,6 +106,11 @@ def check_logits(base: Any, name: str) -> None:
             found = output_logits(base, alone)
         except (AttributeError, RuntimeError, TypeError):
             alone = found = expected.new_empty(0)
+    if bool(expected.isnan().any()):
+        raise ConfigError(
+            f"model: the logits of {name} are no numbers (NaN): its weights are broken, or too "
+            f"large for {base.dtype}; use another copy of it, or another model"
+        )
     same = found.shape == expected.shape
     if not same or float((found - expected).abs().max()) > 2e-2 * float(expected.abs().max()):
         raise ConfigError(
@@ -130,9 +135,9 @@ def _is_own_when_padded(base: Any, ids: Tensor, hidden: Tensor) -> bool:
     with evaluating(base):
         padded = last_hidden(base, {"input_ids": rows, "attention_mask": mask})[1, :half].float()
     alone = hidden[:half].float()
-    distance = (padded - alone).norm() / alone.norm()
     # Rounding in half precision may choose another expert.
-    return float(distance) <= (_FAR_IN_HALF if base.dtype in _HALF else _FAR)
+    far = _FAR_IN_HALF if base.dtype in _HALF else _FAR
+    return float((padded - alone).norm()) <= far * float(alone.norm())
 
 
 def _plain_scores(base: Any, temperature: float, hidden: Tensor, targets: Tensor) -> TokenScores:

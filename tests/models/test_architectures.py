@@ -215,6 +215,13 @@ def test_an_architecture_that_sees_padding_is_refused() -> None:
         check_logits(model, "org/name")
 
 
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model, _ = pair("llama", {})
+    model.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ConfigError, match="its weights are broken"):
+        check_logits(model, "org/name")
+
+
 def test_a_head_that_does_more_is_refused() -> None:
     model, _ = pair("modernbert-decoder", {})
     with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM, whose logits"):

@@ -20,7 +20,7 @@ def test_jobs_that_have_ended_are_deleted(ow: Ow, backend: Backend) -> None:
     assert answer.exit_code == 1
     assert answer.stdout == "ftjob-done  deleted\n"
     pending, unknown = answer.stderr.splitlines()
-    assert pending == "ow: ftjob-waiting: job ftjob-waiting is pending: cancel it first"
+    assert pending == "ow: job ftjob-waiting is pending: cancel it first"
     assert "no job ftjob-none" in unknown
     assert [job.id for job in backend.list_jobs()] == ["ftjob-waiting"]
     ow("cancel", "ftjob-waiting")

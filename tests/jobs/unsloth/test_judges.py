@@ -146,11 +146,10 @@ def test_a_question_of_ones_own(server: JudgeServer) -> None:
     asked = JudgeQuestion("llm_judge", "Rate {answer} to {prompt} ({reference}), {x}. 0-100.", 100)
     judge, causes = judging(kind=asked)
     assert score(judge, "good", "bad {answer}") == [1.0, 0.25] and not causes
-    [message] = server.requests[0]["messages"]
-    assert message == {
-        "role": "user",
-        "content": "Rate good to [user]\nWhy? (Because.), {x}. 0-100.",
-    }
+    messages = [request["messages"] for request in server.requests]  # asked side by side
+    assert [
+        {"role": "user", "content": "Rate good to [user]\nWhy? (Because.), {x}. 0-100."}
+    ] in messages
     server.behave = lambda number, text: "101"
     assert math.isnan(score(judge, "worse")[0])
     assert list(causes) == ["its answer is not one number from 0 to 100"]
