@@ -2,7 +2,7 @@
 
     python cookbook/sdft/sdft_smollm2.py [--large]
 
-On two cores it takes about three minutes. `ow demo` compares this with SFT on the same rows.
+On two idle cores it takes three to four minutes. `ow demo` compares this with SFT on the same rows.
 """
 
 from __future__ import annotations
