@@ -100,7 +100,7 @@ def test_the_page_answers_a_studys_questions(
     # The frontier: what was kept against what was learned.
     page.get_by_label("x of last values").select_option("pass_rate[skill]")
     page.get_by_label("y of last values").select_option("humaneval")
-    page.locator(".chart.tall >> nth=1 >> .point").nth(4).wait_for()
+    page.locator("[aria-label='last values of two measures'] .point").nth(4).wait_for()
     assert "sx=pass_rate%5Bskill%5D" in page.url
     visitor.photograph("/compare")
     # The best one's own page has its scores, with the evaluation that found them.

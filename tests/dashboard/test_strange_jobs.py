@@ -104,7 +104,7 @@ def test_every_view_shows_them(
     served: Served, chromium: Any, strange: list[str], width: int
 ) -> None:
     visitor = Visitor(chromium, served, width, "light")
-    views = [("/jobs", "tr[data-row=ftjob-steps]"), ("/cluster", "td >> text=custom-after")]
+    views = [("/jobs", "tr[data-row=ftjob-steps]"), ("/cluster", "h1 >> text=Cluster")]
     views += [(f"/job/{job}", "text=Make it again") for job in strange]
     views += [(f"/compare?jobs={','.join(strange)}", "table.last tr")]
     views += [(f"/compare?jobs={','.join(strange)}&all=1&y=__proto__", "table.last tr")]

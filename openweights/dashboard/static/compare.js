@@ -21,7 +21,7 @@ export async function show(view, { query, signal }) {
   const reading = h("p", { class: "faint" });
   view.append(reading);
   let found, asked, scored = {}, ownNames = {};
-  const plain = {}; // what a job itself calls a measure that is set apart here
+  const plain = Object.create(null); // what a job itself calls a measure that is set apart here
   let { jobs, differing, telling, missing, headings } = await compare();
   if (missing.length) view.append(h("p", { class: "problem" }, `Not in this store: ${missing.join(", ")}`));
   const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
@@ -102,9 +102,9 @@ export async function show(view, { query, signal }) {
   /** The series under names that mean the same in all of the jobs, as the server says. */
   function apart(answer) {
     for (const [id, one] of Object.entries(answer)) {
-      const own = ownNames[id] ?? {};
+      const own = Object.assign(Object.create(null), ownNames[id]);
       const called = (name) => { const [bare] = name.split("[", 1); const shown = (own[bare] ?? bare) + name.slice(bare.length); if (shown !== name) plain[shown] = name; return shown; };
-      for (const key of ["measures", "series"]) one[key] = Object.fromEntries(Object.entries(one[key]).map(([name, value]) => [called(name), value]));
+      for (const key of ["measures", "series"]) one[key] = Object.assign(Object.create(null), Object.fromEntries(Object.entries(one[key]).map(([name, value]) => [called(name), value])));
     }
     return answer;
   }
