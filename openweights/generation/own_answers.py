@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import Completion, GenerationRequest, SamplingParams
-from openweights.models.forward import active_adapter, base_model, evaluating
+from openweights.models.forward import HALF, active_adapter, base_model, evaluating
 
 # Architectures whose answers the tests compare; every other one is compared when it is loaded.
 KNOWN = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "smollm3")
@@ -41,7 +41,7 @@ def answers_are_own(engine: GenerationEngine, model: nn.Module) -> bool:
     distances = torch.cat(
         [_distance(model, r.prompt_ids, own) for r, own in zip(requests, found, strict=True)]
     )
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()):
+    if any(p.dtype in HALF for p in model.parameters()):
         return float(distances.mean()) <= _MEAN_IN_HALF
     return float(distances.max()) <= _LARGEST
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from openweights.errors import ConfigError
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 def frozen_head(base: Any) -> Head | None:
     """The output head; None when it is trained, so that student and teacher differ in it."""

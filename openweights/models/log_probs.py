@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from openweights import progress
 from openweights.errors import ConfigError
 from openweights.models.forward import (
+    HALF,
     Head,
     base_model,
     evaluating,
@@ -34,7 +35,6 @@ from openweights.models.packing import last_hidden, row_numbers
 from openweights.models.tokens import IGNORED, Collator
 
 _CHECKED_TOKENS = 8
-_HALF = (torch.bfloat16, torch.float16)
 # How far, of their size, a row's hidden states may be from those that it has alone.
 _FAR, _FAR_IN_HALF = 1e-2, 0.5
 CHUNK_TOKENS = 1024  # so many rows of logits are there at a time
@@ -136,7 +136,7 @@ def _is_own_when_padded(base: Any, ids: Tensor, hidden: Tensor) -> bool:
         padded = last_hidden(base, {"input_ids": rows, "attention_mask": mask})[1, :half].float()
     alone = hidden[:half].float()
     # Rounding in half precision may choose another expert.
-    far = _FAR_IN_HALF if base.dtype in _HALF else _FAR
+    far = _FAR_IN_HALF if base.dtype in HALF else _FAR
     return float((padded - alone).norm()) <= far * float(alone.norm())
 
 

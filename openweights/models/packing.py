@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from openweights.models.forward import base_model, decoder_of, evaluating
+from openweights.models.forward import HALF, base_model, decoder_of, evaluating
 from openweights.models.tokens import Collator, borders, item_counts
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ _BORDERS: ContextVar[bool] = ContextVar("borders", default=False)
 WINDOW_IN_MASK = ("doge", "llama4_text", "phimoe", "qwen2_moe")
 # Tensors that attention may be given beside those that it reads, without a change of its result.
 _UNREAD = ("position_ids", "cu_seq_lens_k", "cache_position")
-_HALF = (torch.bfloat16, torch.float16)
 _FLASH_HEAD_DIM = 256  # the widest head of torch's flash attention
 
 
@@ -178,7 +177,7 @@ def packed_attention(
     longest = query.shape[2] if max_length_q is None else max_length_q
     widths = {query.shape[-1], value.shape[-1]}
     is_plain = softcap is None and len(widths) == 1 and max(widths) <= _FLASH_HEAD_DIM
-    if query.is_cuda and query.dtype in _HALF and is_plain:
+    if query.is_cuda and query.dtype in HALF and is_plain:
         window = sliding_window if sliding_window is not None and longest > sliding_window else None
         borders = (cu_seq_lens_q, longest)
         return _flash(query, key, value, borders, dropout, scaling, window)[None], None
@@ -197,7 +196,7 @@ def _wide_on_a_cpu(query: Tensor) -> Iterator[tuple[Callable[[Tensor], Tensor], 
 
     On a CPU torch's attention takes two to ten times as long in half precision as in float32.
     """
-    if query.device.type != "cpu" or query.dtype not in _HALF:
+    if query.device.type != "cpu" or query.dtype not in HALF:
         yield lambda x: x, query.dtype
         return
     with torch.autocast("cpu", enabled=False):
@@ -393,7 +392,7 @@ def _as_trained(device: torch.device) -> torch.autocast:
 
 def _is_half(model: nn.Module) -> bool:
     """Whether it computes in half precision, as every model does on CUDA."""
-    return any(p.is_cuda or p.dtype in _HALF for p in model.parameters())
+    return any(p.is_cuda or p.dtype in HALF for p in model.parameters())
 
 
 def divided(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -37,7 +37,8 @@ _RUN_WITH_JOB = """
 _IS_QUESTION = f"(jobs.type = 'inference' AND jobs.priority >= {QUESTION_PRIORITY})"
 # Named, because the planner cannot know how few jobs wait and would sort them all.
 _NEXT_JOB = (
-    "SELECT * FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
+    f"SELECT *, {_IS_QUESTION} AS is_question "
+    "FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
     "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
     f"AND (:questions IS NULL OR {_IS_QUESTION} = :questions) "
     "AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(jobs.after) "
@@ -82,16 +83,12 @@ def next_job(
     if lane == "questions":
         values["questions"] = 1
     found = db.execute(_NEXT_JOB, values).fetchone()
-    if lane == "questions" or found is None or not _is_question(found):
+    if lane == "questions" or found is None or not found["is_question"]:
         return found
     on_end = db.execute(_QUESTIONS_ON_END, (worker_id, MOST_QUESTIONS)).fetchone()[0]
     if on_end < MOST_QUESTIONS:
         return found
     return db.execute(_NEXT_JOB, {**values, "questions": 0}).fetchone() or found
-
-
-def _is_question(job: sqlite3.Row) -> bool:
-    return job["type"] == "inference" and job["priority"] >= QUESTION_PRIORITY
 
 
 def queue(db: sqlite3.Connection) -> sqlite3.Row:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from openweights.models.forward import HALF
 from openweights.models.fused.lora_linear import (
     LoraOperands,
     lora_gradients,
@@ -28,7 +29,6 @@ from openweights.models.fused.lora_linear import (
 # Modules of transformers whose forward is `w * x / rms(x)`, and `down(act(gate(x)) * up(x))`.
 _NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def fuse_layers(model: nn.Module) -> int:
@@ -54,13 +54,13 @@ def _is_silu(mlp: Any) -> bool:
 
 def _norm_forward(norm: Any, x: Tensor) -> Tensor:
     weight = norm.weight
-    if not x.is_cuda or x.dtype not in _HALF or weight.dtype != x.dtype or weight.requires_grad:
+    if not x.is_cuda or x.dtype not in HALF or weight.dtype != x.dtype or weight.requires_grad:
         return type(norm).forward(norm, x)  # type: ignore[no-any-return]
     return RMSNorm.apply(x, weight, norm.variance_epsilon)  # type: ignore[no-any-return]
 
 
 def _mlp_forward(mlp: Any, x: Tensor) -> Tensor:
-    if not x.is_cuda or x.dtype not in _HALF:
+    if not x.is_cuda or x.dtype not in HALF:
         return type(mlp).forward(mlp, x)  # type: ignore[no-any-return]
     gate, up = mlp.gate_proj(x), mlp.up_proj(x)
     operands = lora_operands(mlp.down_proj, gate)
