@@ -22,17 +22,18 @@ TEMPLATE = (
 )
 
 
-def shape(layers: int = 28) -> Qwen2Config:
-    """Qwen2.5-7B's: 7.6 B parameters."""
-    return qwen_config(replace(usual_shape(7.6), layers=layers))
+def shape(layers: int | None = None, billions: float = 7.6) -> Qwen2Config:
+    """Qwen2.5's of that size; 7.6 B parameters are those of its 7B."""
+    usual = usual_shape(billions)
+    return qwen_config(replace(usual, layers=layers or usual.layers))
 
 
-def qwen_7b(layers: int = 28) -> Any:
-    """Qwen2.5-7B's shape in bf16 on the GPU: 7.6 B parameters."""
+def qwen_7b(layers: int | None = None, billions: float = 7.6) -> Any:
+    """Qwen2.5-7B's shape in bf16 on the GPU, or that of another of its sizes."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            return Qwen2ForCausalLM(shape(layers))
+            return Qwen2ForCausalLM(shape(layers, billions))
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -4,14 +4,16 @@
     python -m tests.benchmarks.sft_step --cpu MODEL_FOLDER [--steps 6 --rounds 3]
     python -m tests.benchmarks.sft_step --saved FOLDER --peer unsloth --unsloth keeps packed
     python -m tests.benchmarks.sft_step --saved FOLDER --four-bit [--peer unsloth]
+    python -m tests.benchmarks.sft_step --saved FOLDER --training-engine unsloth --trl-micro
 
 Rows have log-normal lengths around 300 tokens, 16 of them a step, with a LoRA of rank 32 on all
-linear layers. On a GPU the model has a 7 B model's shape and random weights. trl runs with padding
-and with its packing (`padding_free`), with and without liger's fused loss when that is installed;
-`--peer transformers` is the plain Trainer with peft. unsloth must be imported first and replaces
-trl's trainers, so it has a process of its own, without ours. The best of the others is what ours is
-compared with; on a CPU with rounds of each in turn, and by the process's CPU time, too, which is
-hardly changed by what else the machine does.
+linear layers. On a GPU the model has random weights and a 7 B model's shape, or with `--billions
+0.5` a smaller one's. With `--training-engine unsloth` ours trains what unsloth loads. trl runs
+with padding and with its packing (`padding_free`), with and without liger's fused loss when that
+is installed; `--peer transformers` is the plain Trainer with peft. unsloth must be imported first
+and replaces trl's trainers, so it has a process of its own, without ours. The best of the others
+is what ours is compared with; on a CPU with rounds of each in turn, and by the process's CPU time,
+too, which is hardly changed by what else the machine does.
 """
 
 from __future__ import annotations
@@ -159,7 +161,7 @@ def settings(options: argparse.Namespace, folder: Path, micro: int) -> TrainingC
         max_steps=options.steps,
         warmup_steps=0,
         optim="adamw_torch",
-        engine="transformers",
+        engine=options.training_engine,
         memory_budget_gb=options.memory,
         output_dir=str(folder / "ours"),
     )
@@ -168,7 +170,7 @@ def settings(options: argparse.Namespace, folder: Path, micro: int) -> TrainingC
 def load_ours(options: argparse.Namespace, config: TrainingConfig) -> tuple[Any, Any]:
     if options.cpu or options.saved:
         return load_model(config)
-    model = adapted(qwen_7b(options.layers))
+    model = adapted(qwen_7b(options.layers, options.billions))
     model.enable_input_require_grads()
     return model, byte_tokenizer()
 
@@ -176,7 +178,7 @@ def load_ours(options: argparse.Namespace, config: TrainingConfig) -> tuple[Any,
 def saved(options: argparse.Namespace) -> None:
     """The large model in its folder, for those that load it from one."""
     if not (options.saved / "config.json").exists():
-        qwen_7b(options.layers).save_pretrained(options.saved)
+        qwen_7b(options.layers, options.billions).save_pretrained(options.saved)
         byte_tokenizer().save_pretrained(options.saved)
     reset_peak()
 
@@ -188,7 +190,7 @@ def load_base(options: argparse.Namespace) -> tuple[Any, Any]:
         base = AutoModelForCausalLM.from_pretrained(options.cpu, dtype=base_dtype(str(options.cpu)))
         return base, AutoTokenizer.from_pretrained(options.cpu)
     if options.saved is None:
-        return qwen_7b(options.layers), byte_tokenizer()
+        return qwen_7b(options.layers, options.billions), byte_tokenizer()
     base = AutoModelForCausalLM.from_pretrained(
         options.saved,
         dtype=torch.bfloat16,
@@ -360,12 +362,14 @@ def tokens_per_step(options: argparse.Namespace) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", choices=("sft", "dpo"), default="sft")
-    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
+    parser.add_argument("--billions", type=float, default=7.6, help="of the shape's parameters")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--memory", type=float, help="memory_budget_gb of ours")
+    parser.add_argument("--training-engine", default="transformers", help="unsloth needs --saved")
     parser.add_argument("--micro", type=int, nargs="*", default=[4])
     parser.add_argument("--trl-micro", type=int, nargs="*", default=[4])
     parser.add_argument("--liger", action="store_true")

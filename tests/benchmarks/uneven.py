@@ -1,16 +1,18 @@
 """Uneven work on one GPU: prompts of 50 to 1,500 tokens, answers of 10 to 512, forced to end there.
 
     python -m tests.benchmarks.uneven [--requests 512] [--rows 32 128] [--peers 64] [--json F]
+    python -m tests.benchmarks.uneven --rows --generate 128 --continuous 128 --peers 128
     python -m tests.benchmarks.uneven --vllm 128 [--requests 512] [--json F]
 
 A model of a 7 B model's shape with random weights, without adapters, which the peers' fastest paths
 do not compute. All figures are tokens of answers a second, the time of the prompts included, after
 other work of the same kind that captures and compiles (`first_s`).
 
-The peers take long: `generate` completes the first `--peers` requests in batches of 32, and
-the first 128 in one batch, each as long as its longest answer; transformers' continuous batching
-is told each request's own length, and is stopped after a minute. `--vllm` gives vLLM, where it is
-installed, all requests, to grow so many at a time; nothing else is measured then.
+The peers take long, and complete the first `--peers` requests: `generate` in batches of
+`--generate`, each as long as its longest answer; transformers' continuous batching with
+`--continuous` rows is told each request's own length, and is stopped after a minute. `--vllm`
+gives vLLM, where it is installed, all requests, to grow so many at a time; nothing else is
+measured then.
 """
 
 from __future__ import annotations
@@ -186,7 +188,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--rows", type=int, nargs="*", default=[32, 128])
-    parser.add_argument("--peers", type=int, default=64, help="0 leaves them out")
+    parser.add_argument("--peers", type=int, default=64, help="requests; 0 leaves them out")
+    parser.add_argument("--generate", type=int, nargs="*", default=[32], help="rows of a batch")
+    parser.add_argument("--continuous", type=int, nargs="*", default=[32], help="rows at a time")
     parser.add_argument("--vllm", type=int, default=0, help="rows; 0 leaves vLLM out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -214,10 +218,11 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Comple
     if options.peers:
         few = work[: options.peers]
         short = [(prompt, WARM_TOKENS) for prompt, _ in before[:WARM_PEERS]]
-        yield "generate, batches of 32", partial(by_generate, model, 32), short, few
-        yield "generate, a batch of 128", partial(by_generate, model, 128), short, work[:128]
-        peer = partial(by_continuous_batching, model, 32)
-        yield "continuous batching, 32 rows", peer, short, few
+        for rows in options.continuous:
+            peer = partial(by_continuous_batching, model, rows)
+            yield f"continuous batching, {rows} rows", peer, short, few
+        for rows in options.generate:
+            yield f"generate, batches of {rows}", partial(by_generate, model, rows), short, few
 
 
 if __name__ == "__main__":
