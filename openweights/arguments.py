@@ -99,6 +99,11 @@ def as_texts(name: str, value: object, remedy: str) -> list[str]:
     return [check_text(name, item, remedy) for item in cast("Sequence[object]", value)]
 
 
+def as_list(value: object) -> object:
+    """A text alone as a list of it, and everything else as it is: for fields that take both."""
+    return [value] if isinstance(value, str) else value
+
+
 def _index(value: object) -> int | None:
     if isinstance(value, bool):
         return None

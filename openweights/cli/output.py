@@ -247,6 +247,17 @@ def read_text(path: Path) -> str:
         raise InvalidInputError(f"{path}: is no text in UTF-8; save it so") from None
 
 
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of such a file that hold something, with their numbers from 1.
+
+    Raises:
+        InvalidInputError: As `read_text`.
+    """
+    # Not `splitlines`, which would end a line at separators that JSON takes in a string.
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
 def _read_env_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     from openweights.cluster.supervisor import parse_env
     from openweights.settings import add_to_environment

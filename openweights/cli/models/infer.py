@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openweights.cli.output import json_option, note, one_line, print_json, print_table, read_text
+from openweights.cli.output import json_option, note, one_line, print_json, print_table, read_lines
 from openweights.client.jobs import find_job
 from openweights.client.messages import Problems, check_messages
 from openweights.client.serving.sampling import priority_of
@@ -125,8 +125,7 @@ def sample(
 
 
 def _read_prompts(path: Path) -> list[Any]:
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
-    prompts = [_prompt(line, number, path) for number, line in enumerate(lines, start=1)]
+    prompts = [_prompt(line, number, path) for number, line in read_lines(path)]
     if not prompts:
         raise InvalidInputError(f"{path}: holds no prompts; write one a line")
     return prompts

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from openweights.cli.output import read_text
+from openweights.cli.output import read_lines
 from openweights.errors import InvalidInputError, OpenWeightsError
 from openweights.settings import ClusterSettings, Settings
 
@@ -69,9 +69,7 @@ def prepared(file: Path) -> Iterator[tuple[str, JobSpec]]:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         try:
             row = json.loads(line)
         except ValueError as error:

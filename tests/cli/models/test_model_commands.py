@@ -120,11 +120,11 @@ def test_what_sample_refuses(ow: Ow, tmp_path: Path) -> None:
     client.close()
     empty, odd, good = (tmp_path / name for name in ("empty", "odd", "good"))
     empty.write_text("\n")
-    odd.write_text('{"text": 1}\n')
+    odd.write_text('\n\nWhat\u2028now?\n{"text": 1}\n')
     good.write_text("What is it?\n")
     for file, words in (
         (empty, "holds no prompts"),
-        (odd, "odd:1: has neither `messages` nor `prompt`"),
+        (odd, "odd:4: has neither `messages` nor `prompt`"),
         (good, f"job {job.id} has no model to ask"),
     ):
         answer = ow("sample", job.id, "--prompts", str(file))

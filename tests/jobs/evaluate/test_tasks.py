@@ -203,7 +203,10 @@ def test_shares_have_wilsons_interval_and_other_means_the_bootstraps() -> None:
 def test_a_file_of_a_package_is_checked_and_kept(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = gzip.compress(b'{"a": 1}\n\n{"a": 2}\n', mtime=0)
+    # A separator that JSON takes in a string, and `str.splitlines` for the end of a line.
+    rows = [{"a": 1}, {"a": "2\u2028"}]
+    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    content = gzip.compress(lines.encode(), mtime=0)
     wheel = tmp_path / "made_up_problems-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("made_up/rows.jsonl.gz", content)
@@ -219,11 +222,11 @@ def test_a_file_of_a_package_is_checked_and_kept(
         read_package(PackageFile(file.package, path, "0" * 64))
     with pytest.raises(ConfigurationError, match="holds no other"):
         read_package(PackageFile(file.package, "other", digest))
-    assert read_package(file) == [[{"a": 1}, {"a": 2}]]
+    assert read_package(file) == [rows]
     assert file.kept.is_relative_to(home)
     wheel.unlink()
-    assert read_package(file) == [[{"a": 1}, {"a": 2}]], "it lies there by now"
-    with pytest.raises(ConfigurationError, match="no-such-problems==1.0, which pip cannot"):
+    assert read_package(file) == [rows], "it lies there by now"
+    with pytest.raises(ConfigurationError, match="pip cannot download no-such-problems==1.0 here"):
         read_package(PackageFile("no-such-problems==1.0", path, digest))
 
 
@@ -232,9 +235,9 @@ def test_a_file_of_a_package_is_checked_and_kept(
 
 def load(package: str, path: str, folder: Path, requires: dict[str, object]) -> dict[str, object]:
     """A module of a wheel, with what it imports given instead of imported."""
-    from openweights.jobs.evaluate.data import download
+    from openweights.wheels import download_wheel
 
-    with zipfile.ZipFile(download(package, folder)) as wheel:
+    with zipfile.ZipFile(download_wheel(package, folder)) as wheel:
         source = wheel.read(path).decode()
     lines = [line for line in source.splitlines() if not line.startswith("from bfcl_eval")]
     text = "\n".join(lines).replace("    java_type_converter,\n)", "")
