@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pause": ("jobs.change:pause", "Give out no new jobs until `ow resume`; what runs goes on."),
     "resume": ("jobs.change:resume", "Give out jobs again."),
     "audit": ("jobs.change:audit", "Show who did what, the last first."),
-    "infer": ("models.infer:infer", "Answer a file of prompts with a model."),
+    "infer": ("models.infer:infer", "Answer a file of prompts with a model, or with several."),
     "sample": ("models.infer:sample", "Show a fine-tuned model's answers, before and after."),
     "eval": ("models.evaluate:evaluate", "Score models on problems, side by side."),
     "chat": ("models.chat:chat", "Talk to a model in the terminal."),

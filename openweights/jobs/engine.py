@@ -1,12 +1,13 @@
-"""Loads what a job generates with: a model, its adapters, and the engine that computes it."""
+"""Loads what a job generates with: models of one base, and the engine that computes them."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from openweights.generation.replicas import Opening, open_replicated
+from openweights.generation.replicas import Opening, ReplicatedEngine, open_replicated
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,36 +19,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedModel:
-    """A model that is ready to generate.
-
-    Attributes:
-        adapter: Name of its adapter in the engine; None for the base model alone.
-    """
-
-    engine: GenerationEngine
-    tokenizer: PreTrainedTokenizerBase
-    adapter: str | None
-
-
+@contextmanager
 def open_engine(
-    source: ModelSource, engine: Any, chat_template: str = "default", *, in_4bit: bool = False
-) -> OpenedModel:
-    """Load a model, with its adapter when it has one, on each GPU of the job.
+    sources: Sequence[ModelSource],
+    engine: Any,
+    chat_template: str = "default",
+    *,
+    in_4bit: bool = False,
+) -> Generator[tuple[GenerationEngine, PreTrainedTokenizerBase]]:
+    """The base of `sources` on each GPU of the job, without their adapters yet, and a tokenizer:
+    the base's, or that of the only adapter.
 
     Raises:
         ConfigError: It cannot be loaded; one line that says why.
     """
-    opening = Opening(
-        source.base,
-        engine,
-        chat_template,
-        None if source.adapter is None else str(source.adapter),
-        in_4bit,
-    )
+    only = sources[0].adapter if len(sources) == 1 else None
+    tokenizer_from = None if only is None else str(only)
+    opening = Opening(sources[0].base, engine, chat_template, tokenizer_from, in_4bit)
     opened, tokenizer = open_replicated(opening, Settings.from_env().n_gpus)
-    if source.adapter is not None:
-        opened.set_adapter(source.name, source.adapter)
     logger.info("generating with engine %s", opened.name)
-    return OpenedModel(opened, tokenizer, None if source.adapter is None else source.name)
+    try:
+        yield opened, tokenizer
+    finally:
+        if isinstance(opened, ReplicatedEngine):
+            opened.close()

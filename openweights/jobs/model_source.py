@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,6 +112,21 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
             "checkpoint; wait until it has completed, or train with a smaller save_steps"
         )
     return f"{job_id}/{_CHECKPOINT}{max(kept)}"
+
+
+def pinned_models(ow: OpenWeights, models: Sequence[str], field: str) -> list[str]:
+    """Models that are asked together, as `pinned_model` has them; jobs may still train.
+
+    Args:
+        field: The parameter that names them.
+
+    Raises:
+        ConfigError: One cannot be used, or is named twice.
+    """
+    pinned = [pinned_model(ow, model, may_wait=True) for model in models]
+    if twice := [model for model in pinned if pinned.count(model) > 1]:
+        raise ConfigError(f"{field}: {twice[0]} is named twice; give each once")
+    return pinned
 
 
 def check_has_weights(model: str) -> None:
@@ -230,6 +245,11 @@ def awaited_job(ow: OpenWeights, model: str) -> list[str]:
         return []
     is_completed = ow.backend.get_job(reference.name).status == "completed"
     return [] if is_completed else [reference.name]
+
+
+def awaited_jobs(ow: OpenWeights, models: Iterable[str]) -> list[str]:
+    """As `awaited_job`, of all of them."""
+    return [job_id for model in models for job_id in awaited_job(ow, model)]
 
 
 def kept_checkpoints(ow: OpenWeights, job_id: str) -> dict[int, str]:

@@ -223,9 +223,11 @@ def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path
     """And before those that wait; the control, without its priority, waits for all of them."""
     tiny = str(make_tiny_model(tmp_path / "tiny"))
     long = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+    while long.refresh().status == "pending":  # else the question is taken before it
+        time.sleep(0.05)
     queued = ow.exec.create(command="sleep 61", requires_vram_gb=0)
-    (plain,) = submit(ow, [tiny], ["q"], {"max_tokens": 2, "priority": 0})
-    (asked,) = submit(ow, [tiny], ["q", "r"], {"max_tokens": 2})
+    plain = submit(ow, [tiny], ["q"], {"max_tokens": 2, "priority": 0})
+    asked = submit(ow, [tiny], ["q", "r"], {"max_tokens": 2})
     assert asked.wait(timeout=60).status == "completed"
     words = waits_for(ow.backend, plain.refresh().record, is_remote=False)
     assert [job.refresh().status for job in (long, queued, plain)] == [

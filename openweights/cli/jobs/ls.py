@@ -187,12 +187,13 @@ def _row(
 
 def model_name(job: JobRecord) -> str:
     """Of a folder only its name: the path says nothing in a table."""
-    model = job.model or _models_asked(validated_params(job))
+    model = _models_asked(job.model, validated_params(job))
     return model.rstrip("/").rpartition("/")[2] if model.startswith("/") else model
 
 
-def _models_asked(params: Mapping[str, Any]) -> str:
-    """Of a job that asks several models: the first, and how many more."""
-    models: object = params.get("models") or ["-"]
+def _models_asked(model: str | None, params: Mapping[str, Any]) -> str:
+    """The model; of a job that asks several the first, and how many more."""
+    models: object = params.get("models" if model is None else "other_models") or []
     names = cast("list[object]", models) if isinstance(models, list) else [models]
+    names = [model, *names] if model is not None else names or ["-"]
     return f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -53,24 +53,25 @@ def model_named(ow: OpenWeights, text: str) -> str:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to; else stdout.")
 @click.option("-n", type=click.IntRange(min=1), help="Completions of each prompt.")
 @sampling_options
 def infer(
-    model: str,
+    models: tuple[str, ...],
     file: Path,
     output: Path | None,
     n: int | None,
     max_tokens: int | None,
     temperature: float | None,
 ) -> None:
-    """Answer a file of prompts with a model.
+    """Answer a file of prompts with a model, or with several.
 
     MODEL is a Hugging Face id, a folder, a fine-tuning job, or one of its checkpoints
     (ftjob-…/checkpoint-N). FILE has a JSON object a line, with `messages` or `text`; the result has
-    its rows with their `completion`.
+    its rows with their `completion`. Several models are asked one after the other, and what they
+    have in common is loaded once; the result has the rows once for each, with its name as `model`.
     """
     from openweights.client import OpenWeights
 
@@ -80,7 +81,9 @@ def infer(
     )
     with file.open("rb") as lines:
         params["priority"] = priority_of(sum(bool(line.strip()) for line in lines))
-    job = ow.inference.create(model=model_named(ow, model), input_file_id=str(file), **params)
+    model, *others = (model_named(ow, model) for model in models)
+    params |= {"model": model, "other_models": others, "input_file_id": str(file)}
+    job = ow.inference.create(**params)
     note(f"job {job.id}")
     job.wait()
     assert job.outputs is not None

@@ -52,19 +52,20 @@ def sample(
     if job.model is None:
         raise InvalidStateError(f"job {job.id} has no model to ask; give a fine-tuning job")
     trained = ow.inference.newest(job.id)
-    models = [job.model, trained] if base else [trained]
-    answers = [_completions(ow, asked) for asked in submit(ow, models, prompts, params)]
-    before = answers[0] if base else [None] * len(prompts)
+    models = [trained, job.model] if base else [trained]
+    answers = _completions(ow, submit(ow, models, prompts, params))
+    after = answers[: len(prompts)]
+    before = answers[len(prompts) :] if base else [None] * len(prompts)
     return [
         {"prompt": prompt, "base": old, "answer": new}
-        for prompt, old, new in zip(prompts, before, answers[-1], strict=True)
+        for prompt, old, new in zip(prompts, before, after, strict=True)
     ]
 
 
 def submit(
     ow: OpenWeights, models: Sequence[str], prompts: Sequence[Prompt], params: Mapping[str, Any]
-) -> list[Job]:
-    """A job for each model."""
+) -> Job:
+    """One job that asks them all, so that what they have in common is loaded once."""
     lines = "".join(json.dumps({"messages": _messages(prompt)}) + "\n" for prompt in prompts)
     file = ow.files.create(lines.encode(), "conversations")["id"]
     given: dict[str, Any] = {
@@ -75,7 +76,8 @@ def submit(
         "max_tokens": _MAX_TOKENS,
         **params,
     }
-    return [ow.inference.create(model=model, **given) for model in models]
+    model, *others = models
+    return ow.inference.create(model=model, other_models=others, **given)
 
 
 def priority_of(prompts: int) -> int:

@@ -17,7 +17,7 @@ from openweights.jobs.inference import (
     answering_vram_gb,
     openai_secrets,
 )
-from openweights.jobs.model_source import awaited_job, pinned_model
+from openweights.jobs.model_source import awaited_jobs, pinned_models
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
     GOLD_REWARDS,
@@ -165,8 +165,7 @@ class Evaluate(Jobs):
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
         """The fine-tuning jobs among the models that have not completed."""
-        models = cast("EvaluateConfig", validated).models
-        return [job_id for model in models for job_id in awaited_job(self.ow, model)]
+        return awaited_jobs(self.ow, cast("EvaluateConfig", validated).models)
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI, or a judge, on a project's worker."""
@@ -213,9 +212,7 @@ class Evaluate(Jobs):
             raise ConfigError(
                 "samples: at temperature 0 all would be the same; give a temperature, or samples=1"
             )
-        models = [pinned_model(self.ow, model, may_wait=True) for model in config.models]
-        if twice := [model for model in models if models.count(model) > 1]:
-            raise ConfigError(f"models: {twice[0]} is named twice; give each once")
+        models = pinned_models(self.ow, config.models, "models")
         prompts = config.prompts
         if prompts is not None:
             prompts = self.stored_dataset("prompts", prompts, PURPOSE)

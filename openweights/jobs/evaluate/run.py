@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import csv
-import gc
 import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
-from openweights.events import Evaluation, Stage, Started
+from openweights.events import Evaluation, Started
 from openweights.jobs.evaluate import AskedModels, EvaluateConfig
 from openweights.jobs.evaluate.intervals import Estimate, bootstrap, mean_score
-from openweights.jobs.evaluate.tasks import Grade, Row, Task, open_tasks
+from openweights.jobs.evaluate.tasks import Grade, Task, open_tasks
+from openweights.jobs.inference.answers import given_answers
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Parts
-from openweights.jobs.inference.run import Answers, engine_answers, keep_answers
-from openweights.jobs.model_source import ModelSource, fetch_model, stages
+from openweights.jobs.inference.run import keep_answers
 from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
-from openweights.models.names import model_reference
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
@@ -58,8 +56,11 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
     left = [index for index in range(total) if index not in parts.results]
     ow.run.log(Started(max_steps=total, from_step=total - len(left), unit="answer").data())
     logger.info("%d answers, %d of them given already", total, total - len(left))
-    if left and not keep_answers(given_answers(ow, config, rows, left), parts, ow, total):
-        return None
+    if left:
+        asked = [asked_of(config, model) for model in config.models]
+        answers = given_answers(ow, asked, rows, left, "suite")
+        if not keep_answers(answers, parts, ow, total):
+            return None
     parts.save()
     scores: Scores = {}
     for place, model in enumerate(config.models):
@@ -68,83 +69,7 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
     return scores
 
 
-# ---- answers -------------------------------------------------------------------------------------
-
-
-def given_answers(
-    ow: OpenWeights, config: AskedModels, rows: Sequence[Row], left: Sequence[int]
-) -> Answers:
-    """What the models answer; the index counts the rows of all of them, model after model."""
-    count = len(rows)
-    wanted = {
-        place: [index - place * count for index in left if index // count == place]
-        for place in range(len(config.models))
-    }
-    open_places = {place for place, indices in wanted.items() if indices}
-    for group in _by_base(ow, [config.models[place] for place in sorted(open_places)]):
-        for model, answers in _of_group(ow, config, group, rows, wanted):
-            place = config.models.index(model)
-            for index, result, tokens in answers:
-                yield place * count + index, result, tokens
-
-
-Group = list[ModelSource | str]  # adapters on one base and the base itself, or a model of OpenAI
-
-
-def _by_base(ow: OpenWeights, models: Sequence[str]) -> list[Group]:
-    """Models that are computed together, so that a base is loaded once."""
-    groups: dict[str, Group] = {}
-    for model in models:
-        if model_reference(model).kind == "openai":
-            groups[model] = [model]
-            continue
-        source = fetch_model(ow, model, Path("model"), stages(logger, ow.run.log))
-        groups.setdefault(source.base, []).append(source)
-    return list(groups.values())
-
-
-def _of_group(
-    ow: OpenWeights,
-    config: AskedModels,
-    group: Group,
-    rows: Sequence[Row],
-    wanted: Mapping[int, Sequence[int]],
-) -> Iterator[tuple[str, Answers]]:
-    first = group[0]
-    if isinstance(first, str):
-        from openweights.jobs.inference.openai_models import openai_answers
-
-        asked = _asked(config, first)
-        left = wanted[config.models.index(first)]
-        yield first, openai_answers(ow, asked, rows, left)
-        return
-    from openweights.generation.choose import generation_engine
-    from openweights.models.load import load_trained, tokenizer_of
-
-    asked = _asked(config, first.name)
-    ow.run.log(Stage(doing=f"loading {first.base}").data())
-    model, base_tokenizer = load_trained(
-        first.base, chat_template=config.chat_template, in_4bit=asked.in_4bit
-    )
-    engine = generation_engine(config.engine, model, base_tokenizer)
-    for source in group:
-        assert isinstance(source, ModelSource)
-        logger.info("asking %s, by engine %s", source.name, engine.name)
-        left, tokenizer, adapter = wanted[config.models.index(source.name)], base_tokenizer, None
-        if source.adapter is not None:
-            adapter = source.name
-            engine.set_adapter(adapter, source.adapter)
-            tokenizer = tokenizer_of(str(source.adapter), source.base, config.chat_template)
-        asked = _asked(config, source.name)
-        yield source.name, engine_answers(engine, tokenizer, adapter, asked, rows, left, "suite")
-        if adapter is not None:
-            engine.remove_adapter(adapter)
-    # The next base needs the memory.
-    del engine, model
-    gc.collect()
-
-
-def _asked(config: AskedModels, model: str) -> InferenceConfig:
+def asked_of(config: AskedModels, model: str) -> InferenceConfig:
     """What is asked of one model; the rows say how long their answers may be."""
     return InferenceConfig(
         model=model,

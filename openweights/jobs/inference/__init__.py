@@ -12,7 +12,12 @@ from openweights.errors import ConfigError, NotFoundError
 from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.rows import check_input, row_prompt
-from openweights.jobs.model_source import adapter_base, awaited_job, pinned_model
+from openweights.jobs.model_source import (
+    adapter_base,
+    awaited_jobs,
+    pinned_model,
+    pinned_models,
+)
 from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import guessed_vram_gb, model_reference
@@ -89,9 +94,10 @@ class Inference(Jobs):
     if TYPE_CHECKING:
 
         class _Arguments(InferenceConfig, JobOptions):
-            """As given: one text that ends a completion needs no list."""
+            """As given: one text that ends a completion, or one more model, needs no list."""
 
             stop: list[str] | str = []  # pyright: ignore[reportIncompatibleVariableOverride]
+            other_models: list[str] | str = []  # pyright: ignore[reportIncompatibleVariableOverride]
 
         @takes(_Arguments)
         def create(self, **params: Any) -> Job: ...
@@ -106,22 +112,23 @@ class Inference(Jobs):
         return "inferencejob"
 
     def vram_gb(self, validated: BaseModel) -> int | None:
-        """By the model's size."""
+        """By the size of the largest model."""
         config = cast("InferenceConfig", validated)
-        return answering_vram_gb(self.ow, config.model, config.quantization)
+        needed = (answering_vram_gb(self.ow, one, config.quantization) for one in config.models)
+        return max(needed)
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
-        return openai_secrets(self.ow, [cast("InferenceConfig", validated).model])
+        return openai_secrets(self.ow, cast("InferenceConfig", validated).models)
 
     def needs(self, validated: BaseModel) -> Sequence[Need]:
         """What the engine takes, and OpenAI's key for a model of theirs."""
         config = cast("InferenceConfig", validated)
         in_4bit = config.quantization is not None
-        return answering_needs([config.model], config.engine, in_4bit=in_4bit)
+        return answering_needs(config.models, config.engine, in_4bit=in_4bit)
 
     def validate(self, params: dict[str, Any]) -> InferenceConfig:
-        """The parameters, checked, with a local file uploaded and the model pinned.
+        """The parameters, checked, with a local file uploaded and the models pinned.
 
         Raises:
             ConfigError: A line for each field that is wrong, and what would work.
@@ -134,12 +141,13 @@ class Inference(Jobs):
                 "lower it"
             )
         file = self.stored_dataset("input_file_id", config.input_file_id, PURPOSE)
-        model = pinned_model(self.ow, config.model, may_wait=True)
-        return config.model_copy(update={"input_file_id": file, "model": model})
+        first, *others = pinned_models(self.ow, config.models, "other_models")
+        named = {"input_file_id": file, "model": first, "other_models": others}
+        return config.model_copy(update=named)
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
-        """The job that trains the model."""
-        return awaited_job(self.ow, cast("InferenceConfig", validated).model)
+        """The fine-tuning jobs among the models that have not completed."""
+        return awaited_jobs(self.ow, cast("InferenceConfig", validated).models)
 
     def newest(self, model: str) -> str:
         """`model`; of a job that has not completed its newest checkpoint.
@@ -172,7 +180,8 @@ class Inference(Jobs):
             rows = first_rows(numbered_rows(content))
         render = partial(row_prompt, config=config)
         look = partial(check_each, rows=rows, render=render, name="input_file_id")
-        look_at_hand(config.model, config.chat_template, config.template_options, look)
+        for model in config.models:
+            look_at_hand(model, config.chat_template, config.template_options, look)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

@@ -20,6 +20,9 @@ class InferenceConfig(BaseModel):
     Attributes:
         model: A repository (`org/name`), a folder in one (`org/name/checkpoint-100`), a local
             folder, a fine-tuning job (`ftjob-…`, `ftjob-…/checkpoint-N`), or `openai/<name>`.
+        other_models: These answer the same rows; a base is loaded once, with all its adapters. The
+            result then has the rows once for each model, one model after the other, with its name
+            as `model`.
         input_file_id: File id from `ow.files.upload`, or a local path. Rows have `messages` or
             `text`; their other keys stay. A last message of the assistant is continued.
             `max_tokens` and `temperature` of a row count for it.
@@ -47,6 +50,7 @@ class InferenceConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: AnyModel
+    other_models: Annotated[list[AnyModel], BeforeValidator(as_list)] = []
     input_file_id: str
     max_tokens: Count = 600
     temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
@@ -65,6 +69,15 @@ class InferenceConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
     job_id_suffix: str | None = None
+
+    @property
+    def models(self) -> list[str]:
+        """All that are asked."""
+        return [self.model, *self.other_models]
+
+    def of_model(self, model: str) -> InferenceConfig:
+        """What is asked of one of them."""
+        return self.model_copy(update={"model": model, "other_models": []})
 
     @property
     def in_4bit(self) -> bool:

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.evaluate import EvaluateConfig
-from openweights.jobs.evaluate.run import given_answers
+from openweights.jobs.evaluate.run import asked_of
 from openweights.jobs.evaluate.tasks import open_tasks
+from openweights.jobs.inference.answers import given_answers
 from tests.cli.conftest import Ow, ow  # noqa: F401 - a fixture
 from tests.client.conftest import QuietClient
 from tests.openai_double import KEY, OpenAIDouble
@@ -129,7 +130,9 @@ def test_a_judge_grades_answers_and_models_of_openai_give_them(
         )
         [task] = open_tasks(client, config)
         total = range(2 * len(task.rows))
-        found = {i: r["completion"] for i, r, _ in given_answers(client, config, task.rows, total)}
+        asked = [asked_of(config, model) for model in models]
+        answers = given_answers(client, asked, task.rows, total, "suite")
+        found = {i: r["completion"] for i, r, _ in answers}
         assert found == dict.fromkeys(total, "HELLO")
         assert {body["model"] for body in double.bodies} == {"gpt-4.1-mini", "gpt-4.1"}
         assert {body["max_completion_tokens"] for body in double.bodies} == {9}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from openweights.errors import DatasetError
 from openweights.generation.choose import generation_engine
 from openweights.jobs.inference import InferenceConfig
-from openweights.jobs.inference.run import engine_answers
+from openweights.jobs.inference.answers import engine_answers
 from tests.jobs.inference.result_reader import read_results
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
