@@ -505,6 +505,16 @@ def kind_name(job_id: str) -> str | None:
     return _PREFIXES.get(job_id.partition("-")[0])
 
 
+def kind_word(job: JobRecord) -> str:
+    """What a job is, in a word: the loss that it trains with, or what `ow.<word>.create` makes; for
+    a kind of one's own the prefix of its ids.
+    """
+    params: dict[str, Any] = job.params.get("validated_params") or {}
+    if isinstance(loss := params.get("loss"), str) and job.type != "custom":
+        return loss
+    return kind_name(job.id) or (job.id.partition("-")[0] if job.type == "custom" else job.type)
+
+
 def default_params(job: JobRecord) -> dict[str, Any]:
     """What the parameters of a job of a built-in kind are when nothing is said; else nothing."""
     kind = find_kind(kind_name(job.id) or "")

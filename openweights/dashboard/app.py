@@ -289,6 +289,7 @@ def _job_query(given: Mapping[str, str]) -> JobQuery:
     return JobQuery(
         text=given.get("text", ""),
         samples=given.get("samples") == "1",
+        trained=given.get("trained") == "1",
         status=given.get("status", ""),
         kind=given.get("kind", ""),
         model=given.get("model", ""),

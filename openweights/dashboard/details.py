@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from openweights.backends.base import Backend
 from openweights.client import OpenWeights
-from openweights.client.job_kinds import Jobs, field_defaults, kind_names
+from openweights.client.job_kinds import Jobs, field_defaults, kind_names, kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
 from openweights.client.watching.meaning import names_apart
@@ -46,7 +46,8 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "status_word": status_word(job),
         "error": why_failed(job, runs[-1].error if runs else None),
         "progress": _progress(ow, job),
-        "kind": kind or job.type,
+        "kind": kind_word(job),
+        "made_by": kind,
         "model": job.model,
         "created": job.created_at.isoformat(),
         "updated": job.updated_at.isoformat(),

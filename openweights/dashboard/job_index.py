@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from openweights.backends.base import Backend
 from openweights.client.event_json import as_number
+from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.progress import read_progress, status_word
@@ -25,8 +26,8 @@ _RELOAD_S = 60.0
 _FRESH_S = 0.5
 _MOST_ERRORS = 1000
 
-SortKey = Literal["updated", "created", "status", "model", "id", "loss", "kind"]
-SORT_KEYS: tuple[SortKey, ...] = ("updated", "created", "status", "model", "id", "loss", "kind")
+SortKey = Literal["updated", "created", "status", "model", "id", "kind"]
+SORT_KEYS: tuple[SortKey, ...] = ("updated", "created", "status", "model", "id", "kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,14 @@ class JobQuery:
         text: Words that the row must hold, each of them, anywhere in what is shown or in its
             parameters.
         samples: Whether the jobs that `job.sample` made for itself are shown.
+        trained: Only jobs that train.
         status, kind, model, tag: Exact; empty for any. `tag` is a key of `meta`, or `key=value`.
         sort: One of `SORT_KEYS`; `descending` turns it around.
     """
 
     text: str = ""
     samples: bool = False
+    trained: bool = False
     status: str = ""
     kind: str = ""
     model: str = ""
@@ -167,6 +170,8 @@ def matches(row: Mapping[str, Any], query: JobQuery) -> bool:
     """Whether the filters other than `status` let the row through."""
     if row["of_sample"] and not query.samples:
         return False
+    if query.trained and not row["trains"]:
+        return False
     if query.kind and row["kind"] != query.kind:
         return False
     if query.model and row["model"] != query.model:
@@ -190,7 +195,8 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "id": job.id,
         "status": job.status,
         "status_word": status_word(job),
-        "kind": job.type,
+        "kind": kind_word(job),
+        "trains": job.type == "fine-tuning",
         "loss": params.get("loss") or "",
         "model": job.model or "",
         "learning_rate": params.get("learning_rate"),

@@ -40,6 +40,7 @@ def _ids(index: JobIndex, **query: Any) -> list[str]:
         ({"tag": "sweep=3"}, ["ftjob-0003"]),
         ({"status": "canceled"}, ["ftjob-0001"]),
         ({"kind": "inference"}, []),
+        ({"kind": "sdft", "trained": True, "tag": "sweep=3"}, ["ftjob-0003"]),
         ({"sort": "id", "descending": False, "limit": 2}, ["ftjob-0000", "ftjob-0001"]),
         ({"sort": "id", "descending": False, "limit": 2, "offset": 4}, ["ftjob-0004"]),
     ],
@@ -51,6 +52,18 @@ def test_filters(ow: OpenWeights, query: dict[str, Any], expected: list[str]) ->
     ow.backend.cancel_job("ftjob-0001")
     index = JobIndex(ow.backend)
     assert sorted(_ids(index, **query)) == sorted(expected)
+
+
+def test_kinds_have_the_words_of_the_command_line(ow: OpenWeights) -> None:
+    """Those of `ow ls`, not those of the store, to which most kinds are "custom"."""
+    _submit(ow, 0)
+    own = {"validated_params": {"loss": "x"}}
+    for job_id in ("evaljob-1", "execjob-1", "inferencejob-1", "minejob-1"):
+        ow.backend.submit_job(JobSpec(job_id, "custom", "true", own))
+    page = JobIndex(ow.backend).page(JobQuery())
+    assert page["kinds"] == ["evaluate", "exec", "inference", "minejob", "sdft"]
+    assert _ids(JobIndex(ow.backend), kind="evaluate") == ["evaljob-1"]
+    assert _ids(JobIndex(ow.backend), trained=True) == ["ftjob-0000"]
 
 
 def test_waiting_jobs_say_for_what_they_wait(ow: OpenWeights) -> None:

@@ -197,7 +197,7 @@ def test_every_view(
     file = served.ow.files.create(content, "conversations")["id"]
     both = ",".join(jobs)
     for view, until in (
-        ("/jobs", "svg.spark"),
+        ("/jobs", "td[data-column=kind]"),
         (f"/job/{watched}", ".js-plotly-plot >> nth=2"),
         (f"/job/{jobs[3]}", "text=CUDA out of memory"),
         (f"/compare?jobs={both}&group=learning_rate&sx=loss&sy=eval_loss", ".js-plotly-plot"),
@@ -216,7 +216,7 @@ def test_every_view(
 
 def test_the_check_of_faults_finds_them(visitor: Visitor, jobs: list[str]) -> None:
     """The control of `Visitor.faults`."""
-    visitor.open("/jobs", "svg.spark")
+    visitor.open("/jobs", "td[data-column=kind]")
     visitor.page.evaluate(
         """() => {
           const view = document.getElementById("view");
@@ -229,11 +229,14 @@ def test_the_check_of_faults_finds_them(visitor: Visitor, jobs: list[str]) -> No
           const heading = document.createElement("h4");
           heading.id = "view";
           heading.textContent = "too deep";
-          view.append(pale, document.createElement("input"), small, heading);
+          const cell = document.createElement("td");
+          cell.textContent = "x".repeat(200);
+          cell.style.cssText = "display:block;width:5rem;overflow-wrap:normal";
+          view.append(pale, document.createElement("input"), small, heading, cell);
         }"""
     )
     found = " ".join(visitor.faults())
-    for fault in ("no name", "contrast", "wider", "small", "heading", "id view"):
+    for fault in ("no name", "contrast", "wider", "small", "heading", "id view", "out"):
         assert fault in found
 
 

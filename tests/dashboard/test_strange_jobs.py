@@ -53,6 +53,7 @@ def strange(served: Served, run_job: Callable[..., Any]) -> list[str]:
     run_job("ftjob-long", [{"step": 1, "loss": 1.5}], model="org/" + "long-name-" * 40)
     numbers = {"inf": "Infinity", "nan": "NaN", "int": 2**60}
     events = [{"step": n, "loss": "NaN" if n % 2 else n, "big": 1e300 * n} for n in (1, 2, 3, 4)]
+    run_job("ftjob-" + "suffix-" * 15, [{"step": 1, "loss": 1.5}], meta={"turned\u202e": "\u202e"})
     run_job("ftjob-numbers", [event | numbers for event in events])
     run_job("ftjob-steps", [{"step": n, "loss": n / 7} for n in (-5, 0, 10**12, 10**15)])
     run_job("ftjob-odd", ODD, training_file=GONE)

@@ -55,6 +55,12 @@ FAULTS = """() => {
   const isJump = levels.some((level, at) => level > (levels[at - 1] || 0) + 1);
   const first = levels.filter((level) => level === 1).length;
   if (isJump || first !== 1) faults.push("headings " + levels);
+  for (const one of document.querySelectorAll("td, th, dt, dd, h1, h2, h3, .clip")) {
+    // A box of several lines may hide what does not fit; what stands out covers its neighbours.
+    const hides = getComputedStyle(one).overflowX !== "visible" || one.closest("svg, .scroll dd");
+    const place = one.outerHTML.slice(0, 80);
+    if (!hides && one.scrollWidth > one.clientWidth + 1) faults.push("stands out: " + place);
+  }
   const ids = [...document.querySelectorAll("[id]")].map(({ id }) => id);
   faults.push(...ids.filter((id, at) => ids.indexOf(id) < at).map((id) => "id " + id));
   if (!document.documentElement.lang || !document.title) faults.push("no language");
@@ -75,6 +81,8 @@ class Visitor:
         size = {"width": width, "height": 900}
         self._name = f"{width}-{scheme}"
         self._context = chromium.new_context(viewport=size, color_scheme=scheme)
+        # Bounds what never comes: on a machine that does much else a view takes long.
+        self._context.set_default_timeout(60_000)
         self.page = self._context.new_page()
         self.errors: list[str] = []
         self._url = served.url
@@ -89,7 +97,7 @@ class Visitor:
     def open(self, view: str, until: str) -> None:
         """Go to a view and wait for an element or text of it."""
         self.page.goto(f"{self._url}/#{view}")
-        self.page.locator(until).first.wait_for(timeout=20_000)
+        self.page.locator(until).first.wait_for()
         self.photograph(view)
 
     def photograph(self, view: str) -> None:

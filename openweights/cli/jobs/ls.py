@@ -20,7 +20,7 @@ from openweights.cli.output import (
     terminal_width,
 )
 from openweights.cli.store import is_remote, open_store
-from openweights.client.job_kinds import kind_name
+from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.progress import read_progress, status_word
@@ -112,16 +112,6 @@ def _count(jobs: Sequence[JobRecord]) -> int:
     return sum(map(is_of_sample, jobs))
 
 
-def kind(job: JobRecord) -> str:
-    """What a job is, in a word: the loss that it trains with, or what `ow.<word>.create` makes; for
-    a kind of one's own the prefix of its ids.
-    """
-    loss = validated_params(job).get("loss")
-    if isinstance(loss, str) and job.type != "custom":
-        return loss
-    return kind_name(job.id) or (job.id.partition("-")[0] if job.type == "custom" else job.type)
-
-
 def validated_params(job: JobRecord) -> Mapping[str, Any]:
     """The job's own parameters, without what the platform keeps beside them."""
     params = job.params.get("validated_params")
@@ -175,7 +165,7 @@ def _row(
     cells = {
         "id": job.id,
         "status": status_word(job),
-        "kind": kind(job),
+        "kind": kind_word(job),
         "model": model_name(job),
         "age": age(job.created_at),
         "cloud": str(job.params.get("cloud_type") or "-"),

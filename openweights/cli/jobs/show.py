@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from openweights.cli.jobs.ls import kind, state_of, validated_params
+from openweights.cli.jobs.ls import state_of, validated_params
 from openweights.cli.output import (
     age,
     json_option,
@@ -21,7 +21,7 @@ from openweights.cli.output import (
 )
 from openweights.cli.store import JOB_ID, is_remote, open_store
 from openweights.client.event_json import as_number
-from openweights.client.job_kinds import default_params
+from openweights.client.job_kinds import default_params, kind_word
 from openweights.client.jobs import find_job
 from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
@@ -81,7 +81,7 @@ def _print_job(job: JobRecord, state: str) -> None:
     click.echo("  ".join(filter(None, (job.id, status_word(job), state))))
     print_fields(
         {
-            "kind": kind(job),
+            "kind": kind_word(job),
             "model": job.model,
             "estimate": expected.words() if (expected := Estimate.of(job.params)) else None,
             **(_place(job) if is_remote() else {}),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openweights.cli.jobs.ls import kind, last_values, model_name, state_of
+from openweights.cli.jobs.ls import last_values, model_name, state_of
 from openweights.cli.output import STATUS_STYLES, age, one_line, print_table
 from openweights.cli.store import open_store
+from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.dashboard.series import SeriesCache
 from openweights.types import ENDED, JobRecord
@@ -102,7 +103,7 @@ def _row(backend: Backend, cache: SeriesCache, job: JobRecord) -> list[str]:
     return [
         job.id,
         job.status,
-        kind(job),
+        kind_word(job),
         model_name(job),
         age(job.created_at),
         spark(values),

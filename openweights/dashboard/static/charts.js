@@ -2,8 +2,9 @@
 
 import { fill, save, svg } from "./dom.js";
 
-// Distinguishable with colour-blind eyes, on light and dark grounds (after Okabe and Ito).
-const COLOURS = ["#2f6fde", "#d55e00", "#009e73", "#b0459a", "#8a6d00", "#0e8fb3", "#e0568b", "#6b6f7a", "#4c9a2a", "#9b59d0"];
+// Okabe and Ito's, as in figures; their black is the colour of the page's text.
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "--text"];
+const DASHES = ["solid", "dash", "dot", "dashdot"];
 
 let plotly = null;
 
@@ -19,18 +20,24 @@ export function library() {
   return plotly;
 }
 
-export const colour = (index) => COLOURS[index % COLOURS.length];
+const styled = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+export function colour(index) {
+  const found = COLOURS[index % COLOURS.length];
+  return found.startsWith("--") ? styled(found) : found;
+}
+
+/** Colour and dashes of a line, others for each of 32. */
+export const look = (index) => ({ color: colour(index), dash: DASHES[Math.floor(index / COLOURS.length) % DASHES.length] });
 
 function layout(given) {
-  const style = getComputedStyle(document.documentElement);
-  const look = (name) => style.getPropertyValue(name).trim();
   // Powers as they are written in code: 1e-4, not 100µ.
-  const axis = { gridcolor: look("--line"), zerolinecolor: look("--line"), automargin: true, exponentformat: "e", hoverformat: ".5~g" };
+  const axis = { gridcolor: styled("--line"), zerolinecolor: styled("--line"), automargin: true, exponentformat: "e", hoverformat: ".5~g" };
   return {
     margin: { l: 50, r: 12, t: 8, b: 36 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: look("--text"), size: 12 },
+    font: { color: styled("--text"), size: 12 },
     hovermode: "closest",
     showlegend: true,
     legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 11 } },

@@ -5,7 +5,7 @@ import { get } from "./api.js";
 import { remember } from "./route.js";
 
 export async function show(view, { query, signal }) {
-  const done = await get("/api/jobs", { status: "completed", kind: "fine-tuning", limit: 200 }, signal);
+  const done = await get("/api/jobs", { status: "completed", trained: 1, limit: 200 }, signal);
   const names = h("datalist", { id: "models" }, done.rows.flatMap((row) => [h("option", { value: row.id }, row.model), row.model && h("option", { value: row.model })]));
   const models = [query.a || "", query.b || ""];
   const inputs = ["a", "b"].map((key, at) => h("input", { value: models[at], list: "models", size: 36, "aria-label": at ? "Second model" : "Model", placeholder: at ? "a second model, if you like" : "a job, a model, a folder", onchange: (event) => { models[at] = event.target.value.trim(); remember({ [key]: models[at] }); reset(); } }));
@@ -22,7 +22,8 @@ export async function show(view, { query, signal }) {
   async function send() {
     const text = said.value.trim();
     const chosen = models.map((name, at) => [name, at]).filter(([name]) => name);
-    if (!text || !chosen.length) return;
+    if (!chosen.length) { notice("Name a model first.", true); inputs[0].focus(); return; }
+    if (!text) { said.focus(); return; }
     said.value = "";
     place.append(h("div", { class: "part" }, h("span", { class: "role" }, "you"), text));
     const sides = h("div", { class: "sides", style: `grid-template-columns:repeat(${innerWidth < 700 ? 1 : chosen.length},minmax(0,1fr))` });

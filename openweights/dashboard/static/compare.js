@@ -2,7 +2,7 @@
 
 import { breakable, fill, h, number, pause, status, valueText } from "./dom.js";
 import { get } from "./api.js";
-import { colour, csv, draw, library, picture, smoothed, stepAxis } from "./charts.js";
+import { colour, csv, draw, library, look, picture, smoothed, stepAxis } from "./charts.js";
 import { current, remember, to } from "./route.js";
 
 const AXES = { step: "step", samples: "samples seen", time: "minutes since the start", clock: "time of day", cost: "USD" };
@@ -39,7 +39,7 @@ export async function show(view, { query, signal }) {
     }
     return;
   }
-  if (!kinds[state.y] && !names.includes(state.y)) state.y = kinds.loss ? "loss" : names[0];
+  if (!state.y || (!kinds[state.y] && !names.includes(state.y))) state.y = kinds.loss ? "loss" : names[0];
   if (state.y !== asked) found = await series();
   reading.remove();
 
@@ -58,7 +58,7 @@ export async function show(view, { query, signal }) {
   };
   const choice = (label, key, values, titles = {}, name = label.trim()) => h("label", {}, label, h("select", { "aria-label": name, onchange: (event) => change(key, event.target.value) }, values.map((value) => h("option", { value, selected: value === state[key] }, titles[value] ?? value))));
   view.append(
-    h("div", { class: "bar" }, choice("y ", "y", Object.keys(kinds)), choice("x ", "x", axes, AXES), choice("group by ", "group", groups, { "": "nothing", ...Object.fromEntries(differing.map((name) => [name, between(name)])) }),
+    h("div", { class: "bar" }, choice("y ", "y", Object.keys(kinds), { "": "(no name)" }), choice("x ", "x", axes, AXES), choice("group by ", "group", groups, { "": "nothing", ...Object.fromEntries(differing.map((name) => [name, between(name)])) }),
       h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => change("smooth", event.target.value) })),
       h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: async () => { for (const name of shownKinds()) await picture(drawn.get(name), `compare-${name.replace(/\W+/g, "-")}`, format); } }, format.toUpperCase())),
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
@@ -141,7 +141,7 @@ export async function show(view, { query, signal }) {
     const keys = [...new Set(jobs.map((job) => valueText(job.params[state.group])))];
     // One colour for a job, or a group, in all charts.
     const traces = state.group ? bands(lines, ({ job }) => valueText(job.params[state.group]), state.group, keys)
-      : lines.map(({ job, at, x, y }) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: { color: colour(at) } }));
+      : lines.map(({ job, at, x, y }) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: look(at) }));
     const whole = state.x === "step" || state.x === "samples";
     await draw(drawn.get(measure), traces, { xaxis: whole ? stepAxis(AXES[state.x], traces) : { title: { text: AXES[state.x] } }, yaxis: { title: { text: measure } } });
   }
@@ -192,18 +192,19 @@ export async function show(view, { query, signal }) {
     const missing = (one) => one === null || one === undefined;
     const ordered = value ? [...jobs].sort((a, b) => missing(value(a)) - missing(value(b)) || turn * compared(value(a), value(b))) : jobs;
     const head = ([title]) => h("th", { scope: "col", "aria-sort": title === state.sort ? (state.order === "desc" ? "descending" : "ascending") : null },
-      h("button", { type: "button", onclick: () => { state.order = state.sort === title && state.order === "desc" ? "asc" : "desc"; change("sort", title); remember({ order: state.order }); } }, breakable(title), title === state.sort && (state.order === "desc" ? " ↓" : " ↑")));
+      h("button", { type: "button", onclick: () => { state.order = state.sort === title && state.order === "desc" ? "asc" : "desc"; change("sort", title); remember({ order: state.order }); } }, h("span", { class: "clip", title }, breakable(title || "(no name)")), title && title === state.sort && (state.order === "desc" ? " ↓" : " ↑")));
     return h("div", { class: "scroll" }, h("table", { class: "last" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Job"), columns.map(head))),
-      h("tbody", {}, ordered.map((job) => h("tr", { "data-row": job.id }, h("th", { scope: "row" }, h("a", { href: to("job", job.id), class: "mono" }, job.id)),
+      h("tbody", {}, ordered.map((job) => h("tr", { "data-row": job.id }, h("th", { scope: "row" }, h("a", { href: to("job", job.id), class: "mono", title: job.id }, job.id)),
         h("td", {}, status(job.status), job.error && h("div", { class: "problem clip", title: job.error }, job.error)),
         keys.map((key) => h("td", { class: "wrap" }, h("div", { class: "clip", title: valueText(job.params[key]) }, valueText(job.params[key])))),
         shown.map((measure) => h("td", { class: "number" }, moved(ends(job, measure)))))))));
   }
 
+  /** What tells a job apart from the others, where that is short. */
   function name(job) {
-    const parts = telling.map((key) => `${key.replace("meta.", "")}=${valueText(job.params[key])}`);
-    const said = parts.join(" ");
-    return said && said.length <= 80 ? said : job.id;
+    const said = jobs.map(({ params }) => telling.map((key) => `${key.replace("meta.", "")}=${valueText(params[key])}`).join(" "));
+    const own = said[jobs.indexOf(job)];
+    return own && own.length <= 80 && said.indexOf(own) === said.lastIndexOf(own) ? own : job.id;
   }
 }
 
@@ -234,7 +235,7 @@ function bands(lines, keyOf, title, keys) {
     const edge = { x: steps, mode: "lines", line: { width: 0 }, showlegend: false, hoverinfo: "skip" };
     return [{ ...edge, y: of((column) => Math.min(...column)) },
       { ...edge, y: of((column) => Math.max(...column)), fill: "tonexty", fillcolor: `${colour(at)}33` },
-      { x: steps, y: of((column) => column.reduce((sum, value) => sum + value, 0) / column.length), name: `${title}=${key} (${members.length})`, mode: "lines", line: { color: colour(at), width: 2.5 } }];
+      { x: steps, y: of((column) => column.reduce((sum, value) => sum + value, 0) / column.length), name: `${title}=${key} (${members.length})`, mode: "lines", line: { ...look(at), width: 2.5 } }];
   });
 }
 

@@ -52,8 +52,8 @@ export async function show(view, { id, query, signal }) {
 
 async function one(view, id, query, signal) {
   const rows = h("div", { class: "answers" }), facts = h("div"), chart = h("div", { class: "chart", role: "img", "aria-label": "histogram of lengths" });
-  const known = await get("/api/jobs", { limit: 200 }, signal);
-  const names = h("datalist", { id: "readers" }, [...known.rows.filter(({ loss }) => loss).map((row) => h("option", { value: row.id }, row.model)), ...known.models.map((name) => h("option", { value: name }))]);
+  const known = await get("/api/jobs", { trained: 1, limit: 200 }, signal);
+  const names = h("datalist", { id: "readers" }, [...known.rows.map((row) => h("option", { value: row.id }, row.model)), ...known.models.map((name) => h("option", { value: name }))]);
   const reader = h("input", { value: query.job || query.model || "", list: "readers", size: 36, "aria-label": "Read as", placeholder: "a job, or a model" });
   const loss = h("select", { "aria-label": "Loss" }, ["", ...LOSSES].map((name) => h("option", { value: name, selected: name === query.loss }, name || "usual loss")));
   const isJob = (name) => /^\w+job-/.test(name);

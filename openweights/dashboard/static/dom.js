@@ -16,9 +16,24 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Puts `children` in place of what is there; who stood on one of these stands on its like again. */
 export function fill(element, ...children) {
+  const held = document.activeElement, place = element !== held && element.contains(held) ? placeIn(element, held) : null;
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  if (place && !held.isConnected) like(element, place)?.focus({ preventScroll: true });
   return element;
+}
+
+const FOCUSED = "a[href], button, input, select, textarea, summary";
+const words = (one) => `${one.tagName} ${one.getAttribute("aria-label") ?? one.textContent.replace(/[^\p{L}]/gu, "")}`;
+
+function placeIn(element, held) {
+  const row = held.closest("tr[data-row]")?.dataset.row;
+  return { row, said: words(held) };
+}
+
+function like(element, { row, said }) {
+  return [...element.querySelectorAll(FOCUSED)].find((one) => one.closest("tr[data-row]")?.dataset.row === row && words(one) === said);
 }
 
 export function svg(tag, attributes = {}, ...children) {
@@ -55,8 +70,8 @@ export function status(name, word = name) {
 export function number(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
-  if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en");
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3).replace(/\.?0+e/, "e") : value.toPrecision(4);
 }
 
@@ -65,11 +80,14 @@ export function breakable(name) {
   return name.split(/(?<=[/_.])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));
 }
 
+// Signs that cannot be seen, and turn around what follows them.
+const TURNS = /[\u0000-\u0008\u000b-\u001f\u007f\u202a-\u202e\u2066-\u2069]/g;
+
 export function valueText(value) {
   if (value === null || value === undefined) return "none";
   // As people write rates; every digit stays.
   if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential();
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  return (typeof value === "object" ? JSON.stringify(value) : String(value)).replace(TURNS, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
 export function size(bytes) {

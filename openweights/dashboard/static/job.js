@@ -2,7 +2,7 @@
 
 import { ask, copy, duration, fill, h, notice, number, pause, size, status, valueText, when } from "./dom.js";
 import { file as filePath, get, job as jobPath, post } from "./api.js";
-import { colour, draw, library, stepAxis } from "./charts.js";
+import { draw, library, look, stepAxis } from "./charts.js";
 import { DELETION } from "./jobs.js";
 import { logView } from "./log.js";
 import { answersView } from "./samples.js";
@@ -27,7 +27,7 @@ export async function show(view, { id, query, signal }) {
 
   function render() {
     fill(head, h("h1", {}, job.id, " ", status(job.status, job.status_word)), h("div", { class: "bar" }, buttons(),
-      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && TRAINED.includes(job.kind) && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
+      h("a", { href: to("compare", "", { jobs: job.id }) }, "Compare"), h("a", { href: to("samples", "", { jobs: job.id }) }, "Samples"), h("a", { href: to("new", "", { from: job.id }) }, "Start from this one"), job.status === "completed" && TRAINED.includes(job.made_by) && h("a", { href: to("chat", "", { a: job.id }) }, "Chat")));
     const last = job.runs.at(-1);
     const shown = {
       [job.status === "pending" ? "Waits" : "Progress"]: job.progress.words && [job.progress.total && h("progress", { value: Math.min(job.progress.step, job.progress.total), max: job.progress.total, "aria-label": "steps" }), " ", job.progress.words],
@@ -63,13 +63,14 @@ export async function show(view, { id, query, signal }) {
       h("tbody", {}, rows.map((row) => h("tr", { class: row.differs ? "differs" : "faint" }, h("td", {}, row.name), h("td", { class: "wrap" }, valueText(row.value)), h("td", { class: "wrap faint" }, row.differs ? valueText(row.default) : ""))))));
   }
 
+  function isOpen() { return job.status === "pending" || job.status === "in_progress"; }
+
   function buttons() {
-    const running = job.status === "pending" || job.status === "in_progress";
     const act = async (verb, question, action) => {
       if (!await ask(question, action)) return;
       try { await post(`${jobPath(id)}/${verb}`); await refresh(); } catch (error) { notice(error.message, true); }
     };
-    if (running) return h("button", { type: "button", class: "danger", onclick: () => act("cancel", `Cancel ${id}?`, "Cancel the job") }, "Cancel");
+    if (isOpen()) return h("button", { type: "button", class: "danger", onclick: () => act("cancel", `Cancel ${id}?`, "Cancel the job") }, "Cancel");
     const remove = h("button", { type: "button", class: "danger", onclick: async () => {
       if (!await ask(DELETION(id), "Delete the job")) return;
       try { await post(`${jobPath(id)}/delete`); location.hash = "#/jobs"; } catch (error) { notice(error.message, true); }
@@ -98,10 +99,10 @@ export async function show(view, { id, query, signal }) {
         measured = found;
         await paint();
         const some = Object.keys(found.series).length > 0;
-        waiting.textContent = found.complete ? (some ? "" : "Nothing was measured yet.") : "Reading a long history…";
+        waiting.textContent = found.complete ? (some ? "" : isOpen() ? "Nothing was measured yet." : "Nothing was measured.") : "Reading a long history…";
       } else if (found.complete && waiting.textContent.startsWith("Reading")) waiting.textContent = "";
       if (!found.complete) continue;
-      if (job.status !== "in_progress" && job.status !== "pending") return;
+      if (!isOpen()) return;
       await pause(2000);
       if (!document.hidden) await refresh();
     }
@@ -127,7 +128,7 @@ export async function show(view, { id, query, signal }) {
     });
     if (sections.some((section, at) => place.children[at] !== section) || place.children.length !== sections.length) fill(place, sections);
     for (const [at, [, lines]] of panels.entries()) {
-      const traces = lines.map(([label, name], place_) => ({ x: measured.series[name].step, y: measured.series[name].value, name: label, mode: measured.series[name].step.length < 40 ? "lines+markers" : "lines", line: { color: colour(place_), width: 2 }, marker: { size: measured.series[name].step.length > 1 ? 4 : 8 } }));
+      const traces = lines.map(([label, name], place_) => ({ x: measured.series[name].step, y: measured.series[name].value, name: label, mode: measured.series[name].step.length < 40 ? "lines+markers" : "lines", line: { ...look(place_), width: 2 }, marker: { size: measured.series[name].step.length > 1 ? 4 : 8 } }));
       await draw(sections[at].querySelector(".chart"), traces, { showlegend: lines.length > 1 || lines[0][0] !== "train", xaxis: stepAxis("step", traces) });
     }
   }
@@ -155,6 +156,7 @@ async function gateView(place, id, signal) {
     const { examples: given, type, step, ...rest } = gates[Number(slide.value)];
     const examples = (Array.isArray(given) ? given : []).filter((one) => one !== null && typeof one === "object");
     label.textContent = `step ${step ?? 0}`;
+    slide.setAttribute("aria-valuetext", label.textContent);
     const figures = Object.entries(rest).filter(([, value]) => typeof value !== "object");
     fill(body, h("dl", { class: "facts" }, figures.map(([key, value]) => [h("dt", {}, FIGURES[key] ?? key.replaceAll("_", " ")), h("dd", {}, number(value))])),
       examples.length > 0 && h("details", {}, h("summary", {}, `${examples.length} examples`), examples.map((example) => h("div", { class: "answer" }, Object.entries(example).map(([key, value]) => h("div", { class: "part" }, h("span", { class: "role" }, key.replaceAll("_", " ")), valueText(value)))))));

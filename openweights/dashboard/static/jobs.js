@@ -7,8 +7,8 @@ import { remember, to } from "./route.js";
 
 const COLUMNS = {
   status: { title: "Status", sort: "status", cell: (row) => status(row.status, row.status_word) },
-  id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono" }, row.id) },
-  loss: { title: "Loss", sort: "loss", cell: (row) => row.loss || row.kind },
+  id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono", title: row.id }, row.id) },
+  kind: { title: "Kind", sort: "kind", cell: (row) => row.kind },
   model: { title: "Model", sort: "model", cell: (row) => clipped(shortModel(row.model), "", row.model) },
   rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, number(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
@@ -20,8 +20,8 @@ const COLUMNS = {
   created: { title: "Created", sort: "created", cell: (row) => when(row.created) },
   updated: { title: "Changed", sort: "updated", cell: (row) => when(row.updated) },
 };
-const USUAL = ["status", "id", "loss", "model", "rate", "curve", "last", "meta", "updated"];
-const NARROW = new Set(["status", "id", "curve"]);
+const USUAL = ["status", "id", "kind", "model", "rate", "curve", "last", "meta", "updated"];
+const NARROW = new Set(["status", "id", "kind"]);
 const ROOMY = new Set(["rate", "meta", "created", "cloud", "worker", "attempts", "updated"]);
 const room = (name) => (NARROW.has(name) ? "" : ROOMY.has(name) ? "optional roomy" : "optional");
 const STATUSES = ["pending", "in_progress", "completed", "failed", "canceled"];
@@ -33,7 +33,7 @@ const PAGE = 100;
 export async function show(view, { query, signal }) {
   const state = { text: "", samples: "", status: "", kind: "", model: "", tag: "", sort: "updated", order: "desc", offset: 0, ...query };
   const chosen = new Set();
-  let columns = JSON.parse(localStorage.getItem("columns") || "null") || USUAL;
+  let columns = (JSON.parse(localStorage.getItem("columns") || "null") || USUAL).filter((name) => name in COLUMNS);
   let models = [];
 
   const search = h("input", { type: "search", value: state.text, placeholder: "Search (/)", "aria-label": "Search jobs", size: 28 });
@@ -74,7 +74,7 @@ export async function show(view, { query, signal }) {
   }
 
   function header() {
-    fill(head, h("th", {}, h("span", { class: "faint" }, "✓")), columns.map((name) => {
+    fill(head, h("th", { scope: "col", "aria-label": "Chosen" }, "✓"), columns.map((name) => {
       const { title, sort } = COLUMNS[name];
       const turned = state.sort === sort ? (state.order === "desc" ? " ↓" : " ↑") : "";
       return h("th", { scope: "col", class: room(name), "aria-sort": turned ? (state.order === "desc" ? "descending" : "ascending") : null },

@@ -52,7 +52,7 @@ export function logView(runs, first, signal) {
     } finally { busy = false; }
   }
 
-  function label() { place.textContent = `${size(from)} to ${size(to)} of ${size(total)}`; }
+  function label() { place.textContent = total === 0 ? "empty" : `${size(from)} to ${size(to)} of ${size(total)}`; }
 
   async function find(event) {
     event?.preventDefault();

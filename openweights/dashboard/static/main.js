@@ -8,7 +8,7 @@ const VIEWS = { jobs: "jobs.js", job: "job.js", compare: "compare.js", samples: 
 const view = document.getElementById("view");
 let leave = () => {};
 
-async function show() {
+async function show(moved = false) {
   leave();
   leave = () => {};
   const { page, id, query } = current();
@@ -16,13 +16,19 @@ async function show() {
   for (const link of document.querySelectorAll("nav a")) {
     const shown = link.hash === `#/${name}` || (name === "job" && link.hash === "#/jobs");
     if (shown) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+    if (shown) link.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
+  document.title = `${id || document.querySelector("nav a[aria-current]")?.textContent || "Log in"} · openweights`;
   if (name === "login") return login();
   const stop = new AbortController();
   leave = () => stop.abort();
   try {
     const module = await import(`./${VIEWS[name]}`);
-    if (!stop.signal.aborted) await module.show(fill(view), { id, query, signal: stop.signal });
+    if (stop.signal.aborted) return undefined;
+    fill(view);
+    // Who followed a link that is gone stands at the beginning of what it led to.
+    if (moved && document.activeElement === document.body) view.focus({ preventScroll: true });
+    await module.show(view, { id, query, signal: stop.signal });
   } catch (error) {
     if (!stop.signal.aborted) failed(error);
   }
@@ -86,5 +92,7 @@ function step(by) {
   next?.querySelector("a")?.focus();
 }
 
-addEventListener("hashchange", show);
+// The part behind # is the view.
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); view.focus(); });
+addEventListener("hashchange", () => show(true));
 start();

@@ -13,7 +13,7 @@ export async function show(view, { query, signal }) {
   let kind = "fine_tuning";
   if (query.from) {
     const job = await get(jobPath(query.from), {}, signal);
-    if (kinds[job.kind]) kind = job.kind;
+    if (kinds[job.made_by]) kind = job.made_by;
     given = Object.fromEntries(job.params.filter(({ differs }) => differs).map(({ name, value }) => [name, value]));
   }
   const choice = h("select", { "aria-label": "Kind of job", onchange: () => { kind = choice.value; render(); } }, Object.keys(kinds).sort().map((name) => h("option", { value: name, selected: name === kind }, name)));

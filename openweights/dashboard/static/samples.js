@@ -123,6 +123,7 @@ export async function answersView(place, id, signal) {
   async function render() {
     const column = columns[Number(slide.value)];
     label.textContent = `${column.source}, step ${column.step}`;
+    slide.setAttribute("aria-valuetext", label.textContent);
     const rows = await rowsOf(column, signal);
     if (column !== columns[Number(slide.value)]) return;
     fill(answers, rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, conversation(row.messages),
@@ -142,6 +143,7 @@ async function tokenView(place, id, signal) {
     const load = async () => {
       const chosen = own[Number(slide.value)];
       label.textContent = `step ${chosen.step}`;
+      slide.setAttribute("aria-valuetext", label.textContent);
       const found = await get(`${jobPath(id)}/tokens/${chosen.event}`, {}, signal);
       fill(rows, found.slice(0, SHOWN).map((pieces) => h("div", { class: "answer" }, pieces.map(piece))));
     };
