@@ -113,7 +113,10 @@ def last_hidden(base: Any, batch: Mapping[str, Any], prefix: str = "") -> Tensor
     given = {name: batch[prefix + name] for name in _ROW_INPUTS if prefix + name in batch}
     ids = batch[f"{prefix}input_ids"]
     with borders_given(given):
-        return decoder_of(base)(input_ids=ids, use_cache=False, **given).last_hidden_state
+        hidden = decoder_of(base)(input_ids=ids, use_cache=False, **given).last_hidden_state
+    # Mamba keeps its residuals in float32, and narrows them for its head.
+    narrow = base.get_output_embeddings().weight.dtype
+    return hidden.to(narrow) if narrow in HALF else hidden
 
 
 def row_numbers(positions: Tensor, starts: Tensor | None) -> tuple[Tensor, int]:

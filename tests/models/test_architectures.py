@@ -183,6 +183,22 @@ def test_greedy_answers_are_those_of_the_models_own_code(name: str) -> None:
         assert list(own[0].token_ids) == ids[len(row) :]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_in_half_precision_is_loaded_as_in_float32(name: str, dtype: torch.dtype) -> None:
+    """Mamba's last hidden states are in float32 whatever its weights are in."""
+    kind, changes, _ = MODELS[name]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = pair(kind, changes)[0].to(device, dtype)
+    check_logits(model, "org/name")
+    if kind not in FAILING:
+        TransformersEngine(model, make_tokenizer())
+    rows = [{"input_ids": row, "labels": row} for row in ROWS]
+    batch = {key: value.to(device) for key, value in Collator(0)(rows).items()}
+    scores = scored_log_probs(model, batch, batch["labels"] != IGNORED)
+    assert bool(scores.isfinite().all())
+
+
 def test_rows_that_an_architecture_confuses_are_answered_one_by_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
