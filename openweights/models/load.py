@@ -60,51 +60,41 @@ class ModelRequest(Protocol):
     lora_bias: Any
     use_rslora: bool
     target_modules: list[str]
-    grpo_use_vllm: bool
 
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_engine(
-    config: ModelRequest, *, goes_on: bool = False, spread: bool = False
-) -> TrainingEngine:
-    """The engine that trains `config` on this machine.
+def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEngine:
+    """The engine that trains `config` here: transformers, but where unsloth is asked for.
 
     Args:
         goes_on: Whether a trained adapter is trained on.
-        spread: Whether the model's layers are spread over several GPUs.
 
     Raises:
         ConfigurationError: The engine that was asked for cannot run here.
         ConfigError: The engine cannot honour the config.
     """
-    cuda, installed = torch.cuda.is_available(), importlib.util.find_spec("unsloth") is not None
-    if config.engine == "unsloth" and not (cuda and installed):
+    cuda = torch.cuda.is_available()
+    if config.engine == "unsloth" and not (cuda and importlib.util.find_spec("unsloth")):
         lack = "no CUDA GPU is visible" if not cuda else "the package unsloth is not installed"
         raise ConfigurationError(
             f"engine='unsloth': {lack}; use engine='auto' or engine='transformers'"
         )
-    engine: TrainingEngine = "unsloth" if cuda and installed else "transformers"
-    # vLLM is driven by trl; unsloth would want to load it by itself.
-    if config.engine == "transformers" or config.grpo_use_vllm or not config.is_peft or spread:
-        engine = "transformers"
     if goes_on:
         check_can_go_on(is_peft=config.is_peft, engine=config.engine)
-        engine = "transformers"
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
             "load_in_4bit: needs a CUDA GPU and the package bitsandbytes, which this machine "
             "lacks; remove it, or run the job where there is a GPU"
         )
-    return engine
+    # Models that unsloth loads are not packed, and lack what `fused` does.
+    return "unsloth" if config.engine == "unsloth" else "transformers"
 
 
-def prepare_engine(
-    config: ModelRequest, *, goes_on: bool = False, spread: bool = False
-) -> TrainingEngine:
+def prepare_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEngine:
     """Choose the engine and import it, before trl, transformers or peft are imported."""
-    engine = resolve_engine(config, goes_on=goes_on, spread=spread)
+    engine = resolve_engine(config, goes_on=goes_on)
     if engine == "unsloth":
         if config.loss == "grpo":
             # Its compiled log-softmax breaks on completions of changing lengths; read at import.
@@ -148,7 +138,7 @@ def load_model(
         ConfigError: Model or target modules do not exist, or the adapter has another shape than the
             config; one line that says which.
     """
-    engine = engine or prepare_engine(config, goes_on=adapter is not None, spread=spread)
+    engine = engine or prepare_engine(config, goes_on=adapter is not None)
     from transformers import set_seed
 
     set_seed(config.seed)

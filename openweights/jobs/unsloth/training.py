@@ -121,7 +121,7 @@ def _train(
     located = config.model_copy(update={"model": source.base})
     spread = shares_layers(located)
     with importing("trl"):
-        engine = prepare_engine(located, goes_on=source.adapter is not None, spread=spread)
+        engine = prepare_engine(located, goes_on=source.adapter is not None)
         from trl import SFTTrainer  # noqa: F401 - what nearly all of it is imported for
     from openweights.jobs.unsloth.callbacks import StopOnSignal
     from openweights.jobs.unsloth.runtime.memory import (

@@ -208,6 +208,7 @@ def test_what_cannot_work_is_one_line(tiny: Path, tmp_path: Path) -> None:
             resolve_engine(config(tiny, tmp_path, engine="unsloth"))
         with pytest.raises(ConfigError, match="load_in_4bit: needs a CUDA GPU"):
             resolve_engine(config(tiny, tmp_path, load_in_4bit=True))
+    assert resolve_engine(config(tiny, tmp_path)) == "transformers", "what auto takes, everywhere"
 
 
 def test_trainer_arguments(tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -261,7 +261,8 @@ class TrainingFields(BaseModel):
             several steps in a row.
         rollout_precision: "fp8" lets `cuda_graph` draw completions with fp8 copies of the weights,
             which is faster; what is trained is computed exactly.
-        engine: "auto" takes unsloth where CUDA and unsloth are there, else transformers.
+        engine: "auto" is "transformers", whose rows are packed; "unsloth" takes more time and
+            memory under sft and dpo.
         parallel: What several GPUs share: rows alone with "ddp", each has the model; the layers,
             too, with "fsdp" (FSDP2), for sft, sdft, dpo and orpo with an adapter. "auto" takes
             "fsdp" for a job that needs more memory than one of them has.
