@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from openweights.jobs.unsloth.grpo.reward_functions import (
     own_reward,
     reasoning_reward,
 )
-from openweights.jobs.unsloth.grpo.trainer import LogEvent, RewardTrainer
+from openweights.jobs.unsloth.grpo.trainer import RewardTrainer
 from openweights.jobs.unsloth.rewards import OVERLONG, Reward, overlong_reward, text_reward
 from openweights.jobs.unsloth.rollout import grpo_sampling_params
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
+from openweights.jobs.unsloth.runtime.reporting import Fetch, LogEvent
 from openweights.jobs.unsloth.trainer_args import arguments, run_trainer
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import TrainingEngine
@@ -42,8 +43,6 @@ from openweights.models.templates.rendering import prompt_token_ids
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0  # from the judges' own deadline to the end of our patience with them
-
-Fetch = Callable[[str, Path], Path]
 
 
 def grpo_train(

@@ -17,7 +17,7 @@ the last token of the rows' prompts, asked without a system text, before anythin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ from openweights.jobs.unsloth.divergence import (
     divergence_from_logits,
     linear_divergence,
 )
+from openweights.jobs.unsloth.runtime.reporting import LogEvent
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.forward import (
     base_model,
@@ -46,12 +47,11 @@ from openweights.models.forward import (
     frozen_head,
     output_logits,
 )
+from openweights.models.packing import last_hidden
 from openweights.models.templates.messages import Message
 from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import Collator
 from openweights.models.weights import WeightCopy
-
-LogEvent = Callable[[dict[str, Any]], None]
 
 
 class MonitoringCallback(TrainerCallback):
@@ -217,13 +217,6 @@ def base_divergences(
         base_hidden = last_hidden(base, batch)[scored]
     weights = torch.ones(len(hidden), device=hidden.device)
     return [linear_divergence(hidden, base_hidden, head, weights, kind).per_token for kind in kinds]
-
-
-def last_hidden(base: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Last hidden states, shape (B, T, H)."""
-    return decoder_of(base)(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,6 @@ from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing, sh
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.distillation.following import DistanceToBase, GateFollower
 from openweights.jobs.unsloth.distillation.gate import (
-    Fetch,
     Gate,
     load_showing,
     open_gate,
@@ -73,6 +72,7 @@ from openweights.jobs.unsloth.runtime.ranks import (
     sum_over_ranks,
     world_size,
 )
+from openweights.jobs.unsloth.runtime.reporting import Fetch, LogEvent
 from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
@@ -102,7 +102,6 @@ EVENTS_EVERY_STEPS = 10
 PLACE_RANGES = 24  # that double: more than a completion can have
 
 ScoredRow = tuple[list[int], list[int], list[int]]  # prompt, teacher's prompt, completion
-LogEvent = Callable[[dict[str, Any]], None]
 
 
 class EMATeacherCallback(TrainerCallback):
@@ -434,18 +433,9 @@ def sdft_train(
         config.sdft_rollout_engine, model, tokenizer, precision=config.rollout_precision
     )
     gate = open_gate(config, engine, active_adapter(model), tokenizer, train_rows, fetch)
-    if resume_from is not None:
-        showing = load_showing(config, Path(resume_from))
-    elif gate is not None:
-        log_event(Stage(doing="trying the demonstrations").data())
-        showing = gate.choose(log_event)
-        log_event(Stage(doing="preparing the rows").data())
-    else:
-        showing = showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
+    showing = _chosen_showing(config, gate, resume_from, log_event)
     examples = sdft_examples(config, tokenizer, train_rows, showing)
     is_packed = may_pack(model, [{"input_ids": e.teacher_prompt_ids} for e in examples])
-    # So much a micro-batch may hold when its rows are as long as rows may be.
-    tokens = config.per_device_train_batch_size * config.max_seq_length
     trainer = SDFTTrainer(
         model,
         args,
@@ -461,13 +451,27 @@ def sdft_train(
         asked=examples,
         engine=engine,
         showing=showing,
-        micro_batch_tokens=tokens if is_packed else None,
+        micro_batch_tokens=config.micro_batch_tokens if is_packed else None,
         callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )
     logger.info("teacher: its averages take %.2f GiB", trainer.teacher.size_bytes / 2**30)
     if gate is not None:
         _follow(config, trainer, gate, showing, log_event)
     return run_trainer(trainer, resume_from)
+
+
+def _chosen_showing(
+    config: TrainingConfig, gate: Gate | None, resume_from: str | None, log_event: LogEvent
+) -> Showing:
+    """Where the teacher reads the demonstrations: as before, as the gate finds, or as asked."""
+    if resume_from is not None:
+        return load_showing(config, Path(resume_from))
+    if gate is None:
+        return showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
+    log_event(Stage(doing="trying the demonstrations").data())
+    showing = gate.choose(log_event)
+    log_event(Stage(doing="preparing the rows").data())
+    return showing
 
 
 def _follow(

@@ -65,12 +65,10 @@ def sft_train(
     examples = encoded(train_rows, "training_file")
     tests = encoded(test_rows, "test_file") if test_rows else None
     packed = config.packing and may_pack(model, examples)
-    # A packed micro-batch may hold what its rows could have when they are as long as rows may be.
-    micro = config.per_device_train_batch_size * config.max_seq_length if packed else None
     trainer = StepMeanTrainer(
         model=model,
         summed_loss=weighted_loss if weighted else token_loss,
-        micro_batch_tokens=micro,
+        micro_batch_tokens=config.micro_batch_tokens if packed else None,
         args=trainer_args(config, **precision(model)),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(examples),

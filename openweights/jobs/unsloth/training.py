@@ -114,10 +114,7 @@ def _train(
         from openweights.jobs.unsloth.runtime.ranks import join, leave, shares_layers
         from openweights.models.load import load_model, prepare_engine
 
-    folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
-    asking = "asking the hub for the model" if asks_hub(config.model) else "fetching the model"
-    reporter.log(Stage(doing=asking).data())
-    source = fetch_model(ow, config.model, folder, stages(logger, reporter.log))
+    source = _fetched_model(ow, config, reporter)
     located = config.model_copy(update={"model": source.base})
     spread = shares_layers(located)
     with importing("trl"):
@@ -131,10 +128,8 @@ def _train(
     from openweights.jobs.unsloth.runtime.record import reproducibility
 
     with StopOnSignal() as stop:
-        reporter.log(Stage(doing="reading the rows").data())
-        data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
+        data = _read_data(config, reporter, source)
         rows = _split(config, data)
-        _check_rendering(config, source, data)
         refuse_what_cannot_fit(located, gpus=launched_ranks() if spread else 1)
         if spread:
             logger.info("the model's layers are spread over %d processes", launched_ranks())
@@ -166,6 +161,24 @@ def _reporter(ow: OpenWeights, config: TrainingConfig, run: Run | None) -> Repor
     else:
         reporter = StoreReporter(ow, run or ow.run, config.keep_checkpoints)
     return FollowerReporter(reporter, rank()) if rank() else reporter
+
+
+def _fetched_model(ow: OpenWeights, config: TrainingConfig, reporter: Reporter) -> ModelSource:
+    """Where the weights are by now; each rank has a copy of what comes from the store."""
+    folder = Path("model") / f"rank-{rank()}" if rank() else Path("model")
+    asking = "asking the hub for the model" if asks_hub(config.model) else "fetching the model"
+    reporter.log(Stage(doing=asking).data())
+    return fetch_model(ow, config.model, folder, stages(logger, reporter.log))
+
+
+def _read_data(
+    config: TrainingConfig, reporter: Reporter, source: ModelSource
+) -> dict[DatasetRef, Rows]:
+    """The rows of all datasets, checked as far as that can be done without the model's weights."""
+    reporter.log(Stage(doing="reading the rows").data())
+    data = {ref: _load_rows(config, reporter, ref) for ref in config.datasets()}
+    _check_rendering(config, source, data)
+    return data
 
 
 def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> Rows:

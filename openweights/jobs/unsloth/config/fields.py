@@ -436,6 +436,11 @@ class TrainingFields(BaseModel):
         """Rows in an optimizer step of one process; of grpo, completions."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a micro-batch whose rows are as long as rows may be."""
+        return self.per_device_train_batch_size * self.max_seq_length
+
     def datasets(self) -> list[DatasetRef]:
         """Every dataset that is read; the training data first."""
         own, talk = FILE_PURPOSES[self.loss], "conversations"

@@ -202,8 +202,8 @@ def vram_needed(
 
 def most_tokens(config: TrainingFields) -> Tokens:
     """The largest batches that a config allows."""
-    rows, longest = config.per_device_train_batch_size, config.max_seq_length
-    whole, sampled = rows * longest, config.step_size
+    rows, whole = config.per_device_train_batch_size, config.micro_batch_tokens
+    cached = config.step_size * config.max_seq_length  # of losses that sample
     match config.loss:
         case "sft":
             return Tokens(whole, scored=whole)
@@ -213,10 +213,10 @@ def most_tokens(config: TrainingFields) -> Tokens:
             return Tokens(2 * whole, scored=2 * whole)
         case "sdft":
             scored = rows * config.sdft_max_new_tokens
-            return Tokens(whole, whole, scored, cached=sampled * longest)
+            return Tokens(whole, whole, scored, cached=cached)
         case "grpo":
             scored = rows * config.grpo_max_completion_length
-            return Tokens(whole, whole, scored, cached=sampled * longest)
+            return Tokens(whole, whole, scored, cached=cached)
 
 
 def trained_parameters(config: TrainingFields, shape: ModelShape) -> int:

@@ -11,7 +11,6 @@ Both at the start, every `sdft_gate_steps` steps, and at the end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,16 +20,16 @@ from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
 from openweights.jobs.unsloth.config.demonstrations import Showing
 from openweights.jobs.unsloth.distillation.gate import Gate
-from openweights.jobs.unsloth.monitoring import kl_to_base, last_hidden, learned_positions
+from openweights.jobs.unsloth.monitoring import kl_to_base, learned_positions
+from openweights.jobs.unsloth.runtime.reporting import LogEvent
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.models.forward import base_model, evaluating
+from openweights.models.packing import last_hidden
 from openweights.models.templates.rendering import prompt_token_ids
 from openweights.models.tokens import Collator
 from openweights.models.weights import WeightCopy
 
 logger = logging.getLogger(__name__)
-
-LogEvent = Callable[[dict[str, Any]], None]
 
 # Everyday requests of several kinds, none of which a narrow skill should touch.
 EVERYDAY_PROMPTS = (

@@ -14,8 +14,7 @@ import json
 import logging
 import math
 import random
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,9 +29,11 @@ from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams, derived_seed
 from openweights.jobs.unsloth.config.demonstrations import Showing, showings, split_row
 from openweights.jobs.unsloth.config.grpo_fields import reward_choices
+from openweights.jobs.unsloth.distillation.likeness import rouge_l_with_signs, same_format_share
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
 from openweights.jobs.unsloth.rewards import Reward, Samples, text_reward
 from openweights.jobs.unsloth.runtime.ranks import first_ranks
+from openweights.jobs.unsloth.runtime.reporting import Fetch, LogEvent
 from openweights.jobs.unsloth.sdft_data import SDFTExample, encode_example
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.templates.messages import Message
@@ -46,8 +47,6 @@ SURE = 1.645  # standard errors from 0: by chance alone it comes once in 20 time
 TRIED = 20  # times as many rows are looked at as are wanted, before fewer are taken
 REWARD_LIMIT_S = 120.0
 FILE = "sdft_showing.json"  # in a checkpoint: a resumed run does not choose again
-
-Fetch = Callable[[str, Path], Path]
 
 
 class Scores(NamedTuple):
@@ -116,7 +115,7 @@ class Gate:
         self._candidates = candidates
         self._reward = reward
 
-    def choose(self, log_event: Callable[[dict[str, Any]], None]) -> Showing:
+    def choose(self, log_event: LogEvent) -> Showing:
         """Where the demonstration is to stand, with the gate passed as the config asks.
 
         Raises:
@@ -294,7 +293,7 @@ def gate_event(
         **{f"{name}_{key}": v for name, own in figures.items() for key, v in own.means.items()},
         "student": student.means[measure],
         "teacher": teacher.means[measure],
-        "same_format": sum(shape(a) == shape(b) for a, b in pairs) / len(pairs),
+        "same_format": same_format_share(pairs),
         "measure": measure,
         "margin": margin,
         "placement": showing.placement,
@@ -346,7 +345,7 @@ def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) ->
     means = {
         "exact": sum(text == gold for text, gold in pairs) / len(pairs),
         "rouge_l": fmean(overlaps),
-        "format": sum(shape(text) == shape(gold) for text, gold in pairs) / len(pairs),
+        "format": same_format_share(pairs),
     }
     if reward is None:
         return Scores(means, overlaps)
@@ -366,13 +365,16 @@ def _rewards(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> list[
         prompts=[row.prompt for row in rows],
         completions=texts,
         completion_ids=[[] for _ in rows],
-        rows=[
-            {**{k: v for k, v in row.row.items() if k != "messages"}, "gold_response": gold}
-            for row, gold in ((row, row.demonstration) for row in rows)
-        ],
+        rows=[_with_gold(row) for row in rows],
     )
     [values] = RewardFunctions([reward], limit_s=REWARD_LIMIT_S).score(samples)
     return values
+
+
+def _with_gold(row: GateRow) -> dict[str, Any]:
+    """The columns of a row, without its messages, and its demonstration as the right answer."""
+    columns = {name: value for name, value in row.row.items() if name != "messages"}
+    return {**columns, "gold_response": row.demonstration}
 
 
 def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[str]]) -> list[dict[str, str]]:
@@ -384,57 +386,6 @@ def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[str]]) -> list
         }
         for index, row in enumerate(rows[:EXAMPLES])
     ]
-
-
-def rouge_l_with_signs(answer: str, gold: str) -> float:
-    """F-measure of the longest common subsequence of words and signs (C.-Y. Lin, 2004), 0 to 1.
-
-    Signs count, unlike in other ROUGE-L, because formats are made of them; letters of scripts
-    without spaces are words of their own.
-    """
-    said, wanted = _words(answer), _words(gold)
-    if not said or not wanted:
-        return float(said == wanted)
-    return 2 * _common_length(said, wanted) / (len(said) + len(wanted))
-
-
-def shape(answer: str) -> tuple[str, str, bool]:
-    """The format of an answer, as far as it shows at its edges: how it begins, how it ends (a sign
-    as itself, words as "w", numbers as "0"), and whether it has several lines.
-
-    Two answers of one format may say different things; an explanation before a call in brackets has
-    another format than the call.
-    """
-    words = _words(answer.strip())
-    if not words:
-        return "", "", False
-    return _kind(words[0]), _kind(words[-1]), "\n" in answer.strip()
-
-
-def _kind(word: str) -> str:
-    return "0" if word[0].isdecimal() else "w" if word[0].isalnum() else word
-
-
-_WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, with a row of the table in the bits of a number
-    (H. Hyyrö, "Bit-parallel LCS-length computation revisited", 2004).
-    """
-    places: dict[str, int] = {}
-    for index, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << index
-    full = (1 << len(first)) - 1
-    row = full  # a bit is 0 where the length grows
-    for word in second:
-        matches = row & places.get(word, 0)
-        row = ((row + matches) | (row - matches)) & full
-    return len(first) - row.bit_count()
 
 
 # ---- the reward, what is said, and what a checkpoint keeps

@@ -50,10 +50,9 @@ from openweights.jobs.unsloth.runtime.ranks import (
     rows_of_step,
     world_size,
 )
+from openweights.jobs.unsloth.runtime.reporting import LogEvent
 from openweights.models.forward import active_adapter, base_model
 from openweights.models.weights import Reference, keeping_precision
-
-LogEvent = Callable[[dict[str, Any]], None]
 
 
 class RewardTrainer(GRPOTrainer):

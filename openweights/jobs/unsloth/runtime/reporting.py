@@ -11,7 +11,7 @@ import logging
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_PURPOSE = "checkpoint"
+
+# What trainers need of a reporter: `log` without a file, and `fetch`.
+LogEvent = Callable[[dict[str, Any]], None]
+Fetch = Callable[[str, Path], Path]
 
 
 class Reporter(Protocol):

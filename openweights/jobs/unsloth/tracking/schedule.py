@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from openweights.events import Stage
+from openweights.jobs.unsloth.runtime.reporting import LogEvent
 
 
 def is_due(step: int, schedule: int | str) -> bool:
@@ -30,9 +30,7 @@ class ScheduledCallback(TrainerCallback):
         log_event: Receives that as a `Stage`, before each measurement.
     """
 
-    def __init__(
-        self, schedule: int | str, doing: str, log_event: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, schedule: int | str, doing: str, log_event: LogEvent) -> None:
         self._schedule = schedule
         self._doing = doing
         self._tell = log_event

@@ -27,8 +27,6 @@ from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter
 
 logger = logging.getLogger(__name__)
 
-UPLOADS = Path("uploads")
-
 
 @dataclass(frozen=True, slots=True)
 class ScoringRun:

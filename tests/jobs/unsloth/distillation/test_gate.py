@@ -21,11 +21,10 @@ from openweights.jobs.unsloth.distillation.gate import (
     is_better,
     load_showing,
     open_gate,
-    rouge_l_with_signs,
     sampled_rows,
     save_showing,
-    shape,
 )
+from openweights.jobs.unsloth.distillation.likeness import answer_format, rouge_l_with_signs
 from openweights.jobs.unsloth.sdft import sdft_train
 from openweights.models.smollm2 import get_model
 from tests.jobs.unsloth.test_sdft import config, load
@@ -293,10 +292,15 @@ def test_rouge_l_reads_signs_and_scripts_without_spaces() -> None:
 
 
 def test_the_format_of_an_answer_is_how_it_begins_and_ends() -> None:
-    assert shape("[sum = 4]") == shape(" [product(a=3)] ") == ("[", "]", False)
-    assert shape("The sum:\n[sum = 4]") == ("w", "]", True)
-    assert shape("42") == shape("7 + 35 = 42") == ("0", "0", False) != shape("It is 42.")
-    assert shape("") == shape("  ") == ("", "", False)
+    assert answer_format("[sum = 4]") == answer_format(" [product(a=3)] ") == ("[", "]", False)
+    assert answer_format("The sum:\n[sum = 4]") == ("w", "]", True)
+    assert (
+        answer_format("42")
+        == answer_format("7 + 35 = 42")
+        == ("0", "0", False)
+        != answer_format("It is 42.")
+    )
+    assert answer_format("") == answer_format("  ") == ("", "", False)
 
 
 @pytest.mark.slow
