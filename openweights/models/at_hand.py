@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from openweights.models.hub_files import cached_file
 from openweights.models.names import location_here
 from openweights.models.reading import without_weights
 
@@ -45,10 +46,7 @@ def _file_at_hand(location: str, name: str) -> Path | None:
     """A file of a model's folder, or of its repository where that was fetched before."""
     if Path(location).is_dir():
         return Path(location) / name
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(location, name)
-    return Path(found) if isinstance(found, str) else None
+    return cached_file(location, name)
 
 
 def _embedding_rows(location: str) -> int | None:

@@ -27,6 +27,7 @@ from openweights.models.checkpoint import (
     check_is_dense,
     check_target_modules,
 )
+from openweights.models.hub_files import out_of_reach
 from openweights.models.log_probs import check_logits
 from openweights.models.names import location_here
 from openweights.models.packing import cap_attention
@@ -463,10 +464,7 @@ def _load_problem(name: str, error: Exception) -> str:
         )
     unreachable = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError)
     if any(isinstance(c, unreachable) for c in causes):
-        return (
-            f"model: {name} is not on this machine and the Hugging Face hub cannot be reached; "
-            "give a folder with the model, or try again with a network"
-        )
+        return out_of_reach(name)
     lines = (line.strip() for line in str(error).splitlines())
     first = next((line for line in lines if line), type(error).__name__)
     return (

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from openweights.errors import ConfigError
+from openweights.models.hub_files import cached_file
 from openweights.models.names import location_here, parameters_in_billions
 
 # Architectures whose MLP has two layers instead of three.
@@ -190,16 +190,9 @@ def config_here(model: str) -> dict[str, Any] | None:
         path = Path(location_here(model)) / "config.json"
     except ConfigError:
         return None
-    if not path.is_file() and find_spec("huggingface_hub") is not None:
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            cached = try_to_load_from_cache(model, "config.json")
-        except HFValidationError:
-            return None
-        path = Path(cached) if isinstance(cached, str) else path
     try:
+        if not path.is_file():
+            path = cached_file(model, "config.json") or path
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

