@@ -5,6 +5,8 @@ and keys, which `ow login` stores, and what clients hand to their jobs on this m
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -36,8 +38,6 @@ def read_credentials(home: Path) -> Credentials | None:
     Raises:
         ConfigurationError: The file cannot be read, or holds something else.
     """
-    import json
-
     path = credentials_path(home)
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -54,17 +54,18 @@ def read_credentials(home: Path) -> Credentials | None:
 
 def write_credentials(home: Path, credentials: Credentials) -> Path:
     """Store them; raises OSError."""
-    import json
-
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _write(credentials_path(home), json.dumps(asdict(credentials), indent=2))
+    return write_private(credentials_path(home), json.dumps(asdict(credentials), indent=2))
 
 
-def _write(path: Path, text: str) -> Path:
+def write_private(path: Path, text: str) -> Path:
+    """Write a file that nobody else may read, completely or not at all, and return its path; makes
+    its folder, and raises OSError.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         new.unlink()
-    # Nobody else may read it, from the first moment.
+    # With its rights from the first moment.
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     new.replace(path)
@@ -87,20 +88,15 @@ def hand_over(home: Path, job_id: str, variables: Mapping[str, str]) -> None:
     """Keep variables for a job of the store on this machine, whose worker has the environment of
     whoever started it; raises OSError. Nothing is kept of none.
     """
-    import json
-
     path = _handed_path(home, job_id)
     if variables:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(path, json.dumps({"job": job_id, "variables": dict(variables)}))
+        write_private(path, json.dumps({"job": job_id, "variables": dict(variables)}))
     else:
         path.unlink(missing_ok=True)
 
 
 def handed_over(home: Path, job_id: str) -> dict[str, str]:
     """What a job was handed; raises OSError."""
-    import json
-
     try:
         found: Any = json.loads(_handed_path(home, job_id).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -110,8 +106,6 @@ def handed_over(home: Path, job_id: str) -> dict[str, str]:
 
 def jobs_with_handed_over(home: Path) -> list[str]:
     """Jobs for which something is kept."""
-    import json
-
     found: list[str] = []
     for path in (home / _HANDED).glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -120,7 +114,5 @@ def jobs_with_handed_over(home: Path) -> list[str]:
 
 
 def _handed_path(home: Path, job_id: str) -> Path:
-    import hashlib
-
     # An id may hold what no file's name can.
     return home / _HANDED / f"{hashlib.sha256(job_id.encode()).hexdigest()[:24]}.json"

@@ -278,7 +278,7 @@ class Jobs:
             allowed_hardware=None if hardware is None else tuple(hardware),
             priority=options.priority,
             max_attempts=options.max_attempts,
-            timeout_at=moment_after(self.ow.backend, options.timeout),
+            timeout_at=moment_after(self.ow.backend, "timeout", options.timeout),
             max_cost_usd=options.max_cost_usd,
             max_usd_per_hour=options.max_usd_per_hour,
             after=options.job_ids_before(self.awaited_jobs(validated)),

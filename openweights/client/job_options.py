@@ -166,7 +166,7 @@ class JobOptions(BaseModel):
         """`not_before` as a moment, by the store's clock."""
         if isinstance(self.not_before, datetime):
             return check_moment(self.not_before)
-        return moment_after(backend, self.not_before)
+        return moment_after(backend, "not_before", self.not_before)
 
     def quiet_s(self, default: float | None) -> float | None:
         """How long it may be quiet; None for ever."""

@@ -157,7 +157,8 @@ class Job:
 
     def set_timeout(self, timeout: float | None) -> Job:
         """Stop it so many seconds from now, if it has not ended by then; None lets it run."""
-        self.record = self._ow.backend.set_timeout(self.id, moment_after(self._ow.backend, timeout))
+        moment = moment_after(self._ow.backend, "timeout", timeout)
+        self.record = self._ow.backend.set_timeout(self.id, moment)
         return self
 
     def refresh(self) -> Job:
@@ -461,8 +462,11 @@ def _is_field(name: object) -> bool:
     return isinstance(name, str) and name in JobRecord.__dataclass_fields__
 
 
-def moment_after(backend: Backend, seconds: float | None) -> datetime | None:
+def moment_after(backend: Backend, name: str, seconds: float | None) -> datetime | None:
     """The moment so many seconds from now, by the store's clock; None for none.
+
+    Args:
+        name: Of the argument that says how many, for the message.
 
     Raises:
         InvalidInputError: It is no number, or no clock will ever show the moment.
@@ -473,5 +477,5 @@ def moment_after(backend: Backend, seconds: float | None) -> datetime | None:
         return backend.now() + timedelta(seconds=seconds)
     except (TypeError, ValueError, OverflowError):
         raise InvalidInputError(
-            f"timeout: {shown(seconds)} is no number of seconds from now"
+            f"{name}: {shown(seconds)} is no number of seconds from now"
         ) from None

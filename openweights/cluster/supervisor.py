@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import io
 import logging
-import os
 import re
 import subprocess
 import threading
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
+from openweights.credentials import write_private
 from openweights.errors import ConfigurationError, InvalidInputError, NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -55,13 +55,7 @@ def manage(folder: Path, name: str, text: str) -> None:
     missing = [variable for variable in NEEDED if not parse_env(text).get(variable)]
     if missing:
         raise ConfigurationError(f"{name}: {', '.join(missing)} must be set in the file")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = folder / f".{name}.new"
-    new.unlink(missing_ok=True)
-    # Nobody else may read it, from the first moment.
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    new.replace(folder / f"{name}.env")
+    write_private(folder / f"{name}.env", text)
 
 
 def unmanage(folder: Path, name: str) -> None:

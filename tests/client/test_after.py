@@ -123,6 +123,8 @@ def test_how_a_job_runs_as_users_write_it(ow: QuietClient) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             kind.create(text="d", **wrong)
+    with pytest.raises(InvalidInputError, match="not_before: .* is no number of seconds from now"):
+        kind.create(text="d", not_before=1e300)
 
 
 def test_training_may_be_quiet_for_half_an_hour(ow: QuietClient, tmp_path: Path) -> None:

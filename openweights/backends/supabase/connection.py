@@ -14,6 +14,7 @@ import httpx
 
 from openweights.backends.supabase.calls import PATIENCE_S, check_response, patiently
 from openweights.backends.supabase.records import Row, columns, from_rows, moment
+from openweights.backends.supabase.storage import BUCKET
 from openweights.errors import ConfigurationError, InvalidStateError
 from openweights.types import FileRecord, JobRecord, WorkerRecord
 
@@ -157,6 +158,10 @@ class Project(ABC):
             return patiently(call, self._patience_s, self.url)
         except ConfigurationError as error:
             raise ConfigurationError(f"{error} (key {self._shown_key}, {self.url})") from error
+
+    def _bucket(self) -> Any:
+        """The storage that holds the content of files, as the supabase client gives it."""
+        return self._open().client.storage.from_(BUCKET)
 
     # ---- rows
 

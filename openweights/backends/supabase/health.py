@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from typing import Any
 
 from openweights.backends.supabase.connection import Project
 from openweights.backends.supabase.storage import BUCKET, CONTENT_TYPE
@@ -25,8 +24,8 @@ class HealthVerbs(Project):
         foreign = f"{uuid.uuid4()}/{uuid.uuid4()}/{name}"
         try:
             self._upload_probe(own)
-            content = self._patiently(lambda: self._probed().download(own))
-            self._patiently(lambda: self._probed().remove([own]))
+            content = self._patiently(lambda: self._bucket().download(own))
+            self._patiently(lambda: self._bucket().remove([own]))
         except NotFoundError as error:
             return f"no private bucket {BUCKET!r}: {error}"
         except OpenWeightsError as error:
@@ -35,14 +34,11 @@ class HealthVerbs(Project):
             return "it does not give back what was stored"
         try:
             self._upload_probe(foreign)
-            self._patiently(lambda: self._probed().remove([foreign]))
+            self._patiently(lambda: self._bucket().remove([foreign]))
         except ConfigurationError:
             return None
         return "this key may write into the folders of other organizations"
 
     def _upload_probe(self, path: str) -> None:
         options = {"content-type": CONTENT_TYPE}
-        self._patiently(lambda: self._probed().upload(path, _PROBE, options))
-
-    def _probed(self) -> Any:
-        return self._open().client.storage.from_(BUCKET)
+        self._patiently(lambda: self._bucket().upload(path, _PROBE, options))

@@ -22,7 +22,6 @@ from openweights.backends.supabase.records import (
     worker_json,
 )
 from openweights.backends.supabase.storage import (
-    BUCKET,
     CONTENT_TYPE,
     DIGITS,
     PART_BYTES,
@@ -156,9 +155,6 @@ class FileVerbs(Project):
     def _place_of_own(self, file_id: str) -> str:
         """Where this key puts content: nobody else writes there."""
         return self._place(f"{self.identity['key_id']}/{file_id}")
-
-    def _bucket(self) -> Any:
-        return self._open().client.storage.from_(BUCKET)
 
     @property
     def _storage_url(self) -> str:

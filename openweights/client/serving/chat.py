@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.arguments import check_text
+from openweights.client.results import write_chunks
 from openweights.client.serving.openai_clients import (
     Clients,
     Streamed,
@@ -387,8 +388,5 @@ class CachedAnswer:
         """Keep it, completely or not at all; returns it."""
         if self._state is not None and answer.system_fingerprint != self._state:
             return answer
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f".{self._path.name}.{threading.get_ident()}")
-        partial.write_text(answer.model_dump_json(), encoding="utf-8")
-        partial.replace(self._path)
+        write_chunks([answer.model_dump_json().encode()], self._path)
         return answer

