@@ -15,14 +15,14 @@ from typing import Literal
 from openweights.gpu_names import LONG_NAMES
 from openweights.types import CloudType
 
+# Tier of a pod; a job's ALL is two of them.
 PodCloud = Literal["SECURE", "COMMUNITY"]
-"""Tier of a pod; a job's ALL is two of them."""
 
 CLOUDS: tuple[PodCloud, ...] = ("SECURE", "COMMUNITY")
+# Sizes of pods that are chosen without being named; a host has eight GPUs at most.
 GPU_COUNTS = (1, 2, 4, 8)
-"""Sizes of pods that are chosen without being named; a host has eight GPUs at most."""
+# Of each GPU's memory, what the driver and the rounding of its size may keep from a job.
 MARGIN_GB = 5
-"""Of each GPU's memory, what the driver and the rounding of its size may keep from a job."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,13 +28,19 @@ def no_later_than(moment: float | None) -> Generator[None]:
         _last_moment.reset(token)
 
 
+def backoff_s(failures: int, first_s: float, longest_s: float) -> float:
+    """How long to wait after so many failures in a row: `first_s` after none, then the double each
+    time, up to `longest_s`.
+    """
+    return min(first_s * 2.0 ** min(failures, 1000), longest_s)
+
+
 def delays(longest_s: float = LONGEST_DELAY_S) -> Iterator[float]:
     """Seconds to wait before each further try: doubling, bounded, and spread, so that many who
     wait for the same thing do not come back in step.
     """
     for number in itertools.count():
-        full_s = min(FIRST_DELAY_S * 2.0 ** min(number, 16), longest_s)
-        yield full_s * random.uniform(0.5, 1.0)
+        yield backoff_s(number, FIRST_DELAY_S, longest_s) * random.uniform(0.5, 1.0)
 
 
 def retry(

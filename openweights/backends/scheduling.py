@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from openweights.errors import InvalidInputError, InvalidStateError, shown
+from openweights.retry import backoff_s
 from openweights.types import Retry
 
 LONGEST_BACKOFF_S = 86_400.0
@@ -114,7 +115,7 @@ def pause_before_retry(
         return None
     if not (_causes(cause, exit_code) & set(retry.on)):
         return None
-    return min(retry.backoff_s * 2.0 ** min(retries, 1000), LONGEST_BACKOFF_S)
+    return backoff_s(retries, retry.backoff_s, LONGEST_BACKOFF_S)
 
 
 def _causes(cause: str | None, exit_code: int | None) -> set[str]:

@@ -47,6 +47,7 @@ from openweights.cluster.store import ClusterStore
 from openweights.cluster.watch import ReportLog, Seen, Watch
 from openweights.errors import ConfigurationError, OpenWeightsError, PlatformError
 from openweights.gpu_catalogue import Offer
+from openweights.retry import backoff_s
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,6 @@ MOST_SKEW_S = 5.0
 LONGEST_PAUSE_S = 300.0
 # The key outlives the worker's last job; after that nobody needs it.
 KEY_DAYS = 7
-MOST_DOUBLINGS = 10
 _SECRET = re.compile(r"\b(ow|hf|sk|rpa?)[_-][A-Za-z0-9_-]{8,}")
 
 
@@ -122,8 +122,7 @@ class OrganizationManager:
             except Exception:  # noqa: BLE001 - the loop of a daemon: pods must not be left alone
                 failures += 1
                 logger.exception("this pass failed")
-            pause_s = poll_s * 2 ** min(failures, MOST_DOUBLINGS)
-            stop.wait(min(pause_s, max(poll_s, LONGEST_PAUSE_S)))
+            stop.wait(backoff_s(failures, poll_s, max(poll_s, LONGEST_PAUSE_S)))
 
     def step(self) -> None:
         """One pass.

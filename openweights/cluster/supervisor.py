@@ -25,15 +25,14 @@ from dotenv.parser import parse_stream
 
 from openweights.credentials import write_private
 from openweights.errors import ConfigurationError, InvalidInputError, NotFoundError
+from openweights.retry import backoff_s
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 5.0
 FIRST_PAUSE_S = 2.0
 LONGEST_PAUSE_S = 300.0
-MOST_DOUBLINGS = 10
-STEADY_S = 600.0
-"""A manager that ran for this long is started again at once."""
+STEADY_S = 600.0  # a manager that ran for this long is started again at once
 STOP_S = 60.0
 NEEDED = ("SUPABASE_URL", "SUPABASE_ANON_KEY", "OPENWEIGHTS_API_KEY", "RUNPOD_API_KEY")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -158,8 +157,7 @@ class Supervisor:
             return
         child.process = None
         child.failures = 1 if now - child.started_at >= STEADY_S else child.failures + 1
-        doublings = min(child.failures - 1, MOST_DOUBLINGS)
-        pause_s = min(FIRST_PAUSE_S * 2**doublings, LONGEST_PAUSE_S)
+        pause_s = backoff_s(child.failures - 1, FIRST_PAUSE_S, LONGEST_PAUSE_S)
         child.retry_at = now + pause_s
         logger.warning("the manager of %s ended with %d; again in %.0f s", name, code, pause_s)
 

@@ -18,8 +18,8 @@ from openweights.types import JobRecord, PendingRow, WorkerRow
 logger = logging.getLogger(__name__)
 
 _SHOWN_IDS = 5
+# A worker that is silent for longer has the log of its run looked at.
 LOOK_AT_LOG_AFTER_S = 30.0
-"""A worker that is silent for longer has the log of its run looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from openweights.errors import (
     PlatformError,
     StoreUnavailableError,
 )
+from openweights.retry import backoff_s
 from openweights.settings import Settings
 from openweights.types import (
     ANSWERING_PREFIX,
@@ -61,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 LONGEST_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
-MOST_DOUBLINGS = 10
 MOST_REFUSALS = 3  # a project may refuse a good key for a moment, while it is changed
 REFUSAL_PAUSE_S = 2.0
 DAY_S = 86_400.0
@@ -189,8 +189,8 @@ class Worker:
                 continue
             except Exception:  # noqa: BLE001 - the loop of a daemon: no job may end it
                 logger.exception("%s: the loop goes on after an error", self.id)
-                failures = min(failures + 1, MOST_DOUBLINGS)
-                self._shutdown.requested.wait(min(2.0**failures, LONGEST_PAUSE_S))
+                failures += 1
+                self._shutdown.requested.wait(backoff_s(failures, 1.0, LONGEST_PAUSE_S))
                 continue
             if once:
                 return

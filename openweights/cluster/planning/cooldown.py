@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, cast
 
+from openweights.retry import backoff_s
+
+# Each rest is twice as long as the one before, so that what never works costs next to nothing in
+# the long run: in a month some twenty tries.
 FIRST_REST_S = 60.0
 LONGEST_REST_S = 7 * 24 * 3600.0
-"""Each rest is twice as long as the one before, so that what never works costs next to nothing in
-the long run: in a month some twenty tries.
-"""
-PATIENCE = 3
-"""Failures in a row before the first rest."""
+PATIENCE = 3  # failures in a row before the first rest
 
 Key = tuple[str, str]
 
@@ -49,7 +49,7 @@ class Cooldowns:
         count = before.count + 1 if before else 1
         rest_s = 0.0
         if count >= PATIENCE:
-            rest_s = min(FIRST_REST_S * 2.0 ** min(count - PATIENCE, 30), LONGEST_REST_S)
+            rest_s = backoff_s(count - PATIENCE, FIRST_REST_S, LONGEST_REST_S)
         entry = Failures(count, now + timedelta(seconds=rest_s))
         return Cooldowns(MappingProxyType({**self.failures, key: entry}))
 

@@ -19,12 +19,12 @@ from openweights.gpu_catalogue import CATALOGUE, GPU_COUNTS, Gpu, Offer, surely_
 from openweights.gpu_names import gpu_key
 
 REFRESH_S = 900.0
+# While something is being left alone because it was sold out.
 ANXIOUS_REFRESH_S = 120.0
-"""While something is being left alone because it was sold out."""
+# What is listed as in stock rests no longer than this, however often it was refused.
 LISTED_REST_S = 1200.0
-"""What is listed as in stock rests no longer than this, however often it was refused."""
+# An answer about stock says nothing any more after this long.
 STALE_S = 1800.0
-"""An answer about stock says nothing any more after this long."""
 SPENDING_PAUSE_S = 300.0
 
 StockLevel = Literal["HIGH", "MEDIUM", "LOW", "NONE"]

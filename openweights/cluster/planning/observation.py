@@ -13,8 +13,8 @@ from openweights.types import CLOUD_TYPES, CloudType, JobRecord, WorkerStatus
 PodStatus = Literal["PROVISIONING", "STARTING", "RUNNING", "EXITED", "ERROR", "TERMINATED"]
 
 POD_PREFIX = "ow-"
+# Images of workers that take jobs of every image, as `claim_job` does.
 ANY_IMAGE = frozenset({"", "dev"})
-"""Images of workers that take jobs of every image, as `claim_job` does."""
 
 
 @dataclass(frozen=True, slots=True)
