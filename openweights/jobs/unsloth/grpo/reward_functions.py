@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from openweights.errors import ConfigError, JobFailedError
+from openweights.errors import ConfigError, JobFailedError, shown
 from openweights.jobs.unsloth.rewards import Reward, Samples
 from openweights.models.log_probs import mean_target_log_probs
 from openweights.models.templates.messages import Message
@@ -199,7 +199,7 @@ def _values(reward: Reward, result: Any, count: int) -> list[float]:
     if len(values) != count:
         raise JobFailedError(
             f"reward {reward.name}: must return a list with one number for each of the {count} "
-            f"completions, not {_short(result)}; correct it"
+            f"completions, not {shown(result)}; correct it"
         )
     numbers = [_number(reward, value) for value in values]
     if any(map(math.isnan, numbers)) and not reward.causes:
@@ -225,12 +225,7 @@ def _number(reward: Reward, value: Any) -> float:
         number = math.nan if inner is None else float(inner)
     except (TypeError, ValueError, OverflowError):
         raise JobFailedError(
-            f"reward {reward.name}: gave {_short(value)}; give numbers, or None for a completion "
+            f"reward {reward.name}: gave {shown(value)}; give numbers, or None for a completion "
             "that cannot be scored"
         ) from None
     return number if math.isfinite(number) else math.nan
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -17,6 +17,7 @@ compute with the trainer's own weights (`is_exact`) tells the old policy's log-p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -253,7 +254,7 @@ class RewardTrainer(GRPOTrainer):
         for prompt, completion, row in zip(
             samples.prompts, samples.completions, scores[first].tolist(), strict=True
         ):
-            values = [None if v != v else v for v in row]  # noqa: PLR0124 - NaN
+            values = [None if math.isnan(value) else value for value in row]
             logged.append(
                 {
                     "prompt": prompt[-1]["content"],
