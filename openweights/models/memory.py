@@ -43,6 +43,9 @@ def wait_for_memory(
 ) -> None:
     """Return once so many bytes are free; says what it waits for.
 
+    Args:
+        memory: Free and whole memory, in bytes.
+
     Raises:
         ConfigurationError: There never will be as many.
     """
@@ -53,14 +56,14 @@ def wait_for_memory(
             return
         if needed > whole:
             raise ConfigurationError(
-                f"{name} needs {needed / 1e9:.1f} GB of memory, and this machine has "
-                f"{whole / 1e9:.1f}; choose a smaller model"
+                f"{name} needs {needed / 2**30:.1f} GiB of memory, and this machine has "
+                f"{whole / 2**30:.1f}; choose a smaller model"
             )
         if not is_told:
             logger.warning(
-                "%s waits for memory: it needs %.1f GB, and %.1f of %.1f are free; it goes on when "
-                "another job or deployment ends",
-                name, needed / 1e9, free / 1e9, whole / 1e9,
-            )  # fmt: skip
+                "%s waits for memory: it needs %.1f GiB, and %.1f of %.1f are free; it goes on "
+                "when another job or deployment ends",
+                *(name, *(amount / 2**30 for amount in (needed, free, whole))),
+            )
             is_told = True
         pause(POLL_S)

@@ -6,8 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
-import signal
 import sys
 import threading
 import time
@@ -17,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from openweights import progress
 from openweights.backends.base import Backend
@@ -28,7 +26,7 @@ from openweights.hardware import Hardware
 from openweights.settings import Settings
 from openweights.types import SERVED, Claim, EventDraft, Instruction, JobRecord
 from openweights.worker import gpu_watch
-from openweights.worker.causes import Cause, advice, cause_of, oom_kills
+from openweights.worker.causes import advice, cause_of, oom_kills
 from openweights.worker.folder import SPOOL_VARIABLE, RunFolder, mount, unpack
 from openweights.worker.heartbeat import Heartbeat
 from openweights.worker.job_secrets import open_secrets, secret_names
@@ -37,15 +35,11 @@ from openweights.worker.process import GuardedProcess, ProcessEnd
 from openweights.worker.redaction import Redactor, secret_values
 from openweights.worker.results import collect_uploads, drop_checkpoints, replay_events
 from openweights.worker.shutdown import Shutdown, persist
+from openweights.worker.verdict import TERMINATED, Verdict, judge, one_line, shorten, words_of
 
 logger = logging.getLogger(__name__)
 
-# What a line of a job's log begins with: when, and how bad.
-_LOG_PREFIX = re.compile(r"\d{4}-\d\d-\d\d[ T][\d:,.]+ (?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? ")
-LONGEST_REASON = 400
 NOTICE_S = 0.5
-# Exit codes of a job that SIGTERM or SIGINT ended, as the guard and as a shell say it.
-TERMINATED = frozenset({-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT})
 # Of two instructions about one run the later in this list counts.
 _WEIGHT: tuple[Instruction, ...] = (
     *("continue", "shutdown", "stalled", "timeout", "cancel", "fenced"),
@@ -68,18 +62,6 @@ class Host:
     hardware: Hardware
     shutdown: Shutdown
     heartbeat: Heartbeat
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a run came to: a status, or `released` (back to the queue), or `lost` (the same, but it
-    hung), or `fenced` (not ours any more).
-    """
-
-    outcome: Literal["completed", "failed", "canceled", "released", "lost", "fenced"]
-    reason: str | None = None
-    exit_code: int | None = None
-    cause: Cause | None = None
 
 
 def execute(claim: Claim, host: Host) -> None:
@@ -347,7 +329,7 @@ class _Execution:
         if verdict.outcome == "fenced":
             return
         if verdict.reason is not None:
-            said = _words_of(self._log.last_line())  # which stand right above
+            said = words_of(self._log.last_line())  # which stand right above
             reason = verdict.reason.replace(f": {said}", "", 1) if said else verdict.reason
             self._log.note(f"{verdict.outcome}: {reason}")
         self._log.finish()
@@ -377,60 +359,6 @@ class _Execution:
 
     def _persist(self, call: Callable[[], object]) -> None:
         persist(call, give_up=self._hurry)
-
-
-def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
-    """What a run came to. A job that ended before a stop reached it counts by its exit code."""
-    if instruction == "fenced":
-        return Verdict("fenced")
-    if end.was_stopped and instruction == "cancel":
-        return Verdict("canceled", "on request")
-    if end.was_stopped and instruction == "timeout":
-        return Verdict("failed", "stopped: its timeout has passed")
-    if end.was_stopped and instruction == "stalled":
-        return Verdict("lost", "stopped: it hung")
-    if instruction == "shutdown" and (end.was_stopped or end.exit_code in TERMINATED):
-        return Verdict("released", "its worker was shut down")
-    if instruction == "continue" and end.was_stopped:
-        return Verdict("released", "its worker stood still for longer than its lease")
-    if end.exit_code is None:
-        return Verdict("lost", "the process that guards the job was killed, and the job with it")
-    if end.exit_code == 0:
-        return Verdict("completed", exit_code=0)
-    return Verdict("failed", describe_exit(end.exit_code, last_line), end.exit_code)
-
-
-def describe_exit(exit_code: int, last_line: str) -> str:
-    """One line for a job that failed by itself: `exit code 1: ValueError: no rows`."""
-    # A shell says 128 + n when its command was killed by signal n.
-    signum = -exit_code if exit_code < 0 else exit_code - 128
-    name = ""
-    if signum > 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(signum).name
-    if signum == signal.SIGKILL:
-        name += ", often for lack of memory"
-    text = f"killed by signal {signum}" if exit_code < 0 else f"exit code {exit_code}"
-    text += f" ({name})" if name else ""
-    said = _words_of(last_line)
-    return shorten(f"{text}: {said}" if said else text)
-
-
-def _words_of(line: str) -> str:
-    """A line of a log without its time and level."""
-    return _LOG_PREFIX.sub("", line)
-
-
-def one_line(error: Exception) -> str:
-    """The reason for a failure in the worker's hands."""
-    text = " ".join(str(error).split())
-    if isinstance(error, OpenWeightsError) and text:
-        return shorten(text)
-    return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__)
-
-
-def shorten(text: str) -> str:
-    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 1] + "…"
 
 
 def shortfalls(job: JobRecord, hardware: Hardware) -> list[str]:

@@ -20,9 +20,10 @@ from openweights.errors import InvalidInputError
 from openweights.hardware import Hardware
 from openweights.settings import Settings
 from openweights.types import FileRecord, Instruction, JobRecord, WorkerSpec
-from openweights.worker.execution import describe_exit, judge, shortfalls
+from openweights.worker.execution import shortfalls
 from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
 from openweights.worker.process import ProcessEnd, marked_processes
+from openweights.worker.verdict import describe_exit, judge
 from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
 
 InThread = Callable[..., WorkerThread]

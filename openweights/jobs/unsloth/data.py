@@ -83,6 +83,25 @@ class Fitting(Generic[T]):
     room: int = 0
 
 
+@dataclass(slots=True)
+class _Counts:
+    """What has become of the rows of a dataset.
+
+    Attributes:
+        given: All of them.
+        kept: Those that can be used.
+        longer: Those that have more tokens than the limit.
+        useless: Those that fit, and were left out all the same.
+        longest: Tokens of the longest row.
+    """
+
+    given: int
+    kept: int = 0
+    longer: int = 0
+    useless: int = 0
+    longest: int = 0
+
+
 def encode_rows(
     rows: Sequence[Row],
     encode: Callable[[Row], tuple[T, Iterable[str]]],
@@ -99,9 +118,8 @@ def encode_rows(
     Raises:
         DatasetError: Rows cannot be used, each named by its line; or none is left.
     """
-    problems, notes = Problems(name), Counter[str]()
+    problems, notes, counts = Problems(name), Counter[str](), _Counts(len(rows))
     kept: list[tuple[Row, T]] = []
-    longer, useless, longest = 0, 0, 0
     for number, row in enumerate(rows, start=1):
         progress.advanced()
         try:
@@ -113,48 +131,48 @@ def encode_rows(
             continue
         notes.update(said)
         length = fitting.length(encoded)
-        longest = max(longest, length)
+        counts.longest = max(counts.longest, length)
         if fitting.limit is not None and length > fitting.limit:
-            longer += 1
+            counts.longer += 1
             if fitting.cut is None:
                 continue
             fitting.cut(encoded, fitting.limit)
         if fitting.is_useful(encoded):
             kept.append((row, encoded))
         else:
-            useless += 1
+            counts.useless += 1
     problems.raise_if_any(rows=len(rows))
-    _report(fitting, name, len(rows), len(kept), longer, useless, longest)
+    counts.kept = len(kept)
+    _report(fitting, name, counts)
     for note, count in notes.items():
         logger.warning("%s: %s (%d of %d rows)", name, note, count, len(rows))
     return kept
 
 
-def _report(
-    fitting: Fitting[Any], name: str, given: int, kept: int, longer: int, useless: int, longest: int
-) -> None:
-    limit, room = fitting.limit, fitting.room
-    beside = f" beside {room} tokens for a completion" if room else ""
-    if not kept:
+def _report(fitting: Fitting[Any], name: str, counts: _Counts) -> None:
+    """Tell what has become of the rows; raises DatasetError where none is left."""
+    limit, longest = fitting.limit, counts.longest
+    beside = f" beside {fitting.room} tokens for a completion" if fitting.room else ""
+    if not counts.kept:
         why = fitting.useless if fitting.cut else "no row fits"
         raise DatasetError(
             f"{name}: {why}: rows have up to {longest} tokens, and max_seq_length leaves {limit}"
-            f"{beside}; raise max_seq_length to {longest + room}"
-            if longer
+            f"{beside}; raise max_seq_length to {longest + fitting.room}"
+            if counts.longer
             else f"{name}: {why}; correct the rows"
         )
-    logger.info("%s: %d rows, of up to %d tokens", name, kept, longest)
-    if longer and fitting.cut is None:
+    logger.info("%s: %d rows, of up to %d tokens", name, counts.kept, longest)
+    if counts.longer and fitting.cut is None:
         logger.warning(
             "%s: %d of %d rows dropped: they exceed the %d tokens that max_seq_length leaves%s; "
             "the longest has %d",
-            name, given - kept, given, limit, beside, longest,
-        )  # fmt: skip
-    elif longer:
+            *(name, counts.given - counts.kept, counts.given, limit, beside, longest),
+        )
+    elif counts.longer:
         cut = "%s: %d rows are longer than max_seq_length=%d and lost their end"
-        logger.warning(cut, name, longer, limit)
-    if useless:
-        logger.warning("%s: %d rows dropped: %s", name, useless, fitting.useless)
+        logger.warning(cut, name, counts.longer, limit)
+    if counts.useless:
+        logger.warning("%s: %d rows dropped: %s", name, counts.useless, fitting.useless)
 
 
 # ---- one row -------------------------------------------------------------------------------------
