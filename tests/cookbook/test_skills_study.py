@@ -256,8 +256,9 @@ def test_the_documents_say_what_was_measured() -> None:
     runs = [Run.of(run) for run in data["runs"]]
     runs = study.measured(runs)
     points = frontier_points(runs, "tool_use")
-    first = [p for p in points if p.method in ("base", "sft", "sdft_forward")]
-    assert len(first) == 9 and all(len(point.skill) == 3 for point in first[1:])
+    methods = ("base", "sft", "sdft_forward", "sdft_reverse", "sdft_frozen")
+    first = [p for p in points if p.method in methods]
+    assert len(first) == 11 and all(len(point.skill) == 3 for point in first[1:])
     for point in first:
         rate = exact(point.rate) if point.rate else ""
         skill, kept = f"{fmean(point.skill):.2f}", f"{fmean(point.kept):.2f}"
@@ -266,14 +267,15 @@ def test_the_documents_say_what_was_measured() -> None:
     [grpo] = [point for point in points if point.method == "grpo"]
     shares = (", ".join(f"{share:.2f}" for share in own) for own in (grpo.skill, grpo.kept))
     assert " | ".join(shares) in text
-    for method, stage in itertools.product(("sft", "sdft_forward"), (1, 2, 3)):
-        own = [run for run in runs if (run.method, run.rate, run.stage) == (method, 5e-5, stage)]
+    taught = itertools.product(("sft", "sdft_forward"), (2e-5, 5e-5), (1, 2, 3))
+    for method, rate, stage in taught:
+        own = [run for run in runs if (run.method, run.rate, run.stage) == (method, rate, stage)]
         names = ("tool_use", "arithmetic", "orders", "humaneval")
         means = [f"{fmean(run.score(name) for run in own):.2f}" for name in names]
-        cells = r"[^|]* \| ".join([rf"{LABELS[method]}, 5e-5", *means])
+        cells = r"[^|]* \| ".join([f"{LABELS[method]}, {exact(rate)}", *means])
         kl = f"{fmean(run.kl for run in own):.3f}"
-        assert re.search(rf"{cells}[^|]* \| {kl} \|", text), (method, stage)
-        assert len(own) == (2 if (method, stage) == ("sft", 3) else 3)
+        assert re.search(rf"{cells}[^|]* \| {kl} \|", text), (method, rate, stage)
+        assert len(own) == 3
     assert all(len(run.rows("tool_use")) == 300 for run in runs)
     assert all(len(run.rows("humaneval")) == 164 for run in runs)
 
