@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # A process that we started is given this long to register itself before another one is started.
 START_S = 30.0
+_POLL_S = 0.2
 _MOST_FAILURES = 3
 _TAIL_BYTES = 2000
 _OPTIONS: dict[Lane, str] = {
@@ -177,11 +179,58 @@ def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[by
     Raises:
         PlatformError: The process cannot be started.
     """
+    command = [sys.executable, "-m", "openweights.worker.main", _OPTIONS[lane]]
+    return _start(settings, command, _child_env(settings))
+
+
+@contextmanager
+def workers_beside(settings: Settings, backend: Backend, count: int) -> Generator[None]:
+    """So many workers that share this machine's cores, until the block ends; what they are at then
+    goes back to the queue. Of one the store takes care by itself, and of a project's others do.
+
+    Raises:
+        PlatformError: They cannot be started.
+    """
+    if count <= 1 or settings.is_remote:
+        yield
+        return
+    command = [sys.executable, "-m", "openweights.worker.main"]
+    env = {"OMP_NUM_THREADS": str(own_threads(count)), **_child_env(settings)}
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        started += [_start(settings, command, env) for _ in range(count)]
+        _await_workers(backend, count)
+        yield
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+
+
+def own_threads(count: int) -> int:
+    """Threads of each of so many processes that compute side by side."""
+    return max(1, (os.cpu_count() or 1) // count)
+
+
+def _await_workers(backend: Backend, count: int) -> None:
+    """Until they have registered; else the client would start one of its own beside them."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if len(backend.list_workers(statuses=["active"])) >= count:
+            return
+        time.sleep(_POLL_S)
+
+
+def _child_env(settings: Settings) -> dict[str, str]:
     env = settings.child_env()
     # The folder above the package first: the worker must be of this very version, installed or not.
     paths = [str(package_folder().parent), *env.get("PYTHONPATH", "").split(os.pathsep)]
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
-    command = [sys.executable, "-m", "openweights.worker.main", _OPTIONS[lane]]
+    return env
+
+
+def _start(settings: Settings, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open_log(settings) as log:

@@ -17,7 +17,7 @@ import pytest
 
 from openweights import JobFailedError, OpenWeights, PlatformError
 from openweights.backends.local.worker_locks import is_locked
-from openweights.client.local_worker import LocalWorker, log_path
+from openweights.client.local_worker import LocalWorker, log_path, own_threads, workers_beside
 from openweights.client.serving.sampling import submit
 from openweights.client.watching.queue import waits_for
 from openweights.settings import Settings
@@ -239,3 +239,28 @@ def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path
     plain.cancel()
     queued.cancel()
     long.cancel()
+
+
+def test_workers_beside_one_another_work_until_the_block_ends(
+    ow: OpenWeights, home: Path, tmp_path: Path
+) -> None:
+    meet = "touch {0} && for i in $(seq 150); do [ -e {1} ] && exit 0; sleep 0.2; done; exit 1"
+    first, second = tmp_path / "first", tmp_path / "second"
+    with workers_beside(ow.settings, ow.backend, 2):
+        jobs = [
+            ow.exec.create(command=meet.format(own, other), requires_vram_gb=0)
+            for own, other in ((first, second), (second, first))
+        ]
+        # Each ends only while the other runs.
+        assert [job.wait(timeout=60).status for job in jobs] == ["completed"] * 2
+        assert len(workers(home)) == 2
+        late = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+        while late.refresh().status == "pending":
+            time.sleep(0.05)
+    assert workers(home) == []
+    assert late.refresh().status == "pending", "given back"
+
+
+def test_processes_that_compute_side_by_side_share_the_cores() -> None:
+    cores = os.cpu_count() or 1
+    assert own_threads(1) == cores and own_threads(cores) == 1 and own_threads(2 * cores) == 1

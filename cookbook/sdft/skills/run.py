@@ -30,8 +30,9 @@ from cookbook.models import LARGE, choice, parser
 from cookbook.sdft.skills.data import SKILLS
 from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, chains, frontier, sequence, small
 from cookbook.sdft.skills.results import Run, chosen_rates, frontier_points, in_order
-from cookbook.sdft.skills.study import Study, workers
+from cookbook.sdft.skills.study import Study
 from openweights import OpenWeights
+from openweights.client.local_worker import workers_beside
 
 MODEL = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
@@ -152,7 +153,7 @@ def main() -> None:
     scale = scale_of(options, ow)
     study = Study(ow, scale, options.out)
     at_once = options.at_once or (2 if options.small and not ow.settings.is_remote else 1)
-    with workers(ow, at_once, options.out / "workers.log"):
+    with workers_beside(ow.settings, ow.backend, at_once):
         if not carry_out(study, scale, options.out, deadline):
             raise SystemExit("no run has ended")
     draw(options.out / "results.json", options.out)

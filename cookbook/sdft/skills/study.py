@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ SCORE = f"{HERE / 'grading.py'}:score"
 NEAR = f"{HERE / 'grading.py'}:near"
 # No answer that the base draws is right, and where all rewards are equal nothing is learned.
 REWARDS = {SCORE: 1.0, NEAR: 1.0, "rouge_l": 0.5}
-START_S = 60.0  # a worker of ours registers within so long
 POLL_S = 2.0
 
 
@@ -216,34 +211,3 @@ def gate_figures(job: Job) -> dict[str, Any]:
     place = {name: values[0][name] for name in ("placement", "repeats")}
     shares = {who: [round(one[who], 3) for one in values] for who in ("student", "teacher")}
     return {**place, **shares}
-
-
-@contextmanager
-def workers(ow: OpenWeights, count: int, log: Path) -> Iterator[None]:
-    """So many workers on this machine, until the end; of one the store takes care itself."""
-    if count <= 1:
-        yield
-        return
-    command = [sys.executable, "-m", "openweights.cli", "worker"]
-    with log.open("ab") as file:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
-        threads = max(1, (os.cpu_count() or 1) // count)
-        env = {"OMP_NUM_THREADS": str(threads), **ow.settings.child_env()}
-        started = [subprocess.Popen(command, env=env, **streams) for _ in range(count)]
-        try:
-            _await_workers(ow, count)
-            yield
-        finally:
-            for process in started:
-                process.terminate()
-            for process in started:
-                process.wait()
-
-
-def _await_workers(ow: OpenWeights, count: int) -> None:
-    """Until they have registered; else the store would start one of its own beside them."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if len(ow.backend.list_workers(statuses=["active"])) >= count:
-            return
-        time.sleep(POLL_S / 10)

@@ -15,7 +15,10 @@ CAVEAT = (
 
 def table(study: Study) -> Table:
     """What each method learnt, what it cost elsewhere, and how long it took."""
-    result = Table(title="SFT and SDFT on the same rows")
+    result = Table(
+        title="SFT and SDFT on the same rows",
+        caption="seconds: from a job's start to its end; on a CPU two jobs run at a time",
+    )
     result.add_column("model")
     for heading in ("ledger line", "correct", "KL to base", "seconds"):
         result.add_column(heading, justify="right")
