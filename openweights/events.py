@@ -90,12 +90,14 @@ class Stage(TypedEvent):
     Attributes:
         doing: As in "loading the model".
         step: Behind which step that trains it does so; None before the first.
+        part: How much of that is done, as in "12/48 answers"; None where that is not counted.
     """
 
     type: ClassVar[str] = "stage"
 
     doing: str
     step: int | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,5 @@
 """Signs of life of long work that logs nothing: what gets further calls `advanced`, and who would
-take its silence for a hang hears of it.
+take its silence for a hang, or counts what is done, hears of it.
 
 No sign is given by a clock alone, which would go on ticking in a job that hangs: each stands for
 tokens, rows or bytes that were not there before.
@@ -20,6 +20,7 @@ LEAST_BYTES = 1 << 18
 _IO = Path("/proc/self/io")
 _MOVED = ("rchar", "wchar", "read_bytes")  # by calls, and by reading memory that is a file
 _listeners: list[Callable[[], None]] = []
+_counters: list[Callable[[int], None]] = []
 
 
 @contextmanager
@@ -32,10 +33,26 @@ def heard_by(listener: Callable[[], None]) -> Generator[None]:
         _listeners.remove(listener)
 
 
-def advanced() -> None:
-    """Something is done that was not before: tokens, a batch, a row."""
+@contextmanager
+def counted_by(counter: Callable[[int], None]) -> Generator[None]:
+    """Meanwhile `counter` is told how many answers or rows are done that were asked for."""
+    _counters.append(counter)
+    try:
+        yield
+    finally:
+        _counters.remove(counter)
+
+
+def advanced(done: int = 0) -> None:
+    """Something is done that was not before: tokens, a batch, a row.
+
+    Args:
+        done: How many of what was asked for, answers or rows, are done with it.
+    """
     for listener in _listeners:
         listener()
+    for counter in _counters if done else ():
+        counter(done)
 
 
 @contextmanager

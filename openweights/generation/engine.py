@@ -122,7 +122,7 @@ class GenerationEngine(Protocol):
                 self.submit(request)
             while not self.is_idle:
                 if deltas := self.step():
-                    progress.advanced()
+                    progress.advanced(sum(d.finish_reason is not None for d in deltas))
                 yield from deltas
         finally:
             for request in requests:

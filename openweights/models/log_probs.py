@@ -261,7 +261,7 @@ def mean_target_log_probs(
         with evaluating(model):
             sums, counts = answer_log_probs(model, {n: v.to(device) for n, v in batch.items()})
         means += (sums.double() / counts).tolist()
-        progress.advanced()
+        progress.advanced(len(sums))
     return means
 
 
@@ -277,6 +277,6 @@ def all_log_probs(
         scored = batch["attention_mask"].bool()
         with evaluating(model):
             values = scored_log_probs(base, batch, scored).cpu()
-        progress.advanced()
+        progress.advanced(len(part))
         for own in values.split((scored[:, 1:].sum(-1)).tolist()):
             yield own.tolist()

@@ -40,11 +40,13 @@ def wait_for_memory(
     needed: int,
     memory: Callable[[], tuple[int, int]] = memory_bytes,
     pause: Callable[[float], None] = time.sleep,
+    say: Callable[[str], None] = logger.warning,
 ) -> None:
-    """Return once so many bytes are free; says what it waits for.
+    """Return once so many bytes are free.
 
     Args:
         memory: Free and whole memory, in bytes.
+        say: Told, once, what is waited for.
 
     Raises:
         ConfigurationError: There never will be as many.
@@ -60,10 +62,10 @@ def wait_for_memory(
                 f"{whole / 2**30:.1f}; choose a smaller model"
             )
         if not is_told:
-            logger.warning(
-                "%s waits for memory: it needs %.1f GiB, and %.1f of %.1f are free; it goes on "
-                "when another job or deployment ends",
-                *(name, *(amount / 2**30 for amount in (needed, free, whole))),
+            free_gb, whole_gb = free / 2**30, whole / 2**30
+            say(
+                f"{name} waits for memory: it needs {needed / 2**30:.1f} GiB, and {free_gb:.1f} of "
+                f"{whole_gb:.1f} are free; it goes on when another job or deployment ends"
             )
             is_told = True
         pause(POLL_S)

@@ -21,7 +21,7 @@ from openweights import progress
 from openweights.backends.base import Backend
 from openweights.credentials import handed_over
 from openweights.errors import FencedError, OpenWeightsError, StoreUnavailableError
-from openweights.events import IdleGPU
+from openweights.events import IdleGPU, Stage, TypedEvent
 from openweights.hardware import Hardware
 from openweights.settings import Settings
 from openweights.types import SERVED, Claim, EventDraft, Instruction, JobRecord
@@ -33,7 +33,13 @@ from openweights.worker.job_secrets import open_secrets, secret_names
 from openweights.worker.log_pump import LogPump
 from openweights.worker.process import GuardedProcess, ProcessEnd
 from openweights.worker.redaction import Redactor, secret_values
-from openweights.worker.results import collect_uploads, drop_checkpoints, replay_events
+from openweights.worker.results import (
+    LARGE,
+    collect_uploads,
+    drop_checkpoints,
+    replay_events,
+    upload_bytes,
+)
 from openweights.worker.shutdown import Shutdown, persist
 from openweights.worker.verdict import TERMINATED, Verdict, judge, one_line, shorten, words_of
 
@@ -269,9 +275,12 @@ class _Execution:
             f"in {left_s / 60:.0f} minutes the job is ended, unless they work again"
         )
         logger.warning("job %s: %s", self._job.id, message)
-        data = IdleGPU(message=message, left_s=left_s).data()
+        self._tell(IdleGPU(message=message, left_s=left_s))
+
+    def _tell(self, event: TypedEvent) -> None:
+        """Log an event that nobody misses if it does not arrive."""
         with contextlib.suppress(OpenWeightsError):
-            draft = EventDraft(uuid.uuid4().hex, data, datetime.now(UTC))
+            draft = EventDraft(uuid.uuid4().hex, event.data(), datetime.now(UTC))
             self._host.backend.append_events(self._run.id, [draft])
 
     def _end_idle(self) -> None:
@@ -314,6 +323,8 @@ class _Execution:
         replay_events(backend, run_id, folder.spool, self._hurry)
         if with_files:
             uploads, note = folder.uploads, self._log.note
+            if (size := upload_bytes(uploads, folder.path)) >= LARGE:
+                self._tell(Stage(doing=f"storing the results ({size / 1e6:.0f} MB)"))
             hurry, is_unwanted = self._hurry, self._is_unwanted
             collect_uploads(backend, run_id, uploads, folder.path, hurry, note, is_unwanted)
 

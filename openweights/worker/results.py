@@ -19,6 +19,8 @@ from openweights.worker.shutdown import persist
 
 logger = logging.getLogger(__name__)
 
+LARGE = 1 << 25  # bytes that may take a while on their way to a project
+
 
 def replay_events(backend: Backend, run_id: int, spool: Path, give_up: threading.Event) -> None:
     """Append the events that the job wrote down and did not send; those that arrived are skipped by
@@ -89,6 +91,12 @@ def collect_uploads(
                 persist(store, give_up=give_up)
             except InvalidInputError as error:  # it is too large for the store, say
                 note(f"uploads: {name!r} is not stored: {error}")
+
+
+def upload_bytes(uploads: Path, folder: Path) -> int:
+    """What `collect_uploads` has to store."""
+    files = upload_files(uploads, folder, lambda _: None)
+    return sum(path.stat().st_size for path, _ in files)
 
 
 def upload_files(

@@ -218,6 +218,20 @@ def test_what_a_run_came_to(
     assert verdict.reason is None if reason is None else reason in str(verdict.reason)
 
 
+def test_results_that_take_a_while_to_store_are_said_to_be_stored(
+    jobs: Jobs, worker: object
+) -> None:
+    small = jobs.submit("head -c 1000 /dev/zero > uploads/small")
+    large = jobs.submit("for n in 1 2; do head -c 20000000 /dev/zero > uploads/$n; done")
+    assert [jobs.wait_for_end(job) for job in (small, large)] == ["completed"] * 2
+    assert [e.get("doing") for e in jobs.events(small)] == [None]
+    assert [e.get("doing") for e in jobs.events(large)] == [
+        "storing the results (40 MB)",
+        None,
+        None,
+    ]
+
+
 def test_uploads_that_are_no_folder_any_more(jobs: Jobs, worker: object) -> None:
     job = jobs.submit("rmdir uploads; echo mine > uploads")
     assert jobs.wait_for_end(job) == "completed", jobs.error(job)

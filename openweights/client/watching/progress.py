@@ -43,6 +43,7 @@ class Progress:
         tokens: Of the answers of a model, so far.
         tokens_per_s: Of a model that answers.
         doing: What it does while it makes no step.
+        part: How much of that is done, where that is counted.
     """
 
     run_id: int = 0
@@ -56,6 +57,7 @@ class Progress:
     tokens: int = 0
     tokens_per_s: float | None = None
     doing: str = ""
+    part: str = ""
 
     def after(self, event: EventRecord) -> Progress:
         """With what one more event says."""
@@ -76,7 +78,7 @@ class Progress:
             elif step and _is_of_training(data):
                 changes["doing"] = ""
         if data.get("type") == Stage.type:
-            changes["doing"] = str(data.get("doing", ""))
+            changes |= {name: str(data.get(name) or "") for name in ("doing", "part")}
         if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
             changes["loss"] = float(loss)
         if (rate := as_number(data.get("tokens_per_s"))) is not None:
@@ -107,10 +109,10 @@ class Progress:
 
     def words(self, now: datetime | None = None) -> str:
         """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`, or, while it makes no step,
-        `loading the model`; empty when nothing is known.
+        `loading the model` or `teacher gate: 12/48 answers`; empty when nothing is known.
         """
         of = f"/{self.total}" if self.total else ""
-        parts = [self.doing] if self.doing else []
+        parts = [": ".join(filter(None, (self.doing, self.part)))] if self.doing else []
         parts += [f"{self.unit} {self.step}{of}"] if self.step or of else []
         if rate := self.seconds_per_step:
             is_slow = rate >= 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from openweights.errors import ConfigError, InvalidStateError, OpenWeightsError
+from openweights.events import Stage
 from openweights.generation.engine_thread import EngineThread
 from openweights.generation.replicas import Opening, open_replicated
 from openweights.generation.server import ModelServer, ServedModel
@@ -24,9 +25,10 @@ from openweights.jobs.api.deployment import (
     is_followed,
     tell_served,
 )
-from openweights.jobs.model_source import ModelSource, fetch_model, pinned_model
+from openweights.jobs.model_source import ModelSource, fetch_model, pinned_model, stages
 from openweights.models.load import tokenizer_of
 from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
+from openweights.models.names import location_here
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ async def serve_own(
     Raises:
         ConfigError: A model cannot be loaded; one line that says why.
     """
-    wait_for_memory(base.name, int(ROOM * weight_bytes(Path(base.base))))
+    needed = int(ROOM * weight_bytes(Path(location_here(base.base))))
+    wait_for_memory(Path(base.name).name, needed, say=stages(logger, ow.run.log))
+    ow.run.log(Stage(doing=f"loading {Path(base.base).name}").data())
     opening = Opening(base.base, config.engine, config.chat_template, rows=config.max_num_seqs)
     engine, tokenizer = open_replicated(opening, Settings.from_env().n_gpus)
     models = {config.model: ServedModel(None, tokenizer)}

@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigurationError
+from openweights.events import Stage
 from openweights.jobs.evaluate import AskedModels
 from openweights.jobs.evaluate.run import Scores, evaluate, report
 from openweights.jobs.evaluate.tasks import Grade, Row, Task, answer_of
@@ -52,6 +53,7 @@ def mmlu_job(job_id: str) -> int:
 
     ow = OpenWeights()
     config = MMLUProConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
+    ow.run.log(Stage(doing="fetching the questions").data())
     tasks = open_subjects(config)
     asked = AskedModels(
         models=[config.model],

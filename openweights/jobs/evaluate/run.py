@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
-from openweights.events import Evaluation, Started
+from openweights.events import Evaluation, Stage, Started
 from openweights.jobs.evaluate import AskedModels, EvaluateConfig
 from openweights.jobs.evaluate.intervals import Estimate, bootstrap, mean_score
 from openweights.jobs.evaluate.tasks import Grade, Task, open_tasks
@@ -40,6 +40,7 @@ def evaluate_job(job_id: str) -> int:
 
     ow = OpenWeights()
     config = EvaluateConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
+    ow.run.log(Stage(doing="fetching the problems").data())
     tasks = open_tasks(ow, config)
     scores = evaluate(ow, config, tasks)
     if scores is None:
@@ -62,6 +63,7 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
         if not keep_answers(answers, parts, ow, total):
             return None
     parts.save()
+    ow.run.log(Stage(doing="scoring the answers").data())
     scores: Scores = {}
     for place, model in enumerate(config.models):
         results = [parts.results[place * len(rows) + index] for index in range(len(rows))]

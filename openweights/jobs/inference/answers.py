@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -101,10 +101,9 @@ def _of_group(
 
     first = next(iter(sources))
     if has_company:
-        _wait_for_memory(sources[first])
-    if len(asked) > 1:
-        once = f", once for {len(sources)} models" if len(sources) > 1 else ""
-        ow.run.log(Stage(doing=f"loading {Path(sources[first].base).name}{once}").data())
+        _wait_for_memory(sources[first], stages(logger, ow.run.log))
+    once = f", once for {len(sources)} models" if len(sources) > 1 else ""
+    ow.run.log(Stage(doing=f"loading {Path(sources[first].base).name}{once}").data())
     in_4bit = any(asked[place].in_4bit for place in sources)
     with open_engine(
         list(sources.values()), asked[first].engine, asked[first].chat_template, in_4bit=in_4bit
@@ -124,10 +123,11 @@ def _of_group(
                 engine.remove_adapter(adapter)
 
 
-def _wait_for_memory(source: ModelSource) -> None:
+def _wait_for_memory(source: ModelSource, say: Callable[[str], None]) -> None:
     from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
 
-    wait_for_memory(source.name, int(ROOM * weight_bytes(Path(source.base))))
+    needed = int(ROOM * weight_bytes(Path(location_here(source.base))))
+    wait_for_memory(Path(source.name).name, needed, say=say)
 
 
 def engine_answers(

@@ -14,12 +14,12 @@ import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigurationError, JobFailedError
-from openweights.events import Inspected
+from openweights.events import Inspected, Stage
 from openweights.jobs.api import ApiConfig
 from openweights.jobs.api.deployment import Place
 from openweights.jobs.api.serve import serve
@@ -50,7 +50,7 @@ def inspect_job(job_id: str) -> int:
 
     ow = OpenWeights()
     config = InspectConfig(**ow.jobs.retrieve(job_id).params["validated_params"])
-    program = inspect_program(config)
+    program = inspect_program(config, stages(logger, ow.run.log))
     target = _target(ow, config)
     if model_reference(config.model).kind == "openai":
         _evaluate(ow, config, [str(program), "eval", target, "--model", config.model], {})
@@ -93,8 +93,11 @@ def _target(ow: OpenWeights, config: InspectConfig) -> str:
 # ---- inspect-ai ----------------------------------------------------------------------------------
 
 
-def inspect_program(config: InspectConfig) -> Path:
+def inspect_program(config: InspectConfig, say: Callable[[str], None] = logger.info) -> Path:
     """The command `inspect`, in an environment that is made when it is first needed.
+
+    Args:
+        say: Told of that.
 
     Raises:
         ConfigurationError: It cannot be installed here.
@@ -107,7 +110,7 @@ def inspect_program(config: InspectConfig) -> Path:
     with (tools / ".lock").open("w") as lock:  # another job may be making it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / _WHOLE).exists():
-            logger.info("installing %s into %s, once", ", ".join(packages), folder)
+            say(f"installing {', '.join(packages)} into {folder}, once")
             _install(packages, folder)
             (folder / _WHOLE).touch()
     return folder / "bin" / "inspect"
@@ -136,6 +139,7 @@ def _evaluate(
     command += ["--log-dir", str(LOGS), "--log-format", "json", "--display", "plain"]
     command += ["--max-connections", str(AT_ONCE), *shlex.split(config.options)]
     logger.info("%s", shlex.join(command))
+    ow.run.log(Stage(doing=f"evaluating {config.eval_name}").data())
     hidden = {"OPENWEIGHTS_API_KEY", "OPENWEIGHTS_RUN_ID"}
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     env.pop("PYTHONPATH", None)  # it has packages of its own

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from openweights.errors import JobFailedError
 from openweights.events import AdapterMoved, Reproducibility, Stage, Started, Summary
 from openweights.generation.params import derived_seed
+from openweights.jobs.stage import CountedStage
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 from openweights.jobs.unsloth.runtime.ranks import any_rank
 from openweights.jobs.unsloth.runtime.reporting import Reporter
@@ -50,6 +51,7 @@ class MetricsCallback(TrainerCallback):
         self._record = record
         self._measures = measures
         self._started_at = self._started_step = 0.0
+        self._evaluation: CountedStage | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,7 +73,13 @@ class MetricsCallback(TrainerCallback):
         """However rarely it logs, a run that computes does not hang."""
         self._reporter.heartbeat()
 
-    on_prediction_step = on_substep_end
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._reporter.heartbeat()
+        if self._evaluation is not None:
+            self._evaluation.of = len(kwargs.get("eval_dataloader") or ())
+            self._evaluation.add(1)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,8 +92,9 @@ class MetricsCallback(TrainerCallback):
 
     def _tell_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
         if control.should_evaluate:
-            doing = Stage(doing="measuring the test set", step=state.global_step)
-            self._reporter.log(doing.data())
+            log, step = self._reporter.log, state.global_step
+            told = CountedStage(log, "measuring the test set", unit="batches", step=step)
+            self._evaluation = told
 
     def on_log(
         self,

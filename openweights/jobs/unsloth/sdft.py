@@ -468,7 +468,6 @@ def _chosen_showing(
         return load_showing(config, Path(resume_from))
     if gate is None:
         return showings(config.sdft_demo_placement, config.sdft_demo_repeats)[0]
-    log_event(Stage(doing="trying the demonstrations").data())
     showing = gate.choose(log_event)
     log_event(Stage(doing="preparing the rows").data())
     return showing

@@ -110,6 +110,7 @@ def _train(
     reporter: Reporter,
     extra_callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
+    reporter.log(Stage(doing="starting").data())
     with importing("torch"):
         from openweights.jobs.unsloth.runtime.ranks import join, leave, shares_layers
         from openweights.models.load import load_model, prepare_engine

@@ -36,6 +36,7 @@ def progress(*events: tuple[float, Mapping[str, Any]], run: int = 1) -> Progress
 
 LAST_GATE = (80.0, {"type": "stage", "doing": "trying the demonstrations", "step": 40})
 ROWS = (0.0, {"type": "started", "max_steps": 4, "from_step": 0, "unit": "row"})
+GATE = (2.0, {"type": "stage", "doing": "teacher gate", "part": "12/48 answers"})
 ANSWERING = (5.0, {"type": "stage", "doing": "answering"})
 TOLD_OF = {"step": 0, "tag": "inference", "total": 4, "tokens": 96, "tokens_per_s": 8.0}
 STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
@@ -96,6 +97,9 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             "step 0/40",
         ),
         ([(0, {"type": "stage", "doing": "loading the model"})], "loading the model"),
+        ([STARTED, GATE], "teacher gate: 12/48 answers · step 0/40"),
+        ([STARTED, GATE, (9, {"type": "stage", "doing": "preparing"})], "preparing · step 0/40"),
+        ([STARTED, GATE, (9, {"step": 1})], "step 1/40 · 9 s/step · 5m51s left"),
         ([(0, {"type": "stage", "doing": "loading the model"}), STARTED], "step 0/40"),
         (
             [STARTED, (0, {"type": "stage", "doing": "measuring"}), (0, {"step": 0, "loss": 2.0})],

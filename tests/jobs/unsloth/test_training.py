@@ -138,7 +138,7 @@ def test_result_events_and_log(whole: tuple[Path, str], params: dict[str, Any], 
     # fifth.
     assert kinds.count("eval") == 5 and kinds.count("checkpoint") == 3
     stages = [e["doing"] for e in events(folder) if e.get("type") == "stage"]
-    preparing = ["fetching the model", "reading the rows", "loading the model"]
+    preparing = ["starting", "fetching the model", "reading the rows", "loading the model"]
     measuring = ["measuring the test set"] * 5
     assert stages == [*preparing, "preparing the rows", *measuring, "saving the result"]
     [started] = [e for e in events(folder) if e.get("type") == "started"][:1]

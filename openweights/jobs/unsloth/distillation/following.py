@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from openweights.errors import JobFailedError
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
+from openweights.jobs.stage import counted_stage
 from openweights.jobs.unsloth.config.demonstrations import Showing
-from openweights.jobs.unsloth.distillation.gate import Gate
+from openweights.jobs.unsloth.distillation.gate import DOING, Gate
 from openweights.jobs.unsloth.monitoring import kl_to_base, learned_positions
 from openweights.jobs.unsloth.runtime.reporting import LogEvent
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
@@ -61,7 +62,7 @@ class GateFollower(ScheduledCallback):
         log_event: LogEvent,
         schedule: int | str,
     ) -> None:
-        super().__init__(schedule, "trying the demonstrations", log_event)
+        super().__init__(schedule, DOING, log_event, of=2 * len(gate.rows))
         self._gate = gate
         self._teacher = teacher
         self._showing = showing
@@ -100,7 +101,9 @@ class DistanceToBase(ScheduledCallback):
         super().__init__(schedule, "comparing with the base", log_event)
         self._log_event = log_event
         collate = Collator(int(tokenizer.pad_token_id))  # type: ignore[arg-type]
-        self._batch = collate(_base_answers(engine, tokenizer))
+        asking = "answering everyday prompts as the base"
+        with counted_stage(log_event, asking, of=len(EVERYDAY_PROMPTS), unit="answers"):
+            self._batch = collate(_base_answers(engine, tokenizer))
 
     def measure(self, model: Any, step: int) -> None:
         device = next(model.parameters()).device

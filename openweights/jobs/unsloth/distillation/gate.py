@@ -27,6 +27,7 @@ from openweights.errors import ConfigError, JobFailedError
 from openweights.events import TeacherGate
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams, derived_seed
+from openweights.jobs.stage import counted_stage
 from openweights.jobs.unsloth.config.demonstrations import Showing, showings, split_row
 from openweights.jobs.unsloth.config.grpo_fields import reward_choices
 from openweights.jobs.unsloth.distillation.likeness import rouge_l_with_signs, same_format_share
@@ -42,6 +43,7 @@ from openweights.models.weights import WeightCopy
 logger = logging.getLogger(__name__)
 
 STUDENT = "student"
+DOING = "teacher gate"
 EXAMPLES = 3
 SURE = 1.645  # standard errors from 0: by chance alone it comes once in 20 times
 TRIED = 20  # times as many rows are looked at as are wanted, before fewer are taken
@@ -121,7 +123,9 @@ class Gate:
         Raises:
             JobFailedError: The teacher is no better than the student.
         """
-        answers = self._answers([STUDENT, *(c.name for c in self._candidates)])
+        readers = [STUDENT, *(c.name for c in self._candidates)]
+        with counted_stage(log_event, DOING, of=len(readers) * len(self.rows), unit="answers"):
+            answers = self._answers(readers)
         # The same on every rank, whatever rounding made of the answers of each.
         verdict = judge(self._config, self.rows, answers, self._candidates, self._reward)
         verdict = first_ranks(verdict)

@@ -12,7 +12,7 @@ from openweights.client.questions import Question
 from openweights.events import MultipleChoice
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.logprob_rows import ScoredRow, score_rows
-from openweights.jobs.unsloth.tracking.multiple_choice import ask
+from openweights.jobs.unsloth.tracking.multiple_choice import ask, choices_in
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.jobs.unsloth.validate import MultipleChoiceCallback
 
@@ -40,7 +40,7 @@ class LogProbTracker(ScheduledCallback):
         schedule: int | str,
         batch_size: int,
     ) -> None:
-        super().__init__(schedule, f"scoring {name}", reporter.log)
+        super().__init__(schedule, f"scoring {name}", reporter.log, of=len(rows), unit="rows")
         self._name = name
         self._rows = rows
         self._tokenizer = tokenizer
@@ -70,7 +70,8 @@ class MultipleChoiceTracker(ScheduledCallback):
         tokenizer: PreTrainedTokenizerBase,
         reporter: Reporter,
     ) -> None:
-        super().__init__(settings.eval_steps, f"asking questions ({settings.tag})", reporter.log)
+        doing, of = f"asking questions ({settings.tag})", choices_in(questions)
+        super().__init__(settings.eval_steps, doing, reporter.log, of=of, unit="choices")
         self._settings = settings
         self._questions = questions
         self._tokenizer = tokenizer

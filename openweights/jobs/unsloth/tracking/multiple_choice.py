@@ -44,6 +44,11 @@ class Answers:
         }
 
 
+def choices_in(questions: Sequence[Question]) -> int:
+    """How many are scored."""
+    return sum(len(question.choices) for question in questions)
+
+
 def ask(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,

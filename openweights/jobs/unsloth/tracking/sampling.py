@@ -41,7 +41,6 @@ class Sampler(ScheduledCallback):
         *,
         seed: int,
     ) -> None:
-        super().__init__(settings.eval_steps, f"sampling answers ({settings.tag})", reporter.log)
         self._settings = settings
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[list[int]] = []
@@ -54,6 +53,8 @@ class Sampler(ScheduledCallback):
         for row, ids in encode_rows(rows, encode, Fitting[list[int]](None, length=len), name=name):
             self._rows.append({**row, "messages": prompt_messages(row)})
             self._prompts.append(ids)
+        doing, of = f"sampling answers ({settings.tag})", len(self._prompts)
+        super().__init__(settings.eval_steps, doing, reporter.log, of=of)
         self._tokenizer = tokenizer
         self._reporter = reporter
         self._seed = seed

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from openweights.events import Stage
+from openweights.jobs.stage import counted_stage
 from openweights.jobs.unsloth.runtime.reporting import LogEvent
 
 
@@ -27,13 +27,24 @@ class ScheduledCallback(TrainerCallback):
 
     Args:
         doing: What it does, in words for who waits: the last steps' measurements take long.
-        log_event: Receives that as a `Stage`, before each measurement.
+        log_event: Receives that as a `Stage`, before each measurement and in a long one.
+        of: How many answers or rows a measurement has; 0 where they are not counted.
+        unit: What they are.
     """
 
-    def __init__(self, schedule: int | str, doing: str, log_event: LogEvent) -> None:
+    def __init__(
+        self,
+        schedule: int | str,
+        doing: str,
+        log_event: LogEvent,
+        *,
+        of: int = 0,
+        unit: str = "answers",
+    ) -> None:
         self._schedule = schedule
         self._doing = doing
         self._tell = log_event
+        self._of, self._unit = of, unit
         self._last_step = -1
 
     def measure(self, model: Any, step: int) -> None:
@@ -62,5 +73,5 @@ class ScheduledCallback(TrainerCallback):
 
     def _measure(self, model: Any, step: int) -> None:
         self._last_step = step
-        self._tell(Stage(doing=self._doing, step=step).data())
-        self.measure(model, step)
+        with counted_stage(self._tell, self._doing, of=self._of, unit=self._unit, step=step):
+            self.measure(model, step)

@@ -21,6 +21,7 @@ from openweights.events import (
 )
 from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.scoring import ScoringParams
+from openweights.jobs.stage import counted_stage
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, heard, set_up_logging
 from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter
@@ -59,7 +60,8 @@ def score_log_probs(job: ScoringRun) -> None:
     ends = eos_token_ids(job.model, job.tokenizer)
     longest = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
     rows = scored_rows(job.rows, job.tokenizer, ends=ends, limit=longest)
-    scores = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
+    with counted_stage(job.reporter.log, "scoring the rows", of=len(rows), unit="rows"):
+        scores = score_rows(job.model, job.tokenizer, rows, batch_size=job.params.batch_size)
     job.log_result(scores.summary("loss"), scores.rows, "logprobs.jsonl")
     for block in scores.block_events(job.params.dataset):
         job.reporter.log(block)
@@ -67,10 +69,12 @@ def score_log_probs(job: ScoringRun) -> None:
 
 def put_questions(job: ScoringRun) -> None:
     """Put the questions to the model and log the result."""
-    from openweights.jobs.unsloth.tracking.multiple_choice import ask
+    from openweights.jobs.unsloth.tracking.multiple_choice import ask, choices_in
 
-    questions = [parse_question(row) for row in job.rows]
-    answers = ask(job.model, job.tokenizer, questions, batch_size=job.params.batch_size)
+    questions, size = [parse_question(row) for row in job.rows], job.params.batch_size
+    count = choices_in(questions)
+    with counted_stage(job.reporter.log, "asking the questions", of=count, unit="choices"):
+        answers = ask(job.model, job.tokenizer, questions, batch_size=size)
     event = MultipleChoice(**answers.summary())
     job.log_result(event.data(), answers.rows, "multiple_choice.jsonl")
 
@@ -93,23 +97,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     from openweights import OpenWeights
-    from openweights.jobs.unsloth.runtime.record import environment, file_hash
-    from openweights.models.load import load_trained
 
     ow = OpenWeights()
     params = ScoringParams(**ow.jobs.retrieve(job_id).params["validated_params"])
     reporter = StoreReporter(ow, ow.run)
+    reporter.log(Stage(doing="loading the model").data())  # torch is imported, to begin with
+    from openweights.jobs.unsloth.runtime.record import environment, file_hash
+    from openweights.models.load import load_trained
+
     data = reporter.fetch(params.dataset, Path("data") / "dataset.jsonl")
     record = {**environment(), "params": params.model_dump(), "sha256": file_hash(data)}
     reporter.log(Reproducibility(record=record).data())
-    reporter.log(Stage(doing="loading the model").data())
     source = fetch_model(ow, params.model, Path("model"), stages(logger, reporter.log))
     model, tokenizer = load_trained(
         source.base if source.adapter is None else str(source.adapter),
         chat_template=params.chat_template,
         template_options=params.template_options,
     )
-    reporter.log(Stage(doing="scoring the rows").data())
     act(ScoringRun(params, model, tokenizer, read_rows(data), reporter))
     reporter.close(completed=True)
     return 0

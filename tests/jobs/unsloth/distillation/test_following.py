@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openweights.client.watching.metrics import metric_rows
 from openweights.client.watching.panels import metric_panels
+from openweights.jobs.unsloth.config.demonstrations import SHOWINGS
 from openweights.jobs.unsloth.distillation.following import EVERYDAY_PROMPTS, DistanceToBase
 from openweights.jobs.unsloth.sdft import SDFTTrainer, _range_name, sdft_train
 from openweights.types import EventRecord
@@ -65,6 +66,19 @@ def test_the_gate_is_asked_again_and_at_the_end(tmp_path: Path) -> None:
     assert [e["prompt"] for e in last["examples"]] == [e["prompt"] for e in first["examples"]]
     assert [e["student"] for e in last["examples"]] != [e["student"] for e in first["examples"]]
     assert {"student", "teacher", "same_format", "passed"} < last.keys()
+
+
+def test_what_is_measured_says_how_much_there_is(tmp_path: Path) -> None:
+    _, events = trained(tmp_path)
+    stages = [(e["doing"], e.get("step"), e.get("part")) for e in of_type(events, "stage")]
+    readers = 1 + len(SHOWINGS)
+    assert stages[:3] == [
+        ("teacher gate", None, f"0/{4 * readers} answers"),
+        ("preparing the rows", None, None),
+        ("answering everyday prompts as the base", None, "0/12 answers"),
+    ]
+    gates = [stage for stage in stages[3:] if stage[0] == "teacher gate"]
+    assert gates == [("teacher gate", step, "0/8 answers") for step in (2, 3)]
 
 
 def test_the_teacher_answers_with_its_own_weights(tmp_path: Path) -> None:

@@ -76,7 +76,13 @@ def chosen(
     made = config(tmp_path, **{"sdft_gate": "stop", **changes})
     reader: Any = Reader(answer)
     gate = open_gate(made, reader, None, make_tokenizer(), ROWS, lambda file, target: Path(file))
-    return SHOWINGS[0] if gate is None else gate.choose(events.append), events
+    showing = SHOWINGS[0] if gate is None else gate.choose(events.append)
+    told = [event for event in events if event["type"] == "stage"]
+    readers = 0 if gate is None else len(reader.asked) // len(gate.rows)
+    assert [(e["doing"], e["part"]) for e in told] == (
+        [("teacher gate", f"0/{readers * len(gate.rows)} answers")] if gate is not None else []
+    )
+    return showing, [event for event in events if event not in told]
 
 
 @pytest.mark.parametrize(
