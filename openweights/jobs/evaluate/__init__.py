@@ -14,9 +14,9 @@ from openweights.errors import ConfigError, closest, shown, spelled
 from openweights.jobs.inference import (
     PURPOSE,
     answering_needs,
-    answering_vram_gb,
     openai_secrets,
 )
+from openweights.jobs.inference.vram import answering_vram_gb
 from openweights.jobs.model_source import awaited_jobs, pinned_models
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
@@ -160,8 +160,10 @@ class Evaluate(Jobs):
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the size of the largest model."""
         config = cast("EvaluateConfig", validated)
-        needed = (answering_vram_gb(self.ow, one, config.quantization) for one in config.models)
-        return max(needed)
+        return max(
+            answering_vram_gb(self.ow, model, config.quantization, engine=config.engine)
+            for model in config.models
+        )
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
         """The fine-tuning jobs among the models that have not completed."""

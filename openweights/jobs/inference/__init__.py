@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
+from openweights.client.datasets import TOKEN_BYTES
 from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, NotFoundError
 from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.rows import check_input, row_prompt
+from openweights.jobs.inference.vram import answering_vram_gb, tokens_at_once
 from openweights.jobs.model_source import (
-    adapter_base,
     awaited_jobs,
     pinned_model,
     pinned_models,
 )
 from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
-from openweights.models.names import guessed_vram_gb, model_reference
+from openweights.models.names import model_reference
 from openweights.needs import TRAIN_EXTRA, Need
 from openweights.types import JobType
 
@@ -33,14 +34,6 @@ if TYPE_CHECKING:
 
 PURPOSE = "conversations"
 OPENAI_KEY = "OPENAI_API_KEY"
-CACHE_GB = 10  # for the keys and values of many rows at a time
-
-
-def answering_vram_gb(ow: OpenWeights, model: str, quantization: str | None = None) -> int:
-    """GPU memory, in GiB, that answers of a model are likely to need; none of OpenAI's."""
-    if model_reference(model).kind == "openai":
-        return 0
-    return guessed_vram_gb(adapter_base(ow, model, ask_hub=False), quantization) + CACHE_GB
 
 
 def openai_secrets(
@@ -106,16 +99,30 @@ class Inference(Jobs):
     job_type: ClassVar[JobType] = "inference"
     id_covers_mounts: ClassVar[bool] = False
 
+    def __init__(self, ow: OpenWeights) -> None:
+        super().__init__(ow)
+        self._row_counts: dict[str, int] = {}  # of files that were checked
+
     @property
     def id_prefix(self) -> str:
         """What the ids of its jobs begin with."""
         return "inferencejob"
 
     def vram_gb(self, validated: BaseModel) -> int | None:
-        """By the size of the largest model."""
+        """By the shape of the largest model, and by how much it reads and writes; after `check`."""
         config = cast("InferenceConfig", validated)
-        needed = (answering_vram_gb(self.ow, one, config.quantization) for one in config.models)
-        return max(needed)
+        stored = self.ow.backend.get_file(config.input_file_id)
+        tokens = tokens_at_once(
+            self._row_counts[config.input_file_id],
+            stored.bytes / TOKEN_BYTES,
+            config.max_tokens,
+            config.n_completions_per_prompt,
+        )
+        asked = {"tokens": tokens, "engine": config.engine}
+        return max(
+            answering_vram_gb(self.ow, model, config.quantization, **asked)
+            for model in config.models
+        )
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
@@ -175,7 +182,8 @@ class Inference(Jobs):
                 f'ow.files.upload(path, purpose="{PURPOSE}")'
             ) from None
         with content:
-            check_input(content, self.ow.backend.get_file(file).filename)
+            count = check_input(content, self.ow.backend.get_file(file).filename)
+            self._row_counts[file] = count
         with self.ow.backend.open_file(file) as content:
             rows = first_rows(numbered_rows(content))
         render = partial(row_prompt, config=config)

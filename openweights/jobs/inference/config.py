@@ -42,8 +42,7 @@ class InferenceConfig(BaseModel):
         use_batch: Models of OpenAI: their batch API, which is cheaper and takes up to a day,
             instead of parallel requests.
         seed: The completions are a function of it, the weights and the rows.
-        engine: "auto" takes vLLM where it is installed, else the fastest of ours that can compute
-            the model.
+        engine: "auto" takes the fastest of ours that can compute the model.
         job_id_suffix: Ends the job's id.
     """
 

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from openweights import images
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
-from openweights.jobs.inference import answering_needs, answering_vram_gb, openai_secrets
+from openweights.jobs.inference import answering_needs, openai_secrets
+from openweights.jobs.inference.vram import answering_vram_gb
 from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.own_functions import check_source
 from openweights.models.names import AnyModel, ChatTemplate
@@ -104,7 +105,9 @@ class InspectAI(Jobs):
 
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the model's size."""
-        return answering_vram_gb(self.ow, cast("InspectConfig", validated).model)
+        config = cast("InspectConfig", validated)
+        engine = "vllm" if config.engine == "auto" else config.engine  # as its image has it
+        return answering_vram_gb(self.ow, config.model, engine=engine)
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError, JobFailedError
+from openweights.jobs.inference.vram import AT_ONCE, needed_gb, tokens_at_once
+from openweights.models.shape import usual_shape
 from tests.client.conftest import QuietClient
 from tests.jobs.inference.result_reader import read_results
 from tests.tiny_model import make_tiny_model
@@ -136,21 +138,36 @@ def test_equal_jobs_are_one_and_defaults_change_no_id(tmp_path: Path, tiny: Path
 @pytest.mark.parametrize(
     ("model", "vram"),
     [
-        ("Qwen/Qwen3.5-0.8B", 17),
-        ("Qwen/Qwen2.5-1.5B-Instruct", 18),
-        ("org/Llama-3-70B-bnb-4bit", 50),
+        ("Qwen/Qwen3.5-0.8B", 4),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 5),
+        ("org/Llama-3-70B-bnb-4bit", 39),
         ("org/nameless", 80),
         ("openai/gpt-4.1-mini", 0),
     ],
 )
-def test_memory_is_guessed_from_the_name(
+def test_memory_is_reckoned_from_the_shape_and_the_rows(
     model: str, vram: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     ow = QuietClient()
     file = ow.files.upload(write(tmp_path / "a.jsonl", HELLO), "conversations")["id"]
     assert ow.inference.create(model=model, input_file_id=file).requires_vram_gb == vram
+    many = ow.files.upload(write(tmp_path / "b.jsonl", *[HELLO] * 200), "conversations")["id"]
+    params = {"model": model, "input_file_id": many, "max_tokens": 2000}
+    more = ow.inference.create(**params).requires_vram_gb
+    assert more == vram if vram in (0, 80) else vram + 3 <= more <= vram + 14
     ow.close()
+
+
+def test_what_waits_at_a_time_is_bounded() -> None:
+    one = tokens_at_once(1, 20, 600, 1)
+    assert one == 620 and tokens_at_once(0, 0, 600, 1) == 0
+    assert tokens_at_once(10, 200, 600, 3) == 30 * 620
+    assert tokens_at_once(10**6, 2e7, 600, 3) == AT_ONCE * 620
+    shape = usual_shape(8.0)
+    assert needed_gb(shape, 10**9) == needed_gb(shape, 10**6), "an engine does with less"
+    weights_gb = 2 * shape.parameters / 2**30
+    assert weights_gb < needed_gb(shape, one) < weights_gb + 3
 
 
 @pytest.mark.usefixtures("warm_jobs")

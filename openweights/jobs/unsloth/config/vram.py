@@ -30,7 +30,7 @@ from openweights.models.shape import ModelShape, config_here, model_shape
 CONTEXT_GB = 1.2  # what CUDA, its libraries and the gaps between pieces take beside the tensors
 _FLOAT = 4
 # Of a weight in nf4, whose scales are quantised, too: one byte for 64 weights, and four for 256.
-_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 _PREFILL_TOKENS = 16_384
 _PASSED = 2**20  # logits that a core of a CPU passes over at a time, in three forms
 # Of layers that are spread, one computes, the next one comes, and what came is copied.
@@ -413,7 +413,7 @@ def _target_names(config: TrainingFields) -> set[str]:
 def _weight_bytes(config: TrainingFields, shape: ModelShape, device: Device, gpus: int) -> int:
     if not config.is_peft:
         return _FLOAT * shape.parameters
-    each = _NF4_BYTES if config.load_in_4bit else device.value_bytes
+    each = NF4_BYTES if config.load_in_4bit else device.value_bytes
     layers = each * shape.linear_parameters
     if gpus > 1:
         layers *= 1 / gpus + _GATHERED_LAYERS / shape.layers
