@@ -71,12 +71,12 @@ def _print_rows(rows: list[FieldRow]) -> None:
 
 def _explain(name: str, sections: dict[str, list[FieldRow]]) -> None:
     from openweights.errors import closest
-    from openweights.jobs.unsloth.validate import OTHER_NAMES
+    from openweights.jobs.unsloth.config.other_names import meant_field
 
     found = [row for rows in sections.values() for row in rows if row.name == name]
     if not found:
         known = [row.name for rows in sections.values() for row in rows]
-        near = OTHER_NAMES.get(name) or closest(name, known)
+        near = meant_field(name) or closest(name, known)
         fail(f"there is no field {name}" + (f"; did you mean {near}?" if near else ""))
     for row in found:
         losses = ", ".join(row.losses) or "all losses"

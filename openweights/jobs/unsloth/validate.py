@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Self
 
 from pydantic import (
@@ -24,7 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from openweights.client.param_errors import describe_validation_error
-from openweights.errors import ConfigError, closest
+from openweights.errors import ConfigError
 from openweights.jobs.unsloth.config.fields import (
     DEFAULT_TARGET_MODULES,
     FILE_PURPOSES,
@@ -36,6 +37,7 @@ from openweights.jobs.unsloth.config.fields import (
     StepSchedule,
     TrainingFields,
 )
+from openweights.jobs.unsloth.config.other_names import done_anyway, meant_field
 from openweights.jobs.unsloth.config.problems import config_problems, field_losses, unread_fields
 
 __all__ = [
@@ -52,38 +54,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-# What people type who come from other trainers.
-OTHER_NAMES = {
-    "alpha": "lora_alpha",
-    "epsilon": "grpo_epsilon",
-    "judge_model": "grpo_judge_model",
-    "max_completion_length": "grpo_max_completion_length",
-    "num_generations": "grpo_num_generations",
-    "reward_funcs": "grpo_reward_function",
-    "reward_function": "grpo_reward_function",
-    "batch_size": "per_device_train_batch_size",
-    "dataset": "training_file",
-    "dropout": "lora_dropout",
-    "ft_id_suffix": "job_id_suffix",
-    "grad_accum": "gradient_accumulation_steps",
-    "lora_r": "r",
-    "lora_rank": "r",
-    "lr": "learning_rate",
-    "max_length": "max_seq_length",
-    "max_new_tokens": "sdft_max_new_tokens",
-    "max_seq_len": "max_seq_length",
-    "n_epochs": "epochs",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "rank": "r",
-    "suffix": "job_id_suffix",
-    "teacher_update_rate": "sdft_ema_alpha",
-    "temperature": "sdft_temperature",
-    "top_p": "sdft_top_p",
-    "train_file": "training_file",
-    "validation_file": "test_file",
-}
 
 
 class TrainingConfig(TrainingFields):
@@ -126,21 +96,22 @@ def training_config(
     try:
         config = kind(**params)
     except ValidationError as error:
-        lines = describe_validation_error(error, kind, unknown=_unknown)
+        unknown = partial(_unknown, loss=params.get("loss"))
+        lines = describe_validation_error(error, kind, unknown=unknown)
         raise ConfigError("\n".join(lines)) from None
     if unread := unread_fields(config):
         logger.warning("loss=%r does not read %s; left out", config.loss, ", ".join(unread))
     return config
 
 
-def _unknown(name: str, model: type[BaseModel]) -> str | None:
+def _unknown(name: str, model: type[BaseModel], loss: object) -> str | None:
     """What is said of a name that no field has; None for the general words."""
     if not issubclass(model, TrainingConfig):
         return None
     if name == "grpo":
         return "is not a parameter; give its fields one by one, as grpo_num_generations=8"
-    if name in OTHER_NAMES:
-        return f"is not a parameter; did you mean {OTHER_NAMES[name]!r}?"
-    if closest(name, list(TrainingConfig.model_fields)) is None:
-        return f"is not a parameter; remove it, or put notes of your own into meta={{{name!r}: …}}"
-    return None
+    if done := done_anyway(name):
+        return f"is not a parameter: {done}; remove it"
+    if meant := meant_field(name, loss):
+        return f"is not a parameter; did you mean {meant!r}?"
+    return f"is not a parameter; remove it, or put notes of your own into meta={{{name!r}: …}}"

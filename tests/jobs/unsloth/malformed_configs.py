@@ -139,6 +139,12 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "learning_rat": 1e-4}, "learning_rat", "did you mean 'learning_rate'?"),
     ({**GOOD, "lora_r": 8}, "lora_r", "did you mean 'r'?"),
     ({**GOOD, "lr": 1e-4}, "lr", "did you mean 'learning_rate'?"),
+    ({**GOOD, "bf16": True}, "bf16", "a GPU computes in bfloat16, and what is trained is float32"),
+    (
+        {**SDFT, "sdft_max_completion_length": 16},
+        "sdft_max_completion_length",
+        "did you mean 'sdft_max_new_tokens'?",
+    ),
     ({**GOOD, "num_train_epochs": 2}, "num_train_epochs", "did you mean 'epochs'?"),
     ({**GOOD, "my_note": "x"}, "my_note", "meta="),
     ({**GOOD, "eval_every_n_steps": 0}, "eval_every_n_steps", "must be 'log' or at least 1, not 0"),
