@@ -201,6 +201,9 @@ def workers_beside(settings: Settings, backend: Backend, count: int) -> Generato
         started += [_start(settings, command, env) for _ in range(count)]
         _await_workers(backend, count)
         yield
+    except KeyboardInterrupt:
+        logger.warning("the workers end with this command; run it again, and their jobs go on")
+        raise
     finally:
         for process in started:
             process.terminate()
