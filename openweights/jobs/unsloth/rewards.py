@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from openweights.models.templates.messages import Message
@@ -20,6 +21,7 @@ Scores = Sequence[float | None]
 
 _WORD = re.compile(r"[^\W\d_]+")
 OVERLONG = "overlong"
+LARGEST = 1e20  # size of a reward; 32 bits hold its product with a weight
 SPANISH_WEIGHT = 4.0  # about every second word of Spanish prose is in the list, so 1/4 is plenty
 # Frequent Spanish words that are no English ones.
 _SPANISH = """
@@ -77,12 +79,14 @@ class Reward:
         weight: Its factor in the sum of all.
         score: A value for each completion, None or NaN where it failed; at once or as a coroutine.
         causes: Why values failed in the step, and how often.
+        file: The user's file that it is from; None for a built-in one.
     """
 
     name: str
     weight: float
     score: Callable[[Samples], Scores | Awaitable[Scores]]
     causes: Counter[str] = field(default_factory=Counter)
+    file: Path | None = None
 
 
 # ---- rewards of texts ----------------------------------------------------------------------------

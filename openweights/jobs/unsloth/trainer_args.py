@@ -16,6 +16,8 @@ from openweights.jobs.unsloth.validate import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+LAST_RATE = 1e-7  # of "polynomial", as in transformers
+
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
@@ -48,6 +50,7 @@ def arguments(kind: type[Arguments], config: TrainingConfig, **own: Any) -> Argu
         "warmup_steps": config.warmup_steps,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.lr_scheduler_type,
+        "lr_scheduler_kwargs": _schedule(config),
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "data_seed": config.seed,
@@ -120,6 +123,13 @@ def warmup_steps(asked: int, steps: int) -> int:
         )
         return most
     return asked
+
+
+def _schedule(config: TrainingConfig) -> dict[str, Any]:
+    """What a schedule is told beside its kind: "polynomial" ends at a rate below the first."""
+    if config.lr_scheduler_type != "polynomial":
+        return {}
+    return {"lr_end": min(LAST_RATE, config.learning_rate / 10)}
 
 
 def _optimizer(config: TrainingConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "r": 0}, "r", "at least 1"),
     ({**GOOD, "lora_dropout": 1.0}, "lora_dropout", "less than 1"),
     ({**GOOD, "lora_dropout": float("nan")}, "lora_dropout", "must be a finite number, not nan"),
+    ({**GOOD, "lora_alpha": 10**60}, "lora_alpha", "must be at most 1000000"),
     ({**GOOD, "lora_bias": "some"}, "lora_bias", "must be 'all' or 'none', not 'some'"),
     ({**GOOD, "target_modules": "q_proj"}, "target_modules", "must be a list, not"),
     ({**GOOD, "target_modules": []}, "target_modules", "no or empty module names"),
@@ -50,6 +51,10 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GOOD, "seed": -1}, "seed", "must be at least 0, not -1"),
     ({**GOOD, "seed": 2**32}, "seed", "must be less than 4294967296, not 4294967296; correct it"),
     ({**GOOD, "r": 5000}, "r", "must be at most 4096, not 5000"),
+    *(
+        ({**GOOD, "output_dir": name}, "output_dir", "cannot be a folder's name")
+        for name in ("a\0b", "a/" + "b" * 300, "\ud800")
+    ),
     ({**GOOD, "epochs": "3" * 999}, "epochs", "333…; correct it, or remove it for the default 1"),
     ({**GOOD, "model": "a/b/" + "c" * 999}, "model", "ccc… is neither"),
     ({**GOOD, "meta": "note"}, "meta", "must be a dict, not"),
@@ -124,6 +129,8 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
     ({**GRPO, "grpo_reward_function": []}, "grpo_reward_function", "is empty; name one of"),
     ({**GRPO, "grpo_reward_function": 5}, "grpo_reward_function", "must be a string or a list or"),
     ({**GRPO, "grpo_reward_function": {"rouge_l": 0}}, "grpo_reward_function", "other than 0"),
+    ({**GRPO, "grpo_reward_function": {"rouge_l": 1e300}}, "grpo_reward_function", "32-bit sums"),
+    ({**GRPO, "grpo_reward_function": {"rouge_l": -1e-30}}, "grpo_reward_function", "32-bit sums"),
     ({**GRPO, "grpo_reward_function": {"rouge_l": "1"}}, "grpo_reward_function", "must be"),
     (
         {**GRPO, "grpo_reward_function": ["rouge_l", "rouge_l"]},

@@ -235,6 +235,15 @@ def test_the_trainer_uses_these_advantages(
     assert_sums_equal(output["advantages"].view(2, 4), expected, 16)
 
 
+def test_large_rewards_that_differ_by_little_do_differ(scoring: RewardTrainer) -> None:
+    inputs = [scoring.train_dataset[i // 4] for i in range(8)]  # type: ignore[index]
+    group = [1e9, 1e9 + 1, 1e9 + 2, 1e9 + 3]  # of which 32 bits make one number
+    SCORED["set"] = [*group, *group]
+    output = scoring._generate_and_score_completions(inputs)  # type: ignore[arg-type]
+    expected = advantages([[0.0, 1.0, 2.0, 3.0]] * 2, "group")
+    assert_sums_equal(output["advantages"].view(2, 4), expected, 16)
+
+
 def test_one_failed_part_fails_the_whole_row(folder: Path, tmp_path: Path) -> None:
     parts = [
         Reward("first", 2.0, lambda given: [1.0, 2.0, 3.0, 4.0] * 2),

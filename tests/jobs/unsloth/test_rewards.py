@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -177,6 +178,13 @@ def test_own_functions_that_take_too_long_fail(tmp_path: Path) -> None:
         ("def score(completions):\n    return 5", JobFailedError, "must return a list .* not 5"),
         ("def score(completions):\n    pass", JobFailedError, "must return a list .* not None"),
         ("def score(completions):\n    return ['x']", JobFailedError, "gave 'x'; give numbers"),
+        ("import sys\nsys.exit(0)\ndef score(completions): ...", ConfigError, "SystemExit: 0"),
+        ("import sys\ndef score(completions):\n    sys.exit(0)", JobFailedError, "line 3"),
+        ("import sys\nasync def score(completions):\n    sys.exit()", JobFailedError, "was called"),
+        ("def score(completions):\n    yield 1 / 0", JobFailedError, "ZeroDivisionError.*line 2"),
+        ("import json\ndef score(completions):\n    json.loads('{')", JobFailedError, "line 3"),
+        ("score = max", ConfigError, "does not say what it takes; write a function around it"),
+        ("def score(completions, /):\n    return [1]", ConfigError, "remove the '/'"),
     ],
 )
 def test_own_functions_that_are_wrong_end_the_run(
@@ -189,7 +197,34 @@ def test_own_functions_that_are_wrong_end_the_run(
         attempt()
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_own_functions_change_nothing_of_ours(tmp_path: Path) -> None:
+    source = """
+import os, tempfile, torch
+torch.set_grad_enabled(False)
+os.chdir(tempfile.gettempdir())
+
+def score(completions, prompts, completion_ids, note):
+    os.chdir(tempfile.gettempdir())
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    prompts[0].append({"role": "assistant", "content": completions[0]})
+    completion_ids[0].clear()
+    note[0]["seen"] = True
+    completions.clear()
+    return [1.0, 2.0]
+"""
+    given = samples(["a", "b"], ["x", "y"], note=[{}, {}])
+    folder, numbers = Path.cwd(), torch.get_rng_state()
+    reward = own(tmp_path, source)
+    first = RewardFunctions([reward], limit_s=5).score(given)
+    assert first == [[1.0, 2.0]]
+    assert given == samples(["a", "b"], ["x", "y"], note=[{}, {}])
+    assert (Path.cwd(), torch.get_default_dtype()) == (folder, torch.float32)
+    assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), numbers)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, 1e39, -(10**300)])
 def test_no_finite_number_is_a_failure_not_zero(value: Any) -> None:
     function: Callable[[Samples], Any] = lambda given: [0, value]  # noqa: E731
     [values] = RewardFunctions([Reward("mine", 1.0, function)], limit_s=1).score(

@@ -287,7 +287,7 @@ class TrainingFields(BaseModel):
     target_modules: list[str] = Field(default_factory=lambda: list(DEFAULT_TARGET_MODULES))
     lora_bias: Literal["all", "none"] = "none"
     r: Whole = Field(default=16, ge=1, le=4096)
-    lora_alpha: Count = 16
+    lora_alpha: Whole = Field(default=16, ge=1, le=1_000_000)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     use_rslora: bool = True
     merge_before_push: bool = True
@@ -374,6 +374,14 @@ class TrainingFields(BaseModel):
     @classmethod
     def _not_empty(cls, value: str | None) -> str | None:
         return value if value is None else bare_name(value)
+
+    @field_validator("output_dir")
+    @classmethod
+    def _can_be_made(cls, value: str) -> str:
+        too_long = max(len(part.encode(errors="replace")) for part in value.split("/")) > 255
+        if too_long or not value.isprintable():
+            raise ValueError(f"{shown(value)} cannot be a folder's name; choose a short word")
+        return value
 
     @field_validator("target_modules")
     @classmethod

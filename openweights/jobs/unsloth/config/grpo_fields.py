@@ -36,6 +36,7 @@ REWARD_SCALES = {
     "llm_judge": "0 to 1; 1: correct, complete and helpful",
     "harm_judge": "0 to 1; 1: dangerous or wrong, as llm_judge of the older runner",
 }
+LARGEST_WEIGHT = 1e15  # of a reward, whose product with it 32 bits must hold
 BEST = 10.0  # what judges give at most, unless grpo_judge_best says another number
 JUDGE_FIELDS = ("answer", "prompt", "reference")
 
@@ -111,6 +112,11 @@ def _names(spec: str | list[str]) -> list[str]:
 def _choice(name: str, weight: float) -> RewardChoice:
     if not math.isfinite(weight) or weight == 0:
         raise ValueError(f"weight of {name!r} is {weight}; give a finite number other than 0")
+    if not 1 / LARGEST_WEIGHT <= abs(weight) <= LARGEST_WEIGHT:
+        raise ValueError(
+            f"weight of {name!r} is {weight}, which 32-bit sums cannot hold; give one of a size "
+            f"from {1 / LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+        )
     if name in REWARD_NAMES:
         return RewardChoice(name, weight)
     if own := _OWN.fullmatch(name):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import math
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError, JobFailedError, shown
-from openweights.jobs.unsloth.rewards import Reward, Samples
+from openweights.jobs.unsloth.grpo.own_code import (
+    calling,
+    ended_by_exit,
+    given_copies,
+    run_file,
+    undisturbed,
+)
+from openweights.jobs.unsloth.rewards import LARGEST, Reward, Samples
 from openweights.models.log_probs import mean_target_log_probs
 from openweights.models.templates.messages import Message
 
@@ -33,40 +37,37 @@ def own_reward(
     It is called with those of these that it has parameters for: `completions` (texts), `prompts`
     (lists of messages), `completion_ids`, `gold_response` and the other columns of the dataset, a
     list each; and returns a number for each completion, or None where it cannot say, as a list, a
-    tensor or an array. It may be a coroutine function.
+    tensor or an array. It may be a coroutine function. What it is given are copies.
 
     Raises:
         ConfigError: The file cannot be run, or has no such function.
     """
     place = f"{field}: {path.name}"
-    function = getattr(_run_file(path, place), function_name, None)
+    function = getattr(run_file(path, place), function_name, None)
     if not callable(function):
         raise ConfigError(f"{place}: has no function {function_name!r}; define it, or correct it")
-    takes = inspect.signature(function).parameters
+    takes = _parameters(function, f"{place}: {function_name}")
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
 
     def score(samples: Samples) -> Any:
-        given = _arguments(samples)
-        try:
+        given = given_copies(_arguments(samples))
+        with calling(function_name, path):
             return function(**{k: v for k, v in given.items() if takes_all or k in takes})
-        except Exception as error:
-            raise JobFailedError(_raised(function_name, error)) from error
 
-    return Reward(function_name, weight, score)
+    return Reward(function_name, weight, score, file=path.absolute())
 
 
-def _run_file(path: Path, place: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"openweights_reward_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{place}: is no Python file; give one that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+def _parameters(function: Callable[..., Any], place: str) -> Mapping[str, inspect.Parameter]:
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{place}: cannot be run ({text}); correct it") from error
-    return module
+        takes = inspect.signature(function).parameters
+    except ValueError:
+        raise ConfigError(
+            f"{place} does not say what it takes; write a function around it: "
+            "def score(completions): …"
+        ) from None
+    if any(p.kind is p.POSITIONAL_ONLY for p in takes.values()):
+        raise ConfigError(f"{place} is called by the names of its arguments; remove the '/'")
+    return takes
 
 
 def _arguments(samples: Samples) -> dict[str, Any]:
@@ -77,14 +78,6 @@ def _arguments(samples: Samples) -> dict[str, Any]:
         "completions": samples.completions,
         "completion_ids": samples.completion_ids,
     }
-
-
-def _raised(name: str, error: BaseException) -> str:
-    line = traceback.extract_tb(error.__traceback__)[-1].lineno
-    return (
-        f"reward {name}: raised {type(error).__name__}: {error} (line {line}); correct it, and let "
-        "it return None for a completion that it cannot score"
-    )
 
 
 def reasoning_reward(
@@ -147,10 +140,11 @@ class RewardFunctions:
         """
         for reward in self.rewards:
             reward.causes.clear()
-        given: list[Any] = [reward.score(samples) for reward in self.rewards]
-        results = self._finish(given)
         count = len(samples.completions)
-        return [_values(*pair, count) for pair in zip(self.rewards, results, strict=True)]
+        with undisturbed():
+            given: list[Any] = [reward.score(samples) for reward in self.rewards]
+            results = self._finish(given)
+            return [_values(*pair, count) for pair in zip(self.rewards, results, strict=True)]
 
     def _finish(self, given: list[Any]) -> list[Any]:
         """What was given, of coroutines what they return; None of those that take too long."""
@@ -167,23 +161,25 @@ class RewardFunctions:
         ]
         end, results = time.monotonic() + self._limit_s, []
         for reward, value, future in zip(self.rewards, given, futures, strict=True):
-            try:
-                left = max(end - time.monotonic(), 0.0)
-                results.append(value if future is None else future.result(left))
-            except TimeoutError as error:
-                assert future is not None
-                if future.done():  # it is the function's own
-                    raise JobFailedError(_raised(reward.name, error)) from error
-                future.cancel()
-                reward.causes[f"no answer within {self._limit_s:g} s"] += 1
-                results.append(None)
-            except Exception as error:
-                raise JobFailedError(_raised(reward.name, error)) from error
+            with calling(reward.name, reward.file):
+                try:
+                    left = max(end - time.monotonic(), 0.0)
+                    results.append(value if future is None else future.result(left))
+                except TimeoutError:
+                    assert future is not None
+                    if future.done():  # it is the function's own
+                        raise
+                    future.cancel()
+                    reward.causes[f"no answer within {self._limit_s:g} s"] += 1
+                    results.append(None)
         return results
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
+    try:
+        return await value
+    except SystemExit as error:  # would end the loop, and nobody would hear of it
+        raise ended_by_exit(error) from error
 
 
 def _values(reward: Reward, result: Any, count: int) -> list[float]:
@@ -195,7 +191,8 @@ def _values(reward: Reward, result: Any, count: int) -> list[float]:
         return [math.nan] * count
     given = _plain(result)
     has_order = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | Set)
-    values: list[Any] = list(given) if has_order else []
+    with calling(reward.name, reward.file):  # a generator's body runs here
+        values: list[Any] = list(given) if has_order else []
     if len(values) != count:
         raise JobFailedError(
             f"reward {reward.name}: must return a list with one number for each of the {count} "
@@ -228,4 +225,7 @@ def _number(reward: Reward, value: Any) -> float:
             f"reward {reward.name}: gave {shown(value)}; give numbers, or None for a completion "
             "that cannot be scored"
         ) from None
+    if math.isfinite(number) and abs(number) > LARGEST:
+        reward.causes[f"it gave a number beyond {LARGEST:g}, which 32-bit sums cannot hold"] += 1
+        return math.nan
     return number if math.isfinite(number) else math.nan

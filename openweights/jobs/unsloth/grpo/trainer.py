@@ -178,7 +178,7 @@ class RewardTrainer(GRPOTrainer):
         size = int((self.num_generations if self._is_training else self.num_generations_eval) or 1)
         scale: Any = self.scale_rewards
         rewards = (self._scores * self.reward_weights.to(self._scores.device)).sum(1)
-        output["advantages"] = group_advantages(rewards, size, scale)[share]
+        output["advantages"] = group_advantages(rewards, size, scale)[share].float()
         if not self._engine.is_exact:
             # Then the ratio of the loss is an importance weight, by the trainer's own weights.
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
@@ -205,7 +205,9 @@ class RewardTrainer(GRPOTrainer):
         """Rewards of all completions, shape (N, functions); NaN in a whole row where one failed."""
         found = dict(chain(*of_all_ranks(self._own_rewards(asked, rollout))))
         device = self.accelerator.device
-        scores = torch.tensor([found[index] for index in range(len(asked))], device=device)
+        # In 64 bits: rewards of a million may differ by a thousandth.
+        values = [found[index] for index in range(len(asked))]
+        scores = torch.tensor(values, dtype=torch.float64, device=device)
         if self._is_training:
             self._log_completions(asked, rollout, scores)
         scores[scores.isnan().any(1)] = torch.nan

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def exit_status(act: Callable[[], int], failure: str) -> int:
-    """What `act` returns, or 1 when it fails: why is the last line of the log.
+    """What `act` returns, or 1 when it fails or exits early: why is the last line of the log.
 
     Args:
         failure: What is said above the traceback of an error that is not ours.
@@ -29,6 +29,11 @@ def exit_status(act: Callable[[], int], failure: str) -> int:
     except Exception as error:  # noqa: BLE001 - the end of the process: told in full, then in one line
         logger.exception("%s", failure)
         logger.error("%s", one_line(error))
+    except SystemExit as error:
+        if error.code:
+            raise
+        # Whoever called it, the job is not done, which status 0 would say.
+        logger.error("%s: sys.exit() was called before the end; remove that call", failure)
     return 1
 
 
