@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, get_scheduler
 
 from openweights import OpenWeights
 from openweights.errors import DatasetError, JobFailedError
@@ -19,11 +19,13 @@ from openweights.jobs.unsloth.callbacks import AdapterMovement
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Reward, Samples
 from openweights.jobs.unsloth.runtime.reporting import FolderReporter
-from openweights.jobs.unsloth.trainer_args import warmup_steps
+from openweights.jobs.unsloth.trainer_args import trainer_args, warmup_steps
 from openweights.jobs.unsloth.training import train
-from openweights.jobs.unsloth.validate import training_config
+from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.tiny_model import make_tiny_model
+
+SCHEDULE = "lr_scheduler_type"
 
 
 def turn(role: str, content: Any) -> dict[str, Any]:
@@ -101,6 +103,25 @@ def test_warm_up_that_would_last_for_ever_is_bounded(caplog: pytest.LogCaptureFi
     assert warmup_steps(60, 60) == 6
     assert "warmup_steps=60 is not less than the 60 steps of this run" in caplog.text
     assert "it is 6 instead" in caplog.text
+
+
+@pytest.mark.parametrize("kind", list(get_args(TrainingConfig.model_fields[SCHEDULE].annotation)))
+@pytest.mark.parametrize("rate", [1e-12, 1e-7, 1.0])
+def test_every_schedule_goes_with_every_rate(
+    params: dict[str, Any], kind: str, rate: float
+) -> None:
+    config = training_config({**params, SCHEDULE: kind, "learning_rate": rate})
+    args = trainer_args(config)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    own: Any = args.lr_scheduler_kwargs
+    schedule = get_scheduler(kind, optimizer, 2, 6, own)
+    rates = []
+    for _ in range(6):
+        optimizer.step()
+        schedule.step()
+        rates += schedule.get_last_lr()
+    assert max(rates) == rate and min(rates) >= 0
+    assert rates[-1] < rate or kind.startswith("constant")
 
 
 def test_the_defaults_train_on_a_short_file(params: dict[str, Any], tmp_path: Path) -> None:

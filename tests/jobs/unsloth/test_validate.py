@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import openweights
 from openweights.errors import ConfigError
 from openweights.jobs.unsloth.config.learning_rate import parse_learning_rate
-from openweights.jobs.unsloth.validate import training_config
+from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD, MALFORMED, MISSING, SDFT
 
 
@@ -35,6 +35,27 @@ def test_refuses_and_says_what_to_do(params: dict[str, Any], field: str, words: 
     assert all("Traceback" not in line and "pydantic" not in line for line in lines)
     assert all(len(line) < 400 for line in lines), "long values are cut"
     assert caught.value.__suppress_context__
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+ODD = st.sampled_from(
+    [10**400, -(2**63), 1e300, 5e-324, "\0", "\ud800", "x" * 999, "{", FILE, [[]]]
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(TrainingConfig.model_fields)), JSON | ODD, max_size=5))
+@settings(max_examples=300)
+def test_any_values_are_taken_or_refused(given: dict[str, Any]) -> None:
+    try:
+        config = training_config({**GOOD, **given})
+    except ConfigError as error:
+        str(error).encode()
+        return
+    assert training_config(config.model_dump()) == config
 
 
 def test_reports_everything_at_once() -> None:

@@ -7,7 +7,6 @@ were done.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
 import sys
@@ -69,11 +68,6 @@ def calling(name: str, file: Path | None) -> Iterator[None]:
 def ended_by_exit(error: SystemExit) -> RuntimeError:
     """What is said of a call of `sys.exit`."""
     return RuntimeError(f"sys.exit({error.code!r}) was called")
-
-
-def given_copies(values: dict[str, Any]) -> dict[str, Any]:
-    """What a function may change as it likes."""
-    return copy.deepcopy(values)
 
 
 def run_file(path: Path, place: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 import threading
@@ -18,7 +19,6 @@ from openweights.errors import ConfigError, JobFailedError, shown
 from openweights.jobs.unsloth.grpo.own_code import (
     calling,
     ended_by_exit,
-    given_copies,
     run_file,
     undisturbed,
 )
@@ -42,7 +42,7 @@ def own_reward(
     Raises:
         ConfigError: The file cannot be run, or has no such function.
     """
-    place = f"{field}: {path.name}"
+    place, path = f"{field}: {path.name}", path.absolute()
     function = getattr(run_file(path, place), function_name, None)
     if not callable(function):
         raise ConfigError(f"{place}: has no function {function_name!r}; define it, or correct it")
@@ -50,11 +50,11 @@ def own_reward(
     takes_all = any(p.kind is p.VAR_KEYWORD for p in takes.values())
 
     def score(samples: Samples) -> Any:
-        given = given_copies(_arguments(samples))
+        given = {k: v for k, v in _arguments(samples).items() if takes_all or k in takes}
         with calling(function_name, path):
-            return function(**{k: v for k, v in given.items() if takes_all or k in takes})
+            return function(**copy.deepcopy(given))
 
-    return Reward(function_name, weight, score, file=path.absolute())
+    return Reward(function_name, weight, score, file=path)
 
 
 def _parameters(function: Callable[..., Any], place: str) -> Mapping[str, inspect.Parameter]:
