@@ -155,7 +155,8 @@ def _figures(entry: Mapping[str, Any], prefix: str = "") -> str:
 
 
 class AdapterMovement(TrainerCallback):
-    """Says at the end how far the adapter moved, and ends a job that has taught it nothing.
+    """Says at the end how far the adapter moved, and ends a job that has taught it nothing, or
+    whose last step has spoilt it, which no loss tells any more.
 
     Nothing, that is when no step had a gradient, or when every weight is what it was. (Weight decay
     alone shrinks weights, so the distance does not tell.)
@@ -207,6 +208,11 @@ class AdapterMovement(TrainerCallback):
         event = AdapterMoved(step=state.global_step, weight_difference_norm=moved, weight_norm=norm)
         self._reporter.log(event.data())
         logger.info("what is trained moved by %.3g; its weights' norm was %.3g", moved, norm)
+        if not math.isfinite(moved):
+            raise JobFailedError(
+                f"what is trained holds numbers that are none after {state.global_step} steps; "
+                "lower learning_rate, or keep gradients short with max_grad_norm"
+            )
         if not moved or not self._had_gradient:
             raise JobFailedError(
                 f"what is trained is where it was after {state.global_step} steps: "

@@ -16,7 +16,7 @@ from openweights import OpenWeights
 from openweights.errors import DatasetError, JobFailedError
 from openweights.jobs.unsloth import FineTuning
 from openweights.jobs.unsloth.callbacks import AdapterMovement
-from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
+from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
 from openweights.jobs.unsloth.rewards import Reward, Samples
 from openweights.jobs.unsloth.runtime.reporting import FolderReporter
 from openweights.jobs.unsloth.trainer_args import trainer_args, warmup_steps
@@ -133,6 +133,36 @@ def test_the_defaults_train_on_a_short_file(params: dict[str, Any], tmp_path: Pa
     assert all(bool(value.any()) for name, value in adapter.items() if "lora_B" in name)
     [moved] = [event for event in events(tmp_path) if event.get("type") == "adapter_moved"]
     assert moved["weight_difference_norm"] > 0 and moved["step"] == 1
+
+
+def test_reward_functions_change_nothing_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "disturbing.py").write_text("""
+import os, tempfile, torch
+torch.set_grad_enabled(False)
+os.chdir(tempfile.gettempdir())
+
+def score(completions, prompts, completion_ids, note):
+    os.chdir(tempfile.gettempdir())
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    prompts[0].append({"role": "assistant", "content": completions[0]})
+    completion_ids[0].clear()
+    note[0]["seen"] = True
+    completions.clear()
+    return [1.0, 2.0]
+""")
+
+    def samples() -> Samples:
+        prompts: Any = [[turn("user", "Say it.")], [turn("user", "Say it.")]]
+        return Samples(prompts, ["a", "b"], [[7], [8]], [{"note": {}}, {"note": {}}])
+
+    given, folder, numbers = samples(), Path.cwd(), torch.get_rng_state().tolist()
+    reward = own_reward(tmp_path / "disturbing.py", "score", 1.0)
+    assert RewardFunctions([reward], limit_s=5).score(given) == [[1.0, 2.0]]
+    assert given == samples()
+    assert (Path.cwd(), torch.get_default_dtype()) == (folder, torch.float32)
+    assert torch.is_grad_enabled() and torch.get_rng_state().tolist() == numbers
 
 
 # ---- nothing to learn

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -195,33 +194,6 @@ def test_own_functions_that_are_wrong_end_the_run(
 
     with pytest.raises(error, match=words):
         attempt()
-
-
-def test_own_functions_change_nothing_of_ours(tmp_path: Path) -> None:
-    source = """
-import os, tempfile, torch
-torch.set_grad_enabled(False)
-os.chdir(tempfile.gettempdir())
-
-def score(completions, prompts, completion_ids, note):
-    os.chdir(tempfile.gettempdir())
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    torch.set_grad_enabled(False)
-    prompts[0].append({"role": "assistant", "content": completions[0]})
-    completion_ids[0].clear()
-    note[0]["seen"] = True
-    completions.clear()
-    return [1.0, 2.0]
-"""
-    given = samples(["a", "b"], ["x", "y"], note=[{}, {}])
-    folder, numbers = Path.cwd(), torch.get_rng_state()
-    reward = own(tmp_path, source)
-    first = RewardFunctions([reward], limit_s=5).score(given)
-    assert first == [[1.0, 2.0]]
-    assert given == samples(["a", "b"], ["x", "y"], note=[{}, {}])
-    assert (Path.cwd(), torch.get_default_dtype()) == (folder, torch.float32)
-    assert torch.is_grad_enabled() and torch.equal(torch.get_rng_state(), numbers)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, 1e39, -(10**300)])

@@ -370,6 +370,30 @@ def test_a_loss_that_is_no_number_ends_the_job(
     assert events(tmp_path)[-1]["loss"] == "NaN"
 
 
+class Overflow(TrainerCallback):
+    """Gives the last step a gradient that the weights cannot follow."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        for parameter in kwargs["model"].parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(self.value)
+
+
+@pytest.mark.parametrize("gradient", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_end_the_job(
+    params: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradient: float
+) -> None:
+    """The loss of the last step was a number."""
+    monkeypatch.chdir(tmp_path)
+    last = {**params, "max_steps": 1, "optim": "sgd"}
+    with pytest.raises(JobFailedError, match="holds numbers that are none after 1 steps; lower"):
+        train(last, extra_callbacks=[Overflow(gradient)])
+    assert not (tmp_path / "uploads/adapter").exists()
+
+
 def test_load_config(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ConfigError, match="none.json: cannot be read as JSON"):
