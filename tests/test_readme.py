@@ -114,6 +114,7 @@ def test_example_is_the_demo() -> None:
     demo = OpenWeights()
     model = demo.settings.home / "models" / "SmolLM2-135M-Instruct"
     model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
     forward = next(method for method in methods(Plan()) if method.key == "forward_kl")
     job = submit(demo, forward, Plan(), model=model, data=DATA, suffix=None)
     job.cancel()

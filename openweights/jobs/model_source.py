@@ -29,6 +29,7 @@ from openweights.models.names import (
     BARE_IDS,
     KNOWN_MODEL,
     ModelReference,
+    id_in_address,
     kept_models,
     location_here,
     meant_model,
@@ -82,12 +83,15 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
         ConfigError: There is no such folder, job or checkpoint, the job has saved nothing yet, or
             no model is called so.
     """
+    model = id_in_address(model)
     reference = model_reference(model)
     if reference.kind == "repository":
         check = _check_spelling if "/" in reference.name else _check_known
         check(ow, reference.name)
     if reference.kind == "folder":
-        if ow.settings.is_remote:
+        if not ow.settings.is_remote:
+            _check_holds_model(reference.name)
+        else:
             logger.warning(
                 "model: %s is a folder on this machine; only a worker that has the same folder can "
                 "run the job. For pods push it to the Hugging Face hub, and give its id",
@@ -151,6 +155,19 @@ def check_on_hub(ow: OpenWeights, model: str) -> None:
         return
     if hub_answer(reference.name) == "lacks":
         raise _no_such_model(ow, reference.name)
+
+
+def _check_holds_model(folder: str) -> None:
+    """See that a folder is that of a model, or of an adapter.
+
+    Raises:
+        ConfigError: It has not what each of them has.
+    """
+    if not any((Path(folder) / name).is_file() for name in ("config.json", _ADAPTER_CONFIG)):
+        raise ConfigError(
+            f"model: the folder {folder} has neither config.json nor {_ADAPTER_CONFIG}, so that it "
+            "holds no model; correct the path, or give a Hugging Face id (org/name)"
+        )
 
 
 def _check_spelling(ow: OpenWeights, name: str) -> None:

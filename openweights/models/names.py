@@ -149,6 +149,7 @@ def model_reference(model: str) -> ModelReference:
         raise ConfigError(
             f"model: {shown(model)} is no string; give a Hugging Face id, a folder, or a job's id"
         )
+    model = id_in_address(model)
     head, _, rest = model.partition("/")
     # Before folders: the results of a job may lie in one that is named after it.
     if _TRAINING_JOB.fullmatch(head):
@@ -158,10 +159,10 @@ def model_reference(model: str) -> ModelReference:
     if problem := _no_training_job(head):
         raise ConfigError(f"model: {problem}")
     name = model.removeprefix(_OPENAI)
-    if name != model and not name.startswith(_OPEN_WEIGHTS):
+    if name and name != model and not name.startswith(_OPEN_WEIGHTS):
         return ModelReference("openai", name)
     name, part = "/".join(model.split("/")[:2]), "/".join(model.split("/")[2:])
-    if not _REPO.fullmatch(name) or ".." in model or not all(model.split("/")):
+    if not _REPO.fullmatch(name) or ".." in model or {"", "."} & {*model.split("/")}:
         raise ConfigError(
             f"model: {shown(model)} is neither a Hugging Face id (org/name, org/name/folder), nor "
             "a folder, nor the id of a fine-tuning job; correct it"
@@ -186,7 +187,7 @@ def full_name(model: str) -> str:
         ConfigError: It cannot be a model.
     """
     reference = model_reference(model)
-    return reference.name if reference.kind == "folder" else model
+    return reference.name if reference.kind == "folder" else id_in_address(model)
 
 
 # "7B", "0.5b", "135M", "8x7B", but neither the 4 of "4bit" nor the 2.5 of "Qwen2.5".
@@ -214,7 +215,40 @@ def guessed_vram_gb(model: str, quantization: str | None = None) -> int:
 
 
 def is_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~"))
+    """Whether it is written as a folder, be there one or not."""
+    return model in (".", "..") or model.startswith(("/", "./", "../", "~"))
+
+
+_HUB_URL = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:huggingface|hf)\.co|hf:/)/(.*)", re.I)
+
+
+def id_in_address(model: str) -> str:
+    """The id in the address of a model's page on the hub; anything else as it is.
+
+    Raises:
+        ConfigError: It is the address of something else.
+    """
+    found = _HUB_URL.fullmatch(model)
+    if found is None:
+        if "://" in model:
+            raise ConfigError(
+                f"model: {shown(model)} is no address of a model on the Hugging Face hub; give its "
+                "id (org/name), or the folder of a download"
+            )
+        return model
+    org, name, *rest = *re.split(r"[?#]", found[1])[0].strip("/").split("/"), ""
+    repository = f"{org}/{name}"
+    if not name or org in ("datasets", "spaces", "collections", "docs", "papers", "blog"):
+        raise ConfigError(
+            f"model: {shown(model)} is no address of a model; give that of its page, or org/name"
+        )
+    folder = [part for part in rest if part]
+    if folder[:2] not in ([], ["tree", "main"]):
+        raise ConfigError(
+            f"model: {shown(model)} is the address of a file, or of another version than main, "
+            f"which is the one that is taken; give {repository}"
+        )
+    return "/".join([repository, *folder[2:]])
 
 
 def bare_name(value: str) -> str:
@@ -224,7 +258,11 @@ def bare_name(value: str) -> str:
 
 
 def _model_name(value: str) -> str:
-    is_folder = is_path(bare_name(value)) or os.path.isdir(value)
+    try:
+        value = id_in_address(bare_name(value))
+    except ConfigError as error:
+        raise ValueError(str(error).removeprefix("model: ")) from None
+    is_folder = is_path(value) or os.path.isdir(value)
     if not is_folder and (problem := _no_training_job(value.partition("/")[0])):
         raise ValueError(problem)
     if not is_folder and not all(map(_PART.fullmatch, value.split("/"))):
@@ -237,9 +275,9 @@ def _model_name(value: str) -> str:
 def _any_model(value: str) -> str:
     try:
         model_reference(bare_name(value))
+        return id_in_address(value)
     except ConfigError as error:
         raise ValueError(str(error).removeprefix("model: ")) from None
-    return value
 
 
 def _chat_template(value: str) -> str:

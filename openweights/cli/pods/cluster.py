@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from openweights.cli.output import env_file_option, note
+from openweights.errors import ConfigurationError
 from openweights.settings import ClusterSettings, Settings
 
 if TYPE_CHECKING:
@@ -64,20 +65,37 @@ def cluster(provider: ProviderName, dry_run: bool, jobs: Path | None, is_for_all
 
     settings, cluster_settings = Settings.from_env(), ClusterSettings.from_env()
     _set_up_logging(logging.WARNING if dry_run else logging.INFO)
-    with open_manager(settings, cluster_settings, provider) as manager:
-        if dry_run:
+    if dry_run:
+        _say_what_would_be_done(settings, cluster_settings, provider)
+        return
+    with (
+        open_manager(settings, cluster_settings, provider) as manager,
+        sole_manager(settings, manager.organization_id),
+    ):
+        note(
+            f"managing organization {manager.organization_id} on {provider}, "
+            f"{cluster_settings.max_workers} workers at most; Ctrl-C ends it"
+        )
+        manager.run(_stop_on_signals())
+
+
+def _say_what_would_be_done(
+    settings: Settings, cluster_settings: ClusterSettings, provider: ProviderName
+) -> None:
+    from openweights.cluster.launch import open_manager
+
+    try:
+        with open_manager(settings, cluster_settings, provider) as manager:
             actions = manager.plan(manager.observe())
-            for action in actions:
-                click.echo(describe(action))
-            if not actions:
-                note("nothing is to be done")
-            return
-        with sole_manager(settings, manager.organization_id):
-            note(
-                f"managing organization {manager.organization_id} on {provider}, "
-                f"{cluster_settings.max_workers} workers at most; Ctrl-C ends it"
-            )
-            manager.run(_stop_on_signals())
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{error}. Without keys, `ow cluster --dry-run --jobs FILE` says what pods the jobs of "
+            "a file would get, and at what price"
+        ) from None
+    for action in actions:
+        click.echo(describe(action))
+    if not actions:
+        note("nothing is to be done")
 
 
 def _preview(jobs: Path) -> None:

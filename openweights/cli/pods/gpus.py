@@ -50,7 +50,10 @@ def gpus(vram_gb: int, as_json: bool) -> None:
     kept = [place for place, name in enumerate(names) if name not in left_out]
     print_table([names[place] for place in kept], [[line[p] for p in kept] for line in cells])
     if usual:
-        note(f"a job can surely use {MARGIN_GB} GB less than the memory of each")
+        note(
+            f"a job can surely use {MARGIN_GB} GB less than the memory of each: for a card of 80 "
+            f"ask for requires_vram_gb={80 - MARGIN_GB}"
+        )
     note(_seen({row["seen_on"] for row in rows}))
     note("a name such as '2x H100S' asks for several; without one the cheapest that fits is taken")
 

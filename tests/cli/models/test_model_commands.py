@@ -312,7 +312,8 @@ def test_a_worker_asks_a_hub_that_is_not_there_once(
 
 
 @pytest.mark.parametrize(
-    "model", ["a//b", "a/b..c", "a/b--c", "a/b.git", "-a/b", "a/b/", "a/b/../c"]
+    "model",
+    ["a//b", "a/b..c", "a/b--c", "a/b.git", "-a/b", "a/b/", "a/b/../c", "a/b/./c", "openai/"],
 )
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_ids_that_no_hub_can_have_are_refused(

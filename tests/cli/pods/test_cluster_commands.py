@@ -128,6 +128,7 @@ def test_cluster_runs_until_it_is_told_to_end(
 def test_cluster_says_what_is_missing(ow: Ow, organization: Team) -> None:
     result = ow("cluster", "--dry-run")
     assert result.exit_code == 1 and "RUNPOD_API_KEY is not set" in result.stderr
+    assert "Without keys, `ow cluster --dry-run --jobs FILE` says what pods" in result.stderr
     assert ow("cluster", "--all", "--dry-run").exit_code == 2
 
 

@@ -107,6 +107,7 @@ def serve(ow: QuietClient, server: Any) -> None:
 
 def model_folder(tmp_path: Path, name: str = "model") -> str:
     (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
     return str(tmp_path / name)
 
 

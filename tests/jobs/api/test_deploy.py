@@ -129,6 +129,7 @@ def test_one_that_nobody_uses_ends_and_comes_back(ow: OpenWeights, tiny: str) ->
 def test_a_model_that_cannot_be_served(ow: OpenWeights, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "config.json").write_text("{}")
     api = ow.api.deploy(str(empty))
     with pytest.raises(JobFailedError, match="model: .*empty"):
         api.up()

@@ -102,6 +102,8 @@ def test_what_it_refuses(ow: OpenWeights, tmp_path: Path, tiny: Path) -> None:
         ({"model": model, "input_file_id": "conversations:file-0"}, "the store has no file"),
         ({"model": "./none", "input_file_id": good}, "model: there is no folder ./none"),
         ({"model": "a b", "input_file_id": good}, "model: 'a b' is neither"),
+        ({"model": str(tmp_path), "input_file_id": good}, "has neither config.json nor adapter_c"),
+        ({"model": "..", "input_file_id": good}, "model: the folder .* holds no model"),
         ({"model": "ftjob-000000000000", "input_file_id": good}, "the store has no job ftjob"),
         ({"model": model, "input_file_id": good, "max_token": 1}, "max_token: .*max_tokens"),
         ({"model": model, "input_file_id": good, "top_p": 0}, "top_p: must be greater than 0"),
@@ -174,6 +176,7 @@ def test_what_waits_at_a_time_is_bounded() -> None:
 def test_a_model_that_cannot_be_loaded_fails_at_once(ow: OpenWeights, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "config.json").write_text("{}")
     file = write(tmp_path / "in.jsonl", HELLO)
     job = ow.inference.create(model=str(empty), input_file_id=file)
     with pytest.raises(JobFailedError, match="model: .*empty"):

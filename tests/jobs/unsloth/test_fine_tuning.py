@@ -69,6 +69,7 @@ def test_a_model_folder_is_stored_in_full(
     """The job runs elsewhere than in the folder in which it was submitted."""
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     kind = FineTuning(ow)
