@@ -24,8 +24,9 @@ from openweights.errors import ConfigurationError
 from openweights.events import Stage
 from openweights.jobs.evaluate import AskedModels
 from openweights.jobs.evaluate.run import Scores, evaluate, report
-from openweights.jobs.evaluate.tasks import Grade, Row, Task, answer_of
+from openweights.jobs.evaluate.tasks import Grade, Row, Task
 from openweights.jobs.mmlu_pro import MMLUProConfig
+from openweights.jobs.unsloth.rewards import answer_of
 from openweights.jobs.unsloth.runtime.job_log import one_line, run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 

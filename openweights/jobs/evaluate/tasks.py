@@ -24,16 +24,15 @@ from openweights.jobs.evaluate.sandbox import run_programs
 from openweights.jobs.evaluate.tool_use import calls_in, check_calls, system_prompt
 from openweights.jobs.unsloth.config.grpo_fields import JUDGES, RewardChoice, split_gold
 from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.jobs.unsloth.rewards import Reward, Samples, answer_of, text_reward
 
 if TYPE_CHECKING:
     from openweights import OpenWeights
-    from openweights.jobs.unsloth.rewards import Reward
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-_THINK_END = "</think>"
 JUDGED_AT_ONCE = 64  # answers that a judge grades before its deadline
 
 
@@ -92,11 +91,6 @@ def _limited(task: Task, config: EvaluateConfig) -> Task:
 
 def _asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-def answer_of(text: str) -> str:
-    """What comes after a model's reasoning."""
-    return text.rpartition(_THINK_END)[2]
 
 
 # ---- humaneval: programs (Chen et al., 2021) -----------------------------------------------------
@@ -260,8 +254,6 @@ _DATA = Path("data")
 
 
 def _reward(ow: OpenWeights, config: EvaluateConfig, choice: RewardChoice) -> Reward:
-    from openweights.jobs.unsloth.rewards import text_reward
-
     if choice.file is not None:
         from openweights.jobs.unsloth.grpo.reward_functions import own_reward
 
@@ -279,7 +271,6 @@ def _rewarded(reward: Reward, rows: Sequence[Row], answers: Sequence[str]) -> li
     """Some at a time: a judge has a deadline for each call."""
     from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits
     from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
-    from openweights.jobs.unsloth.rewards import Samples
 
     functions = RewardFunctions([reward], limit_s=2 * JudgeLimits().total_s)
     grades: list[Grade] = []

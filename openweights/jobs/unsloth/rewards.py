@@ -22,6 +22,7 @@ Scores = Sequence[float | None]
 _WORD = re.compile(r"[^\W\d_]+")
 OVERLONG = "overlong"
 LARGEST = 1e20  # size of a reward; 32 bits hold its product with a weight
+THINK_END = "</think>"
 SPANISH_WEIGHT = 4.0  # about every second word of Spanish prose is in the list, so 1/4 is plenty
 # Frequent Spanish words that are no English ones.
 _SPANISH = """
@@ -57,17 +58,22 @@ class Samples:
     completions: list[str]
     completion_ids: list[list[int]]
     rows: Sequence[Mapping[str, Any]]
-    think_end_tag: str = "</think>"
+    think_end_tag: str = THINK_END
 
     @property
     def answers(self) -> list[str]:
-        """Each completion without its reasoning."""
-        return [text.rpartition(self.think_end_tag)[2].strip() for text in self.completions]
+        """Each completion without its reasoning, and blanks around it."""
+        return [answer_of(text, self.think_end_tag).strip() for text in self.completions]
 
     @property
     def golds(self) -> list[Any]:
         """The gold response of each."""
         return [row.get("gold_response") for row in self.rows]
+
+
+def answer_of(completion: str, think_end_tag: str = THINK_END) -> str:
+    """What comes after the reasoning of a completion."""
+    return completion.rpartition(think_end_tag)[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from openweights.jobs.unsloth.config.demonstrations import Showing, showings, sp
 from openweights.jobs.unsloth.config.grpo_fields import reward_choices
 from openweights.jobs.unsloth.distillation.likeness import rouge_l_with_signs, same_format_share
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
-from openweights.jobs.unsloth.rewards import Reward, Samples, text_reward
+from openweights.jobs.unsloth.rewards import Reward, Samples, answer_of, text_reward
 from openweights.jobs.unsloth.runtime.ranks import first_ranks
 from openweights.jobs.unsloth.runtime.reporting import Fetch, LogEvent
 from openweights.jobs.unsloth.sdft_data import SDFTExample, encode_example
@@ -160,8 +160,7 @@ class Gate:
                 for row in self.rows
             ]
         )
-        texts = [own[0].text for own in completions]
-        answers = Samples([], texts, [], []).answers
+        answers = [answer_of(own[0].text).strip() for own in completions]
         count = len(self.rows)
         return {n: answers[i * count : (i + 1) * count] for i, n in enumerate(readers)}
 
@@ -343,7 +342,7 @@ def scores_of(
 
 
 def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) -> Scores:
-    golds = [_stripped(row.demonstration) for row in rows]
+    golds = [answer_of(row.demonstration).strip() for row in rows]
     pairs = list(zip(texts, golds, strict=True))
     overlaps = [rouge_l_with_signs(text, gold) for text, gold in pairs]
     means = {
@@ -358,10 +357,6 @@ def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) ->
     if not known:
         raise JobFailedError(f"sdft_gate_reward: {reward.name} could score none of the answers")
     return Scores({**means, "reward": fmean(known)}, rewards)
-
-
-def _stripped(demonstration: str) -> str:
-    return Samples([], [demonstration], [], []).answers[0]
 
 
 def _rewards(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> list[float]:
