@@ -90,6 +90,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
+def in_a_line(error: BaseException) -> str:
+    """The kind of an error and what it says, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+
+
 def closest(name: str, known: Sequence[str]) -> str | None:
     """The known name that `name` was probably meant to be: one like it, or, as `lr` of
     `learning_rate`, one whose words begin with its letters.

@@ -20,7 +20,7 @@ from openweights.arguments import as_path, check_known, check_limit, check_text,
 from openweights.client.event_json import event_data
 from openweights.client.event_sender import EventSender, at_exit, replay_spool
 from openweights.client.results import LOG_PREFIX, write_log, write_results
-from openweights.errors import FencedError, InvalidStateError, PlatformError
+from openweights.errors import FencedError, InvalidStateError, PlatformError, in_a_line
 from openweights.types import EventRecord, JobSpec, RunRecord, RunStatus
 
 if TYPE_CHECKING:
@@ -225,13 +225,13 @@ class ScriptRun(Run):
         self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         if not hasattr(sys, "ps1"):  # an interactive session goes on
-            self._error = _in_a_line(error)
+            self._error = in_a_line(error)
         self._next_hook(kind, error, traceback)
 
     def _on_exit(self, code: str | int | None = None, /) -> NoReturn:
         # In another thread it ends that thread.
         if threading.current_thread() is threading.main_thread():
-            self._error = _in_a_line(SystemExit(code)) if code else None
+            self._error = in_a_line(SystemExit(code)) if code else None
         self._next_exit(code)
         raise AssertionError("sys.exit has returned")
 
@@ -260,10 +260,6 @@ class ScriptRun(Run):
         except PlatformError:
             return  # the sender has said where they are
         shutil.rmtree(self._spool, ignore_errors=True)
-
-
-def _in_a_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 class RunCollection:

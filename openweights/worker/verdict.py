@@ -8,7 +8,7 @@ import signal
 from dataclasses import dataclass
 from typing import Literal
 
-from openweights.errors import OpenWeightsError
+from openweights.errors import OpenWeightsError, in_a_line
 from openweights.types import Instruction
 from openweights.worker.causes import Cause
 from openweights.worker.process import ProcessEnd
@@ -77,9 +77,7 @@ def words_of(line: str) -> str:
 def one_line(error: Exception) -> str:
     """The reason for a failure in the worker's hands."""
     text = " ".join(str(error).split())
-    if isinstance(error, OpenWeightsError) and text:
-        return shorten(text)
-    return shorten(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    return shorten(text if text and isinstance(error, OpenWeightsError) else in_a_line(error))
 
 
 def shorten(text: str) -> str:

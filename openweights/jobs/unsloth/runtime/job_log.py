@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from openweights import progress
-from openweights.errors import OpenWeightsError
+from openweights.errors import OpenWeightsError, in_a_line
 from openweights.jobs.unsloth.runtime.launcher import rank
 
 logger = logging.getLogger(__name__)
+
+LONGEST_ERROR = 500  # characters of what an error says
 
 
 def exit_status(act: Callable[[], int], failure: str) -> int:
@@ -76,7 +78,7 @@ def one_line(error: Exception) -> str:
             "the GPU's memory is full; lower per_device_train_batch_size or max_seq_length, use "
             "load_in_4bit=True, or ask for more with requires_vram_gb"
         )
-    return f"{type(error).__name__}: {text[:500]}"
+    return in_a_line(error)[:LONGEST_ERROR]
 
 
 def set_up_logging() -> None:
