@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +17,7 @@ from openweights.generation.cuda.decoder import check_supported
 from openweights.generation.cuda.linear import UnsupportedModelError
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.transformers_engine import MAX_ROWS, TransformersEngine
+from openweights.models.adapters import not_plain
 from openweights.models.forward import base_model
 from openweights.models.sharding import is_spread
 
@@ -32,6 +35,7 @@ def generation_engine(
     precision: Precision = "model",
     scaled_logprobs: bool = False,
     rows: int | None = None,
+    adapters: Sequence[Path] = (),
 ) -> GenerationEngine:
     """The engine called `name`; "auto" takes `cuda_graph` wherever it can compute the model.
 
@@ -45,6 +49,7 @@ def generation_engine(
             vLLM engine must know when it is made.
         rows: Samples that grow at a time; None for what is best for the engine. vLLM's own
             scheduler decides by its memory.
+        adapters: Folders of those that it will be given, as far as they are known.
 
     Raises:
         ConfigError: `cuda_graph` was asked for and cannot compute this model here, or the model is
@@ -62,6 +67,8 @@ def generation_engine(
         return _vllm(model, tokenizer, scaled_logprobs)
     if name != "transformers":
         try:
+            for what in filter(None, map(not_plain, adapters)):
+                raise UnsupportedModelError(what)
             return _cuda_graph(model, tokenizer, precision, rows)
         except UnsupportedModelError as error:
             if name == "cuda_graph":

@@ -52,6 +52,7 @@ class Opening:
     tokenizer_from: str | None = None
     in_4bit: bool = False
     rows: int | None = None
+    adapters: tuple[Path, ...] = ()
 
     def open(self) -> tuple[GenerationEngine, PreTrainedTokenizerBase]:
         """The engine of this process, and the tokenizer.
@@ -68,7 +69,10 @@ class Opening:
             tokenizer_from=self.tokenizer_from,
             in_4bit=self.in_4bit,
         )
-        return generation_engine(self.engine, model, tokenizer, rows=self.rows), tokenizer
+        engine = generation_engine(
+            self.engine, model, tokenizer, rows=self.rows, adapters=self.adapters
+        )
+        return engine, tokenizer
 
 
 def open_replicated(

@@ -2,7 +2,8 @@
 
 The rows of a batch share a cache, padded on the left. Finished rows leave it at once, waiting
 prompts take their places: prompts of similar lengths are read together, and the samples of one
-prompt share its reading. Adapters of peft may differ from row to row.
+prompt share its reading. Plain LoRA adapters may differ from row to row; where an adapter is of
+another kind (DoRA, layers that are trained whole), the rows of a batch have one in common.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.row_cache import can_join, filled_width, join, keep_rows, set_width
 from openweights.generation.samples import Sample
 from openweights.generation.selection import Rows, log_probs, select, top_log_probs
-from openweights.models.forward import (
-    active_adapter,
+from openweights.models.adapters import (
+    acting,
     adapter_names,
-    base_model,
-    evaluating,
-    longest_row,
+    can_mix,
+    peft_name,
     with_adapter,
     without_adapter,
 )
+from openweights.models.forward import active_adapter, base_model, evaluating, longest_row
 from openweights.models.packing import use_packed_attention
 from openweights.models.sharding import is_spread, own_passes
 from openweights.models.tokens import eos_token_ids, pad_left
@@ -44,7 +45,6 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 64
 CACHE_TOKENS = 65_536  # rows times columns of the cache
 PREFILL_TOKENS = 8_192  # tokens, padding included, that are read in one forward
-BASE = "__base__"  # what peft calls the model without an adapter
 
 
 class TransformersEngine(GenerationEngine):
@@ -68,6 +68,7 @@ class TransformersEngine(GenerationEngine):
         if base.device.type == "cpu":
             use_packed_attention(base)  # whose attention under a mask is faster there, too
         self._model: Any = model
+        self._mixes = can_mix(model)
         self._tokenizer = tokenizer
         self._max_rows = max_rows
         self._waiting: deque[list[Sample]] = deque()  # samples of one request each
@@ -115,7 +116,10 @@ class TransformersEngine(GenerationEngine):
     def set_adapter(self, name: str, folder: Path) -> None:
         """See `GenerationEngine`."""
         self._refuse_in_use(name)
-        self._model = with_adapter(self._model, name, folder)
+        try:
+            self._model = with_adapter(self._model, name, folder)
+        finally:
+            self._mixes = can_mix(self._model)
 
     def remove_adapter(self, name: str) -> None:
         """See `GenerationEngine`."""
@@ -123,6 +127,7 @@ class TransformersEngine(GenerationEngine):
             raise ConfigError(f"adapter {name!r}: is not loaded")
         self._refuse_in_use(name)
         self._model = without_adapter(self._model, name)
+        self._mixes = can_mix(self._model)
 
     def _refuse_in_use(self, name: str) -> None:
         batch = self._batch.samples if self._batch else []
@@ -180,8 +185,11 @@ class TransformersEngine(GenerationEngine):
         width = max(map(_final_length, rows), default=0)
         admitted: list[list[Sample]] = []
         count = len(rows)
+        adapter = (rows or self._waiting[0])[0].request.adapter if self._waiting else None
         while self._waiting and count < self._max_rows:
             samples = self._waiting[0]
+            if not self._mixes and samples[0].request.adapter != adapter:
+                break
             width = max(width, *map(_final_length, samples))
             room = min(self._max_rows, max(CACHE_TOKENS // width, 1)) - count
             if room <= 0:
@@ -272,10 +280,11 @@ class TransformersEngine(GenerationEngine):
             if inputs["input_ids"].shape[1] == 1:  # the mask is for the tokens of a prompt
                 del inputs["attention_mask"]
         active = active_adapter(self._model)
-        if all(name == active for name in adapters):
+        if self._mixes and any(name != active for name in adapters):
+            names = list(map(peft_name, adapters))
+            return self._model(**inputs, use_cache=True, adapter_names=names).logits[:, -1]
+        with acting(self._model, adapters[0]):
             return base_model(self._model)(**inputs, use_cache=True).logits[:, -1]
-        names = [BASE if name is None else name for name in adapters]
-        return self._model(**inputs, use_cache=True, adapter_names=names).logits[:, -1]
 
 
 class _Batch:

@@ -24,7 +24,8 @@ from openweights.errors import ConfigError, InvalidStateError
 from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import MOST_TOP_LOGPROBS, Delta, GenerationRequest
 from openweights.generation.samples import Sample
-from openweights.models.forward import adapter_names, base_model, longest_row
+from openweights.models.adapters import adapter_names, peft_name
+from openweights.models.forward import base_model, longest_row
 from openweights.models.tokens import eos_token_ids
 
 MEMORY_SHARE = 0.35  # of the GPU, beside a training in the same memory
@@ -120,8 +121,9 @@ class VLLMEngine(GenerationEngine):
 
     def _written(self, name: str, number: int) -> Path:
         folder = Path(self._folder.name) / str(number)
-        self._model.save_pretrained(folder, selected_adapters=[name])
-        return folder if name == "default" else folder / name
+        written = peft_name(name)
+        self._model.save_pretrained(folder, selected_adapters=[written])
+        return folder if written == "default" else folder / written
 
     # ---- requests
 

@@ -35,7 +35,10 @@ def open_engine(
     """
     only = sources[0].adapter if len(sources) == 1 else None
     tokenizer_from = None if only is None else str(only)
-    opening = Opening(sources[0].base, engine, chat_template, tokenizer_from, in_4bit)
+    adapters = tuple(source.adapter for source in sources if source.adapter is not None)
+    opening = Opening(
+        sources[0].base, engine, chat_template, tokenizer_from, in_4bit, adapters=adapters
+    )
     opened, tokenizer = open_replicated(opening, Settings.from_env().n_gpus)
     logger.info("generating with engine %s", opened.name)
     try:

@@ -1,17 +1,15 @@
-"""The forward pass by its parts: decoder, hidden states that count, output head, adapters."""
+"""The forward pass by its parts: decoder, hidden states that count, output head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor, nn
-
-from openweights.errors import ConfigError
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -25,7 +23,7 @@ def frozen_head(base: Any) -> Head | None:
 
 
 def output_logits(base: Any, hidden: Tensor) -> Tensor:
-    """Logits of shape (N, V) in float32 through the model's own head, adapters included."""
+    """Logits of shape (N, V) in float32 through the model's own head included."""
     scale, softcap = logit_transform(base)
     logits = base.get_output_embeddings()(hidden).float() * scale
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
@@ -82,6 +80,12 @@ def base_model(model: nn.Module) -> Any:
     """The causal language model itself; inside a `PeftModel` its layers hold the adapters."""
     inner: Any = model
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    """The adapter that a `PeftModel` computes with; None without one."""
+    inner: Any = model
+    return unquote(inner.active_adapter) if hasattr(inner, "get_base_model") else None
 
 
 @contextmanager
@@ -193,46 +197,3 @@ def row_groups(logits: Tensor) -> Iterator[slice]:
     step = own if logits.device.type == "cpu" else max(1, rows)
     for start in range(0, rows, step):
         yield slice(start, start + step)
-
-
-# ---- adapters ------------------------------------------------------------------------------------
-
-
-def active_adapter(model: nn.Module) -> str | None:
-    """The adapter that a `PeftModel` computes with; None without one."""
-    inner: Any = model
-    return inner.active_adapter if hasattr(inner, "get_base_model") else None
-
-
-def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Every adapter that a model has."""
-    return tuple(getattr(model, "peft_config", ()))
-
-
-def with_adapter(model: Any, name: str, folder: Path) -> Any:
-    """The model with an adapter from a folder, in the place of one of that name.
-
-    Raises:
-        ConfigError: The folder holds none that fits the model.
-    """
-    from peft import PeftConfig, PeftModel
-
-    try:
-        PeftConfig.from_pretrained(str(folder))  # before the one of that name goes
-        if name in adapter_names(model):
-            model = without_adapter(model, name)
-        if not adapter_names(model):
-            return PeftModel.from_pretrained(model, folder, adapter_name=name)
-        model.load_adapter(folder, name)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"adapter {name!r}: {folder} cannot be loaded ({error})") from error
-    return model
-
-
-def without_adapter(model: Any, name: str) -> Any:
-    """The model without one of its adapters; the base model itself where that was the last one.
-
-    A `PeftModel` that has none left still calls the deleted one active, and fails when it is asked.
-    """
-    model.delete_adapter(name)
-    return model if adapter_names(model) else model.unload()

@@ -32,7 +32,14 @@ from openweights.generation.engine import GenerationEngine, check_request
 from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.samples import Sample
 from openweights.generation.selection import row_key
-from openweights.models.forward import adapter_names, base_model, with_adapter, without_adapter
+from openweights.models.adapters import (
+    adapter_names,
+    has_own_weights,
+    peft_name,
+    with_adapter,
+    without_adapter,
+)
+from openweights.models.forward import base_model
 from openweights.models.tokens import eos_token_ids
 
 PAGE_SIZE = 64
@@ -101,7 +108,10 @@ class CudaGraphEngine(GenerationEngine):
         """A decoder for the adapters that the model has now."""
         self._adapter_names = adapter_names(self._model)
         base = base_model(self._model)
-        decoder = Decoder(base, self._adapter_names, _ops(base), narrow=self._narrow)
+        if has_own_weights(self._model):
+            raise UnsupportedModelError("an adapter with weights of the base's own layers")
+        written = [peft_name(name) for name in self._adapter_names]
+        decoder = Decoder(base, written, _ops(base), narrow=self._narrow)
         if decoder.device.type == "cuda" and decoder.head_dim not in HEAD_DIMS:
             raise UnsupportedModelError(f"heads of {decoder.head_dim} dimensions")
         return decoder
@@ -109,8 +119,18 @@ class CudaGraphEngine(GenerationEngine):
     def set_adapter(self, name: str, folder: Path) -> None:
         """See `GenerationEngine`."""
         self._refuse_in_use(name)
-        self._model = with_adapter(self._model, name, folder)
-        self._adapters_changed()
+        try:
+            self._model = with_adapter(self._model, name, folder)
+            self._adapters_changed()
+        except ConfigError:
+            self._adapters_changed()
+            raise
+        except UnsupportedModelError as error:
+            self.remove_adapter(name)
+            raise ConfigError(
+                f"adapter {name!r}: engine cuda_graph cannot compute it ({error}); use engine "
+                "'transformers'"
+            ) from None
 
     def remove_adapter(self, name: str) -> None:
         """See `GenerationEngine`."""

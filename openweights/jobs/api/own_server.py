@@ -58,10 +58,17 @@ async def serve_own(
     needed = int(ROOM * weight_bytes(Path(location_here(base.base))))
     wait_for_memory(Path(base.name).name, needed, say=stages(logger, ow.run.log))
     ow.run.log(Stage(doing=f"loading {Path(base.base).name}").data())
-    opening = Opening(base.base, config.engine, config.chat_template, rows=config.max_num_seqs)
+    fixed = fixed_adapters(ow, config)
+    opening = Opening(
+        base.base,
+        config.engine,
+        config.chat_template,
+        rows=config.max_num_seqs,
+        adapters=tuple(map(_folder, fixed)),
+    )
     engine, tokenizer = open_replicated(opening, Settings.from_env().n_gpus)
     models = {config.model: ServedModel(None, tokenizer)}
-    for source in fixed_adapters(ow, config):
+    for source in fixed:
         engine.set_adapter(source.name, _folder(source))
         models[source.name] = ServedModel(source.name, _tokenizer(source, config))
     limit = min(config.max_model_len, engine.max_length)
