@@ -9,7 +9,7 @@ them: they are kept apart, and are in their places while that adapter computes a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,16 @@ def with_adapter(model: Any, name: str, folder: Path) -> Any:
         config: Any = PeftConfig.from_pretrained(str(folder))  # before the one of that name goes
         if config.is_prompt_learning:
             raise ValueError(f"{config.peft_type.value}, which is no change of layers; use a LoRA")
-        held = list(load_peft_weights(str(folder), device="cpu"))
+        others = [model.peft_config[peft_name(n)] for n in adapter_names(model) if n != name]
+        if others and any(getattr(c, "trainable_token_indices", None) for c in [*others, config]):
+            raise ValueError("peft loads no other beside one with trainable_token_indices")
+        held = load_peft_weights(str(folder), device="cpu")
     except failures as error:
         raise _not_loaded(name, folder, error) from error
     if name in adapter_names(model):
         model = without_adapter(model, name)
-    shared = _shared(base_model(model), held)
-    before = [parameter.detach().clone() for parameter in shared]
+    shared = _shared(base_model(model), held, getattr(config, "modules_to_save", None) or ())
+    before = [parameter.detach().clone() for parameter, _ in shared]
     # peft takes one adapter with biases at most, whose place is the base.
     config.inference_mode, config.bias = True, "none"
     try:
@@ -145,12 +148,12 @@ def with_adapter(model: Any, name: str, folder: Path) -> Any:
         _set_data(shared, before)
         _remove_traces(model, name)
         raise _not_loaded(name, folder, error) from error
-    own = [
-        (parameter, parameter.data.clone())
-        for parameter, values in zip(shared, before, strict=True)
-        if not torch.equal(parameter.data, values)
-    ]
     _set_data(shared, before)
+    own = [
+        (parameter, values.to(parameter.device, parameter.dtype))
+        for parameter, values in shared
+        if not torch.equal(parameter.data, values.to(parameter.device, parameter.dtype))
+    ]
     setattr(loaded, _OWN_WEIGHTS, {**getattr(loaded, _OWN_WEIGHTS, {}), name: own})
     return loaded
 
@@ -174,8 +177,10 @@ def _loaded(model: Any, name: str, folder: Path, config: Any) -> Any:
     others = {peft_name(other) for other in adapter_names(model) if other != name}
     parts = {key: set(key.split(".")) for key in result.missing_keys}
     missing = [key for key in parts if written in parts[key] and not others & parts[key]]
+    known = {_plain(key) for key, _ in base_model(model).named_parameters(remove_duplicate=False)}
+    unknown = [key for key in result.unexpected_keys if _plain(key) not in known]
     for keys, what in (
-        (result.unexpected_keys, "it holds layers that the model lacks"),
+        (unknown, "it holds layers that the model lacks"),
         (missing, "it lacks layers of the model"),
     ):
         if keys:
@@ -188,10 +193,16 @@ def _not_loaded(name: str, folder: Path, error: Exception) -> ConfigError:
     return ConfigError(f"adapter {name!r}: {folder} cannot be loaded ({lines})")
 
 
-def _shared(base: nn.Module, held: Sequence[str]) -> list[nn.Parameter]:
-    """The base's own parameters that a file of these names has values for."""
+def _shared(
+    base: nn.Module, held: Mapping[str, Tensor], copied: Collection[str]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The base's own parameters that a file has values for, but of modules that peft copies."""
     own = {_plain(name): p for name, p in base.named_parameters(remove_duplicate=False)}
-    found = {id(own[key]): own[key] for name in held if (key := _plain(name)) in own}
+    found = {
+        id(own[key]): (own[key], values)
+        for name, values in held.items()
+        if (key := _plain(name)) in own and not set(key.split(".")) & set(copied)
+    }
     return list(found.values())
 
 
@@ -203,8 +214,8 @@ def _plain(name: str) -> str:
 
 
 @torch.no_grad()
-def _set_data(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    for parameter, value in zip(parameters, values, strict=True):
+def _set_data(shared: Sequence[tuple[nn.Parameter, Tensor]], values: Sequence[Tensor]) -> None:
+    for (parameter, _), value in zip(shared, values, strict=True):
         parameter.copy_(value)
 
 
