@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
+from typing import Literal, cast
 
 from openweights.errors import ConfigError
 
@@ -69,7 +70,7 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        problems = [f"{name}: {what}" for name, what in _problems(self)]
+        problems = [f"{name}: {what}" for name, what in _type_problems(self) or _problems(self)]
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -81,6 +82,32 @@ class SamplingParams:
     def with_seed(self, *parts: int) -> SamplingParams:
         """The same, with a seed made of `parts`."""
         return replace(self, seed=derived_seed(*parts))
+
+
+_WHOLE = ("max_new_tokens", "min_new_tokens", "n", "top_logprobs", "seed")
+_NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+
+
+def _type_problems(params: SamplingParams) -> list[tuple[str, str]]:
+    """What is of another type than it must be; a text would pass as a list of its letters."""
+    given: dict[str, object] = {f.name: getattr(params, f.name) for f in fields(params)}
+    top_k, ends, stops = given["top_k"], given["stop_token_ids"], given["stop"]
+    whole = {name: given[name] for name in _WHOLE} | ({} if top_k is None else {"top_k": top_k})
+    wrong = [(name, "a whole number") for name, v in whole.items() if not _is_number(v, Integral)]
+    wrong += [(name, "a number") for name in _NUMBERS if not _is_number(given[name], Real)]
+    if ends is not None and not _are(ends, lambda value: _is_number(value, Integral)):
+        wrong.append(("stop_token_ids", "a tuple of token ids, or None"))
+    if not _are(stops, lambda value: isinstance(value, str)):
+        wrong.append(("stop", "a tuple of texts"))
+    return [(name, f"is {given[name]!r}; give {what}") for name, what in wrong]
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _are(values: object, fits: Callable[[object], bool]) -> bool:
+    return isinstance(values, tuple | list) and all(map(fits, cast("Sequence[object]", values)))
 
 
 def _problems(params: SamplingParams) -> Iterator[tuple[str, str]]:

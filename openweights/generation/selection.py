@@ -190,10 +190,21 @@ def log_probs(logits: Tensor, tokens: Tensor, rows: Rows) -> Tensor:
 
 
 def top_log_probs(logits: Tensor, count: int, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and ids of each row's likeliest tokens, both of shape (B, count)."""
+    """Log-probabilities and ids of each row's likeliest tokens, both of shape (B, count), or of all
+    tokens where there are fewer; of those equally likely the ones with lower ids, in their order.
+    """
     scores = at_least_float(logits) / rows.scored_temperature[:, None]
-    values, ids = scores.topk(count, -1)
-    return values - scores.logsumexp(-1, keepdim=True), ids
+    ids = _ranks(scores).topk(min(count, scores.shape[-1]), -1).indices
+    return scores.gather(-1, ids) - scores.logsumexp(-1, keepdim=True), ids
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Integers in the order of the scores, all different in a row: which of equal ones `topk` takes
+    depends on how many it is asked for, and so on what others in the batch ask for.
+    """
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 is 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
+    return ordered * 2**31 - torch.arange(scores.shape[-1], device=scores.device)
 
 
 def at_least_float(values: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def write(folder: Path, model: Any, given: dict[str, Any]) -> Path:
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     return folder
 
 
@@ -178,7 +178,7 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_behind(
     prompts = get_peft_model(
         base(), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
     )
-    prompts.save_pretrained(tmp_path / "prompts")
+    prompts.save_pretrained(str(tmp_path / "prompts"))
     broken = write(tmp_path / "broken", base(), KINDS["wide"])
     (broken / "adapter_model.safetensors").write_bytes(b"no tensors")
     wrong = {

@@ -164,12 +164,12 @@ class Steps:
         self._state[4] = -1
         self._step = torch.zeros(1, dtype=torch.long, device=device)
         self._counts = self._new_counts(size, []) if rows.penalizes else None
-        block = (BLOCK_STEPS, size)
+        block, likeliest = (BLOCK_STEPS, size), min(asked.top_count, decoder.vocabulary)
         self._drawn = (
             torch.zeros(block, dtype=torch.long, device=device),
             torch.zeros(block, device=device),
-            torch.zeros(*block, asked.top_count, device=device),
-            torch.zeros(*block, asked.top_count, dtype=torch.long, device=device),
+            torch.zeros(*block, likeliest, device=device),
+            torch.zeros(*block, likeliest, dtype=torch.long, device=device),
         )
         each = torch.arange(size, dtype=torch.int32, device=device)
         self._first, self._one = each, torch.ones_like(each)
