@@ -37,24 +37,59 @@ class _Part(BaseModel):
     text: str
 
 
+class _Function(BaseModel):
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class _Call(BaseModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: _Function
+
+
 class Message(BaseModel):
     """One of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_Call] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """As chat templates know it."""
         content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        return {**self.model_dump(exclude_none=True), "role": role, "content": text}
 
 
 class _StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Request(BaseModel):
+# What other servers can do beside OpenAI's fields, each with the values that ask for nothing.
+_OTHERS: dict[str, tuple[object, ...]] = {
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "best_of": (1,),
+    "echo": (False,),
+    "include_stop_str_in_output": (False,),
+    "modalities": (["text"],),
+    "add_generation_prompt": (True,),
+    "chat_template": (),
+    "documents": (),
+    "tool_choice": ("none", "auto"),
+    **dict.fromkeys(("bad_words", "allowed_token_ids", "prompt_logprobs", "audio"), ()),
+    **dict.fromkeys(("truncate_prompt_tokens", "structured_outputs", "web_search_options"), ()),
+    **{f"guided_{kind}": () for kind in ("json", "regex", "choice", "grammar")},
+}
+
+
+class Request(BaseModel, extra="allow"):
     """What both kinds of request have.
 
     Attributes:
@@ -103,6 +138,11 @@ class Request(BaseModel):
             ConfigError: A value cannot be used.
         """
         limit = room if self.limit is None else min(self.limit, room)
+        if self.limit is not None and self.min_tokens > self.limit:
+            raise ConfigError(
+                f"min_tokens: is {self.min_tokens}, above the {self.limit} tokens that are asked "
+                "for at most; lower it"
+            )
         seed = _random.getrandbits(63) if self.seed is None else self.seed % 2**63
         ends = () if self.ignore_eos else None
         return SamplingParams(
@@ -197,6 +237,8 @@ def parse_chat(body: object) -> ChatRequest:
         "response_format": None if kind == "text" else kind,
         "logit_bias": request.logit_bias,
     }
+    if request.top_logprobs and not request.logprobs:
+        raise ConfigError("top_logprobs: needs logprobs=true; set it, or leave top_logprobs out")
     options = request.chat_template_kwargs or {}
     _refuse(unable | {f"chat_template_kwargs.{name}": name in options for name in _NOT_OPTIONS})
     return request
@@ -227,11 +269,14 @@ def _refuse(unable: Mapping[str, object]) -> None:
 
 def _parsed(kind: type[Any], body: object) -> Any:
     try:
-        return kind.model_validate(body)
+        request = kind.model_validate(body)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in detail["loc"])
         raise ConfigError(f"{place or 'body'}: {detail['msg']}") from None
+    given: dict[str, Any] = request.model_extra
+    _refuse({name: given.get(name) not in (None, *free) for name, free in _OTHERS.items()})
+    return request
 
 
 # ---- responses -----------------------------------------------------------------------------------

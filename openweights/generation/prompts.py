@@ -101,7 +101,11 @@ def _named(tokenizer: PreTrainedTokenizerBase, token: int, value: float) -> dict
     except UnicodeDecodeError:
         # A part of a character has no text; OpenAI names it so, too.
         text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-    return {"token": text, "bytes": list(raw), "logprob": value}
+    # JSON has no infinity, which a token that the model rules out has; and max takes no NaN.
+    return {"token": text, "bytes": list(raw), "logprob": max(_LOWEST_LOGPROB, value)}
+
+
+_LOWEST_LOGPROB = -9999.0  # as OpenAI writes what is not to be
 
 
 def _token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:

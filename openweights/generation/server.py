@@ -186,7 +186,8 @@ class ModelServer:
         count = asked.n or 1
         choices = [Choice() for _ in range(count * len(prompts))]
         grown = _merged([self.engine.stream(one) for one in requests], count)
-        if asked.stream:
+
+        async def begin() -> Response:
             # The first piece now: what the engine refuses is an error, not a broken stream.
             first = await anext(grown)
             events = _events(first, grown, responses, choices)
@@ -198,7 +199,7 @@ class ModelServer:
                     choices[index].deltas.append(delta)
             return JSONResponse(responses.whole(choices))
 
-        return await _unless_gone(request, collect())
+        return await _unless_gone(request, begin() if asked.stream else collect())
 
     def _generation(
         self, asked: ChatRequest | CompletionRequest, model: ServedModel, prompt: Sequence[int]

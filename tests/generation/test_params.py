@@ -30,6 +30,16 @@ from openweights.generation.params import Delta, SamplingParams, derived_seed, j
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"stop_token_ids": (-1,)}, "stop_token_ids"),
         ({"temperature": -1, "top_p": 2}, "temperature.*; top_p"),
+        ({"stop": "ab"}, "stop: is 'ab'; give a tuple of texts"),
+        ({"stop": ("a", 5)}, "stop: is .'a', 5.; give a tuple of texts"),
+        ({"n": 2.0}, "n: is 2.0; give a whole number"),
+        ({"n": True}, "n: is True; give a whole number"),
+        ({"seed": None}, "seed: is None; give a whole number"),
+        ({"top_k": "5"}, "top_k: is '5'; give a whole number"),
+        (
+            {"temperature": "hot", "stop_token_ids": 5},
+            "temperature: is 'hot'.*; stop_token_ids: is 5",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(wrong: dict[str, Any], says: str) -> None:

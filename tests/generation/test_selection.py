@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from openweights.generation.params import GenerationRequest, SamplingParams
@@ -190,3 +193,21 @@ def test_log_probabilities_are_those_of_the_logits() -> None:
     best, ids = top_log_probs(values, 4, own)
     assert torch.equal(ids, expected.topk(4).indices)
     assert_sums_equal(best, expected.topk(4).values, VOCABULARY)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 1.5]), min_size=1, max_size=30),
+    st.integers(1, 20),
+)
+def test_likeliest_tokens_do_not_depend_on_how_many_are_asked_for(
+    values: list[float], count: int
+) -> None:
+    """Which others in the batch decide; of equal ones those with lower ids come first."""
+    scores = torch.tensor([[*values, 0.5]])
+    given_rows = Rows.of([SamplingParams()], [(0, 0)], [()], scores.shape[1], "cpu")
+    found, ids = top_log_probs(scores, count, given_rows)
+    order = sorted(range(scores.shape[1]), key=lambda token: (-float(scores[0, token]), token))
+    assert ids[0].tolist() == order[:count]
+    expected = scores.double().log_softmax(-1)[0, ids[0]]
+    torch.testing.assert_close(found[0].double(), expected, atol=1e-6, rtol=1e-6)

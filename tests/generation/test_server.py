@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -21,12 +22,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine_thread import EngineThread
+from openweights.generation.params import Delta
+from openweights.generation.prompts import token_logprobs
 from openweights.generation.server import ModelServer, ServedModel
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
 
 KEY = "sk-test-0123456789"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
+CALL: Any = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
+RETURNED: Any = {"role": "tool", "tool_call_id": "a", "content": "5"}
 
 
 @dataclass
@@ -224,6 +233,13 @@ def test_stop_texts(running: Running) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format: this server cannot"),
         ({"stop": [""]}, "stop: "),
         ({"n": 0}, "n: "),
+        ({"top_logprobs": 3}, "top_logprobs: needs logprobs"),
+        ({"max_tokens": 3, "extra_body": {"min_tokens": 4}}, "min_tokens: is 4, above the 3"),
+        ({"extra_body": {"repetition_penalty": 1.3}}, "repetition_penalty: this server cannot"),
+        ({"extra_body": {"guided_choice": ["a"]}}, "guided_choice: this server cannot"),
+        ({"tool_choice": "required"}, "tool_choice: this server cannot"),
+        ({"messages": [*HELLO, CALL, RETURNED]}, r"messages\[1\].tool_calls: the chat template"),
+        ({"messages": [{**HELLO[0], "name": "Bob"}]}, r"messages\[0\].name: the chat template"),
         ({"stream": True, "messages": [{"role": "user", "content": "x" * 600}]}, "the prompt has"),
     ],
 )
@@ -270,6 +286,24 @@ def test_nothing_that_a_client_sends_harms_the_others(
     assert answer.status_code == 400 and words in answer.json()["error"]["message"]
     other.join()
     assert answers[0].usage.completion_tokens == 200
+
+
+def test_values_that_ask_for_nothing_are_taken(running: Running) -> None:
+    free = {"repetition_penalty": 1.0, "guided_json": None, "echo": False, "tool_choice": "auto"}
+    answer = running.client().chat.completions.create(
+        model="base", messages=HELLO, max_tokens=2, extra_body=free
+    )
+    assert answer.choices
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("nan")])
+def test_log_probabilities_of_what_a_model_rules_out_are_json(
+    running: Running, value: float
+) -> None:
+    delta = Delta("a", 0, [5], "x", None, [value], [{5: value, 6: -0.5}])
+    told = json.loads(json.dumps(token_logprobs(running.tokenizer, delta), allow_nan=False))
+    assert told[0]["logprob"] == told[0]["top_logprobs"][0]["logprob"] == -9999.0
+    assert told[0]["top_logprobs"][1]["logprob"] == -0.5
 
 
 def test_a_body_of_any_length_is_not_read_whole(running: Running) -> None:
