@@ -54,7 +54,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "timeout_at": _iso(job.timeout_at),
         "script": job.script,
         "cloud": job.params.get("cloud_type") if ow.settings.is_remote else None,
-        "vram_gb": job.requires_vram_gb,
+        "vram_gb": job.requires_vram_gb if ow.settings.is_remote else None,
         "hardware": list(job.allowed_hardware or ()),
         "image": job.docker_image,
         "worker": job.worker_id,

@@ -221,7 +221,7 @@ def _label(text: str, ids: Sequence[str]) -> str:
 
 
 def _default_measures(known: Sequence[str], x: str) -> list[str]:
-    tracked = [name for name in known if "[" in name and not name.endswith("/questions")]
+    tracked = [name for name in known if "[" in name and not is_looked_up(name)]
     main = [name for name in known if plain_name(name) in ("loss", "eval_loss", "reward")]
     shown = sorted((*main, *tracked), key=measure_rank)
     return [name for name in shown if name != x] or list(known)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _PANEL_INCHES = (4.2, 2.8)
+_SAMPLE_INCHES = 0.75  # of a legend's entry: the line beside the label, with the gaps around both
+_POINTS_PER_INCH = 72
 _FEW_POINTS = 40  # with more, markers hide the line
 # Okabe and Ito's colours, which are told apart by nearly everybody.
 _COLORS = (
@@ -126,7 +128,9 @@ def draw_panels(
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     labels = _labels(line for drawn in panels.values() for line in drawn)
-    legend_rows = math.ceil(len(labels) / columns) if has_one_legend and len(labels) > 1 else 0
+    has_legend = has_one_legend and len(labels) > 1
+    across = _labels_across(labels, _PANEL_INCHES[0] * columns) if has_legend else 1
+    legend_rows = math.ceil(len(labels) / across) if has_legend else 0
     height = _PANEL_INCHES[1] * rows + 0.6 + 0.22 * legend_rows
     figure = _figure(_PANEL_INCHES[0] * columns, height)
     figure.suptitle(title, fontsize="medium", wrap=True)
@@ -139,7 +143,7 @@ def draw_panels(
         if not has_one_legend and own != [TRAIN]:
             axes.legend(fontsize="x-small", framealpha=0.7, ncols=2 if len(own) > _COLUMNS else 1)
     if legend_rows:
-        _draw_legend(figure, labels, columns)
+        _draw_legend(figure, labels, across)
     if left_out:
         more = f"{left_out} more measures are in job.metrics()"
         figure.supxlabel(more, fontsize="small", color="#555555")
@@ -154,7 +158,17 @@ def _labels(lines: Iterable[Line]) -> list[str]:
     return sorted(found, key=lambda label: label not in (TRAIN, EVAL))
 
 
-def _draw_legend(figure: Figure, labels: Sequence[str], columns: int) -> None:
+def _labels_across(labels: Sequence[str], inches: float) -> int:
+    """How many labels fit beside one another, each in a column as wide as the widest."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(size="small")
+    widest = max(TextPath((0, 0), label, prop=font).get_extents().width for label in labels)
+    return min(max(int(inches / (_SAMPLE_INCHES + widest / _POINTS_PER_INCH)), 1), len(labels))
+
+
+def _draw_legend(figure: Figure, labels: Sequence[str], across: int) -> None:
     drawn = [line for axes in figure.axes for line in axes.get_lines()]
     # The look of the longest of them: a point alone is drawn otherwise.
     drawn.sort(key=lambda line: len(cast("Sequence[float]", line.get_xdata())))
@@ -162,7 +176,7 @@ def _draw_legend(figure: Figure, labels: Sequence[str], columns: int) -> None:
     figure.legend(
         handles=[handles[label] for label in labels],
         loc="outside lower center",
-        ncols=min(columns if len(labels) > 2 * columns else 6, len(labels)),
+        ncols=across,
         fontsize="small",
         frameon=False,
     )

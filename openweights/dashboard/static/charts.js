@@ -40,18 +40,18 @@ function layout(given) {
     font: { color: styled("--text"), size: 12 },
     hovermode: "closest",
     showlegend: true,
-    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 11 } },
+    legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", traceorder: "normal", font: { size: 11 } },
     ...given,
     xaxis: { ...axis, ...given.xaxis },
     yaxis: { ...axis, ...given.yaxis },
   };
 }
 
-/** An axis of whole numbers, which few of them do not repeat: 1 2 3, not 1 2 2 3 3. */
+/** An axis of whole numbers over all of the traces; few of them do not repeat: 1 2 3, not 1 2 2 3 3. */
 export function stepAxis(title, traces) {
   const xs = traces.flatMap(({ x }) => x).filter(Number.isFinite);
   const [low, high] = xs.reduce(([least, most], x) => [Math.min(least, x), Math.max(most, x)], [Infinity, -Infinity]);
-  return { title: { text: title }, tickformat: ",", hoverformat: ",", ...(high - low < 12 ? { dtick: 1 } : {}) };
+  return { title: { text: title }, tickformat: ",", hoverformat: ",", ...(high > low ? { range: [low - 0.03 * (high - low), high + 0.03 * (high - low)] } : {}), ...(high - low < 13 ? { dtick: 1 } : {}) };
 }
 
 /** Draws or redraws `traces` in `place`; what the user zoomed to stays. While the library loads, for

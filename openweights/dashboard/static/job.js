@@ -8,6 +8,8 @@ import { logView } from "./log.js";
 import { answersView } from "./samples.js";
 import { to } from "./route.js";
 
+// What the gate is read by; all else explains it.
+const GATE = ["passed", "measure", "student", "teacher", "same_format"];
 const FIGURES = { same_format: "begins and ends as teacher's" };
 const TRAINED = ["fine_tuning", "weighted_sft"];
 
@@ -45,6 +47,7 @@ export async function show(view, { id, query, signal }) {
 
   async function results() {
     const found = await get(`${jobPath(id)}/files`, {}, signal);
+    found.sort((a, b) => a.path.localeCompare(b.path, "en", { numeric: true }));
     fill(files, found.length ? h("ul", {}, found.map(({ path, file }) => h("li", {}, h("a", { href: `${filePath(file)}/content`, download: true }, path)))) : h("p", { class: "faint" }, "none"));
   }
 
@@ -59,7 +62,7 @@ export async function show(view, { id, query, signal }) {
   }
 
   function paramTable(rows) {
-    return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Name", "Value", "Default"].map((title) => h("th", { scope: "col" }, title)))),
+    return h("div", { class: "scroll" }, h("table", { class: "params" }, h("thead", {}, h("tr", {}, ["Name", "Value", "Default"].map((title) => h("th", { scope: "col" }, title)))),
       h("tbody", {}, rows.map((row) => h("tr", { class: row.differs ? "differs" : "faint" }, h("td", {}, row.name), h("td", { class: "wrap" }, valueText(row.value)), h("td", { class: "wrap faint" }, row.differs ? valueText(row.default) : ""))))));
   }
 
@@ -116,12 +119,14 @@ export async function show(view, { id, query, signal }) {
     more.open ||= !panels.length && values.length > 0;
     more.querySelector("summary").textContent = `More: ${[rest.length && `${rest.length} timings and counts`, values.length && `${values.length} measured once, or always the same`].filter(Boolean).join(", ")}`;
     fill(more.querySelector("dl"), values.map(([title, parts]) => [h("dt", {}, title), h("dd", {}, parts.map(([label, value]) => `${label}${value}`).join(" · "))]));
-    await charted(charts, panels);
+    // One range of steps for all of them, so that charts can be compared.
+    const steps = stepAxis("step", panels.flatMap(([, lines]) => lines.map(([, name]) => ({ x: measured.series[name].step }))));
+    await charted(charts, panels, steps);
     // What is hidden has no size that a chart could have.
-    if (more.open) await charted(more.querySelector(".panels"), rest);
+    if (more.open) await charted(more.querySelector(".panels"), rest, steps);
   }
 
-  async function charted(place, panels) {
+  async function charted(place, panels, xaxis) {
     const sections = panels.map(([title]) => {
       if (!drawn.has(title)) drawn.set(title, h("section", { class: "panel" }, h("h3", { title }, title || "(no name)"), h("div", { class: "chart", role: "img", "aria-label": `chart of ${title}` })));
       return drawn.get(title);
@@ -129,7 +134,7 @@ export async function show(view, { id, query, signal }) {
     if (sections.some((section, at) => place.children[at] !== section) || place.children.length !== sections.length) fill(place, sections);
     for (const [at, [, lines]] of panels.entries()) {
       const traces = lines.map(([label, name], place_) => ({ x: measured.series[name].step, y: measured.series[name].value, name: label, mode: measured.series[name].step.length < 40 ? "lines+markers" : "lines", line: { ...look(place_), width: 2 }, marker: { size: measured.series[name].step.length > 1 ? 4 : 8 } }));
-      await draw(sections[at].querySelector(".chart"), traces, { showlegend: lines.length > 1 || lines[0][0] !== "train", xaxis: stepAxis("step", traces) });
+      await draw(sections[at].querySelector(".chart"), traces, { showlegend: lines.length > 1 || lines[0][0] !== "train", xaxis });
     }
   }
 
@@ -157,7 +162,7 @@ async function gateView(place, id, signal) {
     const examples = (Array.isArray(given) ? given : []).filter((one) => one !== null && typeof one === "object");
     label.textContent = `step ${step ?? 0}`;
     slide.setAttribute("aria-valuetext", label.textContent);
-    const figures = Object.entries(rest).filter(([, value]) => typeof value !== "object");
+    const figures = [...GATE.filter((key) => key in rest), ...Object.keys(rest).filter((key) => !GATE.includes(key))].map((key) => [key, rest[key]]).filter(([, value]) => typeof value !== "object");
     fill(body, h("dl", { class: "facts" }, figures.map(([key, value]) => [h("dt", {}, FIGURES[key] ?? key.replaceAll("_", " ")), h("dd", {}, number(value))])),
       examples.length > 0 && h("details", {}, h("summary", {}, `${examples.length} examples`), examples.map((example) => h("div", { class: "answer" }, Object.entries(example).map(([key, value]) => h("div", { class: "part" }, h("span", { class: "role" }, key.replaceAll("_", " ")), valueText(value)))))));
   }

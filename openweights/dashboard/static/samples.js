@@ -119,18 +119,24 @@ export async function answersView(place, id, signal) {
   if (!steps.length) { fill(place, h("p", { class: "faint" }, "No answers were logged.")); return; }
   const columns = steps.map((one) => ({ ...one, job: id }));
   const answers = h("div", { class: "answers" }), label = h("output");
-  const slide = h("input", { type: "range", min: 0, max: columns.length - 1, value: columns.length - 1, "aria-label": "Step", oninput: () => render().catch((error) => notice(error.message, true)) });
+  const again = () => render().catch((error) => notice(error.message, true));
+  const sources = [...new Set(columns.map(({ source }) => source))];
+  const source = h("select", { "aria-label": "Prompts", onchange: () => { bound(); again(); } }, sources.map((name) => h("option", { value: name }, name)));
+  const slide = h("input", { type: "range", min: 0, "aria-label": "Step", oninput: again });
+  const own = () => columns.filter((one) => one.source === source.value);
+  function bound() { slide.max = own().length - 1; slide.value = slide.max; slide.hidden = own().length < 2; }
   async function render() {
-    const column = columns[Number(slide.value)];
-    label.textContent = `${column.source}, step ${column.step}`;
+    const column = own()[Number(slide.value)];
+    label.textContent = `step ${column.step}`;
     slide.setAttribute("aria-valuetext", label.textContent);
     const rows = await rowsOf(column, signal);
-    if (column !== columns[Number(slide.value)]) return;
+    if (column !== own()[Number(slide.value)]) return;
     fill(answers, rows.slice(0, SHOWN).map((row) => h("div", { class: "answer" }, conversation(row.messages),
       h("div", { class: "part learned" }, h("span", { class: "role" }, row.ended === false ? "completion, cut off" : "completion"), row.completion),
       row.reference && h("div", { class: "part" }, h("span", { class: "role" }, "reference"), row.reference), rewards(row))));
   }
-  fill(place, columns.length > 1 && h("div", { class: "bar" }, slide, label), answers);
+  fill(place, h("div", { class: "bar" }, h("label", {}, "Prompts ", source), slide, label), answers);
+  bound();
   await render();
 }
 

@@ -466,3 +466,21 @@ def test_events_can_be_read_by_index(job: Job) -> None:
     assert event["data"]["type"] == event.data["type"] == "start"
     with pytest.raises(KeyError):
         event["__class__"]
+
+
+def test_a_legend_fits_its_figure_however_long_its_labels() -> None:
+    """As drawn: no label begins or ends outside, and as many as fit stand in a row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for length, most_rows in ((5, 1), (32, 4), (80, 8)):
+        lines = [Line(f"{at}" + "m" * (length - 1), [1, 2], [1.0, 2.0]) for at in range(8)]
+        panels = {f"measure {at}": lines for at in range(3)}
+        figure = draw_panels(panels, title="t", path=None)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        (legend,) = figure.legends
+        box = legend.get_window_extent(renderer)
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width, length
+        assert (
+            len({text.get_window_extent(renderer).y0 for text in legend.get_texts()}) <= most_rows
+        )

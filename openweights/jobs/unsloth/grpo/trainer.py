@@ -290,6 +290,9 @@ class RewardTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """trl's, with the rewards under their older names, too: `rewards/<name>_reward/mean`."""
         metrics = self._metrics["train" if self._policy.training else "eval"]
+        if not self._policy.training:
+            # A prompt of the test set is answered once: groups of one say nothing of their spread.
+            metrics.pop("frac_reward_zero_std", None)
         for name in [reward.name for reward in self._functions.rewards]:
             for part in ("mean", "std"):
                 if values := metrics.get(f"rewards/{name}/{part}"):
