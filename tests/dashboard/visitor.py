@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,7 @@ class Visitor:
     def __init__(self, chromium: Any, served: Served, width: int, scheme: str) -> None:
         size = {"width": width, "height": 900}
         self._name = f"{width}-{scheme}"
+        self._chromium = chromium
         self._context = chromium.new_context(viewport=size, color_scheme=scheme)
         # Bounds what never comes: on a machine that does much else a view takes long.
         self._context.set_default_timeout(60_000)
@@ -113,6 +117,24 @@ class Visitor:
     def faults(self) -> list[str]:
         """Controls without a name, text without contrast, and content wider than the window."""
         return self.page.evaluate(FAULTS)
+
+    @contextmanager
+    def timed(self) -> Iterator[list[float]]:
+        """Of each task of the page's main thread how long it kept the processor, in seconds, once
+        the block is left: a page that is at a task draws nothing and answers nobody. How long it
+        waits for the processor of a busy machine does not count.
+        """
+        tasks: list[float] = []
+        categories = ["toplevel", "disabled-by-default-devtools.timeline"]
+        self._chromium.start_tracing(page=self.page, categories=categories)
+        yield tasks
+        # The task of the last command counts once it has ended: this runs in a later one.
+        self.page.evaluate("() => new Promise((done) => { setTimeout(done); })")
+        events = json.loads(self._chromium.stop_tracing())["traceEvents"]
+        named = (event for event in events if event.get("name") == "thread_name")
+        main = {(e["pid"], e["tid"]) for e in named if e["args"]["name"] == "CrRendererMain"}
+        own = (event for event in events if (event["pid"], event["tid"]) in main)
+        tasks += [event.get("tdur", 0) / 1e6 for event in own if event["name"] == "RunTask"]
 
     def close(self) -> None:
         self._context.close()
