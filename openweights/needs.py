@@ -16,6 +16,7 @@ from openweights.errors import ConfigurationError
 from openweights.hardware import detect
 
 TRAIN_EXTRA = "pip install 'openweights[train]'"
+GPU_EXTRA = "pip install 'openweights[gpu]'"
 # There is a GPU that nvidia-smi does not tell of: its own driver without that program, ROCm, WSL.
 _DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 

@@ -87,7 +87,7 @@ def resolve_engine(config: ModelRequest, *, goes_on: bool = False) -> TrainingEn
     if config.load_in_4bit and not (cuda and importlib.util.find_spec("bitsandbytes")):
         raise ConfigError(
             "load_in_4bit: needs a CUDA GPU and the package bitsandbytes, which this machine "
-            "lacks; remove it, or run the job where there is a GPU"
+            "lacks; remove it, or run the job where there is a GPU, with 'openweights[gpu]'"
         )
     # Models that unsloth loads are not packed, and lack what `fused` does.
     return "unsloth" if config.engine == "unsloth" else "transformers"

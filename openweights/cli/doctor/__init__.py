@@ -27,9 +27,7 @@ from openweights.errors import OpenWeightsError
 from openweights.settings import Settings
 
 _MIN_PYTHON = (3, 11)
-_OTHER_EXTRAS = frozenset(
-    {"cluster", "demo", "dev", "inspect", "serve", "supabase", "tracking", "unsloth", "vllm"}
-)
+_NEEDED_EXTRAS = frozenset({"extra train", "extra plot"})
 _LOW_DISK_GB = 5  # a small model, its adapters and checkpoints
 _MARKS = {"ok": "ok  ", "missing": "–   ", "warning": "!   ", "broken": "FAIL"}
 _COLORS = {"ok": "green", "missing": None, "warning": "yellow", "broken": "red"}
@@ -81,10 +79,10 @@ def is_apart(check: Check, before: Sequence[Check]) -> bool:
     Args:
         before: The checks so far, with that of the GPU.
     """
-    has_gpu = any(other.name == "gpu" and other.status == "ok" for other in before)
-    if check.name == "extra unsloth" and has_gpu:
+    if check.status != "missing" or not check.name.startswith("extra "):
         return False
-    return check.status == "missing" and check.name.removeprefix("extra ") in _OTHER_EXTRAS
+    has_gpu = any(other.name == "gpu" and other.status == "ok" for other in before)
+    return check.name not in _NEEDED_EXTRAS | ({"extra gpu"} if has_gpu else set())
 
 
 def training_verdict(checks: Sequence[Check]) -> str:

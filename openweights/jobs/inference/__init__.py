@@ -22,7 +22,7 @@ from openweights.jobs.model_source import (
 from openweights.jobs.unsloth.config.rendering import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import model_reference
-from openweights.needs import TRAIN_EXTRA, Need
+from openweights.needs import GPU_EXTRA, TRAIN_EXTRA, Need
 from openweights.types import JobType
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def answering_needs(
         if engine == "cuda_graph":
             needs.append(Need("engine", "use 'auto'", gpu=True))
         if in_4bit:
-            needs.append(Need("quantization", "remove it", packages=("bitsandbytes",)))
+            needs.append(
+                Need("quantization", f"remove it, or {GPU_EXTRA}", packages=("bitsandbytes",))
+            )
     asks = [field] if "openai" in kinds else [judge] if judge else []
     set_it = f"export {OPENAI_KEY}=…"
     return needs + [Need(name, set_it, packages=("openai",), variable=OPENAI_KEY) for name in asks]

@@ -38,16 +38,17 @@ def test_doctor_finds_a_working_installation(ow: Ow, backend: Backend) -> None:
     absent = [c["name"] for c in report["checks"] if c["status"] == "missing"]
     for name in absent:
         is_extra = name.startswith("extra ") and name not in ("extra train", "extra plot")
-        is_extra = is_extra and (name != "extra unsloth" or checks["gpu"]["status"] != "ok")
+        is_extra = is_extra and (name != "extra gpu" or checks["gpu"]["status"] != "ok")
         assert name in (apart if is_extra else head)
 
 
-def test_unsloth_is_asked_for_where_there_is_a_gpu() -> None:
+def test_what_a_gpu_trains_with_is_asked_for_where_there_is_one() -> None:
+    gpu = Check("extra gpu", "missing", "bitsandbytes is not installed")
     unsloth = Check("extra unsloth", "missing", "unsloth is not installed")
     vllm = Check("extra vllm", "missing", "vllm is not installed")
     gpus = {status: [Check("gpu", status, "")] for status in ("ok", "missing")}
-    assert is_apart(unsloth, gpus["missing"]) and not is_apart(unsloth, gpus["ok"])
-    assert is_apart(vllm, gpus["ok"])
+    assert is_apart(gpu, gpus["missing"]) and not is_apart(gpu, gpus["ok"])
+    assert is_apart(unsloth, gpus["ok"]) and is_apart(vllm, gpus["ok"])
 
 
 def test_doctor_says_why_training_does_not_work() -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from openweights.jobs.unsloth.config.fields import TrainingFields
 from openweights.jobs.unsloth.config.grpo_fields import JUDGES, reward_choices
-from openweights.needs import TRAIN_EXTRA, Need
+from openweights.needs import GPU_EXTRA, TRAIN_EXTRA, Need
 
 _TRAINS_WITH = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
-_FOUR_BIT = Need("load_in_4bit", "remove it", gpu=True, packages=("bitsandbytes",))
+_FOUR_BIT = Need(
+    "load_in_4bit",
+    f"remove it, or where there is a GPU {GPU_EXTRA}",
+    gpu=True,
+    packages=("bitsandbytes",),
+)
 _OTHER = "use 'auto' or 'transformers'"
 _SET_KEY = "export OPENAI_API_KEY=…, and OPENAI_BASE_URL for another server than OpenAI's"
 
