@@ -60,7 +60,7 @@ export async function show(view, { query, signal }) {
   function change(what) {
     Object.assign(state, { offset: 0 }, what);
     remember(Object.fromEntries(Object.entries(state).filter(([key, value]) => value && !(key === "sort" && value === "updated") && !(key === "order" && value === "desc")).concat(Object.keys(state).filter((key) => !state[key]).map((key) => [key, ""]))));
-    load();
+    load().catch(told);
   }
 
   function columnChoice() {
@@ -68,7 +68,7 @@ export async function show(view, { query, signal }) {
       h("input", { type: "checkbox", checked: columns.includes(name), onchange: (event) => {
         columns = Object.keys(COLUMNS).filter((other) => (other === name ? event.target.checked : columns.includes(other)));
         localStorage.setItem("columns", JSON.stringify(columns));
-        load();
+        load().catch(told);
       } }), title));
     return h("details", { class: "spread" }, h("summary", {}, "Columns"), h("div", { class: "bar" }, boxes));
   }
@@ -103,6 +103,9 @@ export async function show(view, { query, signal }) {
     if (!await ask(question, VERBS[verb])) return;
     try { await post(`${jobPath(row.id)}/${verb}`); await load(); } catch (error) { notice(error.message, true); }
   }
+
+  /** What went wrong, unless the view was left meanwhile. */
+  function told(error) { if (!signal.aborted) notice(error.message, true); }
 
   async function load() {
     const page = await get("/api/jobs", { ...state, limit: PAGE }, signal);
