@@ -10,12 +10,7 @@ from datetime import UTC, datetime, time, timedelta
 from typing import Any, cast
 
 from openweights.backends.base import Backend, TeamStore
-from openweights.client.watching.queue import (
-    in_order,
-    waits_for_jobs,
-    waits_in_project,
-    waits_on_this_machine,
-)
+from openweights.client.watching.queue import QueueView, in_order
 from openweights.cluster.planning.actions import ReportJobs
 from openweights.cluster.planning.limits import Limits
 from openweights.cluster.planning.market import Market
@@ -34,8 +29,8 @@ def cluster_state(backend: Backend) -> dict[str, Any]:
     """`{workers, usd_per_hour, queue: [{id, model, since, owner, reason}], waiting}`; the first
     workers and waiting jobs of many. Who submitted a job is told to a project's admins.
     """
-    running = backend.list_jobs(statuses=["in_progress"], limit=None)
-    pending = in_order(backend.list_jobs(statuses=["pending"], limit=None))
+    queue = QueueView.read(backend, is_remote=backend.team is not None)
+    running, pending = queue.running, in_order(queue.pending)
     if backend.team is None:
         workers: Sequence[WorkerRecord] = backend.list_workers()
         told, rows = dict[str, str](), dict[str, PendingRow]()
@@ -44,7 +39,7 @@ def cluster_state(backend: Backend) -> dict[str, Any]:
         is_admin = backend.team.identity.get("role") == "admin"
         rows = {row.job.id: row for row in _store(backend).pending_jobs()} if is_admin else {}
         told = planners_reasons(backend.team, workers, pending, rows, running)
-    reasons = _reasons(pending, running, is_remote=backend.team is not None) | told
+    reasons = queue.first_reasons(_MOST_ROWS) | told
     held = {job.worker_id: job.id for job in running if job.worker_id is not None}
     prices = [w.price_usd_per_hour or 0.0 for w in workers if isinstance(w, WorkerRow)]
     return {
@@ -66,26 +61,6 @@ def cluster_state(backend: Backend) -> dict[str, Any]:
 
 def _store(backend: Backend) -> ClusterStore:
     return cast("ClusterStore", backend.team)
-
-
-def _reasons(
-    pending: Sequence[JobRecord], running: Sequence[JobRecord], *, is_remote: bool
-) -> dict[str, str]:
-    """What the first jobs of the queue wait for: others, those before them, a worker that fits."""
-    unfinished = {job.id: job for job in (*pending, *running)}
-    reasons: dict[str, str] = {}
-    before: list[JobRecord] = []
-    for job in pending[:_MOST_ROWS]:
-        if needed := [unfinished[id] for id in job.after if id in unfinished]:
-            reasons[job.id] = waits_for_jobs(needed)
-            continue
-        reasons[job.id] = (
-            waits_in_project(job, before)
-            if is_remote
-            else waits_on_this_machine(job, running, before)
-        )
-        before.append(job)
-    return reasons
 
 
 def planners_reasons(

@@ -117,6 +117,9 @@ def test_this_machine_has_a_queue_and_no_team(ow: OpenWeights) -> None:
         ("ftjob-1", "behind ftjob-0"),
         ("ftjob-2", "behind ftjob-0 and 1 more"),
     ]
+    ow.jobs.pause()
+    told = {job["reason"] for job in cluster_state(ow.backend)["queue"]}
+    assert told == {"for the queue, which is paused: `ow resume`"}
     with serving(ow) as served:
         assert served.browser().get("/api/costs").status_code == 400
 

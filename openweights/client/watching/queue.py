@@ -74,10 +74,32 @@ class QueueView:
             and not held_back(other, running, self.state, self.now)
         ]
         before = in_order(before)
+        return before, self._behind(job, running, before)
+
+    def first_reasons(self, most: int) -> dict[str, str]:
+        """What each of the first `most` pending jobs waits for, by id, in the order in which they
+        are taken; as `place` says it, in one pass over the queue.
+        """
+        unfinished = {job.id: job for job in (*self.pending, *self.running)}
+        reasons: dict[str, str] = {}
+        before: list[JobRecord] = []
+        for job in in_order(self.pending)[:most]:
+            if needed := [unfinished[id] for id in job.after if id in unfinished]:
+                reasons[job.id] = waits_for_jobs(needed)
+            elif reason := held_back(job, self.running, self.state, self.now):
+                reasons[job.id] = reason
+            else:
+                reasons[job.id] = self._behind(job, self.running, before)
+                before.append(job)
+        return reasons
+
+    def _behind(
+        self, job: JobRecord, running: Sequence[JobRecord], before: Sequence[JobRecord]
+    ) -> str:
+        """What a job waits for that may be taken once those before it are."""
         if self.is_remote:
-            return before, waits_in_project(job, before)
-        words = waits_on_this_machine(job, running, before, self.left_s, self.there_gb)
-        return before, words
+            return waits_in_project(job, before)
+        return waits_on_this_machine(job, running, before, self.left_s, self.there_gb)
 
 
 def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
