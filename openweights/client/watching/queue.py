@@ -60,8 +60,9 @@ class QueueView:
     def place(self, job: JobRecord) -> tuple[list[JobRecord], str]:
         """As `place_in_queue`."""
         running = [other for other in self.running if other.id != job.id]
-        unfinished = {other.id: other for other in (*self.pending, *running) if other.id != job.id}
-        if needed := [unfinished[id] for id in job.after if id in unfinished]:
+        # With the job itself: what waits for it is not before it, whatever its priority.
+        unfinished = {other.id: other for other in (*self.pending, *running, job)}
+        if needed := [unfinished[id] for id in job.after if id in unfinished and id != job.id]:
             return [], waits_for_jobs(needed)
         if reason := held_back(job, running, self.state, self.now):
             return [], reason
