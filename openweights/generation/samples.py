@@ -40,6 +40,7 @@ class Sample:
         self.key = row_key(request, index)
         self.limit = min(params.max_new_tokens, max_length - len(request.prompt_ids))
         self.count = 0
+        self.drawn: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._text = (
             Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
@@ -47,6 +48,11 @@ class Sample:
             else None
         )
         self._stop = StopMatcher(params.stop)
+
+    @property
+    def known_ids(self) -> list[int]:
+        """The prompt and what has been drawn."""
+        return [*self.request.prompt_ids, *self.drawn]
 
     @property
     def is_finished(self) -> bool:
@@ -63,6 +69,7 @@ class Sample:
         before = self.count
         text = self._take_up_to_stop(token_ids)
         taken = self.count - before
+        self.drawn += token_ids[:taken]
         return Delta(
             self.request.id,
             self.index,

@@ -4,6 +4,10 @@ The rows of a batch share a cache, padded on the left. Finished rows leave it at
 prompts take their places: prompts of similar lengths are read together, and the samples of one
 prompt share its reading. Plain LoRA adapters may differ from row to row; where an adapter is of
 another kind (DoRA, layers that are trained whole), the rows of a batch have one in common.
+
+A row of a model with LongRoPE (`models/rotary.py`) is read again where it grows beyond the length
+of the first table: what the cache holds of it was turned by that. `generate` of transformers does
+so, too; each token is drawn as one forward of all before it tells.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from openweights.models.adapters import (
 )
 from openweights.models.forward import active_adapter, base_model, evaluating, longest_row
 from openweights.models.packing import use_packed_attention
+from openweights.models.rotary import short_length, turn_by_row
 from openweights.models.sharding import is_spread, own_passes
 from openweights.models.tokens import eos_token_ids, pad_left
 
@@ -67,6 +72,8 @@ class TransformersEngine(GenerationEngine):
         base = base_model(model)
         if base.device.type == "cpu":
             use_packed_attention(base)  # whose attention under a mask is faster there, too
+        turn_by_row(base)
+        self._short = short_length(base.config.get_text_config())
         self._model: Any = model
         self._mixes = can_mix(model)
         self._tokenizer = tokenizer
@@ -168,6 +175,9 @@ class TransformersEngine(GenerationEngine):
             if newcomers := self._admitted():
                 groups = _groups(newcomers) if self._joins else [newcomers]
                 return [delta for group in groups for delta in self._prefill(group)]
+            if outgrown := self._outgrown():
+                groups = _groups([[sample] for sample in outgrown])
+                return [delta for group in groups for delta in self._prefill(group)]
             return self._decode() if self._batch else []
 
     def _evaluating(self) -> Any:
@@ -212,13 +222,25 @@ class TransformersEngine(GenerationEngine):
         elif not all(kept):
             self._batch.keep([index for index, stays in enumerate(kept) if stays])
 
+    def _outgrown(self) -> list[Sample]:
+        """Takes the rows out of the batch whose next token has another rotary table than those
+        before it.
+        """
+        samples = self._batch.samples if self._batch and self._short else []
+        found = [len(s.request.prompt_ids) + s.count - 1 == self._short for s in samples]
+        if any(found):
+            self._keep([not is_due for is_due in found])
+        return [sample for sample, is_due in zip(samples, found, strict=True) if is_due]
+
     # ---- forwards
 
     def _prefill(self, group: list[list[Sample]]) -> list[Delta]:
-        """Read the prompts of a group, draw the first token of each sample, and join the batch."""
+        """Read the prompts of a group, or what there is of a sample, draw the next token of each
+        sample, and join the batch.
+        """
         device = next(self._model.parameters()).device
         requests = [samples[0].request for samples in group]
-        ids, mask = pad_left([r.prompt_ids for r in requests], 0, device)
+        ids, mask = pad_left([samples[0].known_ids for samples in group], 0, device)
         cache = DynamicCache(config=base_model(self._model).config)
         logits = self._forward(
             [r.adapter for r in requests],
@@ -314,6 +336,9 @@ class _Batch:
         )
         if self._rows.penalizes and self._counts is None:
             self._counts = self.mask.new_zeros(len(self.samples), self._vocabulary)
+            for own, sample in zip(self._counts, self.samples, strict=True):
+                drawn = torch.tensor(sample.drawn, dtype=torch.long, device=own.device)
+                own.scatter_add_(0, drawn, torch.ones_like(drawn))
 
     def draw(self, logits: Tensor) -> list[Delta]:
         """The next token of each row, from logits of shape (B, V)."""
@@ -386,10 +411,10 @@ def _final_length(sample: Sample) -> int:
 def _groups(admitted: list[list[Sample]]) -> Iterator[list[list[Sample]]]:
     """Requests of similar lengths, which are read together without much padding."""
     group: list[list[Sample]] = []
-    for samples in sorted(admitted, key=lambda own: len(own[0].request.prompt_ids)):
-        length = len(samples[0].request.prompt_ids)
+    for samples in sorted(admitted, key=lambda own: len(own[0].known_ids)):
+        length = len(samples[0].known_ids)
         if group:
-            shortest = len(group[0][0].request.prompt_ids)
+            shortest = len(group[0][0].known_ids)
             if length > 1.5 * shortest + 16 or length * (len(group) + 1) > PREFILL_TOKENS:
                 yield group
                 group = []

@@ -31,6 +31,7 @@ from openweights.models.hub_files import out_of_reach
 from openweights.models.log_probs import check_logits
 from openweights.models.names import location_here
 from openweights.models.packing import cap_attention
+from openweights.models.rotary import check_row_length, turn_by_row
 from openweights.models.templates.options import set_template
 from openweights.models.tokens import set_tokens
 from openweights.progress import transferring
@@ -160,6 +161,8 @@ def load_model(
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+    text: Any = model.config.get_text_config()
+    check_row_length(text, config.max_seq_length, by_row=engine == "transformers")
     set_template(tokenizer, config.chat_template, config.template_options)
     set_tokens(model, tokenizer)
     _describe(model, config, engine)
@@ -225,6 +228,7 @@ def load_trained(
             device_map={"": 0} if torch.cuda.is_available() else None,
         )
         cap_attention(model)
+        turn_by_row(model)
         check_logits(model, base)
         if found:
             from peft import PeftModel
@@ -299,6 +303,7 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
     )
     model.config.use_cache = False
     cap_attention(model)
+    turn_by_row(model)
     if not spread:  # where the other ranks have no weights yet
         check_logits(model, config.model)
     if not config.is_peft:
