@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 UNFINISHED = "\ufffd"  # what a decoder gives for bytes that are no character (yet)
@@ -12,6 +13,8 @@ class Detokenizer:
     """The text of a growing completion, in pieces that together are its decoded tokens.
 
     A piece never ends within a character: the tokens of one whose bytes are not all there wait.
+    What was told stays, whatever follows: where a tokenizer has tokens of single bytes, its decoder
+    writes a whole run of them as unknown characters when its last ones are no character.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -20,6 +23,7 @@ class Detokenizer:
     def __init__(self, tokenizer: Any, *, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._bytes = _byte_tokens(tokenizer)
         self._window: list[int] = []  # the tokens of the last piece, then those that wait
         self._told = 0  # so many of them are told
 
@@ -30,20 +34,29 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that more tokens complete."""
+        if len(token_ids) > 1 and not self._bytes.isdisjoint(token_ids):
+            return "".join(self.push([token]) for token in token_ids)
         self._window = [*self._window, *token_ids]
-        before, after = self._decode(self._window[: self._told]), self._decode(self._window)
-        if after.endswith(UNFINISHED) or len(after) <= len(before):
+        text = self._new_text()
+        if not text or text.endswith(UNFINISHED):
             return ""
         # Decoders treat the first token of a text in their own way: the last piece stays before.
         self._window = self._window[self._told :]
         self._told = len(self._window)
-        return after[len(before) :]
+        return text
 
     def finish(self) -> str:
         """What waited, whole or not."""
-        before, after = self._decode(self._window[: self._told]), self._decode(self._window)
+        text = self._new_text()
         self._told = len(self._window)
-        return after[len(before) :]
+        return text
+
+    def _new_text(self) -> str:
+        """The text of what waits, behind the last piece."""
+        before, after = self._decode(self._window[: self._told]), self._decode(self._window)
+        if after.startswith(before):
+            return after[len(before) :]
+        return self._decode(self._window[self._told :])  # bytes that are not of one run with those
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(
@@ -51,6 +64,14 @@ class Detokenizer:
             skip_special_tokens=self._skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
+
+
+@lru_cache(maxsize=16)
+def _byte_tokens(tokenizer: Any) -> frozenset[int]:
+    """Tokens of single bytes, with which some tokenizers write what their vocabulary lacks."""
+    vocabulary = tokenizer.get_vocab()
+    names = (f"<0x{byte:02X}>" for byte in range(256))
+    return frozenset(vocabulary[name] for name in names if name in vocabulary)
 
 
 class StopMatcher:

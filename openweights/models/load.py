@@ -304,7 +304,7 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
     model.config.use_cache = False
     cap_attention(model)
     turn_by_row(model)
-    if not spread:  # where the other ranks have no weights yet
+    if not spread:  # else the other ranks have no weights yet
         check_logits(model, config.model)
     if not config.is_peft:
         return model, tokenizer
@@ -319,6 +319,7 @@ def _load_transformers(config: ModelRequest, adapter: Path | None, spread: bool)
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
         spread_layers(adapted, device, in_4bit=config.load_in_4bit)
+        check_logits(model, config.model)
     fuse_lora(adapted)
     fuse_layers(adapted)
     return adapted, tokenizer

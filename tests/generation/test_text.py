@@ -7,6 +7,8 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from openweights.generation.params import GenerationRequest, SamplingParams, joined
 from openweights.generation.samples import Sample
@@ -57,6 +59,61 @@ def test_no_piece_ends_within_a_character(text: str) -> None:
     pieces = [detokenizer.push([token]) for token in encoded(text)]
     assert all("\ufffd" not in piece for piece in pieces if "\ufffd" not in text)
     assert "".join(pieces) + detokenizer.finish() == text
+
+
+# ---- tokens of single bytes ----------------------------------------------------------------------
+
+WORDS = ("a", "b", "\u2581", "\u2581a", "\u00e9")
+
+
+@cache
+def of_bytes() -> Any:
+    """A tokenizer that writes what it has no token for as bytes, as those of Llama 2 do."""
+    names = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *WORDS]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    model = models.BPE(vocab=vocabulary, merges=[("\u2581", "a")], byte_fallback=True)
+    own = Tokenizer(model)
+    own.normalizer = normalizers.Replace(" ", "\u2581")
+    own.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>")
+
+
+def pieces_of(ids: list[int], sizes: list[int]) -> list[str]:
+    detokenizer = Detokenizer(of_bytes(), skip_special_tokens=True)
+    return [*(detokenizer.push(chunk) for chunk in cut(ids, sizes)), detokenizer.finish()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ab \n\u00e9\u20ac\u4e2d\U0001f600\u0301", max_size=12), SIZES)
+def test_characters_of_several_byte_tokens_are_told_whole(text: str, sizes: list[int]) -> None:
+    text = "a" + text
+    pieces = pieces_of(of_bytes()(text, add_special_tokens=False)["input_ids"], sizes)
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 257 + len(WORDS)), max_size=12), SIZES)
+def test_bytes_that_are_no_character_are_told_alike_however_they_come(
+    ids: list[int], sizes: list[int]
+) -> None:
+    alone = pieces_of(ids, [1] * len(ids))
+    assert "".join(pieces_of(ids, sizes)) == "".join(alone) == "".join(pieces_of(ids, []))
+
+
+def test_what_was_told_stays_when_bytes_follow_that_are_no_character() -> None:
+    euro, bad, a = [2 + byte for byte in "\u20ac".encode()], 2 + 0xFF, 258
+    assert of_bytes().decode([*euro, bad, a]) == 4 * "\ufffd" + "a", "the control: its own decoder"
+    assert pieces_of([*euro, bad, a], [1] * 5) == ["", "", "\u20ac", "", "\ufffda", "", ""]
+    space = 2 + 0x20
+    assert "".join(pieces_of([2 + 0x0A, space, a], [1] * 3)) == "\n a"
 
 
 def first_stop(text: str, stops: list[str]) -> str | None:

@@ -150,6 +150,11 @@ def dropped(message: Message, part: str, *, is_last: bool) -> str:
             ".name: the chat template does not write it; remove it, or give a chat_template that "
             "does"
         )
+    if part.startswith("CALLX"):
+        return (
+            ".tool_calls: the chat template writes the first call of an answer alone; give each "
+            "call an answer of its own, and what it returned behind it"
+        )
     if part.startswith("CALL"):
         return (
             ".tool_calls: the chat template does not write them; write the call into the content, "

@@ -15,11 +15,12 @@ _ARGUMENT = "leafofthetree"
 
 
 def end_token(ends: Sequence[str], behind: str) -> re.Match[str] | None:
-    """The first end token behind an answer, as group 1. What the template writes before it, such as
-    a closing tag, is said with the answer, too.
+    """The first end token behind an answer, as group 1, and those that follow it at once, as behind
+    an answer of Cohere 2. What the template writes before it, such as a closing tag, is said with
+    the answer, too.
     """
     choices = "|".join(re.escape(end) for end in sorted(ends, key=len, reverse=True) if end)
-    return re.compile(f".*?({choices})", re.DOTALL).match(behind) if choices else None
+    return re.compile(f".*?({choices})(?:{choices})*", re.DOTALL).match(behind) if choices else None
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
@@ -40,6 +41,13 @@ def end_of_turn(tokenizer: Any) -> str | None:
         if token and token[1] != tokenizer.bos_token:
             return token[1]
     return None
+
+
+def space_behind(tokenizer: Any) -> str:
+    """White space that the template writes behind an answer, before the token that ends it."""
+    scaffold = scaffold_of_roles(tokenizer, "user", "assistant")
+    behind = scaffold.text[scaffold.marks[-1].stop :] if scaffold and scaffold.marks else ""
+    return behind[: len(behind) - len(behind.lstrip())]
 
 
 def exchange_text(tokenizer: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from openweights.models.templates.comparison import TRIMMED, dropped
 from openweights.models.templates.messages import Message, MessageError
-from openweights.models.templates.scaffold import scaffold_of
+from openweights.models.templates.scaffold import Scaffold, scaffold_of
 from openweights.models.templates.template import Template
 
 _MARKS = re.compile(r"Leaf(\d{6})Tree|7310(\d{6})(?:\.5)?")
@@ -205,7 +205,7 @@ def check_functions(
             checked.append((marks, template.scaffold(marked, prompt=prompt)))
             if marks.lost(checked[-1][1], scaffold.text) is None:
                 break
-        _check_calls(messages, *checked[-1], scaffold.text)
+        _check_calls(messages, *checked[-1], scaffold)
     notes = _check_tools(template, scaffold.messages, scaffold.text, prompt=prompt)
     ids = [call.get("id") for index in called for call in messages[index]["tool_calls"]]
     ids += [message.get("tool_call_id") for message in messages]
@@ -225,13 +225,18 @@ def _marked_calls(message: Message, marks: _Marks) -> Message:
     return {**message, "tool_calls": [marked(n, call) for n, call in enumerate(calls)]}
 
 
-def _check_calls(messages: Sequence[Message], marks: _Marks, marked: str, real: str) -> None:
-    lost = marks.lost(marked, real)
+def _check_calls(
+    messages: Sequence[Message], marks: _Marks, marked: str, scaffold: Scaffold
+) -> None:
+    lost = marks.lost(marked, scaffold.text)
     if lost is None:
         return
     index = marks.owners[lost]
     if not any(mark in marked for mark, owner in marks.owners.items() if owner == index):
         raise MessageError(index, dropped(messages[index], "CALL", is_last=False))
+    calls = {key for key in scaffold.said if key[0] == index and key[1].startswith("CALLX")}
+    if calls - {mark.key for mark in scaffold.marks}:
+        raise MessageError(index, dropped(messages[index], "CALLX", is_last=False))
     raise MessageError(
         index,
         f"{marks.places[lost]}: the chat template does not write it as it is; write the call into "

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from os.path import commonprefix
 
-from openweights.models.templates.ends import end_token
+from openweights.models.templates.comparison import dropped
+from openweights.models.templates.ends import end_token, space_behind
 from openweights.models.templates.messages import Message, MessageError, is_structured
 from openweights.models.templates.scaffold import Scaffold, unmarked_beginning
 from openweights.models.templates.template import Template
@@ -56,6 +57,7 @@ def place_of(
     opened = _THINK_OPEN.search(prompt) if prompt and not agrees else None
     if prompt and opened and scaffold.text.startswith(prompt[: opened.start()]):
         asked = opened.start() if is_structured(messages[index]) else None
+        _check_tags(scaffold, messages, index)
     place = _place(template, scaffold, messages, index, asked, ends)
     inserted = "" if asked is None else scaffold.text[asked : place[0]]
     if inserted.strip():
@@ -70,6 +72,19 @@ def place_of(
     if is_learned and index < len(messages) - 1 and place[1] == place[2]:
         notes.add(UNENDED)
     return index, place, inserted
+
+
+def _check_tags(scaffold: Scaffold, messages: Sequence[Message], index: int) -> None:
+    """See that the tags with which an answer begins are written, where its prompt opens the
+    thinking.
+
+    Raises:
+        MessageError: They are cut off, as by R1's template.
+    """
+    own, beginning = scaffold.marks_of(index), unmarked_beginning(messages[index])
+    if own and beginning and not _size_before(beginning, scaffold.text[: own[0].start]):
+        is_last = index == len(messages) - 1
+        raise MessageError(index, dropped(messages[index], "THOUGHT", is_last=is_last))
 
 
 def _shortened(text: str, most: int = 60) -> str:
@@ -141,10 +156,12 @@ def _place(
     beginning = unmarked_beginning(message)
     # A prompt may have opened the thinking already, and ends with white space that is its own.
     begun = 0 if "<think>" in beginning else asked or 0
-    first -= _size_before(beginning, text[begun:first])
+    before = text[begun:first]
+    cut = "" if asked is None else text[asked:first]  # where the tags are, what is left of them
+    first -= _size_before(beginning, before) or len(cut) * beginning.endswith(cut)
     if message["content"].rstrip().endswith("</think>"):
         closed = re.compile(r"\s*</think>\s*").match(text, last)
-        last = closed.end() if closed else last
+        last += len(closed[0].removesuffix(space_behind(template.tokenizer))) if closed else 0
     end = end_token(ends, text[last:following])
     return first, last, last + (end.end() if end else 0)
 

@@ -193,6 +193,42 @@ def test_a_call_ends_with_its_own_token_where_the_template_writes_one() -> None:
     assert learned(tokenizer, row(user("q"), calling())) == [call]
 
 
+def test_functions_that_are_called_one_after_the_other() -> None:
+    tokenizer = family(GPT_OSS, "<|call|>", "<end>")
+    call = ' to=weather\n{"city": "Oslo", "days": 3}<|call|>'
+    twice = (calling(), returned(), calling(), returned("5"))
+    example = row(user("q"), *twice, said("dry"))
+    assert learned(tokenizer, example) == [call, call, "dry" + EOS]
+    assert learned(tokenizer, row(user("q"), *twice[:3])) == [call, call]
+
+
+@pytest.mark.parametrize("arguments", [ARGUMENTS, {}])
+def test_two_calls_in_one_answer_where_the_template_writes_one(arguments: Row) -> None:
+    tokenizer = family(GPT_OSS, "<|call|>", "<end>")
+    example = row(user("q"), calling(None, ARGUMENTS, arguments), returned())
+    told = r"messages\[1\]\.tool_calls: the chat template writes the first call of an answer alone"
+    with pytest.raises(DatasetError, match=told):
+        learned(tokenizer, example)
+
+
+# An answer has a token behind it before the one that ends the turn.
+COHERE_2 = """{%- for m in messages %}{{- '<|im_start|>' + m.role }}
+{%- if m.role == 'assistant' %}{{- '<|start|>' + m.content + '<|end|>' }}
+{%- else %}{{- '\\n' + m.content }}{%- endif %}{{- '<|im_end|>' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant<|start|>' }}{%- endif %}"""
+
+
+def test_an_answer_with_two_end_tokens_is_learned_with_both() -> None:
+    tokenizer = family(COHERE_2, "<|start|>", "<|end|>")
+    ends = tokenizer.convert_ids_to_tokens(eos_token_ids(None, tokenizer))
+    assert ends == [EOS, "<|end|>"], "a completion ends with the first that comes"
+    example = row(user("q"), said("dry"), user("r"), said("wet"))
+    found = [f"{answer}<|end|>{EOS}" for answer in ("dry", "wet")]
+    assert learned(tokenizer, example) == found
+    assert learned(tokenizer, example, train_on="last") == found[1:]
+    check_rendering([(1, example)], config(), tokenizer, config().datasets()[0])
+
+
 def test_thinking_stands_under_the_key_that_the_template_reads() -> None:
     tokenizer = family(GPT_OSS, "<|call|>", "<end>")
     example = row(user("q"), said("dry", reasoning_content="T"))

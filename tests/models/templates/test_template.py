@@ -21,7 +21,7 @@ from openweights.models.templates.options import set_template
 from openweights.models.templates.rendering import rendered_prompt, rendered_spans
 from openweights.models.templates.scaffold import scaffold_of
 from openweights.models.templates.template import Template
-from tests.chat_templates import QWEN_25
+from tests.chat_templates import QWEN_25, R1
 from tests.learned_rows import (
     TOKENIZERS,
     Row,
@@ -113,6 +113,47 @@ def test_thinking_that_is_empty_or_was_opened_before_is_learned_once(
     assert learned(TOKENIZERS[name], row(user("q"), said(answer))) == [answer + EOS]
     assert text.count("</think>") == 1 and text.count("<think>") <= 1
     assert text.partition(answer)[0].endswith((">", "\n", " ")), "nothing of the header is lost"
+
+
+@pytest.mark.parametrize(
+    "answer", ["<think>\n\n</think>\n\nA", "<think></think>\nA", "</think>\n\nA"]
+)
+def test_empty_thinking_that_the_template_cuts_off_is_learned_behind_its_prompt(
+    answer: str,
+) -> None:
+    """R1's template cuts off what stands before the closing tag, and the white space behind it
+    would be left.
+    """
+    opening, asking = TOKENIZERS["r1"], tokenizer_with(R1.replace("\\n<think>\\n", "\\n"))
+    for tokenizer in (opening, asking):
+        example = row(user("q"), said(answer))
+        assert learned(tokenizer, example) == [answer + EOS]
+        [encoded] = sft_examples(config(), tokenizer, [example])
+        prompt = rendered_prompt(tokenizer, [user("q")]).text
+        text = tokenizer.decode(encoded["input_ids"])
+        begun = prompt.removesuffix("<think>\n") if answer.startswith("<think>") else prompt
+        assert text.strip() == begun + answer + EOS
+    # An answer that is not the last has no prompt of its own.
+    twice = row(user("q"), said(answer), user("r"), said("B"))
+    with pytest.raises(DatasetError, match=r"messages\[1\]: the chat template drops the thinking"):
+        learned(opening, twice)
+    assert learned(opening, twice, train_on="last") == [f"B{EOS}"]
+
+
+@pytest.mark.parametrize("closing", ["", " ", "\\n"])
+@pytest.mark.parametrize("trim", ["", " | trim"])
+@pytest.mark.parametrize(
+    "answer", ["<think>\nT\n</think>", "<think>\nT\n</think>\n\n", "T</think>\n"]
+)
+def test_an_answer_that_ends_with_a_closing_tag_ends_as_others_do(
+    answer: str, trim: str, closing: str
+) -> None:
+    template = PLAIN.replace(
+        "m.content +", f"(m.content{trim}) + ('{closing}' if {ASSISTANT} else '') +"
+    )
+    ended = closing.replace("\\n", "\n") + EOS
+    example = row(user("q"), said(answer), user("r"), said("B"))
+    assert learned(tokenizer_with(template), example) == [answer + ended, f"B{ended}"]
 
 
 @pytest.mark.parametrize(
