@@ -37,6 +37,7 @@ class EngineThread:
 
     def __init__(self, engine: GenerationEngine, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
+        self.end_token_ids = engine.end_token_ids
         self._loop = loop
         self._wishes: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._inboxes: dict[str, _Inbox] = {}  # of the loop alone

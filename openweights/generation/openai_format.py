@@ -131,8 +131,9 @@ class Request(BaseModel, extra="allow"):
         """Most tokens of a completion; None for as many as the context takes."""
         raise NotImplementedError
 
-    def sampling(self, room: int) -> SamplingParams:
-        """How it is drawn, where the prompt leaves `room` tokens of the context.
+    def sampling(self, room: int, ends: Sequence[int]) -> SamplingParams:
+        """How it is drawn, where the prompt leaves `room` tokens of the context, and `ends` are the
+        model's own end tokens, which count beside those of the request.
 
         Raises:
             ConfigError: A value cannot be used.
@@ -144,7 +145,7 @@ class Request(BaseModel, extra="allow"):
                 "for at most; lower it"
             )
         seed = _random.getrandbits(63) if self.seed is None else self.seed % 2**63
-        ends = () if self.ignore_eos else None
+        own = () if self.ignore_eos else ends
         return SamplingParams(
             max_new_tokens=max(limit, 1),
             min_new_tokens=min(self.min_tokens, max(limit, 1)),
@@ -153,7 +154,7 @@ class Request(BaseModel, extra="allow"):
             top_k=self.top_k if self.top_k and self.top_k > 0 else None,
             min_p=self.min_p or 0.0,
             n=self.n or 1,
-            stop_token_ids=tuple(self.stop_token_ids) if self.stop_token_ids else ends,
+            stop_token_ids=(*own, *(self.stop_token_ids or ())),
             stop=tuple(self.stop or ()),
             logprobs=self.asks_for_logprobs,
             top_logprobs=self.likeliest,

@@ -34,6 +34,7 @@ from openweights.generation.openai_format import (
 )
 from openweights.generation.params import Delta, GenerationRequest
 from openweights.generation.prompts import chat_prompt_ids, text_prompt_ids
+from openweights.models.tokens import eos_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -210,7 +211,9 @@ class ModelServer:
                 f"messages: the prompt has {len(prompt)} tokens, and the context {self.max_length}"
                 "; shorten it"
             )
-        return GenerationRequest(prompt, asked.sampling(room), model.adapter)
+        # An adapter may come with a tokenizer that ends turns as its base's does not.
+        ends = dict.fromkeys((*self.engine.end_token_ids, *eos_token_ids(None, model.tokenizer)))
+        return GenerationRequest(prompt, asked.sampling(room, tuple(ends)), model.adapter)
 
 
 async def _body(request: Request) -> object:

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine_thread import EngineThread
+from openweights.generation.openai_format import ChatRequest
 from openweights.generation.params import Delta
 from openweights.generation.prompts import token_logprobs
 from openweights.generation.server import ModelServer, ServedModel
@@ -221,6 +222,17 @@ def test_stop_texts(running: Running) -> None:
     assert answer.message.content == text[: text.index(stop)] and answer.finish_reason == "stop"
     told = client.chat.completions.create(**given, stop=[stop, "§"], stream=True)
     assert "".join(c.choices[0].delta.content or "" for c in told) == text[: text.index(stop)]
+
+
+def test_the_models_own_ends_count_beside_those_of_a_request() -> None:
+    def ends(**given: Any) -> tuple[int, ...] | None:
+        asked = ChatRequest.model_validate({"model": "m", "messages": HELLO, **given})
+        return asked.sampling(10, (2, 3)).stop_token_ids
+
+    assert ends() == (2, 3)
+    assert ends(stop_token_ids=[7]) == (2, 3, 7)
+    assert ends(stop_token_ids=[7], ignore_eos=True) == (7,)
+    assert ends(ignore_eos=True) == ()
 
 
 @pytest.mark.parametrize(
