@@ -30,12 +30,12 @@ lint: $(VENV)/.dev
 setup: $(VENV)/.dev
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
-	@echo "installing openweights[demo] into $(VENV): a minute or two, longer over a slow line: about 1.6 GB"
+	@echo "installing openweights[demo] into $(VENV): some minutes; about 1.6 GB, or 5.4 with CUDA: README.md"
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	@echo "installing openweights[dev] into $(VENV): a minute or two, longer over a slow line: about 1.7 GB"
+	@echo "installing openweights[dev] into $(VENV): some minutes; about 1.7 GB, or 5.5 with CUDA: README.md"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(VENV)/.demo $@
 
