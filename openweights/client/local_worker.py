@@ -185,8 +185,9 @@ def start_worker(settings: Settings, lane: Lane = "jobs") -> subprocess.Popen[by
 
 @contextmanager
 def workers_beside(settings: Settings, backend: Backend, count: int) -> Generator[None]:
-    """So many workers that share this machine's cores, until the block ends; what they are at then
-    goes back to the queue. Of one the store takes care by itself, and of a project's others do.
+    """So many workers that share this machine's cores, until the block or this process ends; what
+    they are at then goes back to the queue. Of one the store takes care by itself, and of a
+    project's others do.
 
     Raises:
         PlatformError: They cannot be started.
@@ -194,11 +195,11 @@ def workers_beside(settings: Settings, backend: Backend, count: int) -> Generato
     if count <= 1 or settings.is_remote:
         yield
         return
-    command = [sys.executable, "-m", "openweights.worker.main"]
+    command = [sys.executable, "-m", "openweights.worker.main", "--while-held"]
     env = {"OMP_NUM_THREADS": str(own_threads(count)), **_child_env(settings)}
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started += [_start(settings, command, env) for _ in range(count)]
+        started += [_start(settings, command, env, subprocess.PIPE) for _ in range(count)]
         _await_workers(backend, count)
         yield
     except KeyboardInterrupt:
@@ -208,7 +209,7 @@ def workers_beside(settings: Settings, backend: Backend, count: int) -> Generato
         for process in started:
             process.terminate()
         for process in started:
-            process.wait()
+            process.communicate()  # the pipe's end, too
 
 
 def own_threads(count: int) -> int:
@@ -233,7 +234,12 @@ def _child_env(settings: Settings) -> dict[str, str]:
     return env
 
 
-def _start(settings: Settings, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(
+    settings: Settings,
+    command: list[str],
+    env: dict[str, str],
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open_log(settings) as log:
@@ -241,7 +247,7 @@ def _start(settings: Settings, command: list[str], env: dict[str, str]) -> subpr
                 command,
                 cwd=settings.home,
                 env=env,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

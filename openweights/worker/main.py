@@ -1,10 +1,10 @@
 """The worker's loop: register, claim, execute, and go away when asked to or when there is nothing
 to do.
 
-Run it with `python -m openweights.worker.main [--embedded | --serving | --answering] [--once]`. An
-embedded worker is the one that a client starts by itself on this machine: there is one per store,
-and it goes away when idle. Deployed models have serving workers beside it, one each, and questions
-have an answering one while it is busy.
+Run it with `python -m openweights.worker.main [--embedded | --serving | --answering | --while-held]
+[--once]`. An embedded worker is the one that a client starts by itself on this machine: there is
+one per store, and it goes away when idle. Deployed models have serving workers beside it, one each,
+and questions have an answering one while it is busy. One that is held ends with its client.
 """
 
 from __future__ import annotations
@@ -68,7 +68,13 @@ DAY_S = 86_400.0
 _PREFIXES: dict[Lane | None, str] = {"servers": SERVING_PREFIX, "questions": ANSWERING_PREFIX}
 
 
-def run_worker(settings: Settings, *, lane: Lane | None = None, once: bool = False) -> int:
+def run_worker(
+    settings: Settings,
+    *,
+    lane: Lane | None = None,
+    once: bool = False,
+    held_by: int | None = None,
+) -> int:
     """Work until told to end; returns the exit code.
 
     Args:
@@ -77,11 +83,14 @@ def run_worker(settings: Settings, *, lane: Lane | None = None, once: bool = Fal
             and a worker in a pod, which would be paid for when no manager is there to end it, end
             after `settings.worker_idle_s` without work.
         once: Take one job, if there is one, and end.
+        held_by: A pipe, read from: the worker ends with who has its other end.
 
     Raises:
         ConfigurationError: The settings or this machine do not allow a worker.
     """
     shutdown = Shutdown(settings.cancel_grace_s, settings.pod.notice_s)
+    if held_by is not None:
+        shutdown.follow(held_by)
     embedded = lane == "jobs"
     found = _detect(settings, is_self_started=lane is not None)
     is_by_hand = lane is None and settings.pod.worker_id is None
@@ -333,12 +342,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--once", action="store_true", help="take one job, if there is one, and end"
     )
+    parser.add_argument(
+        "--while-held",
+        action="store_true",
+        help="end when standard input does, as with the process that holds it",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
     try:
         settings = Settings.from_env()
-        return run_worker(settings, lane=options.lane, once=options.once)
+        held_by = sys.stdin.fileno() if options.while_held else None
+        return run_worker(settings, lane=options.lane, once=options.once, held_by=held_by)
     except OpenWeightsError as error:
         logger.error("%s", error)
         return 1

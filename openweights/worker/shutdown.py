@@ -73,6 +73,19 @@ class Shutdown:
             if self._running is not None:
                 self._running.kill()
 
+    def follow(self, pipe_fd: int) -> None:
+        """Request the end with that of the pipe: whoever holds its other end need not live to close
+        it.
+        """
+        threading.Thread(target=self._read_to_end, args=(pipe_fd,), daemon=True).start()
+
+    def _read_to_end(self, pipe_fd: int) -> None:
+        while os.read(pipe_fd, 1):
+            pass
+        if not self.requested.is_set():
+            logger.warning("the process that started this worker is gone: ending")
+        self.request()
+
     @contextlib.contextmanager
     def reaching(self, running: Stoppable) -> Iterator[None]:
         """Pass requests on to `running`, also one that was made before."""

@@ -262,6 +262,36 @@ def test_workers_beside_one_another_work_until_the_block_ends(
     assert late.refresh().status == "pending", "given back"
 
 
+BESIDE = """
+import time
+from openweights import OpenWeights
+from openweights.client.local_worker import workers_beside
+ow = OpenWeights()
+with workers_beside(ow.settings, ow.backend, 2):
+    job = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+    while job.refresh().status == "pending":
+        time.sleep(0.05)
+    print(job.id, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_workers_beside_a_process_end_with_it(ow: OpenWeights, home: Path, signum: int) -> None:
+    """However it ends; `test_worker_outlives_the_client` is about the others."""
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", BESIDE]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        job = ow.jobs.retrieve(parent.stdout.readline().strip())
+        assert len(workers(home)) == 2
+        parent.send_signal(signum)
+        assert parent.wait(timeout=20) == -signum
+    wait_until_gone(home)
+    assert job.refresh().status == "pending", "given back"
+    assert "the process that started this worker is gone" in log_path(ow.settings).read_text()
+
+
 def test_processes_that_compute_side_by_side_share_the_cores() -> None:
     cores = os.cpu_count() or 1
     assert own_threads(1) == cores and own_threads(cores) == 1 and own_threads(2 * cores) == 1
