@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from openweights.backends.base import Backend
-from openweights.client.event_json import as_number
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
+from openweights.client.watching.metrics import leading_words
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import QueueView
 from openweights.client.watching.waiting import why_failed
@@ -131,8 +131,7 @@ class JobIndex:
             return read_progress(self._backend, job).words()
         if job.status == "failed":
             return why_failed(job, self._errors.get(job.id)) or ""
-        loss = as_number((job.outputs or {}).get("loss"))
-        return "" if loss is None else f"loss {loss:.4g}"
+        return leading_words(job.outputs or {})
 
     def _fresh(self) -> list[dict[str, Any]]:
         with self._lock:

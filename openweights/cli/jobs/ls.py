@@ -23,6 +23,7 @@ from openweights.cli.store import is_remote, open_store
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
+from openweights.client.watching.metrics import LEADING, leading_words
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import waits_for
 from openweights.client.watching.waiting import why_failed
@@ -119,13 +120,13 @@ def validated_params(job: JobRecord) -> Mapping[str, Any]:
 
 
 def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
-    """Last `step` and `loss` of the job's last run, and why it failed if it did."""
+    """Last `step` and leading measures of the job's last run, and why it failed if it did."""
     if job.status == "pending" and not job.attempts:
         return {}
     outputs = job.outputs
     if outputs is None:
-        outputs = backend.latest_values(["step", "loss"], job_id=job.id)
-    values = {key: outputs[key] for key in ("step", "loss") if key in outputs}
+        outputs = backend.latest_values(["step", *LEADING], job_id=job.id)
+    values = {key: outputs[key] for key in ("step", *LEADING) if key in outputs}
     if job.status == "failed":
         runs = [] if job.failed_by else backend.list_runs(job_id=job.id, limit=1)
         values["error"] = why_failed(job, runs[-1].error if runs else None)
@@ -160,8 +161,6 @@ def _fitting(
 def _row(
     job: JobRecord, last: Mapping[str, Any], state: str, columns: Sequence[str]
 ) -> tuple[str, ...]:
-    loss = last.get("loss")
-    shown = f"loss {loss:.4g}" if isinstance(loss, int | float) else ""
     cells = {
         "id": job.id,
         "status": status_word(job),
@@ -170,7 +169,7 @@ def _row(
         "age": age(job.created_at),
         "cloud": str(job.params.get("cloud_type") or "-"),
         "label": job.label or "-",
-        "last": one_line(last.get("error") or state or shown or "-"),
+        "last": one_line(last.get("error") or state or leading_words(last) or "-"),
     }
     return tuple(cells[name] for name in columns)
 

@@ -16,13 +16,14 @@ from openweights.cli.output import STATUS_STYLES, age, one_line, print_table
 from openweights.cli.store import open_store
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
+from openweights.client.watching.metrics import LEADING, leading_words
 from openweights.dashboard.series import SeriesCache
 from openweights.types import ENDED, JobRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
-COLUMNS = ("id", "status", "kind", "model", "age", "loss", "last")
+COLUMNS = ("id", "status", "kind", "model", "age", "curve", "last")
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK = 16
 _READ_S = 0.2  # of a long history in one look
@@ -73,7 +74,7 @@ def _table(lines: Sequence[Sequence[str]]) -> Any:
 
     table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
     for name in COLUMNS:
-        is_fixed = name in ("id", "status", "age", "loss")
+        is_fixed = name in ("id", "status", "age", "curve")
         table.add_column(
             name.upper(), no_wrap=True, overflow="ellipsis", ratio=None if is_fixed else 1
         )
@@ -92,21 +93,18 @@ def rows(backend: Backend, cache: SeriesCache, most: int) -> list[list[str]]:
 
 
 def _row(backend: Backend, cache: SeriesCache, job: JobRecord) -> list[str]:
-    values: list[float] = []
-    if job.attempts:
-        found = cache.of(job.id, _READ_S).by_name.get("loss")
-        values = [] if found is None else list(found.values)
+    measured = cache.of(job.id, _READ_S).by_name if job.attempts else {}
+    curves = [list(measured[name].values) for name in LEADING if name in measured]
     last = last_values(backend, job)
     now = "" if job.status in ENDED else state_of(backend, job)
-    loss = f"loss {values[-1]:.4g}" if values else ""
-    said = str(last.get("error") or now or loss or "-")
+    said = str(last.get("error") or now or leading_words(last) or "-")
     return [
         job.id,
         job.status,
         kind_word(job),
         model_name(job),
         age(job.created_at),
-        spark(values),
+        spark(curves[0]) if curves else "",
         said,
     ]
 

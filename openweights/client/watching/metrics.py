@@ -16,6 +16,10 @@ TRAIN, EVAL = "train", "eval"
 # Keys of an event that say how many steps there will be.
 TOTALS = ("max_steps", "total_steps", "total")
 
+# What says in one figure how a run goes is the first of these that it measures: the loss of GRPO is
+# about 0 whatever is learned, and its reward is what is to rise.
+LEADING = ("reward", "loss")
+
 # What a parameter could be called, too, of the measures that docs/measures.md lists.
 _KNOWN = re.compile(
     r"(?:eval_)?(?:loss|grad_norm|learning_rate|epoch|step_time|num_tokens"
@@ -96,6 +100,13 @@ def measures(event: EventRecord, blocks: Blocks) -> tuple[int | None, str, dict[
 def is_known(name: str) -> bool:
     """Whether a measure is called so, be it that nothing has measured it yet."""
     return _KNOWN.fullmatch(name) is not None
+
+
+def leading_words(values: Mapping[str, object]) -> str:
+    """The leading measure among these as in `loss 0.52`; empty when there is none."""
+    numbers = ((name, as_number(values.get(name))) for name in LEADING)
+    found = (f"{name} {number:.4g}" for name, number in numbers if number is not None)
+    return next(found, "")
 
 
 def kind_of(event: EventRecord) -> str | None:

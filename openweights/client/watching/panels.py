@@ -20,9 +20,9 @@ _ROUNDING = 1e-9  # what differs by no more than this, as `sampling_kl` of one e
 _ORDER = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
+        r"reward",
         r"loss",
         r"eval_loss",
-        r"reward",
         r"rewards/(accuracies|margins)",
         r"rewards/.*",
         r"multiple_choice/.*",

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.client.event_json import as_number
-from openweights.client.watching.metrics import EVAL, TOTALS, TRAIN
+from openweights.client.watching.metrics import EVAL, LEADING, TOTALS, TRAIN, leading_words
 from openweights.client.watching.notes import notebook_display
 from openweights.events import BlockwiseLogProbs, LogProbs, Stage, Started
 from openweights.types import ENDED, EventRecord, JobRecord
@@ -39,6 +39,7 @@ class Progress:
         from_step: Where it began: above 0 when it went on from a checkpoint.
         began_at: When the first of its steps began.
         reached_at: When `step` was reached.
+        figures: The last of each measure that can lead.
         unit: What a step is.
         tokens: Of the answers of a model, so far.
         tokens_per_s: Of a model that answers.
@@ -52,7 +53,7 @@ class Progress:
     from_step: int = 0
     began_at: datetime | None = None
     reached_at: datetime | None = None
-    loss: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
     unit: str = "step"
     tokens: int = 0
     tokens_per_s: float | None = None
@@ -79,8 +80,10 @@ class Progress:
                 changes["doing"] = ""
         if data.get("type") == Stage.type:
             changes |= {name: str(data.get(name) or "") for name in ("doing", "part")}
-        if (loss := as_number(data.get("loss"))) is not None and "type" not in data:
-            changes["loss"] = float(loss)
+        if "type" not in data:
+            logged = ((name, as_number(data.get(name))) for name in LEADING)
+            told = {name: float(number) for name, number in logged if number is not None}
+            changes["figures"] = {**now.figures, **told}
         if (rate := as_number(data.get("tokens_per_s"))) is not None:
             changes |= {"tokens_per_s": float(rate), "tokens": int(_finite(data.get("tokens")))}
         return replace(now, **changes)
@@ -108,8 +111,9 @@ class Progress:
         return left - since_s if round(left - since_s) > 0 else None
 
     def words(self, now: datetime | None = None) -> str:
-        """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`, or, while it makes no step,
-        `loading the model` or `teacher gate: 12/48 answers`; empty when nothing is known.
+        """As in `step 12/32 · 4.1 s/step · 1m20s left · loss 0.52`, with the reward in place of
+        the loss where there is one, or, while it makes no step, `loading the model` or `teacher
+        gate: 12/48 answers`; empty when nothing is known.
         """
         of = f"/{self.total}" if self.total else ""
         parts = [": ".join(filter(None, (self.doing, self.part)))] if self.doing else []
@@ -125,9 +129,7 @@ class Progress:
             parts.append(f"{self.tokens} token{'' if self.tokens == 1 else 's'}")
         if self.tokens_per_s:  # 0 where every answer was there already
             parts.append(f"{figure(self.tokens_per_s)} tokens/s")
-        if self.loss is not None:
-            parts.append(f"loss {self.loss:.4g}")
-        return " · ".join(parts)
+        return " · ".join(filter(None, (*parts, leading_words(self.figures))))
 
 
 def _is_of_training(data: Mapping[str, Any]) -> bool:
@@ -172,7 +174,7 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
     at = 0
     for event in sorted(told, key=lambda event: event.id):
         progress, at = progress.after(event), event.id
-    keys = ["step", "loss", "tokens", "tokens_per_s", "elapsed_s", *TOTALS]
+    keys = ["step", *LEADING, "tokens", "tokens_per_s", "elapsed_s", *TOTALS]
     last = backend.latest_values(keys, run_id=run.id)
     moment = _reached_at(progress, last) or run.ended_at or datetime.now(UTC)
     now = progress.after(EventRecord(0, run.id, last, moment))

@@ -39,7 +39,7 @@ export async function show(view, { query, signal }) {
     }
     return;
   }
-  if (!state.y || (!kinds[state.y] && !names.includes(state.y))) state.y = kinds.loss ? "loss" : names[0];
+  if (!state.y || (!kinds[state.y] && !names.includes(state.y))) state.y = first();
   if (state.y !== asked) found = await series();
   reading.remove();
 
@@ -73,6 +73,9 @@ export async function show(view, { query, signal }) {
     ({ jobs, differing, telling, headings } = await compare());
     await paint();
   }
+
+  /** Where all of the jobs have a reward, it tells more than their losses. */
+  function first() { return jobs.every(({ id }) => Object.keys(found[id].measures).some((name) => (plain[name] ?? name) === "reward")) ? "reward" : kinds.loss ? "loss" : names[0]; }
 
   function isRunning() { return jobs.some(({ status: name }) => name === "in_progress" || name === "pending"); }
 

@@ -1,4 +1,4 @@
-// The table of jobs: live, filtered on the server, with a line of each row's loss.
+// The table of jobs: live, filtered on the server, with a line of each row's loss, or reward.
 
 import { afterTyping, ago, ask, fill, h, notice, number, status, svg, valueText, when } from "./dom.js";
 import { get, job as jobPath, post } from "./api.js";
@@ -27,6 +27,8 @@ const room = (name) => (NARROW.has(name) ? "" : ROOMY.has(name) ? "optional room
 const STATUSES = ["pending", "in_progress", "completed", "failed", "canceled"];
 const VERBS = { cancel: "Cancel the job", restart: "Restart the job", delete: "Delete the job" };
 
+// What says how a run goes, the first that it measures.
+const LEADING = ["reward", "loss"];
 export const DELETION = (id) => `Delete ${id}, with its runs, events and logs? Nothing brings them back.`;
 const PAGE = 100;
 
@@ -132,10 +134,11 @@ export async function show(view, { query, signal }) {
     const trained = rows.filter((row) => row.attempts > 0).map((row) => row.id);
     for (let start = 0; start < trained.length && !signal.aborted; start += 10) {
       const jobs = trained.slice(start, start + 10);
-      const found = await get("/api/series", { jobs: jobs.join(","), names: "loss", points: 40 }, signal).catch(() => ({}));
+      const found = await get("/api/series", { jobs: jobs.join(","), names: LEADING.join(","), points: 40 }, signal).catch(() => ({}));
       for (const [id, { series }] of Object.entries(found)) {
         const cell = body.querySelector(`tr[data-row="${CSS.escape(id)}"] [data-column=curve]`);
-        if (cell && series.loss) fill(cell, spark(series.loss));
+        const leading = LEADING.find((name) => series[name]);
+        if (cell && leading) fill(cell, spark(series[leading], leading));
       }
     }
   }
@@ -172,11 +175,11 @@ function options(select, all, values, chosen) {
 }
 
 /** A small line of a series. */
-export function spark({ step, value }) {
+export function spark({ step, value }, name) {
   const points = step.map((x, at) => [x, value[at]]).filter(([, y]) => y !== null);
   if (points.length < 2) return h("span", { class: "faint" }, points.length ? number(points[0][1]) : "·");
   const xs = points.map(([x]) => x), ys = points.map(([, y]) => y);
   const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
   const place = ([x, y]) => `${(108 * (x - left) / (right - left || 1) + 1).toFixed(1)},${(24 - 22 * (y - low) / (high - low || 1)).toFixed(1)}`;
-  return svg("svg", { class: "spark", viewBox: "0 0 110 26", role: "img", "aria-label": `loss from ${number(ys[0])} to ${number(ys.at(-1))}` }, svg("path", { d: `M${points.map(place).join("L")}` }));
+  return svg("svg", { class: "spark", viewBox: "0 0 110 26", role: "img", "aria-label": `${name} from ${number(ys[0])} to ${number(ys.at(-1))}` }, svg("path", { d: `M${points.map(place).join("L")}` }));
 }

@@ -11,6 +11,7 @@ import pytest
 
 from openweights.backends.base import Backend
 from openweights.client.serving.sampling import LABEL
+from openweights.dashboard.job_index import JobIndex, JobQuery
 from openweights.types import EventDraft, JobSpec
 from tests.cli.conftest import Ow, claim, log_events, submit
 
@@ -214,6 +215,18 @@ def test_a_job_with_much_to_show_fits_a_screen_too(ow: Ow, backend: Backend) -> 
     assert [line for line in shown if "more" in line] == [
         f"  … and {n} more" for n in (32, 38, 18, 36)
     ]
+
+
+def test_the_reward_leads_wherever_a_job_is_told_of(ow: Ow, backend: Backend) -> None:
+    """The loss of GRPO is about 0 whatever is learned."""
+    run = claim(backend, "ftjob-rewarded").run
+    log_events(backend, run.id, *({"step": n, "loss": -3e-8, "reward": n / 4} for n in (1, 2)))
+    for command in (("ls",), ("show", "ftjob-rewarded"), ("top",)):
+        assert "step 2 · reward 0.5\n" in ow(*command).stdout
+    backend.finish_run(run.id, run.attempt, "completed")
+    for command in (("ls",), ("top",)):
+        assert ow(*command).stdout.rstrip().endswith("reward 0.5")
+    assert JobIndex(backend).page(JobQuery())["rows"][0]["last"] == "reward 0.5"
 
 
 def test_a_job_that_runs_and_one_that_waits(ow: Ow, backend: Backend) -> None:

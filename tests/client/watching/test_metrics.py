@@ -154,7 +154,7 @@ LOGGED = {
     "grpo": (
         ["completions/mean_length", "completions/min_length", "kl", "rewards/rouge_l/std", ROUNDED]
         + ["reward", "rewards/rouge_l/mean", "step_time", "clip_ratio/high_max", "loss"],
-        ["loss", "reward", "kl", "completions/mean_length"],
+        ["reward", "loss", "kl", "completions/mean_length"],
     ),
 }
 # These are one value under two names.

@@ -48,6 +48,11 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
         ([], ""),
         ([STARTED], "step 0/40"),
         ([(0, {"step": 3, "loss": 1.5})], "step 3 · loss 1.5"),
+        # Of GRPO the loss says nothing.
+        (
+            [STARTED, (41.0, {"step": 10, "loss": -3e-8, "reward": 0.25})],
+            "step 10/40 · 4.1 s/step · 2m03s left · reward 0.25",
+        ),
         (
             [STARTED, (41.0, {"step": 10, "loss": 0.51})],
             "step 10/40 · 4.1 s/step · 2m03s left · loss 0.51",
@@ -145,7 +150,7 @@ def test_what_does_not_run_does_nothing() -> None:
 def test_a_new_run_begins_anew() -> None:
     now = progress(STARTED, (10.0, {"step": 20, "loss": 1.0}))
     again = now.after(EventRecord(9, 2, {"step": 1}, START))
-    assert (again.run_id, again.step, again.total, again.loss) == (2, 1, None, None)
+    assert (again.run_id, again.step, again.total, again.figures) == (2, 1, None, {})
 
 
 @pytest.mark.parametrize(
@@ -161,8 +166,9 @@ def scenes() -> list[tuple[JobRecord, Progress, str]]:
     """A job that waits, begins, trains and completes."""
     job = JobRecord(id="ftjob-1", type="fine-tuning", script="", params={})
     now = datetime.now(UTC)
-    half = Progress(1, 10, 20, began_at=now - timedelta(seconds=20), reached_at=now, loss=0.5)
-    end = replace(half, step=20, reached_at=now + timedelta(seconds=20), loss=0.25)
+    began = now - timedelta(seconds=20)
+    half = Progress(1, 10, 20, began_at=began, reached_at=now, figures={"loss": 0.5})
+    end = replace(half, step=20, reached_at=now + timedelta(seconds=20), figures={"loss": 0.25})
     expected = "about 1m00s, reckoned from ftjob-0"
     running = replace(job, status="in_progress")
     return [
