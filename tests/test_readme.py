@@ -7,24 +7,23 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import runpy
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 import openweights
 from openweights.cli import COMMANDS
 from openweights.cli.demo.study import DATA, Plan, methods, submit
 from openweights.cli.jobs.fields import field_sections, page
 from openweights.client import OpenWeights
-from openweights.client.job_kinds import field_defaults
 from openweights.client.job_options import JobOptions
 from openweights.client.jobs import Job
 from openweights.jobs.unsloth import FineTuning
-from openweights.jobs.unsloth.config.fields import DEFAULT_WARMUP_STEPS
 from openweights.jobs.unsloth.config.grpo_fields import REWARD_NAMES
 from openweights.jobs.unsloth.validate import FILE_PURPOSES, TrainingConfig
 
 ROOT = Path(__file__).parents[1]
-DEFAULTS = field_defaults(TrainingConfig)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs/training.md").read_text(encoding="utf-8")
@@ -101,31 +100,36 @@ def test_example_is_accepted() -> None:
     assert config.loss == "sdft"
 
 
-def example_arguments() -> dict[str, Any]:
-    """What the README's example gives to `create`, but for its data."""
-    (call,) = [c for name, c in calls(code(README, "python")[0]) if name == "ow.fine_tuning.create"]
-    given = {str(keyword.arg): keyword.value for keyword in call.keywords}
-    del given["training_file"]
-    return {name: ast.literal_eval(value) for name, value in given.items()}
-
-
 def test_example_is_the_demo() -> None:
-    """The same run, so that its time and its answers are the demo's."""
-    demo = OpenWeights()
-    model = demo.settings.home / "models" / "SmolLM2-135M-Instruct"
+    """The very job: after `make demo` the example finds it done."""
+    ow = OpenWeights()
+    model = ow.settings.home / "models" / "SmolLM2-135M-Instruct"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
     forward = next(method for method in methods(Plan()) if method.key == "forward_kl")
-    job = submit(demo, forward, Plan(), model=model, data=DATA, suffix=None)
+    job = submit(ow, forward, Plan(), model=model, data=DATA, suffix=None)
     job.cancel()
-    theirs = job.params["validated_params"] | {"model": example_arguments()["model"]}
-    ours = example_arguments()
-    # The default warm-up of 32 steps is the demo's; nothing is pushed without a token.
-    assert ours.items() <= theirs.items()
-    assert theirs["warmup_steps"] == min(DEFAULT_WARMUP_STEPS, ours["max_steps"] // 10)
-    usual = {"model", "loss", "training_file", "finetuned_model_id", "warmup_steps", "push_to_hub"}
-    changed = {name for name, value in theirs.items() if value != DEFAULTS.get(name, value)}
-    assert changed <= ours.keys() | usual
+    call = next(c for name, c in calls(code(README, "python")[0]) if name.endswith("create"))
+    given = {str(keyword.arg): keyword.value for keyword in call.keywords}
+    del given["training_file"]
+    own = {name: ast.literal_eval(value) for name, value in given.items()}
+    rows = str(DATA / "train.jsonl")
+    assert ow.fine_tuning.prepare(**own, training_file=rows).id == job.id
+    assert ow.fine_tuning.prepare(**own | {"seed": 7}, training_file=rows).id != job.id
+
+
+def test_a_job_of_each_kind_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short jobs are submitted as they stand, and the reward is one."""
+    reward, jobs = code(README, "python")[1:]
+    (tmp_path / "reward.py").write_text(reward)
+    (tmp_path / "jobs.py").write_text(jobs)
+    (tmp_path / "cookbook").symlink_to(ROOT / "cookbook")
+    monkeypatch.chdir(tmp_path)
+    score = runpy.run_path("reward.py")["score"]
+    assert score(["Oslo: 2 pens.\n", "Two."], ["Oslo: 2 pens."] * 2) == [1.0, 0.0]
+    made = runpy.run_path("jobs.py")
+    assert [made[loss].status for loss in ("sft", "dpo", "grpo")] == ["pending"] * 3
+    assert made["grpo"].record.after == made["dpo"].record.after == (made["sft"].id,)
 
 
 def test_methods_named_in_the_text_exist() -> None:

@@ -60,6 +60,14 @@ def location_here(model: str) -> str:
     return str(folder) if os.path.isfile(folder / "config.json") else model_location(model)
 
 
+def name_of_folder(folder: Path) -> str:
+    """The id that `location_here` finds a folder by, or its path: a job that names the id is the
+    same wherever the home lies.
+    """
+    ids = (name for name in _KEPT if Path(location_here(name)).resolve() == folder.resolve())
+    return next(ids, str(folder))
+
+
 def kept_models() -> list[str]:
     """The ids below `models/` of the home, and the one that is put there when it is named."""
     kept = home_folder() / "models"

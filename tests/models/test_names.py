@@ -8,7 +8,13 @@ import pytest
 
 from openweights import ConfigError
 from openweights.jobs.unsloth.validate import training_config
-from openweights.models.names import full_name, location_here, model_location, model_reference
+from openweights.models.names import (
+    full_name,
+    location_here,
+    model_location,
+    model_reference,
+    name_of_folder,
+)
 from tests.jobs.unsloth.malformed_configs import FILE
 
 DEMO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -24,6 +30,7 @@ def test_a_model_below_the_home_needs_no_hub(home: Path, name: str, folder: str)
     assert location_here(name) == name, "half of a download is no model"
     (kept / "config.json").write_text("{}")
     assert location_here(name) == str(kept)
+    assert name_of_folder(kept) == (name if name == DEMO else str(kept))
     # What is stored in a job is the id: its worker may be on another machine.
     assert model_location(name) == name
     assert location_here("other/SmolLM2-135M-Instruct") == "other/SmolLM2-135M-Instruct"

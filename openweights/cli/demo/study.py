@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from openweights.errors import ConfigurationError, PlatformError
+from openweights.models.names import name_of_folder
 
 if TYPE_CHECKING:
     from openweights.cli.demo.evaluation import BaseAnswer, ChatModel, Question, Score
@@ -164,16 +165,15 @@ def check_installation(data: Path = DATA) -> None:
 def submit(
     ow: OpenWeights, method: Method, plan: Plan, *, model: Path, data: Path, suffix: str | None
 ) -> Job:
-    """Submit the job of a method, or find it if it is there."""
+    """Submit the job of a method, or find it if it is there; README's example is one of them."""
     training_file = ow.files.upload(data / "train.jsonl", purpose="conversations")["id"]
     return ow.fine_tuning.create(
-        model=str(model),
+        model=name_of_folder(model),
         training_file=training_file,
         max_steps=plan.steps,
         per_device_train_batch_size=plan.batch_rows,
         gradient_accumulation_steps=1,
         learning_rate=plan.learning_rate,
-        warmup_steps=3,
         push_to_hub=False,
         job_id_suffix=suffix,
         requires_vram_gb=0,
