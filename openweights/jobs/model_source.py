@@ -171,25 +171,30 @@ def _check_holds_model(folder: str) -> None:
 
 
 def _check_spelling(ow: OpenWeights, name: str) -> None:
-    """See that a model which is called nearly as one of this machine is another one.
+    """See that a model which is not on this machine is one, as far as the hub says so.
+
+    With a team's store the hub may know the workers' token and not ours, so that what it lacks is
+    refused only where another model is called nearly so.
 
     Raises:
         ConfigError: The hub says that there is none.
     """
     if _is_here(name):
         return
-    if name == KNOWN_MODEL and not ow.settings.is_remote:
-        tell(logger, f"model: {name} is not on this machine yet; {_WHERE_FROM}")
-    if (meant := meant_model(name, _models_here())) is None:
+    if name == KNOWN_MODEL:
+        if not ow.settings.is_remote:
+            tell(logger, f"model: {name} is not on this machine yet; {_WHERE_FROM}")
         return
-    answer = hub_answer(name)
-    if answer == "lacks":
+    meant, answer = meant_model(name, _models_here()), hub_answer(name)
+    if answer == "lacks" and (meant or not ow.settings.is_remote):
         raise _no_such_model(ow, name, meant)
-    if answer != "has":
+    if answer == "lacks":
+        logger.warning("%s", _no_such_model(ow, name))
+    elif answer != "has":
         logger.warning(
-            "model: %s is not on this machine, and the Hugging Face hub cannot be asked about it; "
-            "did you mean %s?",
-            *(name, meant),
+            "model: %s is not on this machine, and the Hugging Face hub cannot be asked about it, "
+            "so that it may not exist; %s",
+            *(name, f"did you mean {meant}?" if meant else "see that its name is right"),
         )
 
 

@@ -216,14 +216,12 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("HuggingFaceTB/SmolLM2-135M-Instuct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ("org/tiny-modle-1b", "org/tiny-model-1b"),
         ("org/kept-modell", "org/kept-model"),
-        ("HuggingFaceTB/SmolLM2-135M-Instruct", None),
-        ("org/tiny-model-1b", None),
         ("org/tiny-model-2b", None),
-        ("HuggingFaceTB/SmolLM2-360M-Instruct", None),
+        ("HuggingFaceTB/SmolLM2-136M-Instruct", None),
         ("other/model", None),
     ],
 )
-def test_a_slip_of_a_model_of_this_machine_is_named_when_a_job_is_submitted(
+def test_a_model_that_may_not_exist_is_told_of_when_a_job_is_submitted(
     home: Path,
     cached: str,
     caplog: pytest.LogCaptureFixture,
@@ -232,24 +230,53 @@ def test_a_slip_of_a_model_of_this_machine_is_named_when_a_job_is_submitted(
     meant: str | None,
 ) -> None:
     make_tiny_model(home / "models/org/kept-model")
-    said = f"did you mean {meant}?"
+    said = f"did you mean {meant}?" if meant else "see that its name is right"
     with closing(OpenWeights()) as client:
         with caplog.at_level(logging.WARNING):
             assert pinned_model(client, typed) == typed, "the hub cannot be asked"
-        assert [said in line and "cannot be asked" in line for line in caplog.messages] == (
-            [True] if meant else []
-        )
-        if meant is None:
-            return
+        (line,) = caplog.messages
+        assert line.startswith(f"model: {typed} is not on this machine")
+        assert line.endswith(f"cannot be asked about it, so that it may not exist; {said}")
         server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
         Thread(target=server.serve_forever, daemon=True).start()
         answered_at(monkeypatch, server.server_address[1])
         with pytest.raises(
-            ConfigError, match=re.escape(f"has no model {typed} that you may read; {said}")
+            ConfigError,
+            match=re.escape(f"has no model {typed} that you may read; {said if meant else ''}"),
         ):
             pinned_model(client, typed)
         server.shutdown()
         server.server_close()
+
+
+def test_a_model_of_this_machine_is_not_asked_about(
+    home: Path, cached: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tiny_model(home / "models/org/kept-model")
+    with closing(OpenWeights()) as client:
+        for here in (cached, "org/kept-model", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+            assert pinned_model(client, here) == here
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_create_and_a_dry_run_tell_of_a_model_that_may_not_exist(
+    home: Path,
+    cached: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    dry_run: bool,
+) -> None:
+    monkeypatch.setattr(OpenWeights, "ensure_worker", lambda _: None)
+    rows = tmp_path / "rows.jsonl"
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows.write_text(json.dumps({"messages": messages}) + "\n")
+    given = {"training_file": str(rows), "loss": "sft", "requires_vram_gb": 0}
+    with closing(OpenWeights()) as client:
+        client.fine_tuning.create(model="org/none", dry_run=dry_run, **given)
+        assert sum("may not exist" in line for line in caplog.messages) == 1
 
 
 def test_the_model_that_its_job_fetches_is_said_to_be_fetched(
