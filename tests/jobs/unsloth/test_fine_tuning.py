@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def test_a_learning_rate_that_is_likely_too_high_is_said(
     params: dict[str, Any],
     said: str | None,
 ) -> None:
+    caplog.set_level(logging.ERROR, "openweights.jobs.model_source")  # the model is none
     checked(ow, training_file=upload(ow, tmp_path, *[ROW] * 33), **params)
     assert f"learning_rate: {said}" in caplog.text if said else caplog.text == ""
 
@@ -188,6 +190,7 @@ def test_a_learning_rate_that_is_likely_too_high_is_said(
 def test_what_is_likely_not_meant_is_said(
     ow: OpenWeights, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.ERROR, "openweights.jobs.model_source")  # the model is none
     data = upload(ow, tmp_path, *[ROW] * 33)
     checked(ow, training_file=data)
     assert caplog.text == ""
