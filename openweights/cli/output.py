@@ -49,7 +49,9 @@ def error_boundary() -> Generator[None]:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        for text in getattr(error, "__notes__", ()):
+            note(text)
         sys.exit(INTERRUPTED)
     except OpenWeightsError as error:
         fail(str(error) or type(error).__name__)

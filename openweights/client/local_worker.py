@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from openweights.backends.local.worker_locks import has_lost_its_worker
 from openweights.client.bundle import package_folder
+from openweights.client.watching.notes import tell_last
 from openweights.client.watching.queue import (
     due_jobs,
     gpu_gb,
@@ -202,8 +203,9 @@ def workers_beside(settings: Settings, backend: Backend, count: int) -> Generato
         started += [_start(settings, command, env, subprocess.PIPE) for _ in range(count)]
         _await_workers(backend, count)
         yield
-    except KeyboardInterrupt:
-        logger.warning("the workers end with this command; run it again, and their jobs go on")
+    except KeyboardInterrupt as error:
+        told = "the workers end with this command; run it again, and their jobs go on"
+        tell_last(logger, error, told)
         raise
     finally:
         for process in started:

@@ -85,6 +85,10 @@ def test_columns_fit_and_the_first_is_whole(natural: list[int], room: int) -> No
         assert all(width <= 6 for width in widths[1:])
 
 
+INTERRUPTED_WITH_A_HINT = KeyboardInterrupt()
+INTERRUPTED_WITH_A_HINT.add_note("the job goes on")
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
@@ -93,6 +97,7 @@ def test_columns_fit_and_the_first_is_whole(natural: list[int], room: int) -> No
         (NotFoundError(), 1, "ow: NotFoundError\n"),
         (PermissionError(13, "Permission denied", "/a/b"), 1, "ow: /a/b: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
+        (INTERRUPTED_WITH_A_HINT, 130, "ow: the job goes on\n"),
     ],
 )
 def test_boundary_says_one_thing(

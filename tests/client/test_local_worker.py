@@ -242,11 +242,14 @@ def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path
 
 
 def test_workers_beside_one_another_work_until_the_block_ends(
-    ow: OpenWeights, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ow: OpenWeights, home: Path, tmp_path: Path
 ) -> None:
     meet = "touch {0} && for i in $(seq 150); do [ -e {1} ] && exit 0; sleep 0.2; done; exit 1"
     first, second = tmp_path / "first", tmp_path / "second"
-    with pytest.raises(KeyboardInterrupt), workers_beside(ow.settings, ow.backend, 2):
+    with (
+        pytest.raises(KeyboardInterrupt) as stopped,
+        workers_beside(ow.settings, ow.backend, 2),
+    ):
         jobs = [
             ow.exec.create(command=meet.format(own, other), requires_vram_gb=0)
             for own, other in ((first, second), (second, first))
@@ -258,7 +261,7 @@ def test_workers_beside_one_another_work_until_the_block_ends(
         while late.refresh().status == "pending":
             time.sleep(0.05)
         raise KeyboardInterrupt
-    assert workers(home) == [] and "run it again" in caplog.text
+    assert workers(home) == [] and "run it again" in stopped.value.__notes__[-1]
     assert late.refresh().status == "pending", "given back"
 
 

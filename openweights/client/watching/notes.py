@@ -14,6 +14,15 @@ def tell(logger: logging.Logger, text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
 
+def tell_last(logger: logging.Logger, error: BaseException, text: str) -> None:
+    """Have `text` follow the traceback of `error`, which is raised on: written before, it would be
+    pushed off the screen. The command line, which shows no traceback, writes it as well.
+    """
+    error.add_note(text)
+    # Not every notebook shows what was added.
+    logger.log(logging.INFO if notebook_display() is None else logging.WARNING, "%s", text)
+
+
 def is_watched() -> bool:
     """Whether somebody reads what is written to stderr while it is written."""
     return notebook_display() is not None or sys.stderr.isatty()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from openweights.client.results import read_log_chunks
 from openweights.client.watching.estimates import Estimate
+from openweights.client.watching.notes import tell_last
 from openweights.client.watching.progress import Display, Progress, open_display
 from openweights.client.watching.queue import waits_for
 from openweights.errors import (
@@ -56,8 +57,8 @@ def wait_for(
     try:
         with no_later_than(deadline), open_display(job_id) as display:
             job = _watch(ow, job_id, deadline, on_event, poll_s, display)
-    except KeyboardInterrupt:
-        logger.warning("job %s goes on; `ow cancel %s` stops it", job_id, job_id)
+    except KeyboardInterrupt as error:
+        tell_last(logger, error, f"job {job_id} goes on; `ow cancel {job_id}` stops it")
         raise
     except StoreUnavailableError as error:
         if deadline is None or time.monotonic() < deadline:

@@ -6,6 +6,7 @@ import errno
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -141,9 +142,7 @@ def test_canceled_job(ow: QuietClient, claim: Take) -> None:
             illegal()
 
 
-def test_impatience_does_not_touch_the_job(
-    ow: QuietClient, claim: Take, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_impatience_does_not_touch_the_job(ow: QuietClient, claim: Take) -> None:
     job = Echo(ow).create(text="a")
     run = claim().run
     start = time.monotonic()
@@ -155,9 +154,9 @@ def test_impatience_does_not_touch_the_job(
     def interrupt(event: EventRecord) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         job.wait(on_event=interrupt)
-    assert f"job {job.id} goes on; `ow cancel {job.id}` stops it" in caplog.text
+    assert stopped.value.__notes__ == [f"job {job.id} goes on; `ow cancel {job.id}` stops it"]
     assert job.refresh().status == "in_progress"
 
 
@@ -166,6 +165,28 @@ import sys
 from openweights import OpenWeights
 OpenWeights().jobs.retrieve(sys.argv[1]).wait()
 """
+
+
+def test_the_last_that_ctrl_c_shows_is_that_the_job_goes_on(ow: QuietClient, claim: Take) -> None:
+    job = Echo(ow).create(text="a")
+    append(ow.backend, claim().run.id, {"n": 1})
+    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler){WAIT}"
+    script = script.replace(".wait()", ".wait(on_event=lambda _: print('waits', flush=True))")
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script, job.id],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "waits\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    *_, error, last = told.splitlines()
+    assert error == "KeyboardInterrupt"
+    assert last == f"job {job.id} goes on; `ow cancel {job.id}` stops it"
+    assert told.count("goes on") == 1
 
 
 @pytest.fixture
