@@ -392,7 +392,8 @@ class Evaluation(TypedEvent):
         score: Mean over the problems, from 0 to 1; `low` and `high` end its 95 % interval.
         problems: How many there were.
         unscored: So many more could not be scored; None for none.
-        difference: To the first model's score on the same problems, and the 95 % interval of that.
+        difference: To the first model's score on the same problems, and the ends of its 95 %
+            interval, which has a width however few the problems are.
     """
 
     type: ClassVar[str] = "evaluation"

@@ -15,7 +15,7 @@ from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
 from openweights.events import Evaluation, Stage, Started
 from openweights.jobs.evaluate import AskedModels, EvaluateConfig
-from openweights.jobs.evaluate.intervals import Estimate, bootstrap, mean_score
+from openweights.jobs.evaluate.intervals import Estimate, mean_difference, mean_score
 from openweights.jobs.evaluate.tasks import Grade, Task, open_tasks
 from openweights.jobs.inference.answers import given_answers
 from openweights.jobs.inference.config import InferenceConfig
@@ -178,7 +178,7 @@ def _event(config: AskedModels, task: Task, model: str, scores: Scores) -> Evalu
         raise JobFailedError(f"{task.name}: not one answer of {model} could be scored; see the log")
     value, low, high = mean_score(known)
     pairs = [b - a for a, b in zip(first, own, strict=True) if not math.isnan(a + b)]
-    change = bootstrap(pairs, seed=config.seed) if model != config.models[0] and pairs else None
+    change = mean_difference(pairs) if model != config.models[0] and pairs else None
     return Evaluation(
         model=model,
         task=task.name,

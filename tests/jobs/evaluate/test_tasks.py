@@ -8,6 +8,7 @@ import json
 import math
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -17,7 +18,13 @@ from hypothesis import strategies as st
 
 from openweights.errors import ConfigurationError
 from openweights.jobs.evaluate.data import PackageFile, read_package
-from openweights.jobs.evaluate.intervals import bootstrap, mean_score, wilson
+from openweights.jobs.evaluate.intervals import (
+    Estimate,
+    bootstrap,
+    mean_difference,
+    mean_score,
+    wilson,
+)
 from openweights.jobs.evaluate.sandbox import run_program
 from openweights.jobs.evaluate.tasks import check_number, program
 from openweights.jobs.evaluate.tool_use import calls_in, check_calls
@@ -194,7 +201,54 @@ def test_bootstrap_is_a_function_of_the_seed_and_near_the_normal_interval() -> N
 
 def test_shares_have_wilsons_interval_and_other_means_the_bootstraps() -> None:
     assert mean_score([1.0, 0.0, 1.0]) == wilson(2, 3)
-    assert mean_score([1.0, 0.5, 1.0]) == bootstrap([1.0, 0.5, 1.0])
+    many = [1.0, 0.5, 1.0] * 4
+    assert mean_score(many) == bootstrap(many)
+    # The bootstrap of these has no width, or next to none.
+    for few in ([0.3, 0.3], [0.3, 0.31], [0.5] * 40, [0.25]):
+        value, low, high = mean_score(few)
+        assert value == pytest.approx(fmean(few)) and high - low > 0.25
+    assert mean_score([1.5, 2.5]) == bootstrap([1.5, 2.5])  # a measure of one's own
+
+
+def coverage(
+    interval: Callable[[list[float]], Estimate], pairs: int, won: float, lost: float
+) -> float:
+    """How likely the interval holds the true difference of two shares, over all outcomes."""
+    found = 0.0
+    for wins in range(pairs + 1):
+        for losses in range(pairs - wins + 1):
+            even = pairs - wins - losses
+            ways = math.comb(pairs, wins) * math.comb(pairs - wins, losses)
+            _, low, high = interval([1.0] * wins + [-1.0] * losses + [0.0] * even)
+            if low <= won - lost <= high:
+                found += ways * won**wins * lost**losses * (1 - won - lost) ** even
+    return found
+
+
+@pytest.mark.parametrize("won", [0.0, 0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("lost", [0.0, 0.05, 0.2])
+def test_an_interval_of_a_difference_holds_it_whatever_the_number_of_pairs(
+    won: float, lost: float
+) -> None:
+    for pairs in (1, 2, 3, 5, 10, 40):
+        assert coverage(mean_difference, pairs, won, lost) > 0.92
+
+
+def test_the_bootstrap_of_few_differences_is_falsely_certain() -> None:
+    """The control of the test above."""
+    assert coverage(bootstrap, 3, 0.8, 0.2) < 0.75
+    assert coverage(bootstrap, 3, 0.3, 0.05) < 0.75
+
+
+def test_differences_that_are_equal_are_not_certain() -> None:
+    assert mean_difference([1.0, 1.0]) == pytest.approx((1.0, -0.349, 1.0), abs=1e-3)
+    assert mean_difference([0.0] * 100) == pytest.approx((0, -0.0272, 0.0272), abs=1e-4)
+    assert mean_difference([0.5]).low < 0 and mean_difference([0.1] * 9).low < 0
+    assert mean_difference([4.0, 4.0]).low < 0  # of a measure of one's own
+    chance = random.Random(1)
+    many = [chance.gauss(0.05, 0.1) for _ in range(100)]
+    plain, own = bootstrap(many), mean_difference(many)
+    assert 1 < (own.high - own.low) / (plain.high - plain.low) < 1.15
 
 
 # ---- packages
