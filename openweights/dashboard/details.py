@@ -19,8 +19,7 @@ from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
 from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress, status_word
-from openweights.client.watching.queue import waits_for
-from openweights.client.watching.waiting import why_failed
+from openweights.client.watching.waiting import state_of, why_failed
 from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.models.names import name_as_given
 from openweights.types import JobRecord, RunRecord
@@ -71,11 +70,9 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
 
 def _progress(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
     """`{words, step, total}`: how far its last run has come, or what a pending job waits for."""
-    if job.status == "pending":
-        words = waits_for(ow.backend, job, is_remote=ow.settings.is_remote)
-        return {"words": words, "step": 0, "total": None}
     found = read_progress(ow.backend, job)
-    return {"words": found.words(), "step": found.step, "total": found.total}
+    words = state_of(ow.backend, job, found, is_remote=ow.settings.is_remote)
+    return {"words": words, "step": found.step, "total": found.total}
 
 
 def kind_of(ow: OpenWeights, job: JobRecord) -> str | None:

@@ -14,6 +14,7 @@ from openweights.backends.base import Backend
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
+from openweights.client.watching.attempts import begins_again
 from openweights.client.watching.metrics import leading_words
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import QueueView
@@ -126,7 +127,8 @@ class JobIndex:
 
     def _last(self, job: JobRecord, queue: QueueView | None) -> str:
         if job.status == "pending" and queue is not None:
-            return queue.place(job)[1]
+            words = queue.place(job)[1], begins_again(self._backend, job)
+            return " · ".join(filter(None, words))
         if job.status == "in_progress":
             return read_progress(self._backend, job).words()
         if job.status == "failed":

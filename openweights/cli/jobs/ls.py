@@ -24,9 +24,8 @@ from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.metrics import LEADING, leading_words
-from openweights.client.watching.progress import read_progress, status_word
-from openweights.client.watching.queue import waits_for
-from openweights.client.watching.waiting import why_failed
+from openweights.client.watching.progress import status_word
+from openweights.client.watching.waiting import state_of, why_failed
 from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
 
 if TYPE_CHECKING:
@@ -71,7 +70,8 @@ def ls(
                 click.echo(job.id)
             return
         last = {job.id: last_values(backend, job) for job in jobs}
-        now = {job.id: state_of(backend, job) for job in jobs if job.status not in ENDED}
+        going = [job for job in jobs if job.status not in ENDED]
+        now = {job.id: state_of(backend, job, is_remote=is_remote()) for job in going}
     if as_json:
         print_json([plain(job) | {"last": last[job.id]} for job in jobs])
     elif jobs:
@@ -121,7 +121,7 @@ def validated_params(job: JobRecord) -> Mapping[str, Any]:
 
 def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
     """Last `step` and leading measures of the job's last run, and why it failed if it did."""
-    if job.status == "pending" and not job.attempts:
+    if job.status == "pending":
         return {}
     outputs = job.outputs
     if outputs is None:
@@ -131,13 +131,6 @@ def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
         runs = [] if job.failed_by else backend.list_runs(job_id=job.id, limit=1)
         values["error"] = why_failed(job, runs[-1].error if runs else None)
     return values
-
-
-def state_of(backend: Backend, job: JobRecord) -> str:
-    """How far a running job has come, or what a pending one waits for."""
-    if job.status == "pending":
-        return waits_for(backend, job, is_remote=is_remote())
-    return read_progress(backend, job).words()
 
 
 def _columns(jobs: Sequence[JobRecord], *, is_remote: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from openweights.cli.jobs.ls import state_of, validated_params
+from openweights.cli.jobs.ls import validated_params
 from openweights.cli.output import (
     age,
     json_option,
@@ -28,7 +28,7 @@ from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.panels import rank_of
 from openweights.client.watching.progress import status_word
-from openweights.client.watching.waiting import why_failed
+from openweights.client.watching.waiting import state_of, why_failed
 from openweights.types import ENDED, JobRecord, RunRecord
 
 # So many lines of a section fit a screen of 40 beside the others.
@@ -52,10 +52,12 @@ def show(job: str, as_json: bool) -> None:
     with open_store() as backend:
         record = without_keys(find_job(backend, job))
         runs = backend.list_runs(job_id=record.id)
-        last = backend.latest_values(job_id=record.id) if runs else {}
+        is_new = not runs or record.status == "pending"
+        last = {} if is_new else backend.latest_values(job_id=record.id)
         events = backend.list_events(run_id=runs[-1].id) if runs else iter(())
         files = result_files(events)
-        state = "" if record.status in ENDED else state_of(backend, record)
+        is_over = record.status in ENDED
+        state = "" if is_over else state_of(backend, record, is_remote=is_remote())
     if as_json:
         print_json(plain(record) | {"runs": runs, "last": last, "files": files})
         return

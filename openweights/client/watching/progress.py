@@ -89,7 +89,11 @@ class Progress:
         return replace(now, **changes)
 
     def of(self, job: JobRecord) -> Progress:
-        """As far as it concerns the job as it stands: one that does not run does nothing."""
+        """As far as it concerns the job as it stands: one that does not run does nothing, and one
+        that waits has yet to begin.
+        """
+        if job.status == "pending":
+            return Progress()
         return self if job.status == "in_progress" else replace(self, doing="")
 
     @property
@@ -164,6 +168,8 @@ def duration(seconds: float) -> str:
 
 def read_progress(backend: Backend, job: JobRecord) -> Progress:
     """How far the last run of a job has come, without reading its whole history."""
+    if job.status == "pending":
+        return Progress()
     runs = backend.list_runs(job_id=job.id, limit=1)
     if not runs:
         return Progress()

@@ -12,9 +12,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from openweights.client.results import read_log_chunks
+from openweights.client.watching.attempts import begins_again
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.notes import tell_last
-from openweights.client.watching.progress import Display, Progress, open_display
+from openweights.client.watching.progress import (
+    Display,
+    Progress,
+    open_display,
+    read_progress,
+)
 from openweights.client.watching.queue import waits_for
 from openweights.errors import (
     JobCanceledError,
@@ -26,6 +32,7 @@ from openweights.retry import no_later_than, retry
 from openweights.types import ENDED, EventRecord, JobRecord, RunRecord
 
 if TYPE_CHECKING:
+    from openweights.backends.base import Backend
     from openweights.client import OpenWeights
 
 logger = logging.getLogger(__name__)
@@ -81,10 +88,14 @@ def _watch(
 ) -> JobRecord:
     """Look until the job has ended."""
     last_event, progress = 0, Progress()
-    queue, look_at = "", 0.0
+    queue, again, look_at, seen = "", "", 0.0, ("", 0)
     while True:
         # Read before the events: those of a job that has ended are then complete.
         job = patiently(lambda: ow.backend.get_job(job_id))
+        if seen != (job.status, job.attempts):
+            seen, look_at = (job.status, job.attempts), 0.0
+            progress = _of_last_run(ow, job_id, progress)
+            again = patiently(lambda: begins_again(ow.backend, job))  # noqa: B023
         for event in _new_events(ow, job_id, last_event):
             last_event = event.id
             progress = progress.after(event)
@@ -92,19 +103,46 @@ def _watch(
                 on_event(event)
         if job.status == "pending" and time.monotonic() >= look_at:
             queue, look_at = _waits_for(ow, job), time.monotonic() + _QUEUE_EVERY_S
-        display.show(job, progress.of(job), note_on(job, progress, queue))
+        now = progress.of(job)
+        display.show(job, now, note_on(job, now, queue, again))
         if job.status in ENDED:
             return job
         _sleep(poll_s, deadline, job)
         ow.ensure_worker()
 
 
-def note_on(job: JobRecord, progress: Progress, queue: str) -> str:
-    """What a pending job waits for; and how long all of it may take, until its steps tell."""
-    expected = Estimate.of(job.params)
-    time = expected.time_words() if expected and not progress.seconds_per_step else ""
-    notes = [queue if job.status == "pending" else "", "" if job.status in ENDED else time]
+def _of_last_run(ow: OpenWeights, job_id: str, progress: Progress) -> Progress:
+    """What a run before has reached says nothing of the last one."""
+    runs = patiently(lambda: ow.backend.list_runs(job_id=job_id, limit=1))
+    is_of_another = bool(runs) and runs[-1].id != progress.run_id
+    return Progress(runs[-1].id) if is_of_another else progress
+
+
+def note_on(job: JobRecord, progress: Progress, queue: str, again: str = "") -> str:
+    """What a pending job waits for; and until its steps tell, why it begins again if it does, and
+    how long all of it may take.
+    """
+    if job.status in ENDED:
+        return ""
+    notes = [queue if job.status == "pending" else ""]
+    if not progress.seconds_per_step:
+        expected = Estimate.of(job.params)
+        notes += [again, expected.time_words() if expected else ""]
     return " · ".join(filter(None, notes))
+
+
+def state_of(
+    backend: Backend, job: JobRecord, progress: Progress | None = None, *, is_remote: bool
+) -> str:
+    """How far a job has come, or what a pending one waits for; and of one that begins again why.
+
+    Args:
+        progress: As `read_progress` has it; None to read it here.
+    """
+    progress = progress or read_progress(backend, job)
+    queue = waits_for(backend, job, is_remote=is_remote)
+    again = "" if progress.seconds_per_step else begins_again(backend, job)
+    return " · ".join(filter(None, (queue, again, progress.words())))
 
 
 def follow_log(

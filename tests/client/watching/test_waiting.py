@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,8 +30,8 @@ from openweights import (
 )
 from openweights.client import Job
 from openweights.client.watching.progress import read_progress
-from openweights.client.watching.waiting import patiently, wait_for
-from openweights.types import Claim, EventDraft, EventRecord
+from openweights.client.watching.waiting import patiently, state_of, wait_for
+from openweights.types import Claim, EventDraft, EventRecord, JobSpec
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
 
@@ -88,6 +89,44 @@ def test_each_event_once_and_in_order(
     job.wait(on_event=again.append)
     assert again == seen
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_job_that_begins_again_says_why_and_where(
+    ow: QuietClient, claim: Take, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = JobSpec("ftjob-again", "fine-tuning", "true", {})
+    ow.backend.submit_job(spec)
+    job = ow.jobs.retrieve(spec.id)
+    state = partial(state_of, ow.backend, is_remote=False)
+    begun = {"type": "started", "max_steps": 6, "from_step": 0}
+    assert "attempt" not in state(job.record), "the first needs no word"
+    run = claim().run
+    append(ow.backend, run.id, begun, {"step": 2, "elapsed_s": 42.0})
+    ow.backend.release_run(run.id, run.attempt, reason="worker w is gone", is_lost=True)
+    waits = "worker w is gone; attempt 2, from step 0 (no checkpoint yet)"
+    assert state(job.refresh().record).endswith(f" · {waits}")
+
+    def work() -> None:
+        time.sleep(0.2)
+        run = claim().run
+        time.sleep(0.2)  # which has said nothing yet
+        assert state(job.refresh().record) == waits
+        append(ow.backend, run.id, begun, {"step": 4}, {"type": "checkpoint", "step": 4})
+        time.sleep(0.2)
+        ow.backend.release_run(run.id, run.attempt, reason="worker w is gone", is_lost=True)
+        time.sleep(0.2)
+        run = claim().run
+        time.sleep(0.2)
+        ow.backend.finish_run(run.id, run.attempt, "completed")
+
+    with in_background(work):
+        ow.jobs.retrieve(job.id).wait(timeout=30, poll_s=0.01)
+    told = capfd.readouterr().err.splitlines()
+    assert told[0].endswith(waits) and told[0].split(" · ")[1].startswith("pending: for ")
+    assert told[1] == f"{job.id} · in progress: {waits}", "no step of the run before"
+    assert told[-2] == f"{job.id} · in progress: worker w is gone; attempt 3, from step 4"
+    assert told[-1] == f"{job.id} · completed"
+    assert sum("step 2/6" in line for line in told) == 0
 
 
 def test_failed_job_says_why(ow: QuietClient, claim: Take) -> None:
