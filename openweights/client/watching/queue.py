@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from openweights.client.watching.progress import duration, read_progress
-from openweights.types import ANSWERING_PREFIX, SERVED, JobRecord, QueueState, WorkerRecord
+from openweights.types import (
+    ANSWERING_PREFIX,
+    SERVED,
+    SERVING_PREFIX,
+    JobRecord,
+    Lane,
+    QueueState,
+    WorkerRecord,
+)
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -35,6 +43,7 @@ class QueueView:
     Attributes:
         left_s: What the running job on this machine still takes, where that is known.
         there_gb: See `gpu_gb`.
+        free: Lanes of this machine with a worker that holds no job.
     """
 
     running: Sequence[JobRecord]
@@ -44,6 +53,7 @@ class QueueView:
     is_remote: bool
     left_s: float | None = None
     there_gb: int = 0
+    free: frozenset[Lane] = frozenset()
 
     @classmethod
     def read(cls, backend: Backend, *, is_remote: bool) -> QueueView:
@@ -54,8 +64,9 @@ class QueueView:
         if is_remote:
             return view
         left_s = next((read_progress(backend, other).left_s() for other in _busy(running)), None)
-        there_gb = gpu_gb(backend.list_workers(statuses=("active",)))
-        return replace(view, left_s=left_s, there_gb=there_gb)
+        workers = backend.list_workers(statuses=("active",))
+        free = free_lanes(workers, running)
+        return replace(view, left_s=left_s, there_gb=gpu_gb(workers), free=free)
 
     def place(self, job: JobRecord) -> tuple[list[JobRecord], str]:
         """As `place_in_queue`."""
@@ -100,7 +111,7 @@ class QueueView:
         """What a job waits for that may be taken once those before it are."""
         if self.is_remote:
             return waits_in_project(job, before)
-        return waits_on_this_machine(job, running, before, self.left_s, self.there_gb)
+        return waits_on_this_machine(job, running, before, self.left_s, self.there_gb, self.free)
 
 
 def in_order(pending: Iterable[JobRecord]) -> list[JobRecord]:
@@ -156,6 +167,7 @@ def waits_on_this_machine(
     before: Sequence[JobRecord],
     left_s: float | None = None,
     there_gb: int = 0,
+    free: Container[Lane] = (),
 ) -> str:
     """Its worker takes one job after the other, whatever they ask for. A script needs none, a model
     that is served has one of its own, and so have questions that have room beside what runs.
@@ -163,14 +175,17 @@ def waits_on_this_machine(
     Args:
         left_s: What the running job still takes, where that is known.
         there_gb: See `gpu_gb`.
+        free: Lanes with a worker that holds no job.
     """
+    lane: Lane = "servers" if job.type == SERVED else "jobs"
     busy = _busy(running)
     if job.is_question and is_answered_beside([job], running, there_gb):
         busy = [other for other in busy if other.is_question]
         before = [other for other in before if other.is_question]
+        lane = "questions"
     ahead = [*busy, *(other for other in before if other.type != SERVED)]
     if not ahead or job.type == SERVED:
-        return "for its worker, which is starting"
+        return f"for its worker, which {'takes it now' if lane in free else 'is starting'}"
     more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
     time = f" ({duration(left_s)} left)" if busy and left_s is not None else ""
     needs = sum(map(_gb, running)) + job.requires_vram_gb
@@ -178,6 +193,18 @@ def waits_on_this_machine(
         f": together they need {needs} GB of a GPU with {there_gb}" if 0 < there_gb < needs else ""
     )
     return f"behind {ahead[0].id}{time}{more}{why if job.is_question else ''}"
+
+
+def free_lanes(workers: Iterable[WorkerRecord], running: Iterable[JobRecord]) -> frozenset[Lane]:
+    """Those with a worker that holds none of the running jobs."""
+    held = {job.worker_id for job in running}
+    return frozenset(_lane_of(worker.id) for worker in workers if worker.id not in held)
+
+
+def _lane_of(worker_id: str) -> Lane:
+    if worker_id.startswith(SERVING_PREFIX):
+        return "servers"
+    return "questions" if worker_id.startswith(ANSWERING_PREFIX) else "jobs"
 
 
 def _busy(running: Sequence[JobRecord]) -> list[JobRecord]:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openweights.client.watching.queue import QueueView, in_order
-from openweights.types import QUESTION_PRIORITY, SERVED, JobRecord, QueueState
+from openweights.client.watching.queue import (
+    QueueView,
+    free_lanes,
+    in_order,
+    waits_on_this_machine,
+)
+from openweights.types import (
+    ANSWERING_PREFIX,
+    QUESTION_PRIORITY,
+    SERVED,
+    SERVING_PREFIX,
+    JobRecord,
+    QueueState,
+    WorkerRecord,
+)
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 NAMES = [f"job-{number}" for number in range(6)]
@@ -47,6 +61,24 @@ def queues(draw: st.DrawFn) -> QueueView:
     )
 
 
+def test_a_worker_that_is_there_is_not_said_to_start() -> None:
+    job = JobRecord(id="ftjob-a", type="fine-tuning", script="", params={})
+    served = replace(job, id="apijob-a", type=SERVED)
+    workers = [WorkerRecord(f"{name}1") for name in ("worker-", SERVING_PREFIX, ANSWERING_PREFIX)]
+    free = free_lanes(workers, [])
+    assert free == {"jobs", "servers", "questions"}
+    asked = replace(job, id="inferencejob-a", type="inference", priority=QUESTION_PRIORITY)
+    long = replace(job, id="ftjob-b", status="in_progress", worker_id="worker-1")
+    now, starts = "for its worker, which takes it now", "for its worker, which is starting"
+    for waiting, running in ((job, []), (served, [long]), (asked, [long])):
+        assert waits_on_this_machine(waiting, running, [], free=free) == now
+        assert waits_on_this_machine(waiting, running, []) == starts, "nobody is there"
+    # One that holds a job is not free, and one of another lane is no help.
+    assert free_lanes(workers, [long]) == {"servers", "questions"}
+    assert waits_on_this_machine(job, [], [], free=free_lanes(workers, [long])) == starts
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])  # where others compute, too
 @given(queues(), st.integers(0, 6))
 def test_the_first_of_a_queue_wait_for_what_each_waits_for(queue: QueueView, most: int) -> None:
     first = in_order(queue.pending)[:most]
