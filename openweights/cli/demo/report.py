@@ -17,7 +17,7 @@ def table(study: Study) -> Table:
     """What each method learnt, what it cost elsewhere, and how long it took."""
     result = Table(
         title="SFT and SDFT on the same rows",
-        caption="seconds: from a job's start to its end; on a CPU two jobs run at a time",
+        caption="seconds: from a job's start to its end; on a CPU two at a time share the cores",
     )
     result.add_column("model")
     for heading in ("ledger line", "correct", "KL to base", "seconds"):
