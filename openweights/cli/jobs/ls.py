@@ -83,7 +83,7 @@ def ls(
         asked += [f" with the label {label}"] if label else []
         note("no jobs" + ("".join(asked) or " yet"))
     if hidden and not as_json:
-        note(f"{hidden} of job.sample not shown; `ow ls --all` shows them")
+        note(f"{hidden} of job.sample, not ended, not shown; `ow ls --all` shows all")
 
 
 def listed(
@@ -94,7 +94,7 @@ def listed(
     label: str | None = None,
     all_jobs: bool,
 ) -> tuple[list[JobRecord], int]:
-    """The jobs that are shown, without keys, and how many newer ones of `job.sample` are not."""
+    """The jobs that are shown, without keys, and how many open ones of `job.sample` are not."""
     asked = limit
 
     def is_asked(job: JobRecord) -> bool:
@@ -110,7 +110,8 @@ def listed(
 
 
 def _count(jobs: Sequence[JobRecord]) -> int:
-    return sum(map(is_of_sample, jobs))
+    """Those that still keep a worker, or wait for one: the others are of no interest here."""
+    return sum(is_of_sample(job) and job.status not in ENDED for job in jobs)
 
 
 def validated_params(job: JobRecord) -> Mapping[str, Any]:

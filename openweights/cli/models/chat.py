@@ -28,6 +28,7 @@ class Conversation:
 
     Attributes:
         models: Asked one after the other; the history goes on with the first one's answers.
+        asked: Those that have been asked before.
     """
 
     ow: OpenWeights
@@ -35,6 +36,7 @@ class Conversation:
     params: dict[str, Any]
     system: str | None = None
     messages: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    asked: set[str] = field(default_factory=set[str])
 
     def command(self, line: str) -> None:
         """Do what a line that begins with / says."""
@@ -74,6 +76,11 @@ class Conversation:
         self.messages.append({"role": "assistant", "content": answers[0]})
 
     def _answer(self, model: str) -> str:
+        from openweights.client.serving.chat import is_openai
+
+        if not is_openai(model) and model not in self.asked:
+            note(f"{model} is loaded first, where it does not run yet; Ctrl-C stops the wait")
+        self.asked.add(model)
         if len(self.models) > 1:
             click.secho(f"[{model}]", bold=True)
         head = [{"role": "system", "content": self.system}] if self.system else []
