@@ -93,10 +93,11 @@ class FileCollection:
         """
         return self.create(path, purpose)
 
-    def create(self, file: Content, purpose: str | None = None) -> File:
-        """As `upload`, from a path, an open binary file, or bytes."""
+    def create(self, file: Content, purpose: str | None = None, *, name: str | None = None) -> File:
+        """As `upload`, from a path, an open binary file, or bytes; `name` in place of its own."""
         purpose = _purpose(purpose)
-        with _open_binary(file) as (content, name):
+        with _open_binary(file) as (content, own_name):
+            name = name or own_name
             if purpose not in CHECKED_PURPOSES:
                 return _as_dict(self._ow.backend.put_file(content, purpose, name))
             start = content.tell()

@@ -17,6 +17,7 @@ from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names, kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
+from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.waiting import state_of, why_failed
@@ -39,6 +40,8 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
     kind = kind_of(ow, job)
     python = python_lines(ow, job, kind)
     prices = worker_prices(ow.backend, runs)
+    params = described_params(ow, job, kind)
+    names = file_names(ow.backend, params)
     return {
         "id": job.id,
         "status": job.status,
@@ -61,7 +64,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "attempts": job.attempts,
         "after": list(job.after),
         "mounted": job.params.get("mounted_files") or {},
-        "params": described_params(ow, job, kind),
+        "params": [row | {"shown": with_names(row["value"], names)} for row in params],
         "runs": [_run(run) for run in runs],
         "python": python,
         "command": command_line(python),
@@ -118,10 +121,17 @@ def python_lines(ow: OpenWeights, job: JobRecord, kind: str | None) -> str:
         row["name"]: row["value"] for row in described_params(ow, job, kind) if row["differs"]
     }
     arguments |= _changed_controls(job, kind_named(ow, kind))
-    create = [f"job = ow.{kind}.create(", *(f"    {k}={v!r}," for k, v in arguments.items()), ")"]
+    given = [_argument(ow.backend, name, value) for name, value in arguments.items()]
+    create = [f"job = ow.{kind}.create(", *given, ")"]
     lines = ["from openweights import OpenWeights", "", "ow = OpenWeights()"]
     lines += _in_its_folder(job, create) if kind == "exec" else create
     return "\n".join([*lines, "print(job.id)", ""])
+
+
+def _argument(backend: Backend, name: str, value: object) -> str:
+    """A line of the call, with the names of the files behind it."""
+    files = ", ".join(file_names(backend, value).values())
+    return f"    {name}={value!r}," + (f"  # {files}" if files else "")
 
 
 def _in_its_folder(job: JobRecord, create: Sequence[str]) -> list[str]:

@@ -85,6 +85,18 @@ def test_the_command_makes_the_same_job_again(home: Path, tmp_path: Path, kind: 
     assert (done.stdout.strip(), done.stderr) == (job.id, "")
 
 
+def test_files_are_shown_with_their_names(home: Path) -> None:
+    """What a copy of the job is made with stays the id."""
+    ow = QuietClient(settings=Settings(home=home))
+    file = ow.files.create(_lines(ROWS), "conversations", name="animals.jsonl")["id"]
+    job = ow.fine_tuning.create(model="org/model", training_file=file, loss="sft")
+    details = job_details(ow, job.record)
+    (row,) = [row for row in details["params"] if row["name"] == "training_file"]
+    assert (row["value"], row["shown"]) == (file, f"animals.jsonl ({file})")
+    assert f"training_file={file!r},  # animals.jsonl\n" in details["python"]
+    ow.close()
+
+
 @pytest.mark.parametrize(
     ("params", "says"),
     [

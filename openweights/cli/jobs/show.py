@@ -26,6 +26,7 @@ from openweights.client.jobs import find_job
 from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
+from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.panels import rank_of
 from openweights.client.watching.progress import status_word
 from openweights.client.watching.waiting import state_of, why_failed
@@ -58,11 +59,12 @@ def show(job: str, as_json: bool) -> None:
         files = result_files(events)
         is_over = record.status in ENDED
         state = "" if is_over else state_of(backend, record, is_remote=is_remote())
+        names = file_names(backend, validated_params(record))
     if as_json:
         print_json(plain(record) | {"runs": runs, "last": last, "files": files})
         return
     _print_job(record, state)
-    _print_params(record)
+    _print_params(record, names)
     error = why_failed(record, runs[-1].error if runs else None)
     # Why the last one failed stands below, in full.
     is_below = runs and error == runs[-1].error is not None
@@ -113,7 +115,7 @@ def _place(job: JobRecord) -> dict[str, object]:
     }
 
 
-def _print_params(job: JobRecord) -> None:
+def _print_params(job: JobRecord, names: Mapping[str, str]) -> None:
     """Those that differ from their defaults, and what the job's folder gets."""
     params, defaults = validated_params(job), default_params(job)
     usual = [name for name in params if name in defaults and params[name] == defaults[name]]
@@ -123,7 +125,11 @@ def _print_params(job: JobRecord) -> None:
     if "{" in name or job.id in name:
         hidden.add("finetuned_model_id")
     title = "parameters" + (f" ({len(usual)} more at their defaults)" if usual else "")
-    chosen = {name: one_line(params[name], _WIDEST) for name in params if name not in hidden}
+    chosen = {
+        name: one_line(with_names(value, names), _WIDEST)
+        for name, value in params.items()
+        if name not in hidden
+    }
     _print_section(title, chosen, limit=_PARAMETERS_SHOWN)
     mounted: Mapping[str, str] = job.params.get("mounted_files") or {}
     _print_section("mounted files", mounted, limit=_MOUNTED_SHOWN)

@@ -23,6 +23,7 @@ LABEL = "job.sample"
 _MAX_TOKENS = 256
 # For the answers to so many prompts a person waits; more are work like any other.
 _MOST_AWAITED = 100
+PROMPTS = "prompts of job.sample.jsonl"  # a true name, among the datasets of people
 _SUFFIX = "sample"  # the same inference, asked for by its own name, is another job
 
 # A question, or a conversation.
@@ -67,7 +68,7 @@ def submit(
 ) -> Job:
     """One job that asks them all, so that what they have in common is loaded once."""
     lines = "".join(json.dumps({"messages": _messages(prompt)}) + "\n" for prompt in prompts)
-    file = ow.files.create(lines.encode(), "conversations")["id"]
+    file = ow.files.create(lines.encode(), "conversations", name=PROMPTS)["id"]
     given: dict[str, Any] = {
         "label": LABEL,
         "job_id_suffix": _SUFFIX,

@@ -63,7 +63,7 @@ export async function show(view, { id, query, signal }) {
 
   function paramTable(rows) {
     return h("div", { class: "scroll" }, h("table", { class: "params" }, h("thead", {}, h("tr", {}, ["Name", "Value", "Default"].map((title) => h("th", { scope: "col" }, title)))),
-      h("tbody", {}, rows.map((row) => h("tr", { class: row.differs ? "differs" : "faint" }, h("td", {}, row.name), h("td", { class: "wrap" }, valueText(row.value)), h("td", { class: "wrap faint" }, row.differs ? valueText(row.default) : ""))))));
+      h("tbody", {}, rows.map((row) => h("tr", { class: row.differs ? "differs" : "faint" }, h("td", {}, row.name), h("td", { class: "wrap" }, valueText(row.shown)), h("td", { class: "wrap faint" }, row.differs ? valueText(row.default) : ""))))));
   }
 
   function isOpen() { return job.status === "pending" || job.status === "in_progress"; }
@@ -171,6 +171,6 @@ async function gateView(place, id, signal) {
 }
 
 function again(job) {
-  return [["Python", job.python], ["Command", job.command]].map(([title, text]) => h("div", {},
-    h("div", { class: "bar" }, h("strong", {}, title), h("button", { type: "button", class: "spread", onclick: () => copy(text) }, "Copy")), h("pre", {}, text)));
+  const copies = [["Copy", job.python], ["Copy as a command", job.command]];
+  return [h("div", { class: "bar" }, copies.map(([title, text]) => h("button", { type: "button", onclick: () => copy(text) }, title))), h("pre", {}, job.python)];
 }

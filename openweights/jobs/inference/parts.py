@@ -66,6 +66,6 @@ class Parts:
         # Equal content is one file, which goes with the job that it is of: each has its own.
         items = [{"job": self._run.job_id}, *self._new.items()]
         lines = "".join(json.dumps(item) + "\n" for item in items)
-        stored = self._ow.files.create(lines.encode(), PURPOSE)["id"]
+        stored = self._ow.files.create(lines.encode(), PURPOSE, name="part.jsonl")["id"]
         self._run.log(Part(step=len(self.results), part=stored).data())
         self._new, self._saved_at = {}, time.monotonic()

@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from typing import Any
 
 import pytest
 
@@ -97,9 +99,23 @@ def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:
         submit(backend, f"inferencejob-{number}-sample", label=LABEL, type="inference")
     answer = ow("ls", "-q", "--limit", "1")
     assert answer.stdout == "ftjob-own\n", "however many are newer"
-    assert "5 of job.sample not shown" in ow("ls").stderr
+    assert "5 of job.sample, not ended, not shown" in ow("ls").stderr
     assert len(ow("ls", "--all", "-q").stdout.splitlines()) == 6
     assert [job["id"] for job in json.loads(ow("ls", "--json").stdout)] == ["ftjob-own"]
+    for number in range(5):
+        backend.cancel_job(f"inferencejob-{number}-sample")
+    assert ow("ls").stderr == "", "what has ended needs no line every time"
+
+
+def test_show_names_files(ow: Ow, backend: Backend) -> None:
+    rows = backend.put_file(BytesIO(b"{}"), "conversations", "animals.jsonl").id
+    script = backend.put_file(BytesIO(b"x = 1"), "custom_job_file", "short.py").id
+    params: dict[str, Any] = {"training_file": rows, "test_file": "conversations:file-000000000000"}
+    params["grpo_reward_function"] = {f"{script}:score": 1.0, "rouge_l": 0.5}
+    submit(backend, "ftjob-1", params={"validated_params": params})
+    shown = ow("show", "ftjob-1").stdout
+    assert f"animals.jsonl ({rows})" in shown and "{'short.py:score': 1.0" in shown
+    assert re.search(r"test_file +conversations:file-000000000000\n", shown), "is not there"
 
 
 def test_ls_by_label(ow: Ow, backend: Backend) -> None:
