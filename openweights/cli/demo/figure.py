@@ -97,7 +97,7 @@ def _draw_ends(axes: Axes, study: Study) -> None:
         transform=axes.get_yaxis_transform(),
     )
     axes.set_title("What was learnt, and what moved elsewhere", fontsize="medium")
-    axes.set_xlabel("KL(base || model) on unrelated prompts, nats per token")
+    axes.set_xlabel("KL(base || model) on the general prompts, nats per token")
     axes.set_ylabel("held-out orders answered exactly")
     axes.set_ylim(-0.05, 1.08)
     widest = max([outcome.kl for outcome in study.outcomes], default=0.0)

@@ -17,10 +17,12 @@ def table(study: Study) -> Table:
     """What each method learnt, what it cost elsewhere, and how long it took."""
     result = Table(
         title="SFT and SDFT on the same rows",
-        caption="seconds: from a job's start to its end; on a CPU two at a time share the cores",
+        caption="seconds: from a job's start to its end; on a CPU two at a time share the cores\n"
+        "KL, general: on the base's answers to the demo's general prompts; a job's own kl_to_base, "
+        "as in `ow compare`, is on other, everyday prompts",
     )
     result.add_column("model")
-    for heading in ("ledger line", "correct", "KL to base", "seconds"):
+    for heading in ("ledger line", "correct", "KL, general", "seconds"):
         result.add_column(heading, justify="right")
     without, shown = study.gate
     gate = f"{study.plan.gate_rows} training orders"
@@ -62,7 +64,7 @@ def reading(study: Study) -> str:
         learnt = f"{_names(winners)} answered most held-out orders correctly ({best:.2f})"
     times = moved.kl / kept.kl if kept.kl > 0 else float("inf")
     return (
-        f"{learnt}; on unrelated prompts {kept.method.label} stayed closest to the base model "
+        f"{learnt}; on the general prompts {kept.method.label} stayed closest to the base model "
         f"({kept.kl:.3f} nats), {moved.method.label} moved furthest ({moved.kl:.3f}, "
         f"{times:.1f} times as far)."
     )

@@ -237,7 +237,7 @@ class Demo:
         jobs = [(method, self._submit(method)) for method in methods(self.plan)]
         chat = ChatModel(self.model)
         tests = read_questions(self._data / "test.jsonl", self.plan.test_rows)
-        self._say(f"The base model answers {self.plan.general_rows} everyday prompts …")
+        self._say(f"The base model answers {self.plan.general_rows} general prompts …")
         general = chat.base_answers(
             read_prompts(self._data / "general.jsonl", self.plan.general_rows),
             self.plan.general_tokens,
@@ -325,7 +325,7 @@ class Demo:
         found = outcome.score
         self._say(
             f"  ledger line {found.format:.2f}  correct {found.correct:.2f}  "
-            f"KL to base {outcome.kl:.3f}  {outcome.seconds:.0f} s"
+            f"KL, general {outcome.kl:.3f}  {outcome.seconds:.0f} s"
         )
 
 
