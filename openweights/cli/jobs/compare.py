@@ -34,16 +34,19 @@ def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     below.
     """
     from openweights.client import OpenWeights
-    from openweights.client.watching.comparison import comparison_columns
+    from openweights.client.watching.comparison import comparison_columns, not_taken
 
     ow = OpenWeights()
     rows = ow.compare(jobs, as_dataframe=False)
     if as_json:
         print_json(rows)
         return
-    every, main = comparison_columns([ow.jobs.retrieve(job).record for job in jobs], rows)
+    records = [ow.jobs.retrieve(job).record for job in jobs]
+    every, main = comparison_columns(records, rows)
     names = every if show_all else every[:main]
     _print_blocks(rows, names)
+    for line in not_taken(records, rows):
+        note(line)
     if left_out := len(every) - len(names):
         note(
             f"{left_out} more parameters and measures are not shown; `ow compare --all` shows them"

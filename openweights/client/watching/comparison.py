@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
@@ -20,6 +21,13 @@ Points = Sequence[tuple[int, float, float]]  # step, x, y
 
 # Names of a job and of its result: they differ whenever anything does.
 _NAMES = frozenset({"finetuned_model_id", "job_id_suffix"})
+# What is measured only where a parameter asks for it.
+_ASKED_BY = (
+    (re.compile(r"kl_to_base(\[.*)?", re.DOTALL), "kl_to_base_steps"),
+    (re.compile(r"multiple_choice/.*", re.DOTALL), "mcq_callbacks"),
+    (re.compile(r"(logprobs|logprob_block)/.*", re.DOTALL), "logp_callback_datasets"),
+    (re.compile(r"eval_loss"), "test_file"),
+)
 _SHORT = 24  # characters: as numbers and names, not files and templates
 
 
@@ -106,6 +114,20 @@ def comparison_columns(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> tuple[
     first = first if rows else []
     rest = [name for name in (*names[:ahead], *measures) if name not in first]
     return first + rest, len(first)
+
+
+def not_taken(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> list[str]:
+    """What some trainings have measured and others not, and which parameter asks for it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    found: list[str] = []
+    for pattern, parameter in _ASKED_BY:
+        own = [name for name in names if pattern.fullmatch(plain_name(name))]
+        trainings = [row for job, row in zip(jobs, rows, strict=True) if job.type == "fine-tuning"]
+        without = [str(row["id"]) for row in trainings if not any(name in row for name in own)]
+        if own and without:
+            who = ", ".join(without)
+            found.append(f"{plain_name(own[0])}: not measured in {who}; {parameter} asks for it")
+    return found
 
 
 def curve_panels(

@@ -16,6 +16,7 @@ from openweights.client.watching.comparison import (
     comparison_columns,
     comparison_rows,
     curve_panels,
+    not_taken,
 )
 from openweights.client.watching.metrics import Row
 from openweights.client.watching.panels import columns_in_order
@@ -52,6 +53,17 @@ def test_losses_of_different_kinds_share_no_panel_and_no_column() -> None:
     assert [row["params.loss"] for row in rows] == list(LOSSES)
     with pytest.raises(InvalidInputError, match=re.escape("choose one of 'loss (sft)', 'loss (sd")):
         curve_panels(jobs, tables, x="loss", y=["eval_loss"])
+
+
+def test_what_was_not_measured_is_said_with_what_asks_for_it() -> None:
+    jobs = [job_of("sft"), job_of("sdft"), job_of("dpo")]
+    everyday: list[Row] = [{"step": n, "tag": "everyday", "kl_to_base": 0.1 * n} for n in (0, 2)]
+    tables = [curve(loss=1.0, eval_loss=1.0), curve(loss=1.0) + everyday, curve(loss=1.0)]
+    assert not_taken(jobs, comparison_rows(jobs, tables)) == [
+        "kl_to_base[everyday]: not measured in ftjob-sft, ftjob-dpo; kl_to_base_steps asks for it",
+        "eval_loss: not measured in ftjob-sdft, ftjob-dpo; test_file asks for it",
+    ]
+    assert not_taken(jobs[:1] * 2, comparison_rows(jobs[:1] * 2, [curve(loss=1.0)] * 2)) == []
 
 
 def test_what_is_of_one_thing_keeps_its_name() -> None:
