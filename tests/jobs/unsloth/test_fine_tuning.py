@@ -34,6 +34,12 @@ def upload(ow: OpenWeights, tmp_path: Path, *rows: dict[str, Any]) -> str:
     return ow.files.upload(path, "conversations")["id"]
 
 
+@pytest.fixture
+def silent_about_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is said of models that are none."""
+    monkeypatch.setattr(logging.getLogger("openweights.jobs.model_source"), "disabled", True)
+
+
 def checked(ow: OpenWeights, **params: Any) -> Any:
     kind = FineTuning(ow)
     config = kind.validate({**GOOD, **params})
@@ -164,6 +170,7 @@ def test_modules_that_a_local_model_lacks(ow: OpenWeights, home: Path, tmp_path:
     assert checked(ow, training_file=data, model=experts), "they are loaded under other names"
 
 
+@pytest.mark.usefixtures("silent_about_models")
 @pytest.mark.parametrize(
     ("params", "said"),
     [
@@ -182,15 +189,14 @@ def test_a_learning_rate_that_is_likely_too_high_is_said(
     params: dict[str, Any],
     said: str | None,
 ) -> None:
-    caplog.set_level(logging.ERROR, "openweights.jobs.model_source")  # the model is none
     checked(ow, training_file=upload(ow, tmp_path, *[ROW] * 33), **params)
     assert f"learning_rate: {said}" in caplog.text if said else caplog.text == ""
 
 
+@pytest.mark.usefixtures("silent_about_models")
 def test_what_is_likely_not_meant_is_said(
     ow: OpenWeights, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.ERROR, "openweights.jobs.model_source")  # the model is none
     data = upload(ow, tmp_path, *[ROW] * 33)
     checked(ow, training_file=data)
     assert caplog.text == ""
