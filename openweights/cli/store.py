@@ -47,6 +47,12 @@ def take_up_lost_jobs() -> None:
             note("jobs were waiting without a worker; started one")
 
 
+def where() -> str:
+    """What the store is called where it turns out to be empty: its address may be mistyped."""
+    settings = Settings.from_env()
+    return "the project's store" if settings.is_remote else f"the store in {settings.home}"
+
+
 def is_remote() -> bool:
     """Whether that store is a project's, and not the one on this machine."""
     return Settings.from_env().is_remote
@@ -85,7 +91,7 @@ class JobId(click.types.StringParamType):
         except OpenWeightsError:
             jobs = []
         ids = ", ".join(job.id for job in jobs)
-        return f"The last changed are {ids}." if ids else "There are no jobs yet."
+        return f"The last changed are {ids}." if ids else f"There are no jobs yet in {where()}."
 
 
 JOB_ID = JobId()

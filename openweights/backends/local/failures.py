@@ -67,7 +67,10 @@ def _from_os(error: OSError, home: Path) -> OpenWeightsError:
         return _full(home)
     if error.errno in _FORBIDDEN:
         return _forbidden(home, error)
-    return StoreUnavailableError(f"the store in {home} failed: {error}")
+    return StoreUnavailableError(
+        f"the store in {home} failed ({error}): see that the folder is there, or can be "
+        "made, or set OPENWEIGHTS_HOME to another one"
+    )
 
 
 def _full(home: Path) -> OpenWeightsError:

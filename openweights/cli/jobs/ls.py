@@ -19,7 +19,7 @@ from openweights.cli.output import (
     print_table,
     terminal_width,
 )
-from openweights.cli.store import is_remote, open_store
+from openweights.cli.store import is_remote, open_store, where
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
@@ -81,7 +81,7 @@ def ls(
     else:
         asked = [f" of status {', '.join(statuses)}"] if statuses else []
         asked += [f" with the label {label}"] if label else []
-        note("no jobs" + ("".join(asked) or " yet"))
+        note("no jobs" + ("".join(asked) or " yet") + f" in {where()}")
     if hidden and not as_json:
         note(f"{hidden} of job.sample, not ended, not shown; `ow ls --all` shows all")
 

@@ -399,6 +399,12 @@ def test_a_home_that_cannot_be_used(tmp_path: Path) -> None:
                 backend.put_file(io.BytesIO(b""), "result", "f")
 
 
+def test_a_home_that_cannot_be_made() -> None:
+    told = pytest.raises(StoreUnavailableError, match="set OPENWEIGHTS_HOME to another one")
+    with closing(LocalBackend(Path("/proc/nope"))) as backend, told:
+        backend.list_jobs()
+
+
 def test_a_damaged_database(home: Path, backend: LocalBackend) -> None:
     for index in range(200):
         backend.submit_job(spec(f"job-{index}", script="x" * 500))

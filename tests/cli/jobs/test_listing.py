@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,12 +149,12 @@ def test_a_models_organization_gives_way_before_its_name(
     assert row.split()[3].startswith(shown) and "ledger" in row
 
 
-def test_an_empty_store_says_so(ow: Ow) -> None:
+def test_an_empty_store_says_so(ow: Ow, home: Path) -> None:
     assert ow("ls").stdout == ""
-    assert ow("ls").stderr == "ow: no jobs yet\n"
+    assert ow("ls").stderr == f"ow: no jobs yet in the store in {home}\n"
     assert json.loads(ow("ls", "--json").stdout) == []
     assert ow("ls", "-q").output == ""
-    assert ow("ls", "--status", "failed").stderr == "ow: no jobs of status failed\n"
+    assert "no jobs of status failed in the store" in ow("ls", "--status", "failed").stderr
 
 
 def undated(text: str) -> str:
@@ -353,7 +354,7 @@ def test_compare_of_one_job_and_as_json(ow: Ow, filled: Backend) -> None:
 
 @pytest.mark.parametrize("command", ["show", "logs", "events", "fetch", "compare", "plot"])
 def test_a_job_that_is_not_named_is_suggested(ow: Ow, backend: Backend, command: str) -> None:
-    assert "There are no jobs yet." in ow(command).stderr
+    assert "There are no jobs yet in the store in " in ow(command).stderr
     for name in "abcd":
         submit(backend, f"ftjob-{name}")
     answer = ow(command)
