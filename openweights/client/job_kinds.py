@@ -296,6 +296,19 @@ class Jobs:
             spec = replace(spec, params={**spec.params, "secrets": wanted})
         return self._estimated(spec, self.work(validated))
 
+    def own_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `create` that say what the job does; the others, how it runs, are checked.
+
+        Raises:
+            ConfigError: A line for each of the others that is wrong.
+        """
+        from openweights.client.job_options import JobOptions
+
+        JobOptions.of(params)
+        return {
+            name: value for name, value in params.items() if name not in JobOptions.model_fields
+        }
+
     def _check_this_machine(self, validated: BaseModel) -> None:
         """With the store on this machine, see that it has what the job needs."""
         if self.ow.settings.is_remote or not (needed := self.needs(validated)):

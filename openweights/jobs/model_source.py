@@ -110,9 +110,14 @@ def pinned_model(ow: OpenWeights, model: str, *, may_wait: bool = False) -> str:
         _check_kept(reference, kept)
         return model
     if not kept:
+        remedy = (
+            f"restart it (`ow restart {job_id}`), or give another model"
+            if job.status in ENDED
+            else "wait until it has completed, or train with a smaller save_steps"
+        )
         raise ConfigError(
             f"model: the job {job_id} is {job.status.replace('_', ' ')} and has saved no "
-            "checkpoint; wait until it has completed, or train with a smaller save_steps"
+            f"checkpoint; {remedy}"
         )
     return f"{job_id}/{_CHECKPOINT}{max(kept)}"
 

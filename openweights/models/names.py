@@ -184,7 +184,7 @@ def _no_training_job(head: str) -> str:
         return ""
     return (
         f"{shown(head)} is no fine-tuning job; give the whole id of one, as `ow ls` says it "
-        "(ftjob- and 12 digits)"
+        "(ftjob- and 12 hexadecimal digits)"
     )
 
 

@@ -52,6 +52,7 @@ def sample(
         raise InvalidInputError("prompts: give a list of questions, or of conversations")
     if job.model is None:
         raise InvalidStateError(f"job {job.id} has no model to ask; give a fine-tuning job")
+    _check_params(ow, job.model, params)
     trained = ow.inference.newest(job.id)
     models = [trained, job.model] if base else [trained]
     answers = _completions(ow, submit(ow, models, prompts, params))
@@ -61,6 +62,18 @@ def sample(
         {"prompt": prompt, "base": old, "answer": new}
         for prompt, old, new in zip(prompts, before, after, strict=True)
     ]
+
+
+def _check_params(ow: OpenWeights, model: str, params: Mapping[str, Any]) -> None:
+    """See that the parameters are right, whatever the job has saved.
+
+    Raises:
+        ConfigError: A line for each that is wrong.
+    """
+    own = ow.inference.own_params(params)
+    ow.inference.checked(
+        {"model": model, "input_file_id": "conversations:", "max_tokens": _MAX_TOKENS, **own}
+    )
 
 
 def submit(

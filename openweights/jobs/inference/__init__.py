@@ -143,16 +143,25 @@ class Inference(Jobs):
             ConfigError: A line for each field that is wrong, and what would work.
             DatasetError: A local file has rows that cannot be used.
         """
+        config = self.checked(params)
+        file = self.stored_dataset("input_file_id", config.input_file_id, PURPOSE)
+        first, *others = pinned_models(self.ow, config.models, "other_models")
+        named = {"input_file_id": file, "model": first, "other_models": others}
+        return config.model_copy(update=named)
+
+    def checked(self, params: dict[str, Any]) -> InferenceConfig:
+        """The parameters, as far as they can be checked by themselves.
+
+        Raises:
+            ConfigError: A line for each field that is wrong, and what would work.
+        """
         config = cast("InferenceConfig", super().validate(params))
         if config.min_tokens > config.max_tokens:
             raise ConfigError(
                 f"min_tokens: is {config.min_tokens}, more than max_tokens={config.max_tokens}; "
                 "lower it"
             )
-        file = self.stored_dataset("input_file_id", config.input_file_id, PURPOSE)
-        first, *others = pinned_models(self.ow, config.models, "other_models")
-        named = {"input_file_id": file, "model": first, "other_models": others}
-        return config.model_copy(update=named)
+        return config
 
     def awaited_jobs(self, validated: BaseModel) -> Sequence[str]:
         """The fine-tuning jobs among the models that have not completed."""
