@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
-from openweights.events import Evaluation, Stage, Started
+from openweights.events import Evaluation, Stage
 from openweights.jobs.evaluate import AskedModels, EvaluateConfig
 from openweights.jobs.evaluate.intervals import Estimate, mean_difference, mean_score
 from openweights.jobs.evaluate.tasks import Grade, Task, open_tasks
@@ -55,13 +55,11 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
     total = len(rows) * len(config.models)
     parts = Parts(ow, ow.run)
     left = [index for index in range(total) if index not in parts.results]
-    ow.run.log(Started(max_steps=total, from_step=total - len(left), unit="answer").data())
     logger.info("%d answers, %d of them given already", total, total - len(left))
-    if left:
-        asked = [asked_of(config, model) for model in config.models]
-        answers = given_answers(ow, asked, rows, left, "suite")
-        if not keep_answers(answers, parts, ow, total):
-            return None
+    asked = [asked_of(config, model) for model in config.models]
+    answers = given_answers(ow, asked, rows, left, "suite")
+    if not keep_answers(answers, parts, ow, total):
+        return None
     parts.save()
     ow.run.log(Stage(doing="scoring the answers").data())
     scores: Scores = {}

@@ -43,7 +43,8 @@ def given_answers(
     *,
     has_company: bool = False,
 ) -> Answers:
-    """What models answer; the index counts the rows of all of them, model after model.
+    """What models answer; the index counts the rows of all of them, model after model. Each model
+    is loaded by the first word of it, which has no tokens.
 
     Args:
         asked: What is asked of each model.
@@ -57,6 +58,7 @@ def given_answers(
         wanted.setdefault(index // count, []).append(index % count)
     for group in _by_base(ow, {place: asked[place] for place in sorted(wanted)}):
         for place, answers in _of_group(ow, group, asked, rows, wanted, field, has_company):
+            yield place * count, None, 0
             for index, result, tokens in answers:
                 yield place * count + index, result, tokens
         gc.collect()  # the next base needs the memory

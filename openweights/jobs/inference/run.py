@@ -43,25 +43,27 @@ def answer_job(job_id: str) -> int:
     total = len(rows) * len(config.models)
     left = [index for index in range(total) if index not in parts.results]
     unit = "answer" if config.other_models else "row"
-    ow.run.log(Started(max_steps=total, from_step=total - len(left), unit=unit).data())
     logger.info(
         "%d %ss, %d of them there already; answers of at most %d tokens (max_tokens)",
         *(total, unit, total - len(left), config.max_tokens),
     )
-    if left:
-        asked = [config.of_model(model) for model in config.models]
-        is_question = job.record.is_question
-        answers = given_answers(ow, asked, rows, left, "input_file_id", has_company=is_question)
-        if not keep_answers(answers, parts, ow, total):
-            return EXIT_TERMINATED
+    asked = [config.of_model(model) for model in config.models]
+    is_question = job.record.is_question
+    answers = given_answers(ow, asked, rows, left, "input_file_id", has_company=is_question)
+    if not keep_answers(answers, parts, ow, total, unit):
+        return EXIT_TERMINATED
     _store_result(ow, config.models, rows, parts)
     return 0
 
 
-def keep_answers(answers: Answers, parts: Parts, ow: OpenWeights, total: int) -> bool:
+def keep_answers(
+    answers: Answers, parts: Parts, ow: OpenWeights, total: int, unit: str = "answer"
+) -> bool:
     """Keep the answers as they come; False when the job was told to stop before the last one."""
     stopped: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    next(answers, None)  # a model is loaded by then, which is no part of the time of an answer
+    ow.run.log(Started(max_steps=total, from_step=len(parts.results), unit=unit).data())
     started_at = time.monotonic()
     told_at = started_at - REPORT_S  # the first answer is told of at once
     tokens, reached_s = 0, 0.0

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights import OpenWeights
+from openweights.client.watching.progress import read_progress
 from openweights.errors import ConfigError, DatasetError, JobFailedError
+from openweights.jobs.inference.parts import Parts, Result
+from openweights.jobs.inference.run import keep_answers
 from openweights.jobs.inference.vram import AT_ONCE, needed_gb, tokens_at_once
 from openweights.models.shape import usual_shape
 from tests.client.conftest import QuietClient
@@ -57,6 +61,27 @@ def greedy(folder: Path, text: str, count: int) -> str:
 def chat_text(folder: Path, messages: list[dict[str, str]]) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_loading_is_no_part_of_the_time_of_an_answer(ow: OpenWeights, tmp_path: Path) -> None:
+    def answers() -> Iterator[tuple[int, Result | None, int]]:
+        time.sleep(2.0)  # loading
+        yield 0, None, 0
+        for index in range(2):
+            time.sleep(0.1)
+            yield index, {"completion": "x"}, 8
+
+    assert keep_answers(answers(), Parts(ow, ow.run), ow, 2)
+    ow.run.flush()
+    job = ow.backend.list_jobs()[0]
+    rate = read_progress(ow.backend, job).seconds_per_step
+    assert rate is not None and 0.1 <= rate < 0.8
+    told = [
+        event.data["tokens_per_s"]
+        for event in ow.backend.list_events(job_id=job.id)
+        if "tokens_per_s" in event.data
+    ]
+    assert told and min(told) > 10, "16 tokens in 0.2 s; with the loading it were 7 a second"
 
 
 @pytest.mark.usefixtures("warm_jobs")
