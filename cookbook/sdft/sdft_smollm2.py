@@ -27,7 +27,6 @@ def params(chosen: Choice, gate: str = "stop") -> dict[str, Any]:
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "learning_rate": 3e-4,
-        "warmup_steps": 3,
     }
 
 

@@ -47,7 +47,7 @@ _TOGETHER = re.compile(
 _LABELS = {"same_format": "begins and ends as teacher's"}
 # Timings, counts and extremes are left to the table.
 _TABLE_ONLY = re.compile(
-    r"epoch|total|max_steps|total_\w+|(eval_)?(num_tokens|runtime)|step_time|.*(_s|_per_second)"
+    r"epoch|total|max_steps|total_\w+|(eval_)?((num_)?tokens|runtime)|step_time|.*(_s|_per_second)"
     r"|.*/(questions|rows|std|\w*(min|max|terminated)_\w*|\w+_(min|max))|teacher_gate/.*"
 )
 

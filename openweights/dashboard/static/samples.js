@@ -116,7 +116,7 @@ function rewards(row) {
 /** The answers of one job, step by step. */
 export async function answersView(place, id, signal) {
   const steps = await get(`${jobPath(id)}/answers`, {}, signal);
-  if (!steps.length) { fill(place, h("p", { class: "faint" }, "No answers were logged.")); return; }
+  if (!steps.length) { fill(place, h("p", { class: "faint" }, "None were logged as it ran; what an evaluation or an inference was answered lies in its result files.")); return; }
   const columns = steps.map((one) => ({ ...one, job: id }));
   const answers = h("div", { class: "answers" }), label = h("output");
   const again = () => render().catch((error) => notice(error.message, true));
