@@ -125,11 +125,13 @@ def test_a_job_of_each_kind_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "jobs.py").write_text(jobs)
     (tmp_path / "cookbook").symlink_to(ROOT / "cookbook")
     monkeypatch.chdir(tmp_path)
+    OpenWeights().jobs.pause()  # they are not run here
     score = runpy.run_path("reward.py")["score"]
     assert score(["Oslo: 2 pens.\n", "Two."], ["Oslo: 2 pens."] * 2) == [1.0, 0.0]
     made = runpy.run_path("jobs.py")
     assert [made[loss].status for loss in ("sft", "dpo", "grpo")] == ["pending"] * 3
     assert made["grpo"].record.after == made["dpo"].record.after == (made["sft"].id,)
+    made["sft"].cancel()  # those after it fail with it
 
 
 def test_methods_named_in_the_text_exist() -> None:
