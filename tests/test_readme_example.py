@@ -32,7 +32,7 @@ def run_example(source: str, folder: Path, **env: str) -> str:
 def test_example_runs(home: Path, tmp_path: Path) -> None:
     """As it stands, but for two steps of a random model, which has nothing to teach itself."""
     make_tiny_model(home / "models" / "SmolLM2-135M-Instruct")
-    (source,) = code(README, "python")
+    source = code(README, "python")[0]
     short = source.replace("max_steps=32,", 'max_steps=2,\n    sdft_gate="warn",')
     assert short != source
     assert " -> " in run_example(short, tmp_path, OMP_NUM_THREADS="1")
@@ -41,6 +41,6 @@ def test_example_runs(home: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_example_teaches(tmp_path: Path) -> None:
     """As it stands, in an empty home."""
-    (source,) = code(README, "python")
+    source = code(README, "python")[0]
     before, _, after = run_example(source, tmp_path).strip().rpartition(" -> ")
     assert after.strip(" .") == "Oslo: 20 red pens" and "Oslo: 20" not in before

@@ -266,9 +266,11 @@ def test_workers_beside_one_another_work_until_the_block_ends(
 
 
 BESIDE = """
+import signal
 import time
 from openweights import OpenWeights
 from openweights.client.local_worker import workers_beside
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where tests run under nohup
 ow = OpenWeights()
 with workers_beside(ow.settings, ow.backend, 2):
     job = ow.exec.create(command="sleep 60", requires_vram_gb=0)

@@ -38,15 +38,15 @@ def make_study(correct: tuple[float, float, float], kl: tuple[float, float, floa
         (
             (0.9, 0.5, 0.9),
             (0.4, 0.1, 0.2),
-            "SFT and SDFT, forward KL answered most held-out orders correctly (0.90); on unrelated "
-            "prompts SDFT, reverse KL stayed closest to the base model (0.100 nats), SFT moved "
-            "furthest (0.400, 4.0 times as far).",
+            "SFT and SDFT, forward KL answered most held-out orders correctly (0.90); on the "
+            "general prompts SDFT, reverse KL stayed closest to the base model (0.100 nats), SFT "
+            "moved furthest (0.400, 4.0 times as far).",
         ),
         (
             (1.0, 1.0, 1.0),
             (0.1, 0.2, 0.3),
-            "All methods answer 1.00 of the held-out orders correctly; on unrelated prompts SFT "
-            "stayed closest to the base model (0.100 nats), SDFT, forward KL moved furthest "
+            "All methods answer 1.00 of the held-out orders correctly; on the general prompts "
+            "SFT stayed closest to the base model (0.100 nats), SDFT, forward KL moved furthest "
             "(0.300, 3.0 times as far).",
         ),
     ],
