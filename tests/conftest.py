@@ -34,7 +34,9 @@ def _forget_the_caller() -> dict[str, str]:
     for name in list(os.environ):
         if not _KEPT.fullmatch(name):
             del os.environ[name]
-    os.environ.update(LANG="C.UTF-8", TZ="UTC")
+    # Port 9 of this machine, where nobody listens: whether there is a hub is no machine's to say
+    # either, and to it models such as org/model do not exist.
+    os.environ.update(LANG="C.UTF-8", TZ="UTC", HF_ENDPOINT="http://127.0.0.1:9")
     time.tzset()
     return dict(os.environ)
 
