@@ -1,6 +1,6 @@
 """What SFT, SDFT and GRPO teach, and what they keep: one skill, and then skills in sequence.
 
-    python cookbook/sdft/skills/run.py --small              SmolLM2, two skills, about 20 minutes
+    python cookbook/sdft/skills/run.py --small              SmolLM2, two skills, 7 minutes
     python cookbook/sdft/skills/run.py --model Qwen/Qwen2.5-Coder-0.5B-Instruct
     python cookbook/sdft/skills/run.py --draw results.json  figures and tables of what was measured
 
