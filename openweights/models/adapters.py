@@ -22,9 +22,8 @@ from openweights.errors import ConfigError
 from openweights.models.forward import active_adapter, base_model
 
 _BASE = "__base__"  # what peft calls the model without an adapter
-_OWN_WEIGHTS = (
-    "weights_of_adapters"  # of a `PeftModel`: adapter -> [(the base's parameter, values)]
-)
+# Of a `PeftModel`: adapter -> [(the base's parameter, values)].
+_OWN_WEIGHTS = "weights_of_adapters"
 
 
 def peft_name(name: str | None) -> str:
@@ -149,11 +148,8 @@ def with_adapter(model: Any, name: str, folder: Path) -> Any:
         _remove_traces(model, name)
         raise _not_loaded(name, folder, error) from error
     _set_data(shared, before)
-    own = [
-        (parameter, values.to(parameter.device, parameter.dtype))
-        for parameter, values in shared
-        if not torch.equal(parameter.data, values.to(parameter.device, parameter.dtype))
-    ]
+    held_own = [(p, values.to(p.device, p.dtype)) for p, values in shared]
+    own = [(p, values) for p, values in held_own if not torch.equal(p.data, values)]
     setattr(loaded, _OWN_WEIGHTS, {**getattr(loaded, _OWN_WEIGHTS, {}), name: own})
     return loaded
 

@@ -109,8 +109,8 @@ def _tell_positions(decoder: Any, args: Any, given: dict[str, Any]) -> Any:
     del decoder
     mask = given.get("attention_mask")
     if given.get("position_ids") is None and isinstance(mask, Tensor) and mask.dim() == 2:
-        tokens = next(t for t in (*args[:1], given.get("input_ids"), given.get("inputs_embeds"))
-                      if t is not None)  # fmt: skip
+        possible = (*args[:1], given.get("input_ids"), given.get("inputs_embeds"))
+        tokens = next(values for values in possible if values is not None)
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
         given = {**given, "position_ids": positions[:, -tokens.shape[1] :]}
     return args, given

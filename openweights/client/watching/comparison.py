@@ -119,10 +119,10 @@ def comparison_columns(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> tuple[
 def not_taken(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> list[str]:
     """What some trainings have measured and others not, and which parameter asks for it."""
     names = dict.fromkeys(name for row in rows for name in row)
+    trainings = [row for job, row in zip(jobs, rows, strict=True) if job.type == "fine-tuning"]
     found: list[str] = []
     for pattern, parameter in _ASKED_BY:
         own = [name for name in names if pattern.fullmatch(plain_name(name))]
-        trainings = [row for job, row in zip(jobs, rows, strict=True) if job.type == "fine-tuning"]
         without = [str(row["id"]) for row in trainings if not any(name in row for name in own)]
         if own and without:
             who = ", ".join(without)
