@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # What is the machine's to say and no test's: where programs, downloads and packages lie, how to
 # reach the network, how many threads compute and with which instructions.
@@ -42,6 +43,9 @@ def _forget_the_caller() -> dict[str, str]:
 
 
 _ENVIRONMENT = _forget_the_caller()
+# How long an example takes, or its making, says how busy the machine is.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 gc.disable()  # until everything is imported, of which nothing is garbage
 
 from openweights.errors import PlatformError  # noqa: E402

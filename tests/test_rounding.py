@@ -19,7 +19,7 @@ from tests.rounding import assert_equal_in_float64, assert_sums_equal, rounding,
 from tests.tiny_model import make_tiny_model
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(2, 500), seed=st.integers(0, 2**31), chunk=st.integers(1, 64))
 def test_sums_in_any_order_are_within_the_bound(count: int, seed: int, chunk: int) -> None:
     torch.manual_seed(seed)

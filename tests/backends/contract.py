@@ -40,7 +40,6 @@ class BackendContract(
             settings=settings(
                 max_examples=self.max_examples,
                 stateful_step_count=40,
-                deadline=None,
                 database=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
             ),

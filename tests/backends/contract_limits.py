@@ -88,7 +88,6 @@ _VERBS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 _quick = settings(
     max_examples=25,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

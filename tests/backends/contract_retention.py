@@ -171,7 +171,6 @@ class RetentionContract(Contract):
 
         @settings(
             max_examples=self.retention_examples,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         )

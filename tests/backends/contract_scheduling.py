@@ -365,7 +365,7 @@ class SchedulingContract(Contract):
     def test_workers_get_what_users_are_told(self, backend: Backend) -> None:
         """The stores' own rule of who comes next, and the one by which a client says who waits."""
 
-        @settings(max_examples=self.max_examples // 2, deadline=None, database=None)
+        @settings(max_examples=self.max_examples // 2, database=None)
         @given(jobs=_waiting)
         def check(jobs: list[dict[str, Any]]) -> None:
             mark = f"example-{next(_examples)}"
@@ -391,7 +391,7 @@ class SchedulingContract(Contract):
         check()
 
     def test_no_order_of_changes_leaves_a_job_stuck(self, backend: Backend) -> None:
-        @settings(max_examples=self.max_examples // 2, deadline=None, database=None)
+        @settings(max_examples=self.max_examples // 2, database=None)
         @given(after=_orders, changes=_changes)
         def check(after: list[list[int]], changes: list[tuple[str, int]]) -> None:
             names = [f"example-{next(_examples)}-{n}" for n in range(len(after))]

@@ -117,7 +117,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_whatever_is_taken_is_json_and_stays_so(data: dict[str, Any]) -> None:
     once = event_data(data)
     assert json.loads(json.dumps(once, allow_nan=False)) == once == event_data(once)

@@ -50,8 +50,7 @@ CONTROLS = st.fixed_dictionaries(
 )
 QUICK = settings(
     max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 

@@ -117,7 +117,7 @@ def test_every_kind_changes_what_is_answered(alone: Any) -> None:
     assert all(alone(name) != alone(None) for name in KINDS)
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=10, phases=[Phase.explicit, Phase.generate])
 @given(st.lists(st.sampled_from(TOGETHER), min_size=2, max_size=5, unique=True))
 def test_adapters_of_all_kinds_answer_in_one_batch_as_each_alone(
     folders: dict[str, Path], alone: Any, names: list[str]

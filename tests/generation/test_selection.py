@@ -195,7 +195,7 @@ def test_log_probabilities_are_those_of_the_logits() -> None:
     assert_sums_equal(best, expected.topk(4).values, VOCABULARY)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 1.5]), min_size=1, max_size=30),
     st.integers(1, 20),

@@ -43,7 +43,7 @@ def cut(values: list[int], sizes: list[int]) -> list[list[int]]:
 SIZES = st.lists(st.integers(0, 3), max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 280), max_size=30), SIZES)
 def test_pieces_join_to_what_all_tokens_decode_to(ids: list[int], sizes: list[int]) -> None:
     """Any bytes, special tokens among them, valid or not."""
@@ -52,7 +52,7 @@ def test_pieces_join_to_what_all_tokens_decode_to(ids: list[int], sizes: list[in
     assert "".join(pieces) + detokenizer.finish() == decoded(ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=20))
 def test_no_piece_ends_within_a_character(text: str) -> None:
     detokenizer = Detokenizer(tokenizer(), skip_special_tokens=True)
@@ -90,7 +90,7 @@ def pieces_of(ids: list[int], sizes: list[int]) -> list[str]:
     return [*(detokenizer.push(chunk) for chunk in cut(ids, sizes)), detokenizer.finish()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("ab \n\u00e9\u20ac\u4e2d\U0001f600\u0301", max_size=12), SIZES)
 def test_characters_of_several_byte_tokens_are_told_whole(text: str, sizes: list[int]) -> None:
     text = "a" + text
@@ -99,7 +99,7 @@ def test_characters_of_several_byte_tokens_are_told_whole(text: str, sizes: list
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 257 + len(WORDS)), max_size=12), SIZES)
 def test_bytes_that_are_no_character_are_told_alike_however_they_come(
     ids: list[int], sizes: list[int]
@@ -128,7 +128,7 @@ def first_stop(text: str, stops: list[str]) -> str | None:
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text("ab\n", max_size=20), STOPS, SIZES)
 def test_the_first_stop_text_is_found_however_the_text_is_cut(
     text: str, stops: list[str], sizes: list[int]
@@ -144,7 +144,7 @@ def test_the_first_stop_text_is_found_however_the_text_is_cut(
     assert told + matcher.finish() == (text if before is None else before)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text("the and on\nπ", max_size=20),
     st.lists(st.text("the and\nπ", min_size=1, max_size=3), max_size=2),

@@ -41,7 +41,7 @@ def gradients(model: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
     return [out, *torch.autograd.grad((out * weight).sum(), [x, *trained])]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), rank=st.integers(1, 6), bias=st.booleans())
 def test_equals_peft_in_float64(seed: int, rank: int, bias: bool) -> None:
     torch.manual_seed(seed)

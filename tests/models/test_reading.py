@@ -160,7 +160,7 @@ _NORMALISERS = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_text, st.sampled_from(sorted(_NORMALISERS)))
 def test_the_answer_is_learned_or_refused(answer: str, name: str) -> None:
     try:
@@ -172,7 +172,7 @@ def test_the_answer_is_learned_or_refused(answer: str, name: str) -> None:
     assert found == [answer + EOS]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_text, _text)
 def test_spaces_that_a_tokenizer_adds_refuse_nothing(question: str, answer: str) -> None:
     [found] = learned(like_llama_2(), row(user(question), said(answer)))
@@ -222,7 +222,7 @@ _pieces = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(sorted(_PLACES)), st.lists(_pieces, min_size=1, max_size=4))
 def test_a_part_gets_no_space_that_the_text_has_not(place: str, parts: list[list[str]]) -> None:
     """Its tokens say the text, but for the space before all of it, and none lies across a cut."""

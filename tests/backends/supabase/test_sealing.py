@@ -15,7 +15,7 @@ PAIR, OTHER = new_key_pair(), new_key_pair()
 PLACE = {"organization_id": "7c9e6679-7425-40de-944b-e07fc1f90ae7", "name": "HF_TOKEN"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=5000))
 def test_round_trip(value: bytes) -> None:
     box = seal(value, PAIR.public, **PLACE)
@@ -26,7 +26,7 @@ def test_round_trip(value: bytes) -> None:
         assert value not in content and value not in box.encode()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_change_anywhere_is_noticed(data: st.DataObject) -> None:
     box = seal(b"hf_0123456789", PAIR.public, **PLACE)
@@ -40,7 +40,7 @@ def test_a_change_anywhere_is_noticed(data: st.DataObject) -> None:
     assert "hf_0123456789" not in str(caught.value)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text() | st.binary(max_size=200).map(lambda b: "ow1." + base64.b64encode(b).decode()))
 def test_what_is_no_box_is_refused(text: str) -> None:
     with pytest.raises((InvalidInputError, ConfigurationError), match="secret HF_TOKEN"):

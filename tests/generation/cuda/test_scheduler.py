@@ -104,7 +104,7 @@ def _size(requests: list[Any], spare: int) -> int:
     return max(-(-(len(prompt) + more) // PAGE) for prompt, _, more, _ in requests) + spare
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     works,
     st.integers(1, 5),
@@ -123,7 +123,7 @@ def test_every_sample_ends_once_and_reads_its_own_pages(
     assert simulation.pool.available == simulation.pool.count, "no page is leaked"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     works,
     st.integers(1, 5),

@@ -55,7 +55,7 @@ def plain(p: Tensor, q: Tensor, kind: Divergence) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     tokens=st.integers(1, 9),
     vocabulary=st.integers(2, 40),

@@ -223,7 +223,7 @@ def scoring(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RewardTra
     return trainer
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(group=REWARDS)
 def test_the_trainer_uses_these_advantages(
     scoring: RewardTrainer, group: list[float | None]

@@ -408,7 +408,7 @@ def conversations(draw: st.DrawFn) -> Row:
     return row(*messages)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(sorted(TEMPLATES)), conversations(), st.sampled_from(["last", "responses"]))
 def test_any_conversation(template: str, example: Row, train_on: str) -> None:
     tokenizer = TOKENIZERS[template]

@@ -214,7 +214,7 @@ def test_a_negative_weight_makes_a_block_less_likely(tiny: Path, tmp_path: Path)
 _weight = st.floats(-2, 2).map(lambda w: round(w, 2)) | st.just(0.0)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.lists(st.lists(_weight, max_size=3), min_size=1, max_size=4), st.integers(1, 3))
 def test_any_weights(tiny: Path, weights: list[list[float]], batch: int) -> None:
     rows = [row(*own) for own in weights]

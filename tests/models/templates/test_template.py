@@ -53,7 +53,7 @@ _edge = st.text(st.sampled_from(" \n\t"), max_size=5)
 _edged = st.builds("{}{}{}".format, _edge, st.sampled_from(["a", "if x:\n    y"]), _edge)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_edged, _edged, st.booleans())
 def test_white_space_beside_thinking_and_calls_is_learned(
     thinking: str, answer: str, calls: bool
@@ -330,7 +330,7 @@ _mark = st.builds(
 _text = st.one_of(_mark, st.builds("{} {}".format, _mark, _mark), st.just("a"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_text, _text, _text, _text, st.sampled_from(["qwen-2.5", "qwen-3", "llama-3"]))
 def test_texts_that_look_like_marks(a: str, b: str, c: str, d: str, template: str) -> None:
     tokenizer = TOKENIZERS[template]

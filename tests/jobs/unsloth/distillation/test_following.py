@@ -151,7 +151,7 @@ def range_of(place: int) -> str:
     return f"{start}-{2 * start - 1}"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), min_size=1, max_size=6), st.data()
 )

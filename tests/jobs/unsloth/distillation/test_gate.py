@@ -279,7 +279,7 @@ def longest_common(first: Sequence[str], second: Sequence[str]) -> int:
     return table[-1][-1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from("abc"), max_size=90), st.lists(st.sampled_from("abcd"), max_size=90)
 )
