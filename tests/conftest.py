@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 # What is the machine's to say and no test's: where programs, downloads and packages lie, how to
 # reach the network, how many threads compute and with which instructions.
 _KEPT = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|LD_LIBRARY_PATH|VIRTUAL_ENV|CI|HF_HOME|HF_HUB_CACHE"
+    r"(PYTHON|LD_LIBRARY_)?PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|VIRTUAL_ENV|CI|HF_HOME|HF_HUB_CACHE"
     r"|(?i:https?_proxy|no_proxy|all_proxy)|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
     r"|(PIP|UV|npm|NPM)_\w+|(PYTEST|HYPOTHESIS|COVERAGE|COV|OW_TEST_SUPABASE)_\w+"
     r"|CHROMIUM|PLAYWRIGHT_\w+|OW_TEST_SCREENSHOTS"

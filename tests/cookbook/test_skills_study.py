@@ -32,6 +32,7 @@ from cookbook.sdft.skills.results import (
 )
 from cookbook.sdft.skills.study import Study
 from openweights import OpenWeights
+from openweights.jobs.evaluate.intervals import mean_difference, mean_score
 from openweights.jobs.unsloth.config.rows import check_rows
 from tests.tiny_model import make_tiny_model
 
@@ -109,8 +110,11 @@ def test_a_call_is_right_in_its_format_alone(answer: str, right: bool) -> None:
         ("[geo.area(width=3, unit='m')]", 2.5),
         ("[geo.area(width=4)]", 2),
         ("[area(width=3)]", 1),
-        ("```python\n[geo.area(width=3)]\n```", 2),
-        ("It is geo.area(width=4).", 1),
+        ("[geo.area()]", 2),
+        ("```python\n[geo.area(width=3)]\n```", 0),
+        ("```python\ngeo.area(width=3)\n```", 0),
+        ("geo.area(width=3)", 0),
+        ("[geo.area(width=3), geo.area(width=3)]", 0),
         ('{"name": "geo.area", "parameters": {"type": "dict"}}', 0),
         ("", 0),
     ],
@@ -190,7 +194,8 @@ def test_the_interval_knows_of_rows_and_of_seeds() -> None:
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low), (
         "and seeds that differ tell less"
     )
-    assert estimate(alike, "arithmetic") == (0, 0, 0)
+    none = estimate(alike, "arithmetic")
+    assert none == mean_score([0.0] * 20) and none.value == none.low == 0 < none.high < 0.2
 
 
 def test_a_difference_pairs_rows_and_draws_seeds() -> None:
@@ -199,7 +204,11 @@ def test_a_difference_pairs_rows_and_draws_seeds() -> None:
     found = difference(first, second, "orders")
     assert found.value == pytest.approx(0.1) and 0 <= found.low < 0.1 < found.high <= 0.3
     same = difference(first, first, "orders")
-    assert same == (0, 0, 0), "rows that all answer alike tell nothing apart"
+    assert same == mean_difference([0.0] * 20), "rows that all answer alike tell nothing apart"
+    assert same.value == 0 and same.low < 0 < same.high, "nor are 20 of them certain of it"
+    pairs = [0.0] * 10 + [1.0] * 2 + [0.0] * 8
+    of_one = difference(first[:1], second[:1], "orders")
+    assert of_one == mean_difference(pairs), "of one seed each as ow.evaluate says"
     apart = [made("sdft_forward", 1e-5, seed, 14 * seed - 10, 0.1) for seed in (1, 2)]
     wide = difference(first, apart, "orders")
     assert wide.low < 0 < wide.high and wide.high - wide.low > found.high - found.low

@@ -40,8 +40,14 @@ ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 VARIABLE = "OW_TEST_STACK"
 HANGS_S = 240  # what takes longer hangs, however busy the machine is
+# Packages may lie on the search path alone.
+PATHS = (str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
 # On the CPU, with gloo. Neither threads nor what CUDA has set up would survive the fork.
-OWN = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+OWN = {
+    "PYTHONPATH": os.pathsep.join(PATHS),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 # What jobs need, before the first fork.
 STACK = (
     *("grpo_ft", "preference.trainer", "sdft", "sft", "callbacks", "runtime.memory"),
@@ -69,8 +75,7 @@ class WarmStack:
     @property
     def env(self) -> dict[str, str]:
         """In this environment jobs start warm."""
-        paths = [str(SITE), str(ROOT)]
-        return {VARIABLE: self._path, "PYTHONPATH": os.pathsep.join(paths)}
+        return {VARIABLE: self._path, "PYTHONPATH": os.pathsep.join((str(SITE), *PATHS))}
 
     def run(self, ranks: int, function: str, *arguments: str) -> None:
         """Call `module:name` in so many forks that know of each other, to their end."""

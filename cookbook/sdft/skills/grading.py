@@ -2,8 +2,8 @@
 
 Mounted as it is: the measure of SDFT's teacher gate, the score of the evaluations, and the reward
 of GRPO, so that all three mean the same. GRPO is rewarded for coming near, too: where no answer
-that is drawn is right, all are worth the same, and nothing is learned. Both read the columns of
-`data.py`'s rows.
+that is drawn is right, all are worth the same, and nothing is learned. What has another format is
+worth nothing to either. Both read the columns of `data.py`'s rows.
 """
 
 from __future__ import annotations
@@ -88,11 +88,14 @@ def near(
 
 
 def _nearness(answer: str, gold: str, skill: str, right: str) -> float:
-    """Of a call a third each for the format, the function, and the share of the arguments."""
+    """Of a call in its format a third each for that, the function, and the share of the arguments.
+
+    A call in another format is worth nothing: once all that is drawn had it, for a reward that
+    falls short by a third alone, nothing would say any more that the format is worth more.
+    """
     if skill != "tool_use":
         return float(is_right(answer, gold, skill, right))
-    bracketed = bracketed_call(answer.strip())
-    call = bracketed or _call_within(answer)
+    call = bracketed_call(answer.strip())
     if call is None:
         return 0.0
     name, given = call
@@ -101,10 +104,4 @@ def _nearness(answer: str, gold: str, skill: str, right: str) -> float:
     needed = [argument for argument, values in wanted.items() if "" not in values]
     fitting = sum(value in wanted.get(argument, ()) for argument, value in given.items())
     share = fitting / max(len(given), len(needed), 1) if given or needed else 1.0
-    return (float(bracketed is not None) + called + called * share) / 3
-
-
-def _call_within(answer: str) -> Call | None:
-    """From the first name with a bracket behind it to the last closing bracket."""
-    found = re.search(r"[A-Za-z_][\w.]*\(.*\)", answer, re.DOTALL)
-    return _as_call(_parsed(found[0])) if found else None
+    return (1 + called + called * share) / 3

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from openweights.jobs.evaluate.intervals import RESAMPLES, Estimate, mean_score
+from openweights.jobs.evaluate.intervals import (
+    RESAMPLES,
+    Estimate,
+    mean_difference,
+    mean_score,
+)
 
 LABELS = {
     "base": "base",
@@ -161,23 +166,30 @@ def estimate(runs: Sequence[Run], name: str, *, seed: int = 0) -> Estimate:
     """A skill's or benchmark's score over seeds, with a 95 % interval.
 
     Of one seed it is that over rows. Of several the bootstrap draws seeds, and of each its rows, so
-    that the interval knows of both.
+    that the interval knows of both; where no draw differs, it is that over rows again, which is
+    never without a width.
     """
+    over_rows = mean_score(_by_row(runs, name))
     if len(runs) == 1:
-        return mean_score(runs[0].rows(name))
+        return over_rows
     draw = random.Random(seed)
     means: list[float] = []
     for _ in range(RESAMPLES):
         drawn = draw.choices(runs, k=len(runs))
         means.append(fmean(_resampled(run.rows(name), draw) for run in drawn))
-    return _interval(fmean(run.score(name) for run in runs), means)
+    return _interval(fmean(run.score(name) for run in runs), means) or over_rows
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], name: str, *, seed: int = 0) -> Estimate:
     """How much more `runs` have right than `others`, with a 95 % interval.
 
-    Both answered the same rows, so the bootstrap draws rows once for both, and seeds of each.
+    Both answered the same rows, so the bootstrap draws rows once for both, and seeds of each. Of
+    one seed each, and where no draw differs, it is the interval over rows of `ow.evaluate`.
     """
+    pairs = zip(_by_row(runs, name), _by_row(others, name), strict=True)
+    over_rows = mean_difference([own - other for own, other in pairs])
+    if len(runs) == len(others) == 1:
+        return over_rows
     draw = random.Random(seed)
     count = len(runs[0].rows(name))
     means: list[float] = []
@@ -186,7 +198,12 @@ def difference(runs: Sequence[Run], others: Sequence[Run], name: str, *, seed: i
         places = draw.choices(range(count), k=count)
         means.append(_at(first, name, places) - _at(second, name, places))
     value = fmean(run.score(name) for run in runs) - fmean(run.score(name) for run in others)
-    return _interval(value, means)
+    return _interval(value, means) or over_rows
+
+
+def _by_row(runs: Sequence[Run], name: str) -> list[float]:
+    """Of each row the mean over the seeds."""
+    return [fmean(scores) for scores in zip(*(run.rows(name) for run in runs), strict=True)]
 
 
 def _resampled(scores: Sequence[float], draw: random.Random) -> float:
@@ -198,10 +215,11 @@ def _at(runs: Sequence[Run], name: str, places: Sequence[int]) -> float:
     return sum(totals[place] for place in places) / (len(places) * len(runs))
 
 
-def _interval(value: float, means: list[float]) -> Estimate:
+def _interval(value: float, means: list[float]) -> Estimate | None:
+    """None where all that was drawn is the same, which would claim certainty."""
     means.sort()
     low, high = (means[round(share * (len(means) - 1))] for share in (0.025, 0.975))
-    return Estimate(value, low, high)
+    return Estimate(value, low, high) if low < high else None
 
 
 # ---- what it cost --------------------------------------------------------------------------------

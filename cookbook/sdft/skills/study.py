@@ -20,8 +20,9 @@ from openweights.types import ENDED
 HERE = Path(__file__).parent
 SCORE = f"{HERE / 'grading.py'}:score"
 NEAR = f"{HERE / 'grading.py'}:near"
-# No answer that the base draws is right, and where all rewards are equal nothing is learned.
-REWARDS = {SCORE: 1.0, NEAR: 1.0, "rouge_l": 0.5}
+# No answer that the base draws is right, and where all rewards are equal nothing is learned. The
+# overlap with the right answer is no third one: it pays for a call in another format.
+REWARDS = {SCORE: 1.0, NEAR: 1.0}
 POLL_S = 2.0
 
 
