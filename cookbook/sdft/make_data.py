@@ -3,8 +3,7 @@
 The skill: an order in plain words becomes one ledger line, `City: number colour things.` The base
 model does not write such lines, but it does once it has been shown one, which is what
 self-distillation needs. The held-out orders name cities and things, and use turns of phrase, that
-no training row has. `general.jsonl` holds prompts that have nothing to do with orders: on them one
-sees how far training has moved the model elsewhere.
+no training row has.
 
     python cookbook/sdft/make_data.py [FOLDER]
 """
@@ -58,20 +57,6 @@ Send {city} {count} {colour} {things}.
 My team in {city} is waiting for {count} {colour} {things}.
 """,
 )
-GENERAL = """\
-What is a good way to learn how to cook?
-Tell me something about the ocean.
-Why do leaves change their colour in autumn?
-Write a short poem about a cat.
-How can I sleep better at night?
-What does a librarian do all day?
-Explain to a child what a bicycle is.
-Give me three ideas for a rainy day.
-Why is regular exercise good for the heart?
-Describe a morning in a small village.
-What should I know before I adopt a dog?
-Explain why the sky is blue.
-"""
 
 
 def order_row(words: Words, rng: random.Random) -> Row:
@@ -103,9 +88,6 @@ def make_files() -> dict[str, str]:
     splits = {
         "train.jsonl": order_rows(TRAIN, TRAIN_ROWS, rng),
         "test.jsonl": order_rows(TEST, TEST_ROWS, rng),
-        "general.jsonl": [
-            {"messages": [{"role": "user", "content": prompt}]} for prompt in GENERAL.splitlines()
-        ],
     }
     return {name: "".join(json.dumps(row) + "\n" for row in rows) for name, rows in splits.items()}
 

@@ -17,7 +17,9 @@ _LINES_A_JOB = 6  # of progress, where there is no terminal to draw a bar on
 
 
 @click.command()
-@click.option("--fresh", is_flag=True, help="Train again, also what an earlier demo has trained.")
+@click.option(
+    "--fresh", is_flag=True, help="Train and measure again what an earlier demo has done."
+)
 @click.option("--quick", is_flag=True, help="A few steps, to see that everything works.")
 @click.option(
     "--model",
@@ -27,7 +29,7 @@ _LINES_A_JOB = 6  # of progress, where there is no terminal to draw a bar on
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder with train.jsonl, test.jsonl and general.jsonl; default: the clone's own.",
+    help="Folder with train.jsonl and test.jsonl; default: the clone's own.",
 )
 @click.option(
     "--figure",
@@ -41,7 +43,8 @@ def demo(fresh: bool, quick: bool, model: Path | None, data: Path | None, figure
 
     Gets a real instruct model of 135 M parameters, trains it on one narrow skill by SFT, by SDFT
     with reverse KL and by SDFT with forward KL, and compares what they learnt and what they changed
-    elsewhere. Takes about 8 minutes on two cores. A second demo takes up what the first has done.
+    elsewhere. Takes about 8 minutes on two cores. A second demo shows what the first has found, in
+    seconds.
     """
     from openweights.cli.demo import study as study_module
     from openweights.client import OpenWeights

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from openweights.cli.demo.evaluation import score
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -73,7 +75,9 @@ def _draw_metric(axes: Axes, outcomes: Sequence[Outcome], name: str) -> None:
 
 
 def _draw_ends(axes: Axes, study: Study) -> None:
-    axes.scatter([0.0], [study.base.correct], color=BASE_COLOR, marker="X", s=70, label="base")
+    axes.scatter(
+        [0.0], [score(study.base).correct], color=BASE_COLOR, marker="X", s=70, label="base"
+    )
     for outcome in study.outcomes:
         key = outcome.method.key
         axes.scatter(
@@ -84,7 +88,7 @@ def _draw_ends(axes: Axes, study: Study) -> None:
             s=70,
             label=outcome.method.label,
         )
-    teacher = study.gate[1].correct
+    teacher = study.gate[1]
     axes.axhline(teacher, color=BASE_COLOR, linestyle=":", linewidth=1)
     axes.text(
         1.0,
@@ -97,7 +101,7 @@ def _draw_ends(axes: Axes, study: Study) -> None:
         transform=axes.get_yaxis_transform(),
     )
     axes.set_title("What was learnt, and what moved elsewhere", fontsize="medium")
-    axes.set_xlabel("KL(base || model) on the general prompts, nats per token")
+    axes.set_xlabel("KL(base || model) on everyday prompts, nats per token")
     axes.set_ylabel("held-out orders answered exactly")
     axes.set_ylim(-0.05, 1.08)
     widest = max([outcome.kl for outcome in study.outcomes], default=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from openweights.cli.demo.evaluation import score
 from openweights.cli.demo.study import Outcome, Study
 
 CAVEAT = (
@@ -17,21 +18,17 @@ def table(study: Study) -> Table:
     """What each method learnt, what it cost elsewhere, and how long it took."""
     result = Table(
         title="SFT and SDFT on the same rows",
-        caption="seconds: from a job's start to its end; on a CPU two at a time share the cores\n"
-        "KL, general: on the base's answers to the demo's general prompts; a job's own kl_to_base, "
-        "as in `ow compare`, is on other, everyday prompts",
+        caption="seconds: from a job's start to its end; on a CPU two at a time share the cores",
     )
     result.add_column("model")
-    for heading in ("ledger line", "correct", "KL, general", "seconds"):
+    for heading in ("ledger line", "correct", "KL, everyday", "seconds"):
         result.add_column(heading, justify="right")
     without, shown = study.gate
     gate = f"{study.plan.gate_rows} training orders"
-    result.add_row(f"base, {gate}", f"{without.format:.2f}", f"{without.correct:.2f}", "0", "")
-    result.add_row(
-        "… with the demonstration", f"{shown.format:.2f}", f"{shown.correct:.2f}", "", ""
-    )
+    result.add_row(f"base, {gate}", "", f"{without:.2f}", "0", "")
+    result.add_row("… with the demonstration", "", f"{shown:.2f}", "", "")
     result.add_section()
-    base = study.base
+    base = score(study.base)
     result.add_row(
         f"base, {study.plan.test_rows} held-out orders",
         f"{base.format:.2f}",
@@ -56,7 +53,7 @@ def reading(study: Study) -> str:
     winners = [o for o in study.outcomes if o.score.correct == best]
     kept = min(study.outcomes, key=lambda outcome: outcome.kl)
     moved = max(study.outcomes, key=lambda outcome: outcome.kl)
-    if best <= study.base.correct:
+    if best <= score(study.base).correct:
         learnt = f"No method learnt the skill ({best:.2f} correct, as the base model)"
     elif len(winners) == len(study.outcomes):
         learnt = f"All methods answer {best:.2f} of the held-out orders correctly"
@@ -64,7 +61,7 @@ def reading(study: Study) -> str:
         learnt = f"{_names(winners)} answered most held-out orders correctly ({best:.2f})"
     times = moved.kl / kept.kl if kept.kl > 0 else float("inf")
     return (
-        f"{learnt}; on the general prompts {kept.method.label} stayed closest to the base model "
+        f"{learnt}; on everyday prompts {kept.method.label} stayed closest to the base model "
         f"({kept.kl:.3f} nats), {moved.method.label} moved furthest ({moved.kl:.3f}, "
         f"{times:.1f} times as far)."
     )

@@ -1,30 +1,40 @@
 """The study that `ow demo` runs: one model, one skill, the same rows; SFT and SDFT side by side.
 
-It trains through the ordinary client calls, and measures the adapters that the jobs leave behind.
-A study that was interrupted goes on where it was: jobs with the same parameters have the same ids.
+It trains and evaluates through the ordinary client calls. A study that was interrupted goes on
+where it was, and one that is done is read again: jobs with the same parameters have the same ids.
 """
 
-# pyright: basic
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from openweights.cli.demo.evaluation import (
+    Answer,
+    Score,
+    gate_shares,
+    last_kl,
+    read_answers,
+    score,
+)
+from openweights.client.local_worker import workers_beside
 from openweights.errors import ConfigurationError, PlatformError
 from openweights.models.names import name_of_folder
+from openweights.needs import has_gpu
 
 if TYPE_CHECKING:
-    from openweights.cli.demo.evaluation import BaseAnswer, ChatModel, Question, Score
     from openweights.client import OpenWeights
     from openweights.client.jobs import Job
     from openweights.types import EventRecord
 
 Say = Callable[[str], None]
 
+EXACT = f"{Path(__file__).with_name('exact.py')}:exact"
+SAMPLES = 3  # answers that are shown of each method
 DATA = Path(__file__).resolve().parents[3] / "cookbook" / "sdft" / "data"
 AT_ONCE = 2  # jobs, on a CPU: two of one thread each do in 7 s what one of two threads does in 10
 NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "gguf", "matplotlib")
@@ -53,8 +63,7 @@ class Plan:
         steps: Optimizer steps of each method.
         batch_rows: Rows of a step.
         max_new_tokens: Longest completion of the student, and of an answer to a held-out order.
-        gate_rows, test_rows, general_rows: Rows that are measured on.
-        general_tokens: Longest answer to a general prompt.
+        gate_rows, test_rows: Rows that are measured on.
         gate: What SDFT jobs do when their teacher gate finds nothing to teach.
     """
 
@@ -62,22 +71,12 @@ class Plan:
     batch_rows: int = 8
     learning_rate: float = 3e-4
     max_new_tokens: int = 16
-    gate_rows: int = 32
+    gate_rows: int = 16
     test_rows: int = 64
-    general_rows: int = 12
-    general_tokens: int = 48
     gate: Literal["stop", "warn"] = "stop"
 
 
-QUICK = Plan(
-    steps=2,
-    batch_rows=2,
-    gate_rows=2,
-    test_rows=2,
-    general_rows=2,
-    general_tokens=4,
-    gate="warn",
-)
+QUICK = Plan(steps=2, batch_rows=2, gate_rows=2, test_rows=2, gate="warn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +84,22 @@ class Outcome:
     """What a method led to.
 
     Attributes:
-        score: On the held-out orders.
-        kl: KL(base || model) on the general prompts, nats per token.
+        kl: KL(base || model) on everyday prompts, nats per token.
         seconds: Of the job's last run, from its claim to its end.
-        answers: To the first held-out orders.
+        answers: To the held-out orders.
         metrics: Rows of `job.metrics()`.
     """
 
     method: Method
-    job_id: str
-    score: Score
     kl: float
     seconds: float
-    answers: list[str]
+    answers: list[Answer]
     metrics: list[dict[str, Any]]
+
+    @property
+    def score(self) -> Score:
+        """On the held-out orders."""
+        return score(self.answers)
 
 
 @dataclass(slots=True)
@@ -108,17 +109,16 @@ class Study:
     Attributes:
         model: Name of the base model.
         rows: Rows of the training file.
-        gate: Score of the base model on training orders, without and with the demonstration.
-        base: Score of the base model on the held-out orders.
+        gate: Share of training orders that the base model answers right, without and with the
+            demonstration.
+        base: Its answers to the held-out orders.
     """
 
     model: str
     plan: Plan
     rows: int
-    gate: tuple[Score, Score]
-    base: Score
-    samples: list[Question]
-    base_answers: list[str]
+    gate: tuple[float, float]
+    base: list[Answer]
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
 
 
@@ -128,9 +128,11 @@ def methods(plan: Plan) -> list[Method]:
         "loss": "sdft",
         "sdft_max_new_tokens": plan.max_new_tokens,
         "sdft_gate": plan.gate,
+        "sdft_gate_rows": plan.gate_rows,
     }
     return [
-        Method("sft", "SFT", {"loss": "sft"}),
+        # SDFT measures its distance to the base unasked.
+        Method("sft", "SFT", {"loss": "sft", "kl_to_base_steps": plan.steps}),
         Method(
             "reverse_kl",
             "SDFT, reverse KL",
@@ -189,7 +191,7 @@ class Demo:
         model: Folder of the model, on this machine.
         say: Told each line.
         follow: Told each event of a job while it trains.
-        data: Folder with `train.jsonl`, `test.jsonl` and `general.jsonl`.
+        data: Folder with `train.jsonl` and `test.jsonl`.
         suffix: Makes the job ids, and thereby the jobs, new ones.
     """
 
@@ -213,64 +215,42 @@ class Demo:
         self._suffix = suffix
 
     def run(self) -> Study:
-        """Measure the base model, train with each method, and measure what came out.
+        """Train with each method, and measure the base and what came out.
 
         Raises:
             JobFailedError: A job failed; the message holds the end of its log.
         """
-        import torch
-
-        from openweights.client.local_worker import own_threads, workers_beside
-
-        _quieten_libraries()
-        if torch.cuda.is_available():
-            return self._run()
-        # The jobs have the other cores.
-        torch.set_num_threads(min(torch.get_num_threads(), own_threads(AT_ONCE)))
-        with workers_beside(self.ow.settings, self.ow.backend, AT_ONCE):
+        # With a GPU the one worker that starts by itself has it.
+        at_once = 1 if has_gpu(self.ow.settings.child_env()) else AT_ONCE
+        with workers_beside(self.ow.settings, self.ow.backend, at_once):
             return self._run()
 
     def _run(self) -> Study:
-        from openweights.cli.demo.evaluation import ChatModel, read_prompts, read_questions
-
-        # All at first, so that they train while the base is measured.
-        jobs = [(method, self._submit(method)) for method in methods(self.plan)]
-        chat = ChatModel(self.model)
-        tests = read_questions(self._data / "test.jsonl", self.plan.test_rows)
-        self._say(f"The base model answers {self.plan.general_rows} general prompts …")
-        general = chat.base_answers(
-            read_prompts(self._data / "general.jsonl", self.plan.general_rows),
-            self.plan.general_tokens,
-        )
-        study = self._measure_base(chat, tests)
-        for method, job in jobs:
-            self._await(method, job)
-            outcome = self._measure(method, job, chat, tests, general)
-            self._show(study, outcome)
-            study.outcomes.append(outcome)
-        return study
-
-    def _measure_base(self, chat: ChatModel, tests: Sequence[Question]) -> Study:
-        from openweights.cli.demo.evaluation import read_questions, score, teacher_gate
-
-        plan = self.plan
-        self._say("Teacher gate: does the demonstration in its conversation help the base model?")
-        train = read_questions(self._data / "train.jsonl")
-        sample = train[: plan.gate_rows]
-        gate = teacher_gate(chat, sample, max_new_tokens=plan.max_new_tokens, say=self._say)
-        self._say(f"Measuring the base model: answering {len(tests)} test orders …")
-        answers = chat.answers([test.prompt for test in tests], plan.max_new_tokens)
+        # The base first, of which something is said at once; all before anything is waited for.
+        base = self._evaluate(self.model)
+        trained = [(method, self._train(method)) for method in methods(self.plan)]
+        evaluated = [self._evaluate(job.id) for _, job in trained]
+        self._await("The base model", base, f"{self.plan.test_rows} held-out orders")
+        answers = self._answers(base)
+        self._say(f"  {_scored(score(answers))}")
+        outcomes: list[Outcome] = []
+        for (method, job), measured in zip(trained, evaluated, strict=True):
+            self._await(method.label, job, f"{self.plan.steps} steps")
+            self._tell_gate(job)
+            self._await(f"{method.label}, measured", measured, f"{self.plan.test_rows} orders")
+            outcomes.append(self._outcome(method, job, measured))
+            self._show(answers, outcomes[-1])
+        rows = (self._data / "train.jsonl").read_text(encoding="utf-8").splitlines()
         return Study(
             model=self.model.name,
-            plan=plan,
-            rows=len(train),
-            gate=gate,
-            base=score(answers, tests),
-            samples=list(tests[:3]),
-            base_answers=answers[:3],
+            plan=self.plan,
+            rows=len(rows),
+            gate=gate_shares(trained[-1][1].events(type="teacher_gate")[0].data),
+            base=answers,
+            outcomes=outcomes,
         )
 
-    def _submit(self, method: Method) -> Job:
+    def _train(self, method: Method) -> Job:
         return submit(
             self.ow,
             method,
@@ -280,53 +260,66 @@ class Demo:
             suffix=self._suffix,
         )
 
-    def _await(self, method: Method, job: Job) -> None:
+    def _evaluate(self, model: Path | str) -> Job:
+        """Ask the base, or what a job is to make of it, for the held-out orders."""
+        lines = (self._data / "test.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines[: self.plan.test_rows]]
+        return self.ow.evaluate.create(
+            models=[name_of_folder(model) if isinstance(model, Path) else model],
+            suite=[EXACT],
+            prompts=str(self.ow.files.create(rows, "conversations", name="test.jsonl")["id"]),
+            max_tokens=self.plan.max_new_tokens,
+            requires_vram_gb=0,
+            job_id_suffix=self._suffix,
+        )
+
+    def _await(self, label: str, job: Job, what: str) -> None:
         if job.status == "completed":
-            self._say(f"\n{method.label}: job {job.id} has completed before; using its result")
+            self._say(f"\n{label}: job {job.id} has completed before; using its result")
             return
-        self._say(f"\n{method.label}: job {job.id}, {self.plan.steps} steps")
+        self._say(f"\n{label}: job {job.id}, {what}")
         follow = self._follow
         job.wait(on_event=None if follow is None else (lambda event: follow(self.plan, event)))
 
-    def _measure(
-        self,
-        method: Method,
-        job: Job,
-        chat: ChatModel,
-        tests: Sequence[Question],
-        general: Sequence[BaseAnswer],
-    ) -> Outcome:
-        from openweights.cli.demo.evaluation import score
+    def _tell_gate(self, job: Job) -> None:
+        """Of SDFT, whether the demonstration in its conversation helps the base model."""
+        if events := job.events(type="teacher_gate"):
+            without, shown = gate_shares(events[0].data)
+            self._say(f"  teacher gate: correct {without:.2f}, shown the demonstration {shown:.2f}")
 
+    def _answers(self, job: Job) -> list[Answer]:
+        return read_answers(self._results(job) / "evaluation" / "exact-0.jsonl")
+
+    def _results(self, job: Job) -> Path:
         folder = self.ow.settings.home / "demo" / job.id
         job.download(folder)
+        return folder
+
+    def _outcome(self, method: Method, job: Job, measured: Job) -> Outcome:
+        folder = self._results(job)
         if not (folder / "adapter" / "adapter_config.json").is_file():
             raise PlatformError(f"job {job.id} has completed without an adapter in {folder}")
-        self._say(f"Measuring it: {len(tests)} test orders, {len(general)} everyday answers …")
-        with chat.adapted(folder / "adapter"):
-            answers = chat.answers([test.prompt for test in tests], self.plan.max_new_tokens)
-            kl = chat.kl_from_base(general)
+        metrics = job.metric_rows()
         return Outcome(
             method=method,
-            job_id=job.id,
-            score=score(answers, tests),
-            kl=kl,
+            kl=last_kl(metrics),
             seconds=_run_seconds(job),
-            answers=answers[:3],
-            metrics=job.metrics(as_dataframe=False),
+            answers=self._answers(measured),
+            metrics=metrics,
         )
 
-    def _show(self, study: Study, outcome: Outcome) -> None:
-        rows = zip(study.samples, study.base_answers, outcome.answers, strict=True)
-        for question, before, after in rows:
-            self._say(f"  order   {question.prompt[-1]['content']}")
-            self._say(f"  before  {_one_line(before)}")
-            self._say(f"  after   {_one_line(after)}")
-        found = outcome.score
+    def _show(self, base: Sequence[Answer], outcome: Outcome) -> None:
+        for before, after in list(zip(base, outcome.answers, strict=True))[:SAMPLES]:
+            self._say(f"  order   {before.order}")
+            self._say(f"  before  {_one_line(before.said)}")
+            self._say(f"  after   {_one_line(after.said)}")
         self._say(
-            f"  ledger line {found.format:.2f}  correct {found.correct:.2f}  "
-            f"KL, general {outcome.kl:.3f}  {outcome.seconds:.0f} s"
+            f"  {_scored(outcome.score)}  KL, everyday {outcome.kl:.3f}  {outcome.seconds:.0f} s"
         )
+
+
+def _scored(found: Score) -> str:
+    return f"ledger line {found.format:.2f}  correct {found.correct:.2f}"
 
 
 def _one_line(answer: str) -> str:
@@ -337,12 +330,3 @@ def _one_line(answer: str) -> str:
 def _run_seconds(job: Job) -> float:
     run = job.runs[-1]
     return (run.ended_at - run.created_at).total_seconds() if run.ended_at else 0.0
-
-
-def _quieten_libraries() -> None:
-    """No progress bars and advice between our lines."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

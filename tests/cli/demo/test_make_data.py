@@ -23,7 +23,7 @@ def questions(name: str) -> dict[str, str]:
 
 def test_committed_files_are_the_generators_output(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(SDFT / "make_data.py"), str(tmp_path)], check=True)
-    names = {"train.jsonl", "test.jsonl", "general.jsonl"}
+    names = {"train.jsonl", "test.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == names
     for name in names:
         assert (tmp_path / name).read_bytes() == (SDFT / "data" / name).read_bytes(), name

@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openweights.cli.demo.evaluation import Question, Score
+from openweights.cli.demo.evaluation import Answer
 from openweights.cli.demo.figure import draw
 from openweights.cli.demo.report import reading, table
 from openweights.cli.demo.study import Outcome, Plan, Study, methods
+
+
+def _answers(lines: float, right: float) -> list[Answer]:
+    """A hundred, of which so many are a ledger line, and so many right."""
+    said = ["Oslo: 2 red pens." if n < round(100 * lines) else "?" for n in range(100)]
+    return [Answer("order", text, float(n < round(100 * right))) for n, text in enumerate(said)]
 
 
 def make_study(correct: tuple[float, float, float], kl: tuple[float, float, float]) -> Study:
@@ -20,15 +26,13 @@ def make_study(correct: tuple[float, float, float], kl: tuple[float, float, floa
         model="tiny",
         plan=Plan(),
         rows=192,
-        gate=(Score(0.0, 0.0), Score(1.0, 0.94)),
-        base=Score(0.02, 0.0),
-        samples=[Question([{"role": "user", "content": "order"}], "line")],
-        base_answers=["no"],
+        gate=(0.0, 0.94),
+        base=_answers(0.02, 0.0),
     )
     for method, right, moved in zip(methods(Plan()), correct, kl, strict=True):
         metrics = [{"step": step, "loss": 1 / step, "agreement": 0.9} for step in (1, 2, 3)]
-        score = Score(min(1.0, right + 0.1), right)
-        study.outcomes.append(Outcome(method, "ftjob-1", score, moved, 61.4, ["line"], metrics))
+        answers = _answers(min(1.0, right + 0.1), right)
+        study.outcomes.append(Outcome(method, moved, 61.4, answers, metrics))
     return study
 
 
@@ -38,14 +42,14 @@ def make_study(correct: tuple[float, float, float], kl: tuple[float, float, floa
         (
             (0.9, 0.5, 0.9),
             (0.4, 0.1, 0.2),
-            "SFT and SDFT, forward KL answered most held-out orders correctly (0.90); on the "
-            "general prompts SDFT, reverse KL stayed closest to the base model (0.100 nats), SFT "
+            "SFT and SDFT, forward KL answered most held-out orders correctly (0.90); on "
+            "everyday prompts SDFT, reverse KL stayed closest to the base model (0.100 nats), SFT "
             "moved furthest (0.400, 4.0 times as far).",
         ),
         (
             (1.0, 1.0, 1.0),
             (0.1, 0.2, 0.3),
-            "All methods answer 1.00 of the held-out orders correctly; on the general prompts "
+            "All methods answer 1.00 of the held-out orders correctly; on everyday prompts "
             "SFT stayed closest to the base model (0.100 nats), SDFT, forward KL moved furthest "
             "(0.300, 3.0 times as far).",
         ),
@@ -68,8 +72,8 @@ def test_table_has_the_gate_the_base_and_every_method() -> None:
     rows = [line.split("│") for line in console.export_text().splitlines() if "│" in line]
     cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
     assert cells == {
-        "base, 32 training orders": ["0.00", "0.00", "0", ""],
-        "… with the demonstration": ["1.00", "0.94", "", ""],
+        "base, 16 training orders": ["", "0.00", "0", ""],
+        "… with the demonstration": ["", "0.94", "", ""],
         "base, 64 held-out orders": ["0.02", "0.00", "0", ""],
         "SFT": ["1.00", "0.90", "0.400", "61"],
         "SDFT, reverse KL": ["0.60", "0.50", "0.100", "61"],

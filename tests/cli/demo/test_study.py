@@ -29,19 +29,21 @@ def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
     first = run_demo(model, figure).output
     jobs = OpenWeights().jobs.list()
     labels = [method.label for method in methods(QUICK)]
-    assert [job.status for job in jobs] == ["completed"] * len(labels)
+    trained = [job for job in jobs if job.id.startswith("ftjob-")]
+    assert [job.status for job in jobs] == ["completed"] * (2 * len(labels) + 1)
+    assert len(trained) == len(labels)
     for job in jobs:
         assert job.id in first
+    for job in trained:
         assert (home / "demo" / job.id / "adapter" / "adapter_config.json").is_file()
         assert sum("loss" in row for row in job.metrics(as_dataframe=False)) == QUICK.steps
-    # The gate comes first, then each method with its progress, then the table with all of them.
-    places = [first.index("Teacher gate"), *(first.index(f"\n{label}: job") for label in labels)]
+    # The base comes first, then each method with its progress, then the table with all of them.
+    places = [first.index("The base model"), *(first.index(f"\n{label}: job") for label in labels)]
     assert places == sorted(places)
     assert first.count(f"step   2/{QUICK.steps}") == len(labels)
+    assert first.count("teacher gate: correct ") == 2
     assert "agreement" in first and "before" in first and "after" in first
-    table = first[first.index("KL, general", places[-1]) :]
-    # What a job measures of that kind itself is of other prompts, and has another name.
-    assert "KL to base" not in first and "kl_to_base" in table
+    table = first[first.index("KL, everyday", places[-1]) :]
     assert all(label in table for label in labels) and "One seed" in table
     data = figure.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
@@ -50,19 +52,21 @@ def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
 
     figure.unlink()
     second = run_demo(model, figure).output
-    assert second.count("has completed before") == len(labels)
+    assert second.count("has completed before") == len(jobs)
     assert "  step " not in second and figure.is_file()
     assert {job.id for job in OpenWeights().jobs.list()} == {job.id for job in jobs}
+    # All that was found, to the last figure, without a run more.
+    assert table_of(second) == table_of(first)
+    assert len(OpenWeights().runs.list(limit=None)) == len(jobs)
 
-    def numbers(output: str) -> list[str]:
-        return [line for line in output.splitlines() if line.startswith("  format")]
 
-    assert numbers(first) == numbers(second)
+def table_of(output: str) -> str:
+    return output[output.index("SFT and SDFT on the same rows") :]
 
 
 def test_methods_differ_in_nothing_but_the_loss() -> None:
     sft, reverse, forward = (method.params for method in methods(QUICK))
-    assert sft == {"loss": "sft"}
+    assert sft == {"loss": "sft", "kl_to_base_steps": QUICK.steps}  # as SDFT measures it unasked
     assert {**reverse, "sdft_divergence": "forward_kl"} == forward
     assert len({method.key for method in methods(QUICK)}) == 3
 
