@@ -304,8 +304,9 @@ class Job:
         return sample(self._ow, self, prompts, base=base, params=params)
 
     def download(self, target_dir: str | Path, only_last_run: bool = True) -> list[Path]:
-        """Write result files, at their paths, `run-<run id>.log`, and the table of `metrics` as
-        `metrics.jsonl` into `target_dir`; of equal paths the last one.
+        """Write result files, at their paths, the log as `log.txt`, and the table of `metrics` as
+        `metrics.jsonl` into `target_dir`; of equal paths the last one. Logs of attempts before the
+        last are `log-attempt-1.txt` and so on.
 
         Returns:
             What was written, as paths below `target_dir` as it was given.
@@ -324,7 +325,8 @@ class Job:
         backend = self._ow.backend
         events = (event for run in runs for event in backend.list_events(run_id=run.id))
         files = write_results(backend, events, target)
-        files += [write_log(backend, run.id, target) for run in runs]
+        for run in runs:
+            files += write_log(backend, run.record, target, files, is_last=run is runs[-1])
         table = target / "metrics.jsonl"
         is_written = table in files  # by the job itself
         if not is_written and (rows := self.metric_rows()):

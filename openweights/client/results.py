@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from openweights.client.event_json import json_text
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.paths import inside
-from openweights.types import EventRecord
+from openweights.types import EventRecord, RunRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -52,13 +52,24 @@ def write_results(backend: Backend, events: Iterable[EventRecord], target: Path)
     return [path for path, file_id in files.items() if _write(backend, file_id, path)]
 
 
-def write_log(backend: Backend, run_id: int, target: Path) -> Path:
-    """Write `run-<run id>.log`.
+def write_log(
+    backend: Backend, run: RunRecord, target: Path, results: Collection[Path], *, is_last: bool
+) -> list[Path]:
+    """Write what an attempt has printed: `log.txt` of a job's last one; `log-attempt-2.txt` of
+    another one, and where the job itself has left a `log.txt`.
+
+    Args:
+        results: What was written into `target` before, and is kept.
+
+    Returns:
+        What was written.
 
     Raises:
         InvalidInputError: It cannot be written there.
     """
-    return write_chunks(read_log_chunks(backend, run_id), target / f"run-{run_id}.log")
+    names = ["log.txt"] * is_last + [f"log-attempt-{run.attempt}.txt"]
+    free = [target / name for name in names if target / name not in results]
+    return [write_chunks(read_log_chunks(backend, run.id), path) for path in free[:1]]
 
 
 def write_chunks(chunks: Iterable[bytes], path: Path) -> Path:

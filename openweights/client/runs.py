@@ -171,7 +171,8 @@ class Run:
         return self.refresh()
 
     def download(self, target_dir: str | Path) -> list[Path]:
-        """Write `run-<run id>.log` and each result file, at its path, into `target_dir`.
+        """Write its log, and each result file, at its path, into `target_dir`. The log is `log.txt`
+        of a job's last run, and else `log-attempt-1.txt` and so on.
 
         Returns:
             What was written.
@@ -181,7 +182,9 @@ class Run:
         """
         target = as_path("target_dir", target_dir)
         files = write_results(self._ow.backend, self.events, target)
-        return [*files, write_log(self._ow.backend, self.id, target)]
+        last = self._ow.runs.list(job_id=self.record.job_id, limit=1)[-1]
+        is_last = last.id == self.id
+        return files + write_log(self._ow.backend, self.record, target, files, is_last=is_last)
 
     def _open_sender(self, backend: Backend) -> EventSender:
         sender = self._sender

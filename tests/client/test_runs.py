@@ -302,18 +302,36 @@ def test_download(ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path) -
     written = job.download(tmp_path / "last")
     assert content(tmp_path / "last") == {
         "model/a.bin": b"newest",
-        f"run-{second.id}.log": b"second\n",
+        "log.txt": b"second\n",
     }
-    assert {path.name for path in written} == {"a.bin", f"run-{second.id}.log"}
+    assert {path.name for path in written} == {"a.bin", "log.txt"}
     job.download(str(tmp_path / "all"), only_last_run=False)
     assert content(tmp_path / "all") == {
         "model/a.bin": b"newest",
         "only/b.txt": b"b",
-        f"run-{first.id}.log": b"first\n",
-        f"run-{second.id}.log": b"second\n",
+        "log-attempt-1.txt": b"first\n",
+        "log.txt": b"second\n",
     }
     job.runs[0].download(tmp_path / "first")
-    assert content(tmp_path / "first")["model/a.bin"] == b"old"
+    first_alone = content(tmp_path / "first")
+    assert first_alone["model/a.bin"] == b"old"
+    assert first_alone["log-attempt-1.txt"] == b"first\n" and "log.txt" not in first_alone
+    job.runs[1].download(tmp_path / "second")
+    assert content(tmp_path / "second")["log.txt"] == b"second\n"
+
+
+def test_a_job_that_writes_the_name_of_our_log_keeps_its_own(
+    ow: QuietClient, claim: Callable[[], Claim], tmp_path: Path
+) -> None:
+    job = Echo(ow).create(text="a")
+    run = claim().run
+    append(ow.backend, run.id, _result(ow, b"own", "log.txt"))
+    job.download(tmp_path)
+    assert (tmp_path / "log.txt").read_bytes() == b"own"
+    assert (tmp_path / "log-attempt-1.txt").is_file()
+    append(ow.backend, run.id, _result(ow, b"own, too", "log-attempt-1.txt"))
+    job.download(tmp_path)
+    assert (tmp_path / "log-attempt-1.txt").read_bytes() == b"own, too"
 
 
 @pytest.mark.parametrize("where", ["relative", "absolute", "link"])

@@ -168,7 +168,7 @@ class Study:
         folder = self._out / "answers" / measured.id
         measured.download(folder)
         graded = {
-            name: _graded(folder / "evaluation" / f"{name}-0.jsonl")
+            name: _graded(folder / "evaluation" / f"{name}.jsonl")
             for name in ("score", *self._scale.benchmarks)
         }
         scores = {

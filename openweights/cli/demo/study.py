@@ -288,7 +288,7 @@ class Demo:
             self._say(f"  teacher gate: correct {without:.2f}, shown the demonstration {shown:.2f}")
 
     def _answers(self, job: Job) -> list[Answer]:
-        return read_answers(self._results(job) / "evaluation" / "exact-0.jsonl")
+        return read_answers(self._results(job) / "evaluation" / "exact.jsonl")
 
     def _results(self, job: Job) -> Path:
         folder = self.ow.settings.home / "demo" / job.id

@@ -93,7 +93,9 @@ def asked_of(config: AskedModels, model: str) -> InferenceConfig:
 def _score(
     model: str, place: int, tasks: Sequence[Task], results: Sequence[Mapping[str, Any]]
 ) -> Scores:
-    """Of each task the score of each problem; the answers go to a file with theirs."""
+    """Of each task the score of each problem; the answers go to its file with theirs, model after
+    model.
+    """
     found: Scores = {}
     start = 0
     for task in tasks:
@@ -102,7 +104,9 @@ def _score(
         answers = [result["completion"] for result in own]
         several = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
         grades = _graded(task, several)
-        _write_answers(FOLDER / f"{task.name}-{place}.jsonl", model, task, several, grades)
+        if place == 0:
+            (FOLDER / f"{task.name}.jsonl").unlink(missing_ok=True)
+        _add_answers(FOLDER / f"{task.name}.jsonl", model, task, several, grades)
         found[model, task.name] = [
             _mean([grade.score for grade in grades_of_row]) for grades_of_row in grades
         ]
@@ -122,7 +126,7 @@ def _mean(scores: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _write_answers(
+def _add_answers(
     path: Path,
     model: str,
     task: Task,
@@ -130,7 +134,7 @@ def _write_answers(
     grades: Sequence[Sequence[Grade]],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         for row, answers, own in zip(task.rows, several, grades, strict=True):
             for answer, grade in zip(answers, own, strict=True):
                 score = None if math.isnan(grade.score) else grade.score

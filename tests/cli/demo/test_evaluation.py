@@ -34,7 +34,7 @@ def test_score_counts_format_and_exact_answers() -> None:
 def test_answers_are_those_of_the_file(tmp_path: Path) -> None:
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "order"}]
     row = {"messages": asked, "completion": "said", "score": 1.0, "id": 0, "note": None}
-    path = tmp_path / "exact-0.jsonl"
+    path = tmp_path / "exact.jsonl"
     path.write_text(json.dumps(row) + "\n")
     assert read_answers(path) == [Answer("order", "said", 1.0)]
 

@@ -161,7 +161,15 @@ def test_the_command_prints_a_table(
     answer = ow(*asked, "--max-tokens", "4", "-o", str(tmp_path / "out"))
     assert answer.exit_code == 0, answer.output
     assert "caps_spanish" in answer.output and " to " in answer.output
-    assert (tmp_path / "out/evaluation/scores.csv").is_file()
+    names = {
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")
+    }
+    assert names == {
+        "log.txt",
+        "evaluation/scores.csv",
+        "evaluation/scores.png",
+        "evaluation/caps_spanish.jsonl",
+    }
     again = json.loads(ow(*asked, "--max-tokens", "4", "--json").stdout)
     assert again[0]["problems"] == 2
     wrong = ow("eval", str(tiny), "--suite", "humanevil")
