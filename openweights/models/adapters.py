@@ -165,6 +165,8 @@ def _loaded(model: Any, name: str, folder: Path, config: Any) -> Any:
     written = peft_name(name)
     mapping = getattr(base_model(model), "_checkpoint_conversion_mapping", {})
     if not adapter_names(model):
+        # peft writes where the base is here, and warns of any other place that it was loaded from.
+        config.base_model_name_or_path = None
         model = get_peft_model(model, config, adapter_name=written)
     else:
         model.add_adapter(written, config)

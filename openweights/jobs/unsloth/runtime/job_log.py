@@ -6,7 +6,10 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
 
 from openweights import progress
 from openweights.errors import OpenWeightsError, in_a_line
@@ -82,7 +85,8 @@ def one_line(error: Exception) -> str:
 
 
 def set_up_logging() -> None:
-    """Our lines on standard error, of several ranks those of the first, and errors.
+    """Our lines on standard error, and what libraries warn of, a line for each and once; of several
+    ranks those of the first, and errors.
 
     No progress bars: they would fill the log with fragments.
     """
@@ -95,7 +99,68 @@ def set_up_logging() -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
-    # The last warns of two callbacks of one class, as two sets of samples are.
-    transformers = ("transformers.trainer_utils", "transformers.trainer_callback")
-    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock", *transformers):
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_OfUse())
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "filelock", *_NOISY):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    warnings.showwarning = _Warnings()
+
+
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+# The second warns of two callbacks of one class, as two sets of samples are; the last of each row
+# that is longer than the model's context, also of those that are cut or left out, which we tell of.
+_NOISY = (
+    "transformers.trainer_utils",
+    "transformers.trainer_callback",
+    "transformers.tokenization_utils_base",
+)
+
+
+class _OfUse:
+    """Lets pass what says something to those whose job it is: of installed libraries what fails,
+    and once what they warn of.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        is_ours = record.name == "__main__" or record.name.partition(".")[0] == "openweights"
+        if is_ours or record.levelno >= logging.ERROR or not _is_installed(record.pathname):
+            return True
+        text, before = record.getMessage(), len(self._told)
+        if record.levelno >= logging.WARNING:
+            self._told.add(text)
+        return len(self._told) > before
+
+
+def _is_installed(path: str) -> bool:
+    return not _PACKAGES.isdisjoint(Path(path).parts)
+
+
+class _Warnings:
+    """Stands for `warnings.showwarning`: each warning is a line of the log, once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = " ".join(str(message).split())
+        if text not in self._told:
+            self._told.add(text)
+            logger.warning("%s (%s:%d)", text, _place(filename), lineno)
+
+
+def _place(filename: str) -> str:
+    """The package of an installed file, and the file of another one."""
+    parts = Path(filename).parts
+    installed = [place for place, part in enumerate(parts) if part in _PACKAGES]
+    return "/".join(parts[installed[-1] + 1 :]) if installed else filename
