@@ -31,12 +31,12 @@ setup: $(VENV)/.dev
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "installing openweights[demo] into $(VENV): some minutes; about 1.6 GB, or 5.4 with CUDA: README.md"
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing openweights[dev] into $(VENV): some minutes; about 1.7 GB, or 5.5 with CUDA: README.md"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $(VENV)/.demo $@
 
 $(BIN)/python:

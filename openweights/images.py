@@ -12,3 +12,19 @@ VLLM_IMAGE = f"openweights/ow-vllm:{TAG}"
 
 # The cluster manager, for `ow deploy`; it needs no GPU.
 MANAGER_IMAGE = f"openweights/ow-manager:{TAG}"
+
+# None is published: who rents pods builds them, and says here what they are called.
+VARIABLES = {
+    UNSLOTH_IMAGE: "OPENWEIGHTS_IMAGE",
+    VLLM_IMAGE: "OPENWEIGHTS_VLLM_IMAGE",
+    MANAGER_IMAGE: "OPENWEIGHTS_MANAGER_IMAGE",
+}
+
+
+def to_be_built(image: str) -> str | None:
+    """What to do before a pod can start from an image; None for one of the user's own."""
+    variable = VARIABLES.get(image)
+    return variable and (
+        f"no registry has {image}: build it, push it, and name yours in {variable}, as "
+        "docs/runpod.md says; until then a pod finds nothing to start"
+    )

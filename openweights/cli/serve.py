@@ -68,6 +68,7 @@ def _run(
     from openweights.dashboard.app import create_app, read_ahead
 
     client = OpenWeights()
+    client.jobs.queue()  # a store that cannot be opened is told of here, and not first on the page
     key = api_key or f"sk-ow-{secrets.token_urlsafe(24)}"
     note(f"{client.organization_id}: for OpenAI clients base_url={address}/v1")
     if not client.settings.is_remote:

@@ -144,7 +144,10 @@ def test_broken_settings(ow_process: Process, name: str, command: str) -> None:
 def test_a_home_that_cannot_be_made(ow_process: Process, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     env = {"OPENWEIGHTS_HOME": str(tmp_path / "file" / "home")}
-    for arguments in (["ls"], ["show", "x"], ["exec", "true"], ["cancel", "x"]):
+    for arguments in (
+        *(["ls"], ["show", "x"], ["exec", "true"], ["cancel", "x"], ["top"], ["gc"], ["pause"]),
+        *(["plot", "x"], ["chat", "ftjob-0"], ["serve", "--port", "0"]),
+    ):
         answer = ow_process(*arguments, env=env, cwd=tmp_path)
         check_refusal(answer.returncode, answer.stderr)
         assert str(tmp_path / "file") in answer.stderr

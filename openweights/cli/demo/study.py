@@ -226,15 +226,14 @@ class Demo:
             return self._run()
 
     def _run(self) -> Study:
-        # The base first, of which something is said at once; all before anything is waited for.
+        # All before anything is waited for, in the order in which it is told of.
         base = self._evaluate(self.model)
-        trained = [(method, self._train(method)) for method in methods(self.plan)]
-        evaluated = [self._evaluate(job.id) for _, job in trained]
+        jobs = [(m, job, self._evaluate(job.id)) for m, job in map(self._train, methods(self.plan))]
         self._await("The base model", base, f"{self.plan.test_rows} held-out orders")
         answers = self._answers(base)
         self._say(f"  {_scored(score(answers))}")
         outcomes: list[Outcome] = []
-        for (method, job), measured in zip(trained, evaluated, strict=True):
+        for method, job, measured in jobs:
             self._await(method.label, job, f"{self.plan.steps} steps")
             self._tell_gate(job)
             self._await(f"{method.label}, measured", measured, f"{self.plan.test_rows} orders")
@@ -245,13 +244,13 @@ class Demo:
             model=self.model.name,
             plan=self.plan,
             rows=len(rows),
-            gate=gate_shares(trained[-1][1].events(type="teacher_gate")[0].data),
+            gate=gate_shares(jobs[-1][1].events(type="teacher_gate")[0].data),
             base=answers,
             outcomes=outcomes,
         )
 
-    def _train(self, method: Method) -> Job:
-        return submit(
+    def _train(self, method: Method) -> tuple[Method, Job]:
+        return method, submit(
             self.ow,
             method,
             self.plan,

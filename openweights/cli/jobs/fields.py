@@ -77,7 +77,8 @@ def _explain(name: str, sections: dict[str, list[FieldRow]]) -> None:
     if not found:
         known = [row.name for rows in sections.values() for row in rows]
         near = meant_field(name) or closest(name, known)
-        fail(f"there is no field {name}" + (f"; did you mean {near}?" if near else ""))
+        remedy = f"did you mean {near}?" if near else "`ow fields` lists them"
+        fail(f"there is no field {name}; {remedy}")
     for row in found:
         losses = ", ".join(row.losses) or "all losses"
         click.echo(f"{row.name}  ({losses})\n  {row.meaning}")

@@ -6,12 +6,14 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
+from openweights import images
 from openweights.cli.output import env_file_option, note
 from openweights.errors import ConfigurationError
 from openweights.settings import ClusterSettings, Settings
@@ -94,8 +96,17 @@ def _say_what_would_be_done(
         ) from None
     for action in actions:
         click.echo(describe(action))
+    _say_what_to_build(actions)
     if not actions:
         note("nothing is to be done")
+
+
+def _say_what_to_build(planned: Sequence[Action]) -> None:
+    from openweights.cluster.planning.actions import StartWorker
+
+    wanted = dict.fromkeys(a.image for a in planned if isinstance(a, StartWorker))
+    for told in filter(None, map(images.to_be_built, wanted)):
+        note(told)
 
 
 def _preview(jobs: Path) -> None:
@@ -104,6 +115,7 @@ def _preview(jobs: Path) -> None:
     lines, actions = preview(jobs, ClusterSettings.from_env())
     for line in (*lines, *map(describe, actions)):
         click.echo(line)
+    _say_what_to_build(actions)
 
 
 def describe(action: Action) -> str:

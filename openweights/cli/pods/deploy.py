@@ -59,6 +59,8 @@ def deploy(image: str, is_end: bool) -> None:
                 raise NotFoundError(f"there is no pod {name}")
             click.echo(f"ended {name}; workers finish their jobs, wait half an hour, and end")
             return
+        if told := images.to_be_built(image):
+            note(told)
         env = {**_env(settings, cluster), "OPENWEIGHTS_API_KEY": _new_key(store)}
         request = PodRequest(name, image, None, 0, "SECURE", env, disk_gb=20)
         click.echo(f"started {name}, pod {_start(runpod, request, store).id}")

@@ -126,6 +126,8 @@ def ssh(
         return
     key = key_path.expanduser()
     wish = development.Wish(f"{count}x {gpu}", cloud_type, image, _public_key(key))
+    if told := images.to_be_built(image):
+        note(told)
     known_hosts = Settings.from_env().home / "known_hosts"
     known_hosts.parent.mkdir(parents=True, exist_ok=True)
     sys.exit(_work_in_pod(runpod, wish, key, known_hosts, command, sync=sync, keep=keep))

@@ -118,6 +118,7 @@ def inspect_program(config: InspectConfig, say: Callable[[str], None] = logger.i
 
 def _install(packages: Sequence[str], folder: Path) -> None:
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input"]
+    pip.append("--disable-pip-version-check")
     for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*pip, *packages]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -25,6 +25,8 @@ def test_one_field(ow: Ow) -> None:
     answer = ow("fields", "lr")
     assert answer.exit_code == 1
     assert answer.stderr == "ow: there is no field lr; did you mean learning_rate?\n"
+    unlike = ow("fields", "zzzzzzzz")
+    assert unlike.stderr == "ow: there is no field zzzzzzzz; `ow fields` lists them\n"
 
 
 def test_all_fields(ow: Ow) -> None:

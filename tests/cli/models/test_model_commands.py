@@ -74,11 +74,15 @@ def test_chat_in_a_terminal(home: Path, tiny: str) -> None:
     terminal = Terminal("chat", tiny, "--max-tokens", "8", "--temperature", "0")
     terminal.wait_for(r"> ")
     terminal.type("Hello\n")
-    first = answer_in(terminal.wait_for(r"\n> "))
+    told = terminal.wait_for(r"\n> ")
+    first, loading = answer_in(told), f"{tiny} is loaded first"
+    assert told.index(loading) < told.index(first), "what the wait is for, before it"
     terminal.type("/reset\n")
     terminal.wait_for(r"\n> ")
     terminal.type("Hello\n")
-    assert answer_in(terminal.wait_for(r"\n> ")) == first, "greedy, and with nothing before it"
+    again = terminal.wait_for(r"\n> ")
+    assert answer_in(again) == first, "greedy, and with nothing before it"
+    assert loading not in again, "it runs by now"
     terminal.type("/system Be brief.\n")
     terminal.wait_for(r"\n> ")
     terminal.type(f"/compare {tiny}\n")

@@ -65,7 +65,9 @@ def test_dry_run(ow: Ow, organization: Team, cloud: RunPodDouble) -> None:
     assert describe(impossible) == "nothing for a, b: no GPU is that large"
 
 
-def test_dry_run_for_a_file_of_jobs_needs_no_keys(ow: Ow, home: Path, tmp_path: Path) -> None:
+def test_dry_run_for_a_file_of_jobs_needs_no_keys(
+    ow: Ow, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         {"model": "org/tiny-4B", "training_file": str(TRAIN), "loss": "sft", "max_steps": 100}
         | {"requires_vram_gb": 40, "cloud_type": "ALL"},
@@ -85,6 +87,11 @@ def test_dry_run_for_a_file_of_jobs_needs_no_keys(ow: Ow, home: Path, tmp_path: 
         "start a worker of openweights/ow-unsloth:1.0 for line 1: the first of 1x "
     )
     assert report.startswith("nothing for line 3: needs 10000 GiB of GPU memory")
+    assert "no registry has openweights/ow-unsloth:1.0: build it" in result.stderr
+    assert "OPENWEIGHTS_IMAGE" in result.stderr and "docs/runpod.md" in result.stderr
+    monkeypatch.setenv("OPENWEIGHTS_IMAGE", "docker.io/we/ow-unsloth:1.0")
+    own = ow("cluster", "--dry-run", "--jobs", str(file))
+    assert "start a worker of docker.io/we/ow-unsloth:1.0" in own.stdout and own.stderr == ""
     assert not home.exists() or not list(home.glob("openweights.db")), "no store was touched"
     file.write_text(json.dumps({**rows[0], "learning_rat": 1}))
     wrong = ow("cluster", "--dry-run", "--jobs", str(file))
