@@ -65,8 +65,16 @@ def parser(
     )
     found.add_argument("--large", action="store_true", help=f"train {LARGE}, on a GPU")
     found.add_argument("--model", help=model)
-    found.add_argument("--steps", type=int, help=steps)
+    found.add_argument("--steps", type=count, help=steps)
     return found
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, as the type of an argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("give a whole number from 1 on")
+    return number
 
 
 def choice(ow: OpenWeights, options: argparse.Namespace) -> Choice:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import ORDERS, RESULTS, Choice, choice, parser
+from cookbook.models import ORDERS, RESULTS, Choice, choice, count, parser
 from openweights import OpenWeights
 
 EXACT = f"{Path(__file__).parent / 'exact.py'}:exact"
@@ -44,7 +44,7 @@ def main() -> None:
     ow = OpenWeights()
     options = parser(__doc__)
     options.add_argument("--suite", action="append", default=[], help="one more evaluation")
-    options.add_argument("--limit", type=int, default=24, help="problems of each")
+    options.add_argument("--limit", type=count, default=24, help="problems of each")
     given = options.parse_args()
     chosen = choice(ow, given)
     training = ow.fine_tuning.create(**params(chosen), requires_vram_gb=chosen.vram_gb)

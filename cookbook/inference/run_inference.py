@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import Choice, choice, parser
+from cookbook.models import Choice, choice, count, parser
 from openweights import OpenWeights
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
@@ -31,7 +31,7 @@ def main() -> None:
     ow = OpenWeights()
     options = parser(__doc__)
     options.add_argument("--prompts", default=str(PROMPTS), help="JSON lines with `messages`")
-    options.add_argument("-n", type=int, default=1, help="answers to each prompt")
+    options.add_argument("-n", type=count, default=1, help="answers to each prompt")
     asked = options.parse_args()
     chosen = choice(ow, asked)
     job = ow.inference.create(

@@ -225,6 +225,11 @@ def test_arguments(
         load(name).main()
     said = capsys.readouterr().out
     assert "--model" in said and "--steps" in said and "--large" in said
+    # Refused before a model is fetched for it.
+    monkeypatch.setattr(sys, "argv", [name, "--steps", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        load(name).main()
+    assert "argument --steps: give a whole number from 1 on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["custom_job/client_side.py", "sdft/make_data.py"])

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cookbook.models import LARGE, choice, parser
+from cookbook.models import LARGE, choice, count, parser
 from cookbook.sdft.skills.data import SKILLS
 from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, chains, frontier, sequence, small
 from cookbook.sdft.skills.results import Run, chosen_rates, frontier_points, in_order
@@ -114,9 +114,9 @@ def arguments() -> argparse.Namespace:
         help="rates at which the later skills are taught; the best of each method on the first",
     )
     asked.add_argument("--grpo-rates", nargs="+", type=float, metavar="RATE")
-    asked.add_argument("--grpo-steps", type=int, help="optimizer steps of GRPO")
-    asked.add_argument("--test-rows", type=int, help="held-out rows of each skill")
-    asked.add_argument("--at-once", type=int, help="jobs that share this machine")
+    asked.add_argument("--grpo-steps", type=count, help="optimizer steps of GRPO")
+    asked.add_argument("--test-rows", type=count, help="held-out rows of each skill")
+    asked.add_argument("--at-once", type=count, help="jobs that share this machine")
     asked.add_argument("--memory-gb", type=float, help="GPU memory that each of them may fill")
     asked.add_argument("--minutes", type=float, default=math.inf, help="look no longer for results")
     asked.add_argument("--out", type=Path, default=Path("results") / "skills")

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
-from cookbook.models import RESULTS, parser
+from cookbook.models import RESULTS, count, parser
 from cookbook.sdft.bad_medical_advice.eval.questions import (
     Questions,
     read_questions,
@@ -82,8 +82,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     asked = parser(__doc__, model="of runs on this model", steps="of runs of so many steps")
     asked.add_argument("--study", default="stand-in", help="name in the jobs' meta")
     asked.add_argument("--questions", type=Path, default=HERE / "stand_in.yaml")
-    asked.add_argument("--samples", type=int, default=8, help="answers to each question")
-    asked.add_argument("--max-tokens", type=int, default=24)
+    asked.add_argument("--samples", type=count, default=8, help="answers to each question")
+    asked.add_argument("--max-tokens", type=count, default=24)
     asked.add_argument("--judge", default=JUDGE)
     asked.add_argument("--out", type=Path, default=RESULTS / "eval")
     return asked.parse_args(given)
