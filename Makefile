@@ -1,4 +1,4 @@
-# make demo    train a small model here, with and without SDFT (seven to eight minutes on two idle cores)
+# make demo    train a small model here, with and without SDFT (about eight minutes on two idle cores)
 # make test    the tests
 # make lint    ruff and pyright
 # make clean   remove what these made
