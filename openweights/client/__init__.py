@@ -266,8 +266,10 @@ class OpenWeights:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: No job has measured anything, or not what was asked for.
         """
-        from openweights.client.watching.comparison import curve_panels
+        from openweights.client.watching.comparison import curve_panels, line_names
+        from openweights.client.watching.metrics import series
         from openweights.client.watching.plot import draw_panels, plot_title
+        from openweights.client.watching.unmeasured import merged, unmeasured
 
         found = self._found(jobs)
         records = [job.record for job in found]
@@ -276,16 +278,13 @@ class OpenWeights:
         parameters = None if group_by is None else as_texts("group_by", group_by, _NAMED)
         if band is not None:
             check_text("band", band, _NAMED)
-        panels = curve_panels(
-            records,
-            [job.metric_rows() for job in found],
-            x=x,
-            y=measures,
-            group_by=parameters,
-            band=band,
-        )
+        tables = [job.metric_rows() for job in found]
+        panels = curve_panels(records, tables, x=x, y=measures, group_by=parameters, band=band)
+        called = line_names(records, parameters, band)
+        missing = unmeasured(records, [series(table) for table in tables], panels)
         target = None if path is None else as_path("path", path)
-        return draw_panels(panels, title=plot_title(records), x=x, path=target)
+        notes = [one.words(called) for one in merged(missing)]
+        return draw_panels(panels, title=plot_title(records), x=x, path=target, notes=notes)
 
     def _found(self, jobs: Sequence[Job | str] | Job | str) -> list[Job]:
         given = [jobs] if isinstance(jobs, Job | str) else jobs

@@ -65,13 +65,7 @@ from openweights.dashboard.job_index import SORT_KEYS, JobIndex, JobQuery
 from openweights.dashboard.openai_api import openai_routes
 from openweights.dashboard.rendered import Reader, reader_of
 from openweights.dashboard.rows import dataset_page, dataset_summary
-from openweights.dashboard.samples import (
-    answer_rows,
-    answer_steps,
-    gates,
-    token_rows,
-    token_steps,
-)
+from openweights.dashboard.said import said_routes
 from openweights.dashboard.scores import scores
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import (
@@ -136,11 +130,7 @@ def _api_routes() -> list[Route]:
         Route("/api/jobs/stream", _stream),
         Route("/api/jobs/{job_id}", _job),
         Route("/api/jobs/{job_id}/files", _result_files),
-        Route("/api/jobs/{job_id}/answers", _answer_steps),
-        Route("/api/jobs/{job_id}/answers/{event_id:int}", _answer_rows),
-        Route("/api/jobs/{job_id}/gates", _gates),
-        Route("/api/jobs/{job_id}/tokens", _token_steps),
-        Route("/api/jobs/{job_id}/tokens/{event_id:int}", _token_rows),
+        *said_routes(),
         Route("/api/jobs/{job_id}/cancel", _cancel, methods=["POST"]),
         Route("/api/jobs/{job_id}/restart", _restart, methods=["POST"]),
         Route("/api/jobs/{job_id}/delete", _delete, methods=["POST"]),
@@ -421,7 +411,8 @@ def _kinds(request: Request) -> Response:
 
 def _compare(request: Request) -> Response:
     """Jobs beside one another, `?jobs=a,b`: `{jobs: [{id, status, params, …}], differing}`."""
-    return JSONResponse(compared_jobs(_client(request), _named(request, "jobs") or []))
+    cache = _views(request)[1]
+    return JSONResponse(compared_jobs(_client(request), _named(request, "jobs") or [], cache))
 
 
 def _scores(request: Request) -> Response:
@@ -457,28 +448,6 @@ def _named(request: Request, name: str) -> list[str] | None:
     """The parts of a query's value between commas; None when it is not given."""
     text = request.query_params.get(name)
     return None if text is None else [part for part in text.split(",") if part]
-
-
-def _answer_steps(request: Request) -> Response:
-    return JSONResponse(answer_steps(_client(request).backend, request.path_params["job_id"]))
-
-
-def _answer_rows(request: Request) -> Response:
-    path = request.path_params
-    return JSONResponse(answer_rows(_client(request).backend, path["job_id"], path["event_id"]))
-
-
-def _gates(request: Request) -> Response:
-    return JSONResponse(gates(_client(request).backend, request.path_params["job_id"]))
-
-
-def _token_steps(request: Request) -> Response:
-    return JSONResponse(token_steps(_client(request).backend, request.path_params["job_id"]))
-
-
-def _token_rows(request: Request) -> Response:
-    path = request.path_params
-    return JSONResponse(token_rows(_client(request).backend, path["job_id"], path["event_id"]))
 
 
 def _log(request: Request) -> Response:

@@ -4,6 +4,7 @@ would make it again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -17,12 +18,16 @@ from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, field_defaults, kind_names, kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
+from openweights.client.watching.field_order import in_order
 from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress, status_word
+from openweights.client.watching.unmeasured import unmeasured
 from openweights.client.watching.waiting import state_of, why_failed
+from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.models.names import name_as_given
+from openweights.number_words import number_words
 from openweights.types import JobRecord, RunRecord
 
 if TYPE_CHECKING:
@@ -104,11 +109,11 @@ def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[
     rows = [
         {
             "name": name,
-            "value": value,
+            "value": values[name],
             "default": defaults.get(name),
-            "differs": name not in defaults or defaults[name] != value,
+            "differs": name not in defaults or defaults[name] != values[name],
         }
-        for name, value in values.items()
+        for name in in_order(values, defaults)
     ]
     return sorted(rows, key=lambda row: not row["differs"])
 
@@ -131,7 +136,8 @@ def python_lines(ow: OpenWeights, job: JobRecord, kind: str | None) -> str:
 def _argument(backend: Backend, name: str, value: object) -> str:
     """A line of the call, with the names of the files behind it."""
     files = ", ".join(file_names(backend, value).values())
-    return f"    {name}={value!r}," + (f"  # {files}" if files else "")
+    literal = number_words(value) if isinstance(value, float) else repr(value)
+    return f"    {name}={literal}," + (f"  # {files}" if files else "")
 
 
 def _in_its_folder(job: JobRecord, create: Sequence[str]) -> list[str]:
@@ -205,15 +211,17 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
+def compared_jobs(ow: OpenWeights, job_ids: Sequence[str], series: SeriesCache) -> dict[str, Any]:
     """`{jobs: [{id, status, model, params, apart, usd_per_hour, error}], missing, differing,
-    telling, headings}`.
+    telling, headings, unmeasured}`.
 
     `params` go by dotted names; `differing` are those that are not the same in all jobs, without
     those that some jobs do not have and the others leave at their default; `telling` are the fewest
     of these that tell the jobs apart; `headings` are what their columns are called beside those of
-    measures, and `apart` what `names_apart` calls a job's measures. Ids of `missing` are of no job,
-    as of one that was deleted since the comparison's address was kept.
+    measures, and `apart` what `names_apart` calls a job's measures. `unmeasured` are
+    `{measure, jobs, parameter, words}`, as `Unmeasured` has them; none while a history is still
+    read. Ids of `missing` are of no job, as of one that was deleted since the comparison's address
+    was kept.
     """
     jobs: list[JobRecord] = []
     missing: list[str] = []
@@ -223,17 +231,18 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
         except NotFoundError:
             missing.append(job_id)
     given = [parameters(job) for job in jobs]
+    called = [file_names(ow.backend, params) for params in given]
     names = asked_for(jobs)
     shown = [
         {
             "id": job.id,
             "status": job.status,
             "model": job.model,
-            "params": params,
+            "params": with_names(params, files),
             "apart": apart,
             **_of_last_run(ow.backend, job),
         }
-        for job, params, apart in zip(jobs, given, names_apart(given), strict=True)
+        for job, params, files, apart in zip(jobs, given, called, names_apart(given), strict=True)
     ]
     return {
         "jobs": shown,
@@ -241,7 +250,25 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str]) -> dict[str, Any]:
         "differing": names,
         "telling": telling_apart(given, names),
         "headings": headings(names),
+        "unmeasured": _unmeasured(jobs, series),
     }
+
+
+def _unmeasured(jobs: Sequence[JobRecord], series: SeriesCache) -> list[dict[str, Any]]:
+    until = time.monotonic() + READ_S
+    read = [series.of(job.id, until - time.monotonic()) for job in jobs]
+    if not all(one.complete for one in read):
+        return []
+    measured = [one.names() for one in read]
+    return [
+        {
+            "measure": one.measure,
+            "jobs": list(one.jobs),
+            "parameter": one.parameter,
+            "words": one.words(),
+        }
+        for one in unmeasured(jobs, measured, (name for own in measured for name in own))
+    ]
 
 
 def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:

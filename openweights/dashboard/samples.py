@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, BinaryIO, cast
@@ -26,7 +26,8 @@ def answer_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
         for event in backend.list_events(job_id=job_id, type=kind.type)
     ]
     steps = [
-        {"event": event.id, "step": _step(event), "source": str(source)} for event, source in found
+        {"event": event.id, "step": step_of(event), "source": str(source)}
+        for event, source in found
     ]
     return sorted(steps, key=lambda one: (one["source"], one["step"], one["event"]))
 
@@ -61,7 +62,7 @@ def token_steps(backend: Backend, job_id: str) -> list[dict[str, Any]]:
     return [
         {
             "event": event.id,
-            "step": _step(event),
+            "step": step_of(event),
             "tag": str(event.data.get("tag") or "dataset"),
         }
         for event in sorted(found, key=lambda event: event.id)
@@ -78,7 +79,7 @@ def token_rows(backend: Backend, job_id: str, event_id: int) -> list[list[dict[s
     return [_pieces(row) for row in rows_of(backend, _event(backend, job_id, event_id))]
 
 
-def _step(event: EventRecord) -> int:
+def step_of(event: EventRecord) -> int:
     """0 for what a job of somebody's own has logged without a whole number."""
     step = event.data.get("step")
     return step if isinstance(step, int) else 0
@@ -98,12 +99,12 @@ def rows_of(backend: Backend, event: EventRecord) -> list[dict[str, Any]]:
         return []
     try:
         with backend.open_file(file) as content:
-            return list(islice(_objects(content), MOST_ROWS))
+            return list(islice(objects(content), MOST_ROWS))
     except NotFoundError:
         return []
 
 
-def _objects(content: BinaryIO) -> Iterator[dict[str, Any]]:
+def objects(content: BinaryIO) -> Iterator[dict[str, Any]]:
     """The lines that are JSON objects: a job of somebody's own may have written the file."""
     for line in content:
         with suppress(ValueError):
@@ -126,7 +127,7 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
         kept["rewards"] = row["rewards"]
     prompt = row.get("prompt")
     told = row.get("messages") if isinstance(prompt, str) else prompt or row.get("messages")
-    messages, reference = _asked(list(_mappings(told)))
+    messages, reference = asked(_list(told))
     if not messages:
         messages = [{"role": "prompt", "text": str(prompt)}]
     return {
@@ -138,14 +139,14 @@ def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _asked(messages: list[dict[str, Any]]) -> tuple[list[dict[str, str]], str | None]:
-    """The conversation up to the answer, and the answer that the row itself has."""
-    reference = None
+def asked(conversation: Sequence[object]) -> tuple[list[dict[str, str]], str | None]:
+    """The messages up to the answer, each `{role, text}`, and the answer that the row has."""
+    messages, reference = [*_mappings(conversation)], None
     if messages and messages[-1].get("role") == "assistant":
         reference = flat_text(messages[-1].get("content"))
         messages = messages[:-1]
-    asked = [{"role": str(m.get("role")), "text": flat_text(m.get("content"))} for m in messages]
-    return asked, reference
+    told = [{"role": str(m.get("role")), "text": flat_text(m.get("content"))} for m in messages]
+    return told, reference
 
 
 def _as_text(messages: list[dict[str, str]]) -> str:

@@ -120,6 +120,11 @@ class JobSeries:
                 self.by_name[key] = Series()
             self.by_name[key].add(step, value, moment, event.run_id)
 
+    def names(self) -> list[str]:
+        """Of its measures, those first that were measured first."""
+        with self.lock:
+            return [*self.by_name]
+
     def shown(self, names: Collection[str] | None, buckets: int) -> dict[str, Any]:
         """`{complete, version, started, measures: {name: [first, last, rank]}, series: {name:
         points}}`; those of the least rank come first.

@@ -20,7 +20,7 @@ from openweights import OpenWeights
 from openweights.dashboard.access import Sessions
 from openweights.dashboard.app import create_app
 from openweights.settings import Settings
-from openweights.types import Claim, EventDraft, JobSpec, WorkerSpec
+from openweights.types import Claim, EventDraft, JobSpec, JobType, WorkerSpec
 
 API_KEY = "sk-ow-of-the-tests"
 COOKIE = "openweights_tests"
@@ -99,6 +99,7 @@ def run_job(ow: OpenWeights) -> Callable[..., Claim]:
         log: str = "",
         status: str | None = "completed",
         error: str | None = None,
+        job_type: JobType = "fine-tuning",
         **params: Any,
     ) -> Claim:
         backend = ow.backend
@@ -106,7 +107,7 @@ def run_job(ow: OpenWeights) -> Callable[..., Claim]:
         validated = {"model": "org/model", "loss": "sft", **params}
         spec = JobSpec(
             id=job_id,
-            type="fine-tuning",
+            type=job_type,
             script="true",
             params={"validated_params": validated, "cloud_type": "SECURE"},
             model=validated["model"],

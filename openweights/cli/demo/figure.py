@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from openweights.cli.demo.evaluation import score
+from openweights.number_words import number_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def draw(study: Study, path: Path) -> None:
     figure.suptitle(
         f"{study.model} learns one skill from {study.rows} demonstrations: "
         f"{study.plan.steps} steps of {study.plan.batch_rows} rows at learning rate "
-        f"{study.plan.learning_rate:g}"
+        f"{number_words(study.plan.learning_rate)}"
     )
     # Cross-entropy and either divergence are different things: each has its own axes.
     for place, outcome in enumerate(study.outcomes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,14 @@ from openweights.cli.output import (
     terminal_width,
 )
 from openweights.cli.store import JOB_ID
+from openweights.client.watching.file_names import file_names, with_names
 from openweights.errors import InvalidInputError
+from openweights.number_words import number_words, value_words
+
+if TYPE_CHECKING:
+    from openweights.client import OpenWeights
+
+Row = Mapping[str, Any]
 
 
 @click.command()
@@ -34,7 +41,8 @@ def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     below.
     """
     from openweights.client import OpenWeights
-    from openweights.client.watching.comparison import comparison_columns, not_taken
+    from openweights.client.watching.comparison import comparison_columns, measured_names
+    from openweights.client.watching.unmeasured import asked_for_elsewhere
 
     ow = OpenWeights()
     rows = ow.compare(jobs, as_dataframe=False)
@@ -44,16 +52,21 @@ def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     records = [ow.jobs.retrieve(job).record for job in jobs]
     every, main = comparison_columns(records, rows)
     names = every if show_all else every[:main]
-    _print_blocks(rows, names)
-    for line in not_taken(records, rows):
-        note(line)
+    _print_blocks(_with_file_names(ow, rows), names)
+    for missing in asked_for_elsewhere(records, measured_names(rows)):
+        note(missing.words())
     if left_out := len(every) - len(names):
         note(
             f"{left_out} more parameters and measures are not shown; `ow compare --all` shows them"
         )
 
 
-def _print_blocks(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+def _with_file_names(ow: OpenWeights, rows: Sequence[Row]) -> list[Row]:
+    """The rows as people know their files."""
+    return [with_names(row, file_names(ow.backend, row)) for row in rows]
+
+
+def _print_blocks(rows: Sequence[Row], names: Sequence[str]) -> None:
     cells = [[str(row["id"]), *(_cell(row.get(name)) for name in names)] for row in rows]
     room = terminal_width() - max(map(len, names))
     for number, block in enumerate(_blocks(cells, room)):
@@ -80,7 +93,9 @@ def _blocks(columns: Sequence[list[str]], room: int) -> Iterator[list[list[str]]
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.5g}" if isinstance(value, float) else one_line(value, 40)
+    if isinstance(value, float):
+        return number_words(value, digits=5)
+    return one_line(value_words(value), 40)
 
 
 @click.command()

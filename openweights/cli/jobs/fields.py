@@ -10,6 +10,7 @@ import click
 
 from openweights.cli.output import fail, json_option, print_json, print_table
 from openweights.client.job_kinds import field_meanings
+from openweights.number_words import number_words
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -139,11 +140,15 @@ def _rows(model: type[BaseModel]) -> Iterator[FieldRow]:
         losses = field_losses(name, "")
         yield FieldRow(
             name,
-            None if field.is_required() else repr(default),
+            None if field.is_required() else _literal(default),
             () if losses == ("",) else losses,
             said[name],
             tuple(_choices(field)),
         )
+
+
+def _literal(default: object) -> str:
+    return number_words(default) if isinstance(default, float) else repr(default)
 
 
 def _choices(field: FieldInfo) -> Iterator[str]:

@@ -26,15 +26,21 @@ from openweights.client.jobs import find_job
 from openweights.client.results import result_files
 from openweights.client.secrets import without_keys
 from openweights.client.watching.estimates import Estimate
+from openweights.client.watching.field_order import in_order
 from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.panels import rank_of
 from openweights.client.watching.progress import status_word
 from openweights.client.watching.waiting import state_of, why_failed
+from openweights.number_words import number_words, value_words
 from openweights.types import ENDED, JobRecord, RunRecord
 
 # So many lines of a section fit a screen of 40 beside the others.
 _SHOWN = 4
-_PARAMETERS_SHOWN = 8
+_PARAMETERS_SHOWN = 9
+# Be they at their defaults: what decides how a training goes.
+_ALWAYS_SHOWN = frozenset(
+    {"learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"}
+)
 _MOUNTED_SHOWN = 2
 _WIDEST = 100
 # Said elsewhere, or of no interest without their event.
@@ -83,11 +89,12 @@ def show(job: str, as_json: bool) -> None:
 
 def _print_job(job: JobRecord, state: str) -> None:
     click.echo("  ".join(filter(None, (job.id, status_word(job), state))))
+    expected = Estimate.of(job.params)
     print_fields(
         {
             "kind": kind_word(job),
             "model": job.model,
-            "estimate": expected.words() if (expected := Estimate.of(job.params)) else None,
+            "estimate": expected.words() if expected and job.status not in ENDED else None,
             **(_place(job) if is_remote() else {}),
             "priority": job.priority or None,
             "attempts": job.attempts if job.attempts > 1 else None,
@@ -120,14 +127,15 @@ def _print_params(job: JobRecord, names: Mapping[str, str]) -> None:
     params, defaults = validated_params(job), default_params(job)
     usual = [name for name in params if name in defaults and params[name] == defaults[name]]
     # Loss and model were said above, and a name with the job's id was made for it.
+    usual = [name for name in usual if name not in _ALWAYS_SHOWN]
     hidden = {*usual, "loss", "model"}
     name = str(params.get("finetuned_model_id"))
     if "{" in name or job.id in name:
         hidden.add("finetuned_model_id")
     title = "parameters" + (f" ({len(usual)} more at their defaults)" if usual else "")
     chosen = {
-        name: one_line(with_names(value, names), _WIDEST)
-        for name, value in params.items()
+        name: one_line(value_words(with_names(params[name], names)), _WIDEST)
+        for name in in_order(params, defaults)
         if name not in hidden
     }
     _print_section(title, chosen, limit=_PARAMETERS_SHOWN)
@@ -136,7 +144,7 @@ def _print_params(job: JobRecord, names: Mapping[str, str]) -> None:
 
 
 def _rounded(figures: Mapping[str, Any]) -> dict[str, str]:
-    return {key: f"{as_number(value):.5g}" for key, value in figures.items()}
+    return {key: number_words(as_number(value) or 0, 5) for key, value in figures.items()}
 
 
 def _print_section(title: str, values: Mapping[str, Any], limit: int = _SHOWN) -> None:

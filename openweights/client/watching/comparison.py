@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
 from openweights.client.job_kinds import default_params
 from openweights.client.secrets import without_keys
+from openweights.client.watching.field_order import in_order
 from openweights.client.watching.meaning import names_apart, plain_name, renamed
 from openweights.client.watching.metrics import Row, Series, is_known, series
 from openweights.client.watching.panels import Line, columns_in_order, is_looked_up, measure_rank
 from openweights.errors import InvalidInputError, closest, shown
+from openweights.number_words import number_words, value_words
 from openweights.types import JobRecord
 
 Params = dict[str, Any]
@@ -21,13 +22,7 @@ Points = Sequence[tuple[int, float, float]]  # step, x, y
 
 # Names of a job and of its result: they differ whenever anything does.
 _NAMES = frozenset({"finetuned_model_id", "job_id_suffix"})
-# What is measured only where a parameter asks for it.
-_ASKED_BY = (
-    (re.compile(r"kl_to_base(\[.*)?", re.DOTALL), "kl_to_base_steps"),
-    (re.compile(r"multiple_choice/.*", re.DOTALL), "mcq_callbacks"),
-    (re.compile(r"(logprobs|logprob_block)/.*", re.DOTALL), "logp_callback_datasets"),
-    (re.compile(r"eval_loss"), "test_file"),
-)
+_DIGITS = 6  # of a number in a legend
 _SHORT = 24  # characters: as numbers and names, not files and templates
 
 
@@ -47,7 +42,7 @@ def _flat(value: Mapping[str, Any], at: str) -> Iterable[tuple[str, Any]]:
 def differing(jobs: Sequence[Params]) -> list[str]:
     """The parameters that are not the same in all of them."""
     names = dict.fromkeys(name for job in jobs for name in job if name not in _NAMES)
-    return [name for name in names if len({repr(job.get(name)) for job in jobs}) > 1]
+    return [name for name in in_order(names) if len({repr(job.get(name)) for job in jobs}) > 1]
 
 
 def asked_for(jobs: Sequence[JobRecord]) -> list[str]:
@@ -116,18 +111,9 @@ def comparison_columns(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> tuple[
     return first + rest, len(first)
 
 
-def not_taken(jobs: Sequence[JobRecord], rows: Sequence[Row]) -> list[str]:
-    """What some trainings have measured and others not, and which parameter asks for it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    trainings = [row for job, row in zip(jobs, rows, strict=True) if job.type == "fine-tuning"]
-    found: list[str] = []
-    for pattern, parameter in _ASKED_BY:
-        own = [name for name in names if pattern.fullmatch(plain_name(name))]
-        without = [str(row["id"]) for row in trainings if not any(name in row for name in own)]
-        if own and without:
-            who = ", ".join(without)
-            found.append(f"{plain_name(own[0])}: not measured in {who}; {parameter} asks for it")
-    return found
+def measured_names(rows: Iterable[Row]) -> list[list[str]]:
+    """Of each of the `comparison_rows` what its job has measured."""
+    return [names[names.index("step") + 1 :] for names in map(list, rows)]
 
 
 def curve_panels(
@@ -154,13 +140,8 @@ def curve_panels(
     Raises:
         InvalidInputError: There is no such parameter or measure.
     """
-    given = [parameters(job) for job in jobs]
-    curves = curves_apart(given, tables)
-    names = _chosen(given, group_by, band)
-    texts = labels_by(given, names)
-    keys = texts if band else [job.id for job in jobs]
-    ids = {key: [job.id for job, own in zip(jobs, keys, strict=True) if own == key] for key in keys}
-    labels = {key: _label(text, ids[key]) for key, text in zip(keys, texts, strict=True)}
+    curves = curves_apart([parameters(job) for job in jobs], tables)
+    keys, labels = _labels(jobs, group_by, band)
     known = list(dict.fromkeys(name for curve in curves for name in curve))
     if not known:
         raise InvalidInputError("none of these jobs has measured anything to plot")
@@ -178,6 +159,27 @@ def curve_panels(
         return panels
     curved = {n: lines for n, lines in panels.items() if any(len(line.x) > 1 for line in lines)}
     return curved or panels
+
+
+def line_names(
+    jobs: Sequence[JobRecord],
+    group_by: str | Sequence[str] | None = None,
+    band: str | None = None,
+) -> dict[str, str]:
+    """Of each job's id what its line is called in `curve_panels`."""
+    keys, labels = _labels(jobs, group_by, band)
+    return {job.id: labels[key] for job, key in zip(jobs, keys, strict=True)}
+
+
+def _labels(
+    jobs: Sequence[JobRecord], group_by: str | Sequence[str] | None, band: str | None
+) -> tuple[list[str], dict[str, str]]:
+    """Of each job which line it is part of, and what these lines are called."""
+    given = [parameters(job) for job in jobs]
+    texts = labels_by(given, _chosen(given, group_by, band))
+    keys = texts if band else [job.id for job in jobs]
+    ids = {key: [job.id for job, own in zip(jobs, keys, strict=True) if own == key] for key in keys}
+    return keys, {key: _label(text, ids[key]) for key, text in zip(keys, texts, strict=True)}
 
 
 def _measures_named(name: str, known: Sequence[str]) -> list[str]:
@@ -213,7 +215,12 @@ def _chosen(
 
 def labels_by(jobs: Sequence[Params], names: Sequence[str]) -> list[str]:
     """What each job is called by the values of these parameters."""
-    return [", ".join(f"{name}={params.get(name)}" for name in names) for params in jobs]
+    return [", ".join(f"{name}={_told(params.get(name))}" for name in names) for params in jobs]
+
+
+def _told(value: object) -> str:
+    """As short as a legend has it."""
+    return number_words(value, _DIGITS) if isinstance(value, float) else value_words(value)
 
 
 def telling_apart(jobs: Sequence[Params], names: Sequence[str]) -> list[str]:

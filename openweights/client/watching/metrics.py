@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from openweights import events
 from openweights.client.event_json import as_number
+from openweights.number_words import number_words
 from openweights.types import EventRecord
 
 TRAIN, EVAL = "train", "eval"
@@ -105,7 +106,7 @@ def is_known(name: str) -> bool:
 def leading_words(values: Mapping[str, object]) -> str:
     """The leading measure among these as in `loss 0.52`; empty when there is none."""
     numbers = ((name, as_number(values.get(name))) for name in LEADING)
-    found = (f"{name} {number:.4g}" for name, number in numbers if number is not None)
+    found = (f"{name} {number_words(number, 4)}" for name, number in numbers if number is not None)
     return next(found, "")
 
 

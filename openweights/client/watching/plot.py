@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.client.watching.metrics import EVAL, TRAIN, Row
 from openweights.client.watching.panels import Line, columns_in_order
 from openweights.errors import ConfigurationError, InvalidInputError
+from openweights.number_words import number_words
 from openweights.types import JobRecord
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _PANEL_INCHES = (4.2, 2.8)
+_NOTE_COLOR = "#555555"
+_NOTE_INCHES = 0.17  # of a line below the panels
+_NOTE_CHARACTERS = 13  # of an inch of it
 _SAMPLE_INCHES = 0.75  # of a legend's entry: the line beside the label, with the gaps around both
 _POINTS_PER_INCH = 72
 _FEW_POINTS = 40  # with more, markers hide the line
@@ -31,6 +36,7 @@ _COLORS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000"),
 )
 _DASHES = ("-", "--", ":", "-.")
+_RATE_DIGITS = 6  # of a rate that was calculated, as 2e-4 / 3, in a title
 _PLAIN_POWERS = (-3, 6)  # of ten: smaller and larger values have the power above the axis
 
 Panels = Mapping[str, Sequence[Line]]
@@ -79,7 +85,9 @@ def _words(job: JobRecord) -> list[str]:
     params: dict[str, Any] = job.params.get("validated_params") or {}
     rate = params.get("learning_rate")
     words = [Path(job.model or "").name, str(params.get("loss") or "")]
-    return [*filter(None, words), *([f"learning rate {rate:g}"] if rate else [])]
+    if rate:
+        words.append(f"learning rate {number_words(rate, _RATE_DIGITS)}")
+    return [*filter(None, words)]
 
 
 def check_format(path: Path) -> None:
@@ -111,6 +119,7 @@ def draw_panels(
     path: Path | None,
     has_one_legend: bool = True,
     most: int | None = None,
+    notes: Sequence[str] = (),
 ) -> Figure:
     """A figure with a panel for each measure.
 
@@ -118,6 +127,7 @@ def draw_panels(
         has_one_legend: One colour for each label, and one legend for all panels; else each panel
             has its own, if it shows more than the training.
         most: So many panels; below them stands how many more there are.
+        notes: Lines below the panels.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -131,7 +141,10 @@ def draw_panels(
     has_legend = has_one_legend and len(labels) > 1
     across = _labels_across(labels, _PANEL_INCHES[0] * columns) if has_legend else 1
     legend_rows = math.ceil(len(labels) / across) if has_legend else 0
-    height = _PANEL_INCHES[1] * rows + 0.6 + 0.22 * legend_rows
+    if left_out:
+        notes = [*notes, f"{left_out} more measures are in job.metrics()"]
+    below = _wrapped(notes, _PANEL_INCHES[0] * columns)
+    height = _PANEL_INCHES[1] * rows + 0.6 + 0.22 * legend_rows + _NOTE_INCHES * len(below)
     figure = _figure(_PANEL_INCHES[0] * columns, height)
     figure.suptitle(title, fontsize="medium", wrap=True)
     for place, (name, drawn) in enumerate(panels.items()):
@@ -143,13 +156,18 @@ def draw_panels(
         if not has_one_legend and own != [TRAIN]:
             axes.legend(fontsize="x-small", framealpha=0.7, ncols=2 if len(own) > _COLUMNS else 1)
     if legend_rows:
-        _draw_legend(figure, labels, across)
-    if left_out:
-        more = f"{left_out} more measures are in job.metrics()"
-        figure.supxlabel(more, fontsize="small", color="#555555")
+        _draw_legend(figure, labels, across, "\n".join(below))
+    elif below:
+        figure.supxlabel("\n".join(below), fontsize="small", color=_NOTE_COLOR)
     if path is not None:
         _save(figure, path)
     return figure
+
+
+def _wrapped(notes: Iterable[str], inches: float) -> list[str]:
+    """The notes in lines that fit a figure of that width."""
+    width = int(inches * _NOTE_CHARACTERS)
+    return [line for note in notes for line in wrap(note, width, subsequent_indent="  ")]
 
 
 def _labels(lines: Iterable[Line]) -> list[str]:
@@ -168,18 +186,22 @@ def _labels_across(labels: Sequence[str], inches: float) -> int:
     return min(max(int(inches / (_SAMPLE_INCHES + widest / _POINTS_PER_INCH)), 1), len(labels))
 
 
-def _draw_legend(figure: Figure, labels: Sequence[str], across: int) -> None:
+def _draw_legend(figure: Figure, labels: Sequence[str], across: int, above: str) -> None:
+    """Below the panels, under a text for which matplotlib would keep no place of its own."""
     drawn = [line for axes in figure.axes for line in axes.get_lines()]
     # The look of the longest of them: a point alone is drawn otherwise.
     drawn.sort(key=lambda line: len(cast("Sequence[float]", line.get_xdata())))
     handles = {line.get_label(): line for line in drawn}
-    figure.legend(
+    legend = figure.legend(
+        title=above or None,
+        title_fontsize="small",
         handles=[handles[label] for label in labels],
         loc="outside lower center",
         ncols=across,
         fontsize="small",
         frameon=False,
     )
+    legend.get_title().set_color(_NOTE_COLOR)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from shutil import get_terminal_size
 from typing import Any
 
 import pandas
 
+from openweights.number_words import number_words
+
 _ROWS = {"max_rows": 60, "min_rows": 20}  # so many at most; of more only as many as this
 _NOTEBOOK_COLUMNS = 20
 # As `ow compare` has them: 4 and not 4.0, where another job has no such parameter.
-_CELLS: dict[str, Any] = {"na_rep": "", "float_format": "{:.5g}".format}
+_CELLS: dict[str, Any] = {"na_rep": "", "float_format": partial(number_words, digits=5)}
 
 
 class Metrics(pandas.DataFrame):

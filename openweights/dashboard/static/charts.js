@@ -51,7 +51,7 @@ function layout(given) {
 export function stepAxis(title, traces) {
   const xs = traces.flatMap(({ x }) => x).filter(Number.isFinite);
   const [low, high] = xs.reduce(([least, most], x) => [Math.min(least, x), Math.max(most, x)], [Infinity, -Infinity]);
-  return { title: { text: title }, tickformat: ",", hoverformat: ",", ...(high > low ? { range: [low - 0.03 * (high - low), high + 0.03 * (high - low)] } : {}), ...(high - low < 13 ? { dtick: 1 } : {}) };
+  return { title: { text: title }, tickformat: ",", hoverformat: ",", ...(high > low ? { range: [low - 0.03 * (high - low), high + 0.03 * (high - low)] } : {}), ...(high >= low && high - low < 13 ? { dtick: 1 } : {}) };
 }
 
 /** Draws or redraws `traces` in `place`; what the user zoomed to stays. While the library loads, for

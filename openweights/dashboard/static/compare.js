@@ -22,7 +22,7 @@ export async function show(view, { query, signal }) {
   view.append(reading);
   let found, asked, scored = {}, ownNames = {};
   const plain = Object.create(null); // what a job itself calls a measure that is set apart here
-  let { jobs, differing, telling, missing, headings } = await compare();
+  let { jobs, differing, telling, missing, headings, unmeasured } = await compare();
   if (missing.length) view.append(h("p", { class: "problem" }, `Not in this store: ${missing.join(", ")}`));
   const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
   const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || ((plain[a] ?? a) === (plain[b] ?? b) ? 0 : a.localeCompare(b)));
@@ -45,7 +45,7 @@ export async function show(view, { query, signal }) {
 
   const charts = h("div"), drawn = new Map();
   const scatter = h("div", { class: "chart tall", role: "img", "aria-label": "last values of two measures" });
-  const last = h("div");
+  const last = h("div"), without = h("div"), elsewhere = h("div");
   const groups = ["", ...differing.filter((name) => name !== "seed")];
   const between = (name) => { const values = [...new Set(jobs.map(({ params }) => shortened(valueText(params[name]))))]; return `${name}: ${values.slice(0, 4).join(", ")}${values.length > 4 ? ", …" : ""}`; };
   const priced = jobs.some(({ usd_per_hour: price }) => price);
@@ -62,7 +62,7 @@ export async function show(view, { query, signal }) {
       h("label", {}, "smooth ", h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: state.smooth, oninput: (event) => change("smooth", event.target.value) })),
       h("span", { class: "spread bar", style: "margin-bottom:0" }, ["png", "svg"].map((format) => h("button", { type: "button", onclick: async () => { for (const name of shownKinds()) await picture(drawn.get(name), `compare-${name.replace(/\W+/g, "-")}`, format); } }, format.toUpperCase())),
         h("button", { type: "button", onclick: () => csv("compare.csv", rows()) }, "CSV"))),
-    charts, h("h2", {}, "Where they ended"), columnChoice(), last,
+    charts, without, h("h2", {}, "Where they ended"), columnChoice(), last, elsewhere,
     h("h2", {}, "One last value against another"),
     h("div", { class: "bar" }, choice("x ", "sx", ["", ...tasks(), ...names], { "": "choose" }, "x of last values"), choice("y ", "sy", ["", ...tasks(), ...names], { "": "choose" }, "y of last values"),
       h("button", { type: "button", class: "spread", onclick: () => picture(scatter, "frontier", "png") }, "PNG")), scatter);
@@ -70,7 +70,7 @@ export async function show(view, { query, signal }) {
   while (!signal.aborted && isRunning()) {
     await pause(3000);
     if (document.hidden || signal.aborted) continue;
-    ({ jobs, differing, telling, headings } = await compare());
+    ({ jobs, differing, telling, headings, unmeasured } = await compare());
     await paint();
   }
 
@@ -135,8 +135,20 @@ export async function show(view, { query, signal }) {
         return own.length > 1 ? h("section", { class: "panel" }, h("h2", {}, measure), drawn.get(measure)) : drawn.get(measure);
       })));
     fill(last, table());
+    lacking();
     await Promise.all(own.map(overlay));
     await points();
+  }
+
+  /** What is not drawn, and why; below the table what a parameter would have measured. */
+  function lacking() {
+    const own = new Set(shownKinds().map((name) => plain[name] ?? name)), seen = new Set();
+    const lines = (found_) => found_.map(({ words }) => h("p", { class: "faint lacking" }, words));
+    const drawn_ = unmeasured.filter(({ measure }) => own.has(measure));
+    // One line for each parameter and the jobs that lack it, as `ow compare` has.
+    const asked_ = unmeasured.filter((one) => { const key = `${one.parameter} ${one.jobs}`; return one.parameter && !drawn_.includes(one) && !seen.has(key) && seen.add(key); });
+    fill(without, lines(drawn_));
+    fill(elsewhere, lines(asked_));
   }
 
   async function overlay(measure) {

@@ -83,11 +83,17 @@ export function breakable(name) {
 // Signs that cannot be seen, and turn around what follows them.
 const TURNS = /[\u0000-\u0008\u000b-\u001f\u007f\u202a-\u202e\u2066-\u2069]/g;
 
+/** A value as openweights/number_words.py writes it: 5e-5, with every digit, within a list, too. */
 export function valueText(value) {
   if (value === null || value === undefined) return "none";
-  // As people write rates; every digit stays.
-  if (typeof value === "number" && value !== 0 && Math.abs(value) < 1e-3) return value.toExponential();
-  return (typeof value === "object" ? JSON.stringify(value) : String(value)).replace(TURNS, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return (typeof value === "string" ? value : within(value)).replace(TURNS, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+function within(value) {
+  if (typeof value === "number") return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : String(value);
+  if (Array.isArray(value)) return `[${value.map(within).join(", ")}]`;
+  if (value && typeof value === "object") return `{${Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${within(one)}`).join(", ")}}`;
+  return JSON.stringify(value) ?? "none";
 }
 
 export function size(bytes) {

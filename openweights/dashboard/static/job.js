@@ -6,11 +6,14 @@ import { draw, library, look, stepAxis } from "./charts.js";
 import { DELETION } from "./jobs.js";
 import { logView } from "./log.js";
 import { answersView } from "./samples.js";
+import { sheetsView } from "./sheets.js";
 import { to } from "./route.js";
 
 // What the gate is read by; all else explains it.
 const GATE = ["passed", "measure", "student", "teacher", "same_format"];
 const FIGURES = { same_format: "begins and ends as teacher's" };
+const NOTHING_SAID = "No answers were logged. SDFT and GRPO log some by themselves, sampling_callbacks those to your own prompts; what a job of another kind has written is among its result files.";
+const FIGURE_COLUMNS = new Set(["Score", "To the first model", "Problems"]);
 const TRAINED = ["fine_tuning", "weighted_sft"];
 
 export async function show(view, { id, query, signal }) {
@@ -20,7 +23,10 @@ export async function show(view, { id, query, signal }) {
   const more = h("details", { hidden: true, ontoggle: () => paint().catch((error) => notice(error.message, true)) }, h("summary", {}), h("div", { class: "panels" }), h("dl", { class: "facts" }));
   const params = h("div"), files = h("div"), answers = h("div"), log = h("div");
   const scores = h("div");
-  view.append(head, facts, scores, h("h2", {}, "Charts"), waiting, charts, more, h("h2", {}, "Log"), log, h("h2", {}, "What it said"), answers,
+  const curves = [h("h2", {}, "Charts"), waiting, charts, more], said_ = [h("h2", {}, "What it said"), answers];
+  // What a job is for comes first: of a training its curves, of an evaluation or an inference the answers.
+  const [first, then] = TRAINED.includes(job.made_by) ? [curves, [h("h2", {}, "Log"), log, ...said_]] : [said_, [...curves, h("h2", {}, "Log"), log]];
+  view.append(head, facts, scores, ...first, ...then,
     h("div", { class: "two" }, h("section", {}, h("h2", {}, "Parameters"), params), h("section", {}, h("h2", {}, "Result files"), files, h("h2", {}, "Make it again"), again(job))));
   const drawn = new Map();
   let measured = { series: {}, layout: { panels: [], more: [], still: [] } };
@@ -55,7 +61,7 @@ export async function show(view, { id, query, signal }) {
     const found = await get("/api/scores", { jobs: id }, signal);
     const interval = (low, high) => `${number(low)} to ${number(high)}`;
     fill(scores, found.length > 0 && [h("h2", {}, "Scores"), h("div", { class: "scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, ["Task", "Model", "Score", "95 %", "To the first model", "95 %", "Problems", "Evaluation"].map((title) => h("th", { scope: "col" }, title)))),
+      h("thead", {}, h("tr", {}, ["Task", "Model", "Score", "95 %", "To the first model", "95 %", "Problems", "Evaluation"].map((title) => h("th", { scope: "col", class: FIGURE_COLUMNS.has(title) ? "number" : null }, title)))),
       h("tbody", {}, found.map((one) => h("tr", {}, h("td", {}, one.task), h("td", { class: "wrap" }, one.model), h("td", { class: "number" }, number(one.score)), h("td", {}, interval(one.low, one.high)),
         h("td", { class: "number" }, one.difference ? `${one.difference[0] > 0 ? "+" : ""}${number(one.difference[0])}` : "–"), h("td", {}, one.difference ? interval(one.difference[1], one.difference[2]) : ""),
         h("td", { class: "number" }, String(one.problems)), h("td", {}, one.evaluation === id ? "this one" : h("a", { class: "mono", href: to("job", one.evaluation) }, one.evaluation)))))))]);
@@ -116,11 +122,11 @@ export async function show(view, { id, query, signal }) {
     const { panels, more: rest, still } = measured.layout;
     const values = [...still].map(([title, lines]) => [title, lines.map(([label, name]) => [label === "train" ? "" : `${label} `, number(measured.series[name].value.at(-1))])]);
     more.hidden = !rest.length && !values.length;
-    more.open ||= !panels.length && values.length > 0;
+    more.open ||= !panels.length && !rest.length && values.length > 0;
     more.querySelector("summary").textContent = `More: ${[rest.length && `${rest.length} timings and counts`, values.length && `${values.length} measured once, or always the same`].filter(Boolean).join(", ")}`;
     fill(more.querySelector("dl"), values.map(([title, parts]) => [h("dt", {}, title), h("dd", {}, parts.map(([label, value]) => `${label}${value}`).join(" · "))]));
     // One range of steps for all of them, so that charts can be compared.
-    const steps = stepAxis("step", panels.flatMap(([, lines]) => lines.map(([, name]) => ({ x: measured.series[name].step }))));
+    const steps = stepAxis("step", (panels.length ? panels : rest).flatMap(([, lines]) => lines.map(([, name]) => ({ x: measured.series[name].step }))));
     await charted(charts, panels, steps);
     // What is hidden has no size that a chart could have.
     if (more.open) await charted(more.querySelector(".panels"), rest, steps);
@@ -145,16 +151,17 @@ export async function show(view, { id, query, signal }) {
   }
 
   async function said() {
-    const gate = h("div"), place = h("div");
-    fill(answers, gate, place);
-    await Promise.all([gateView(gate, id, signal), answersView(place, id, signal)]);
+    const gate = h("div"), sheets = h("div"), place = h("div");
+    fill(answers, gate, sheets, place);
+    const found = await Promise.all([gateView(gate, id, signal), sheetsView(sheets, id, signal), answersView(place, id, signal)]);
+    if (!found.some(Boolean)) fill(place, h("p", { class: "faint" }, isOpen() ? "Nothing yet." : NOTHING_SAID));
   }
 }
 
 /** What the demonstrations do for the teacher, each time it was looked at. */
 async function gateView(place, id, signal) {
   const gates = await get(`${jobPath(id)}/gates`, {}, signal);
-  if (!gates.length) return;
+  if (!gates.length) return false;
   const body = h("div"), label = h("output");
   const slide = h("input", { type: "range", min: 0, max: gates.length - 1, value: gates.length - 1, "aria-label": "Look at the teacher", oninput: () => render() });
   function render() {
@@ -168,6 +175,7 @@ async function gateView(place, id, signal) {
   }
   render();
   fill(place, h("section", { class: "panel" }, h("h3", {}, "What the demonstrations do for the teacher"), gates.length > 1 && h("div", { class: "bar" }, slide, label), body));
+  return true;
 }
 
 function again(job) {

@@ -10,7 +10,7 @@ const COLUMNS = {
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono", title: row.id }, row.id) },
   kind: { title: "Kind", sort: "kind", cell: (row) => row.kind },
   model: { title: "Model", sort: "model", cell: (row) => clipped(shortModel(row.model), "", row.model) },
-  rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, number(row.learning_rate))) },
+  rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, valueText(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
   last: { title: "Last", cell: (row) => clipped(row.last, row.status === "failed" ? "problem" : "") },
   meta: { title: "Tags", cell: (row) => clipped(Object.entries(row.meta).map(([key, value]) => `${key}=${valueText(value)}`).join(" ")) },

@@ -113,10 +113,10 @@ function rewards(row) {
   return h("div", { class: "rewards" }, Object.entries(row.rewards).map(([name, value]) => h("span", { class: "chip" }, `${name} ${number(value)}`)));
 }
 
-/** The answers of one job, step by step. */
+/** The answers of one job, step by step; says whether there are any. */
 export async function answersView(place, id, signal) {
   const steps = await get(`${jobPath(id)}/answers`, {}, signal);
-  if (!steps.length) { fill(place, h("p", { class: "faint" }, "None were logged as it ran; what an evaluation or an inference was answered lies in its result files.")); return; }
+  if (!steps.length) return false;
   const columns = steps.map((one) => ({ ...one, job: id }));
   const answers = h("div", { class: "answers" }), label = h("output");
   const again = () => render().catch((error) => notice(error.message, true));
@@ -138,6 +138,7 @@ export async function answersView(place, id, signal) {
   fill(place, h("div", { class: "bar" }, h("label", {}, "Prompts ", source), slide, label), answers);
   bound();
   await render();
+  return true;
 }
 
 async function tokenView(place, id, signal) {

@@ -140,7 +140,14 @@ def _add_answers(
                 score = None if math.isnan(grade.score) else grade.score
                 told = {"model": model, "id": row["id"], "score": score, "note": grade.note}
                 told |= {"messages": row["messages"], "completion": answer}
+                told |= {"expected": expected} if (expected := expected_of(row)) else {}
                 file.write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def expected_of(row: Mapping[str, Any]) -> str | None:
+    """What a right answer says, where the problem has it: a text, a number, a letter."""
+    found = (row.get(name) for name in ("gold_response", "number", "letter"))
+    return next((str(one) for one in found if one is not None), None)
 
 
 def report(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task], scores: Scores) -> None:

@@ -196,7 +196,7 @@ ftjob-1  failed
   updated  MOMENT (0s ago)
 
 parameters (1 more at their defaults)
-  learning_rate  0.0003
+  learning_rate  3e-4
   training_file  conversations:file-1
 
 runs
@@ -205,7 +205,7 @@ RUN  ATTEMPT  STATUS  STARTED              LASTED  LOG  WORKER             ERROR
 
 last figures (`ow events ftjob-1` prints all)
   loss           0.52346
-  learning_rate  0.00015
+  learning_rate  1.5e-4
 
 result files (`ow fetch ftjob-1` fetches them)
   adapter/x.bin  result:file-0123456789ab
@@ -230,7 +230,7 @@ def test_a_job_with_much_to_show_fits_a_screen_too(ow: Ow, backend: Backend) -> 
     start = next(n for n, line in enumerate(shown) if line.startswith("last figures"))
     assert shown[start + 1].split() == ["loss", "1"]
     assert [line for line in shown if "more" in line] == [
-        f"  … and {n} more" for n in (32, 38, 18, 36)
+        f"  … and {n} more" for n in (31, 38, 18, 36)
     ]
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +18,12 @@ from openweights.client.watching.comparison import (
     comparison_columns,
     comparison_rows,
     curve_panels,
-    not_taken,
+    measured_names,
 )
 from openweights.client.watching.metrics import Row
 from openweights.client.watching.panels import columns_in_order
+from openweights.client.watching.plot import draw_panels
+from openweights.client.watching.unmeasured import asked_for_elsewhere, merged, unmeasured
 from openweights.jobs.unsloth.validate import training_config
 from openweights.types import JobRecord
 
@@ -59,11 +63,48 @@ def test_what_was_not_measured_is_said_with_what_asks_for_it() -> None:
     jobs = [job_of("sft"), job_of("sdft"), job_of("dpo")]
     everyday: list[Row] = [{"step": n, "tag": "everyday", "kl_to_base": 0.1 * n} for n in (0, 2)]
     tables = [curve(loss=1.0, eval_loss=1.0), curve(loss=1.0) + everyday, curve(loss=1.0)]
-    assert not_taken(jobs, comparison_rows(jobs, tables)) == [
-        "kl_to_base[everyday]: not measured in ftjob-sft, ftjob-dpo; kl_to_base_steps asks for it",
+    found = asked_for_elsewhere(jobs, measured_names(comparison_rows(jobs, tables)))
+    assert [one.words() for one in found] == [
         "eval_loss: not measured in ftjob-sdft, ftjob-dpo; test_file asks for it",
+        "kl_to_base[everyday]: not measured in ftjob-sft, ftjob-dpo; kl_to_base_steps asks for it",
     ]
-    assert not_taken(jobs[:1] * 2, comparison_rows(jobs[:1] * 2, [curve(loss=1.0)] * 2)) == []
+    same = comparison_rows(jobs[:1] * 2, [curve(loss=1.0)] * 2)
+    assert asked_for_elsewhere(jobs[:1] * 2, measured_names(same)) == []
+
+
+def test_a_curve_that_a_job_lacks_is_named_with_its_reason() -> None:
+    """As its line is called in the figure; what was asked for is not said to be off."""
+    asked = job_of("sft", kl_to_base_steps=2)
+    jobs = [job_of("grpo", grpo_reward_function="caps_spanish"), asked, job_of("sft", seed=3)]
+    measured = [["loss", "reward", "kl_to_base[everyday]"], ["loss"], ["loss"]]
+    called = {job.id: name for job, name in zip(jobs, "abc", strict=True)}
+
+    def said(jobs: Sequence[JobRecord]) -> list[str]:
+        found = merged(unmeasured(jobs, measured, ["loss", "reward", "kl_to_base[everyday]"]))
+        return [one.words(called) for one in found]
+
+    assert said(jobs) == [
+        "reward: not measured in b, c; it is of grpo",
+        "kl_to_base[everyday]: not measured in b yet",
+        "kl_to_base[everyday]: not measured in c; kl_to_base_steps asks for it",
+    ]
+    ended = [replace(job, status="failed") for job in jobs]
+    assert said(ended)[1] == "kl_to_base[everyday]: not measured in b, which has ended"
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_what_a_figure_lacks_stands_below_it(count: int) -> None:
+    """And covers neither its legend nor its panels, however many lines there are."""
+    jobs = [job_of("sft", seed=seed) for seed in range(count)]
+    tables = [curve(loss=1.0, eval_loss=1.0), *[curve(loss=1.0)] * (count - 1)]
+    panels = curve_panels(jobs, tables)
+    notes = [f"measure {n}: not measured in seed=1; a parameter asks for it" for n in range(4)]
+    figure = draw_panels(panels, title="t", path=None, notes=notes)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_title().get_text().splitlines() == notes
+    low = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert legend.get_window_extent().y0 >= 0 and legend.get_window_extent().y1 <= low
 
 
 def test_what_is_of_one_thing_keeps_its_name() -> None:

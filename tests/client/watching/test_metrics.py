@@ -266,14 +266,14 @@ def test_a_line_for_each_job_or_for_each_group() -> None:
     assert list(panels) == ["loss", "logprobs/loss[old]"]
     first = panels["loss"][0]
     assert (first.label, list(first.x), list(first.y), first.low) == (
-        "learning_rate=0.0001, seed=1",
+        "learning_rate=1e-4, seed=1",
         [1, 2],
         [1.0, 1.1],
         (),
     )
     low, high = curve_panels(jobs, tables, band="seed", y=["loss"])["loss"]
     assert (low.label, list(low.y), list(low.low), list(low.high)) == (
-        "learning_rate=0.0001",
+        "learning_rate=1e-4",
         [1.5, 1.6],
         [1.0, 1.1],
         [2.0, 2.1],
@@ -282,7 +282,7 @@ def test_a_line_for_each_job_or_for_each_group() -> None:
     (path, _) = curve_panels(
         jobs, tables, x="logprobs/loss[old]", y=["loss"], group_by="meta.rate", band="seed"
     )["loss"]
-    assert (path.label, list(path.x), list(path.y)) == ("meta.rate=0.0001", [15, 30], [1.5, 1.6])
+    assert (path.label, list(path.x), list(path.y)) == ("meta.rate=1e-4", [15, 30], [1.5, 1.6])
 
 
 @pytest.mark.parametrize("group_by", [None, "loss", "long"])

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable
 
 from openweights.errors import shown
+from openweights.number_words import number_words
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,11 @@ def parse_learning_rate(value: object) -> float:
         raise ValueError(f"{shown(value)} is not a finite number; give one such as 1e-4")
     rate = number if number >= 0 else _from_exponent(number, value)
     if not MIN_RATE <= rate <= MAX_RATE:
-        meant = "is" if str(value) == f"{rate:g}" else f"is {rate:g},"
+        is_said = value == rate or str(value) == f"{rate:g}"
+        meant = "is" if is_said else f"is {number_words(rate, 6)},"
         raise ValueError(
-            f"{shown(value)} {meant} outside {MIN_RATE:g} to {MAX_RATE:g}; give one such as 1e-4"
+            f"{shown(value)} {meant} outside {number_words(MIN_RATE)} to {MAX_RATE:g}; "
+            "give one such as 1e-4"
         )
     return rate
 
@@ -56,9 +59,9 @@ def _from_exponent(exponent: float, value: object) -> float:
         raise ValueError(f"{shown(value)} is negative; give a rate such as 1e-4")
     rate = 10.0 ** max(exponent, -400.0)
     logger.warning(
-        "learning_rate: %s is taken for the exponent of %g; write the rate itself",
+        "learning_rate: %s is taken for the exponent of %s; write the rate itself",
         shown(value),
-        rate,
+        number_words(rate, 6),
     )
     return rate
 

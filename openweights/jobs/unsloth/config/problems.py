@@ -17,6 +17,7 @@ from openweights.jobs.unsloth.config.fields import (
     TrainingFields,
 )
 from openweights.jobs.unsloth.config.grpo_fields import BEST, DEFAULT_JUDGE, JUDGES, reward_choices
+from openweights.number_words import number_words
 
 Problems = Iterator[tuple[str, str]]
 
@@ -105,7 +106,8 @@ def _rate_notes(config: TrainingFields) -> Problems:
         kind = "a LoRA" if config.is_peft else "full fine-tuning"
         yield (
             "learning_rate",
-            f"{config.learning_rate:g} is likely too high for {kind}: usual are {usual}; lower it",
+            f"{number_words(config.learning_rate, 6)} is likely too high for {kind}: usual are "
+            f"{usual}; lower it",
         )
 
 

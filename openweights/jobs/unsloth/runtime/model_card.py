@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.number_words import number_words
 
 # Said in other words, or of no interest to whoever has the result.
 _HIDDEN = frozenset(
@@ -98,7 +99,13 @@ def _data(record: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
 def _settings(config: TrainingConfig) -> Iterable[tuple[str, str]]:
     for name, value in config.model_dump(mode="json", exclude_defaults=True).items():
         if name not in _HIDDEN:
-            yield f"`{name}`", f"`{json.dumps(value, ensure_ascii=False)}`".replace("\n", " ")
+            yield f"`{name}`", f"`{_setting(value)}`".replace("\n", " ")
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, float):
+        return number_words(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _figures(history: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
@@ -108,4 +115,4 @@ def _figures(history: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
         last |= entry
     for name, value in last.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"`{name}`", f"{value:.6g}"
+            yield f"`{name}`", number_words(value, 6)

@@ -64,7 +64,7 @@ tokenizer = AutoTokenizer.from_pretrained(here)
 | field | value |
 | --- | --- |
 | `r` | `8` |
-| `learning_rate` | `0.0003` |
+| `learning_rate` | `3e-4` |
 
 Everything else is at its default.
 
@@ -74,7 +74,7 @@ Everything else is at its default.
 | --- | --- |
 | `step` | 2 |
 | `loss` | 1.5 |
-| `learning_rate` | 0.0001 |
+| `learning_rate` | 1e-4 |
 | `eval_loss` | 1.25 |
 
 Trained on NVIDIA H100 NVL with torch 2.13, transformers 5, peft 1, trl 2. \

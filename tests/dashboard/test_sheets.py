@@ -1,0 +1,157 @@
+"""What evaluations, inferences and questions with choices were answered, on a job's page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.dashboard.conftest import Served
+from tests.dashboard.visitor import Visitor
+
+MODELS = ("org/base", "ftjob-a")
+
+
+def _file(served: Served, rows: list[dict[str, Any]]) -> str:
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return served.ow.files.create(content, "result")["id"]
+
+
+def _answers(model: str, right: set[int], count: int = 4) -> list[dict[str, Any]]:
+    """As `openweights/jobs/evaluate/run.py` writes them."""
+    return [
+        {
+            "model": model,
+            "id": n,
+            "score": float(n in right),
+            "note": None if n in right else "it says 7",
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"What is {n} + {n}?"},
+            ],
+            "completion": f"It is {2 * n}." if n in right else f"It is 7, says {model}.",
+            "expected": str(2 * n),
+        }
+        for n in range(count)
+    ]
+
+
+def test_the_answers_of_an_evaluation_stand_beside_one_another(
+    served: Served, browser: httpx.Client, run_job: Callable[..., Any]
+) -> None:
+    files = [
+        _file(served, _answers(name, own))
+        for name, own in zip(MODELS, ({0, 1}, {1, 2}), strict=True)
+    ]
+    events = [
+        {"path": f"evaluation/gsm8k-{at}.jsonl", "file": file} for at, file in enumerate(files)
+    ]
+    run_job("evaljob-1", events, job_type="custom")
+    assert browser.get("/api/jobs/evaljob-1/sheets").json() == ["gsm8k"]
+
+    def sheet(**given: Any) -> dict[str, Any]:
+        return browser.get("/api/jobs/evaljob-1/sheets/gsm8k", params=given).json()
+
+    whole = sheet()
+    assert whole["columns"] == [{"name": m, "score": 0.5, "problems": 4} for m in MODELS]
+    assert whole["counts"] == {"all": 4, "scores": 2, "wrong": 3, "texts": 3} and whole["marks"]
+    first = whole["rows"][0]
+    assert first["messages"][-1] == {"role": "user", "text": "What is 0 + 0?"}
+    assert first["reference"] == "0"
+    assert first["answers"][0] == [{"text": "It is 0.", "score": 1.0, "note": None}]
+    assert first["answers"][1][0]["note"] == "it says 7"
+    assert [row["line"] for row in sheet(only="scores")["rows"]] == [1, 3]
+    assert [row["line"] for row in sheet(only="wrong", offset=1, limit=1)["rows"]] == [3]
+    refused = browser.get("/api/jobs/evaljob-1/sheets/gsm8k", params={"only": "x"})
+    assert refused.status_code == 400 and "'x'" in refused.json()["error"]
+    assert browser.get("/api/jobs/evaljob-1/sheets/none").status_code == 404
+
+
+def test_several_answers_to_a_problem_are_one_row(
+    served: Served, browser: httpx.Client, run_job: Callable[..., Any]
+) -> None:
+    rows = [dict(row) for row in _answers("m", {1}, 2) for _ in range(3)]
+    rows[0]["score"] = None
+    event = {"path": "evaluation/a-b-0.jsonl", "file": _file(served, rows)}
+    run_job("evaljob-1", [event], samples=3, job_type="custom")
+    found = browser.get("/api/jobs/evaljob-1/sheets/a-b").json()
+    assert [len(row["answers"][0]) for row in found["rows"]] == [3, 3]
+    assert found["columns"] == [{"name": "m", "score": 0.5, "problems": 2}]
+
+
+def test_an_inference_has_its_answers_without_scores(
+    served: Served, browser: httpx.Client, run_job: Callable[..., Any]
+) -> None:
+    asked = [{"role": "user", "content": "Hi"}]
+    rows = [{"messages": asked, "model": m, "completion": ["a", m]} for m in MODELS]
+    event = {"path": "completions.jsonl", "file": _file(served, [*rows, {"broken": 1}])}
+    run_job("inferencejob-1", [event], job_type="custom")
+    found = browser.get("/api/jobs/inferencejob-1/sheets/completions").json()
+    assert [column["name"] for column in found["columns"]] == list(MODELS)
+    assert found["counts"] == {"all": 1, "scores": 0, "wrong": 0, "texts": 1}
+    assert [len(own) for own in found["rows"][0]["answers"]] == [2, 2]
+
+
+def test_questions_of_a_training_stand_by_its_steps(
+    served: Served, browser: httpx.Client, run_job: Callable[..., Any]
+) -> None:
+    """So that one sees which were forgotten."""
+
+    def row(shares: list[float]) -> dict[str, Any]:
+        told = {"question": "2 + 2?", "choices": ["4", "5"], "answer": 0, "probabilities": shares}
+        return {**told, "correct": shares[0] > shares[1]}
+
+    files = [_file(served, [row(shares)]) for shares in ([0.75, 0.25], [0.25, 0.75])]
+    events = [
+        {"type": "multiple_choice", "tag": "sums/easy", "step": at, "file": file, "path": f"{at}"}
+        for at, file in enumerate(files)
+    ]
+    run_job("ftjob-a", events)
+    assert browser.get("/api/jobs/ftjob-a/sheets").json() == ["sums/easy"]
+    found = browser.get("/api/jobs/ftjob-a/sheets/sums%2Feasy").json()
+    assert [column["name"] for column in found["columns"]] == ["step 0", "step 1"]
+    (problem,) = found["rows"]
+    assert problem["reference"] == "4"
+    assert [own[0] for own in problem["answers"]] == [
+        {"text": "4", "score": 1.0, "note": "75%"},
+        {"text": "5", "score": 0.0, "note": "75%"},
+    ]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (768, "dark"), (390, "light")])
+def test_answers_can_be_read_and_filtered(
+    served: Served, chromium: Any, run_job: Callable[..., Any], width: int, scheme: str
+) -> None:
+    long = "word " * 900 + "x" * 300
+    rows = [_answers(name, own, 45) for name, own in zip(MODELS, ({0, 1}, {1, 2}), strict=True)]
+    rows[0][0]["completion"] = long
+    events = [
+        {"path": f"evaluation/gsm8k-{at}.jsonl", "file": _file(served, own)}
+        for at, own in enumerate(rows)
+    ]
+    events.append({"path": "evaluation/x-0.jsonl", "file": _file(served, _answers("m", {0}))})
+    run_job("evaljob-1", events, job_type="custom")
+    visitor = Visitor(chromium, served, width, scheme)
+    page = visitor.page
+    visitor.open("/job/evaljob-1", "table.sheet tbody tr")
+    table = page.locator("table.sheet tbody tr")
+    assert table.count() == 20 and page.locator("text=1 to 20 of 45").count() == 1
+    assert page.locator("table.sheet .completed", has_text="right").count() == 4
+    assert visitor.faults() == []
+    page.get_by_role("button", name="Later").first.click()
+    page.locator("text=21 to 40 of 45").wait_for()
+    page.get_by_label("Show", exact=True).select_option("scores")
+    table.nth(2).wait_for(state="detached")
+    assert table.count() == 2
+    assert "only=scores" in page.url
+    page.reload()
+    table.nth(1).wait_for()
+    assert table.count() == 2
+    page.get_by_label("Answers to").select_option("x")
+    page.locator("text=it says 7").first.wait_for()
+    assert visitor.faults() == [] and visitor.errors == []
+    visitor.close()
