@@ -103,7 +103,7 @@ def test_what_a_figure_lacks_stands_below_it(count: int) -> None:
     figure.draw_without_rendering()
     (legend,) = figure.legends
     assert legend.get_title().get_text().splitlines() == notes
-    low = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    low = min(box.y0 for axes in figure.axes if (box := axes.get_tightbbox()) is not None)
     assert legend.get_window_extent().y0 >= 0 and legend.get_window_extent().y1 <= low
 
 
