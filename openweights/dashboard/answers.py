@@ -20,7 +20,8 @@ from openweights.types import JobRecord
 
 # So many rows of a file are read; a larger one is looked at with other tools.
 _MOST_READ = 20_000
-_OF_EVALUATION = re.compile(r"(?:.*/)?evaluation/(.+)-(\d+)\.jsonl")
+# All models in a file; earlier versions wrote one for each of them, `gsm8k-0.jsonl`.
+_OF_EVALUATION = re.compile(r"(?:.*/)?evaluation/(.+?)(?:-(\d+))?\.jsonl")
 _OF_INFERENCE = "completions.jsonl"
 
 Only = Literal["all", "scores", "wrong", "texts"]
@@ -171,7 +172,7 @@ def _of_results(backend: Backend, job: JobRecord) -> dict[str, _Sheet]:
     placed: list[tuple[int, str, str]] = []
     for one in files:
         if of_task := _OF_EVALUATION.fullmatch(one["path"]):
-            placed.append((int(of_task[2]), of_task[1], one["file"]))
+            placed.append((int(of_task[2] or 0), of_task[1], one["file"]))
         elif one["path"] == _OF_INFERENCE:
             found["completions"] = _Sheet([(job.model or "answers", one["file"])])
     for place, task, file in sorted(placed):
