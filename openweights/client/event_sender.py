@@ -195,7 +195,10 @@ class EventSender:
         except OSError as error:
             # Half a line would spoil the next one.
             os.ftruncate(self._file, self._written)
-            raise PlatformError(f"cannot keep an event in {self.path}: {error.strerror}") from error
+            raise PlatformError(
+                f"cannot keep an event in {self.path}: {error.strerror}; see to that disk, and "
+                "restart the job, which goes on from its last checkpoint"
+            ) from error
         self._written += len(line)
 
     # ---- the thread ------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from openweights.errors import (
     NotFoundError,
     shown,
 )
+from openweights.models.checkpoint import folders_of
 from openweights.needs import has_gpu, has_package, unmet_needs
 from openweights.settings import job_variables
 from openweights.types import CloudType, JobRecord, JobSpec, JobStatus, JobType
@@ -351,6 +352,7 @@ class Jobs:
                 "validated_params": dumped(validated),
                 "mounted_files": mounted,
                 "cloud_type": cloud_type,
+                **self._model_folders(validated),
             },
             model=model if isinstance(model, str) else None,
             docker_image=self.image,
@@ -393,6 +395,7 @@ class Jobs:
             "kind": type(self).__name__,
             "params": dumped(validated, exclude_defaults=True),
             "organization": self.ow.backend.organization_id,
+            **self._model_folders(validated),
         }
         if self.id_covers_mounts or "id_covers_mounts" not in vars(type(self)):
             content["script"] = script
@@ -406,6 +409,10 @@ class Jobs:
                 f"job_id_suffix: {suffix!r} cannot end an id; use letters, digits, '.', '_', '-'"
             )
         return f"{self.id_prefix}-{digest}-{suffix}"
+
+    def _model_folders(self, validated: BaseModel) -> dict[str, dict[str, str]]:
+        # A project's workers have folders of their own.
+        return {} if self.ow.settings.is_remote else folders_of(validated)
 
     # ---- what kinds that were written for the older runner call ----------------------------------
 

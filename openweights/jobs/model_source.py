@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from openweights.client.watching.notes import tell
 from openweights.errors import ConfigError, NotFoundError, closest
 from openweights.events import Checkpoint, Stage
-from openweights.models.checkpoint import adapter_shape
+from openweights.models.checkpoint import adapter_shape, folder_state
 from openweights.models.hub_files import (
     cached_file,
     cached_models,
@@ -387,9 +387,36 @@ def fetch_model(
         ConfigError: There are none; one line that says why.
     """
     with transferring():
+        _check_unchanged(ow, model)
         source = _described(_fetch(ow, model_reference(model), target, say), model)
         _check_within_reach(source.base)
     return source
+
+
+def _check_unchanged(ow: OpenWeights, model: str) -> None:
+    """See that the folders of models hold what they held when the job that names them was
+    submitted: a later attempt would go on with other weights, an adapter would be put on others.
+
+    Raises:
+        ConfigError: One does not.
+    """
+    for job in _jobs_behind(ow, model):
+        states: Mapping[str, str] = job.params.get("model_folders", {})
+        for folder, state in states.items():
+            if folder_state(Path(folder)) != state:
+                raise ConfigError(
+                    f"model: what lies in {folder} has changed since {job.id} was submitted; "
+                    "submit that again for what is there now, or put back what was there"
+                )
+
+
+def _jobs_behind(ow: OpenWeights, model: str) -> Iterator[JobRecord]:
+    """The job that this process belongs to, and those that have made the model."""
+    if ow.settings.run_id is not None:
+        yield ow.backend.get_job(ow.run.job_id)
+    while (reference := model_reference(model)).kind == "job":
+        yield (job := _job(ow, reference.name))
+        model = str(job.model)
 
 
 def stages(told: logging.Logger, log: Callable[[dict[str, Any]], object]) -> Callable[[str], None]:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _MATRIX = 2
 _HEADS = ("lm_head", "embed_out")
+_ADAPTER_CONFIG = "adapter_config.json"
+# Files up to this size are read; of larger ones size and time of the last change count, because
+# reading tens of GB would take longer than many a job.
+READ_BYTES = 1 << 24
+_COUNTS = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json", ".jinja", ".model", ".txt", ".py")
+)
 
 DEFAULT_TARGET_MODULES = [
     "q_proj",
@@ -177,3 +188,58 @@ def check_can_go_on(*, is_peft: bool, engine: str) -> None:
         raise ConfigError(
             "engine: 'unsloth' cannot go on from an adapter; use 'auto' or 'transformers'"
         )
+
+
+# ---- whether a folder is still what it was -------------------------------------------------------
+# It keeps its name when other weights are saved into it. A job that names one is of what was there
+# when it was submitted: that is part of its id, and it does not run with anything else.
+
+
+def folders_of(params: BaseModel) -> dict[str, dict[str, str]]:
+    """`folder_states` of the models that a job's parameters name, for the job; {} for none."""
+    named = [getattr(params, name, None) for name in ("model", "models", "lora_adapters")]
+    lists = (one if isinstance(one, list) else [one] for one in named)
+    states = folder_states(name for one in lists for name in one if isinstance(name, str))
+    return {"model_folders": states} if states else {}
+
+
+def folder_states(models: Iterable[str]) -> dict[str, str]:
+    """Of the models that are folders of this machine, named in full, and of the bases of adapters
+    among them: folder -> `folder_state`.
+    """
+    states: dict[str, str] = {}
+    waiting = list(models)
+    while waiting:
+        folder = Path(waiting.pop())
+        if not folder.is_absolute() or str(folder) in states or not folder.is_dir():
+            continue
+        states[str(folder)] = folder_state(folder)
+        waiting += _base_of(folder)
+    return states
+
+
+def folder_state(folder: Path) -> str:
+    """A hash of weights, configs and tokenizer of a folder; "" of one that is not there."""
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _COUNTS and path.is_file():
+            digest.update(f"{path.name}\n{_file_state(path)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _file_state(path: Path) -> str:
+    state = path.stat()
+    if state.st_size > READ_BYTES:
+        return f"{state.st_size} {state.st_mtime_ns}"
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _base_of(folder: Path) -> list[str]:
+    """What an adapter is on, where the folder is one and says so."""
+    try:
+        config = json.loads((folder / _ADAPTER_CONFIG).read_bytes())
+        return [str(config["base_model_name_or_path"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # whoever loads it says what is wrong with it

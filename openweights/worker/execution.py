@@ -41,7 +41,15 @@ from openweights.worker.results import (
     upload_bytes,
 )
 from openweights.worker.shutdown import Shutdown, persist
-from openweights.worker.verdict import TERMINATED, Verdict, judge, one_line, shorten, words_of
+from openweights.worker.verdict import (
+    TERMINATED,
+    Verdict,
+    judge,
+    last_said,
+    one_line,
+    shorten,
+    words_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +189,7 @@ class _Execution:
                 self._fill(folder)
             killed_before = oom_kills()
             end = self._run_job(folder)
-            verdict = judge(self._instruction_at(end), end, self._log.last_line())
+            verdict = judge(self._instruction_at(end), end, last_said(self._log.last_lines()))
             verdict = self._with_cause(verdict, oom_kills() - killed_before)
             if verdict.outcome != "fenced":
                 goes_on = verdict.outcome in ("released", "lost")
@@ -340,7 +348,7 @@ class _Execution:
         if verdict.outcome == "fenced":
             return
         if verdict.reason is not None:
-            said = words_of(self._log.last_line())  # which stand right above
+            said = words_of(last_said(self._log.last_lines()))  # which stand right above
             reason = verdict.reason.replace(f": {said}", "", 1) if said else verdict.reason
             self._log.note(f"{verdict.outcome}: {reason}")
         self._log.finish()

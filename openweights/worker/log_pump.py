@@ -99,11 +99,6 @@ class LogPump:
             self._waiting.clear()
             self._changed.notify_all()
 
-    def last_line(self) -> str:
-        """The last line of the output that says something, redacted."""
-        lines = re.split(rb"[\r\n]+", self._tail.rstrip())
-        return lines[-1].decode(errors="replace").strip() if lines else ""
-
     def last_lines(self, count: int = 12) -> str:
         """The end of the output, redacted."""
         lines = re.split(rb"[\r\n]+", self._tail.rstrip())[-count:]

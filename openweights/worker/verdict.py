@@ -14,7 +14,10 @@ from openweights.worker.causes import Cause
 from openweights.worker.process import ProcessEnd
 
 # What a line of a job's log begins with: when, and how bad.
-_LOG_PREFIX = re.compile(r"\d{4}-\d\d-\d\d[ T][\d:,.]+ (?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? ")
+_WHEN = r"\d{4}-\d\d-\d\d[ T][\d:,.]+ "
+_LOG_PREFIX = re.compile(_WHEN + "(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? ")
+_HARMLESS = re.compile(_WHEN + "(?:DEBUG|INFO|WARNING):? ")
+_SERIOUS = re.compile(_WHEN + "(?:ERROR|CRITICAL):? ")
 LONGEST_REASON = 400
 # Exit codes of a job that SIGTERM or SIGINT ended, as the guard and as a shell say it.
 TERMINATED = frozenset({-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT})
@@ -67,6 +70,20 @@ def describe_exit(exit_code: int, last_line: str) -> str:
     text += f" ({name})" if name else ""
     said = words_of(last_line)
     return shorten(f"{text}: {said}" if said else text)
+
+
+def last_said(output: str) -> str:
+    """The line that says why a job ended: the last one. What a process tells on its way out, behind
+    the error that ends it, is no reason.
+
+    Args:
+        output: The last lines of the job's log.
+    """
+    lines = [line.strip() for line in re.split(r"[\r\n]+", output.rstrip())]
+    at = len(lines) - 1
+    while at > 0 and _HARMLESS.match(lines[at]):
+        at -= 1
+    return lines[at] if _SERIOUS.match(lines[at]) else lines[-1]
 
 
 def words_of(line: str) -> str:

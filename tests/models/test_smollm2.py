@@ -85,12 +85,13 @@ IN_A_JOB = """
 import json
 import logging
 from pathlib import Path
+from openweights import OpenWeights
 from openweights.jobs.model_source import fetch_model, stages
 from openweights.models.load import load_model
 from openweights.models.smollm2 import HUB_ID
 from openweights.jobs.unsloth.validate import TrainingConfig
 log = lambda event: print(json.dumps(event))
-source = fetch_model(None, HUB_ID, Path("model"), stages(logging.getLogger(), log))
+source = fetch_model(OpenWeights(), HUB_ID, Path("model"), stages(logging.getLogger(), log))
 file = "conversations:file-0123456789ab"
 model, _ = load_model(TrainingConfig(model=source.base, training_file=file, loss="sft"))
 print(source.base, source.adapter, model.peft_config["default"].base_model_name_or_path)

@@ -23,7 +23,7 @@ from openweights.types import FileRecord, Instruction, JobRecord, WorkerSpec
 from openweights.worker.execution import shortfalls
 from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
 from openweights.worker.process import ProcessEnd, marked_processes
-from openweights.worker.verdict import describe_exit, judge
+from openweights.worker.verdict import describe_exit, judge, last_said
 from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
 
 InThread = Callable[..., WorkerThread]
@@ -445,6 +445,20 @@ def test_exit_codes_in_words() -> None:
     logged = "2026-11-29 11:06:06,623 ERROR model: org/name is gated; ask for access"
     assert describe_exit(1, logged) == "exit code 1: model: org/name is gated; ask for access"
     assert len(describe_exit(1, "y" * 1000)) == 400
+
+
+def test_why_it_ended_is_what_it_said_before_it_cleaned_up() -> None:
+    at = "2026-11-29 11:06:06,623"
+    why, late = (
+        f"{at} ERROR the disk is full",
+        f"{at} WARNING events of run 1 were not sent in time",
+    )
+    assert last_said(f"step 3\n{why}\n{late}\n{at} INFO bye\n\n") == why
+    assert last_said(f"{why}\nTraceback\nOSError: no space") == "OSError: no space"
+    # Without an error before it a warning may be all that there is.
+    assert last_said(f"step 3\n{late}\n") == late
+    assert last_said(f"{why}\nstep 4\n{late}") == late
+    assert (last_said("one"), last_said("")) == ("one", "")
 
 
 def test_folders_without_permissions_and_root(jobs: Jobs, worker: object, home: Path) -> None:
