@@ -20,6 +20,7 @@ from openweights.cli.output import (
     terminal_width,
 )
 from openweights.cli.store import is_remote, open_store, where
+from openweights.client.event_json import as_number
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
@@ -30,6 +31,8 @@ from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
+
+_SCORE = "score"
 
 
 @click.command()
@@ -121,17 +124,31 @@ def validated_params(job: JobRecord) -> Mapping[str, Any]:
 
 
 def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
-    """Last `step` and leading measures of the job's last run, and why it failed if it did."""
+    """Last `step` and leading measures of the job's last run, and why it failed if it did; of an
+    evaluation that asks one model one thing its score.
+    """
     if job.status == "pending":
         return {}
+    keys = ["step", *LEADING, *([_SCORE] if _has_one_score(job) else [])]
     outputs = job.outputs
     if outputs is None:
-        outputs = backend.latest_values(["step", *LEADING], job_id=job.id)
-    values = {key: outputs[key] for key in ("step", *LEADING) if key in outputs}
+        outputs = backend.latest_values(keys, job_id=job.id)
+    values = {key: outputs[key] for key in keys if key in outputs}
     if job.status == "failed":
         runs = [] if job.failed_by else backend.list_runs(job_id=job.id, limit=1)
         values["error"] = why_failed(job, runs[-1].error if runs else None)
     return values
+
+
+def _has_one_score(job: JobRecord) -> bool:
+    asked = (validated_params(job).get(name) for name in ("models", "suite"))
+    return all(isinstance(names, list) and len(cast("list[object]", names)) == 1 for names in asked)
+
+
+def last_words(last: Mapping[str, Any]) -> str:
+    """The one figure of `last_values` that a table has room for; empty when there is none."""
+    score = as_number(last.get(_SCORE))
+    return leading_words(last) or ("" if score is None else f"{_SCORE} {score:.4g}")
 
 
 def _columns(jobs: Sequence[JobRecord], *, is_remote: bool) -> tuple[str, ...]:
@@ -163,7 +180,7 @@ def _row(
         "age": age(job.created_at),
         "cloud": str(job.params.get("cloud_type") or "-"),
         "label": job.label or "-",
-        "last": one_line(last.get("error") or state or leading_words(last) or "-"),
+        "last": one_line(last.get("error") or state or last_words(last) or "-"),
     }
     return tuple(cells[name] for name in columns)
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openweights.cli.jobs.ls import last_values, model_name
+from openweights.cli.jobs.ls import last_values, last_words, model_name
 from openweights.cli.output import STATUS_STYLES, age, one_line, print_table
 from openweights.cli.store import is_remote, open_store
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
-from openweights.client.watching.metrics import LEADING, leading_words
+from openweights.client.watching.metrics import LEADING
 from openweights.client.watching.waiting import state_of
 from openweights.dashboard.series import SeriesCache
 from openweights.types import ENDED, JobRecord
@@ -98,7 +98,7 @@ def _row(backend: Backend, cache: SeriesCache, job: JobRecord) -> list[str]:
     curves = [list(measured[name].values) for name in LEADING if name in measured]
     last = last_values(backend, job)
     now = "" if job.status in ENDED else state_of(backend, job, is_remote=is_remote())
-    said = str(last.get("error") or now or leading_words(last) or "-")
+    said = str(last.get("error") or now or last_words(last) or "-")
     return [
         job.id,
         job.status,

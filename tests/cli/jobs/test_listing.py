@@ -94,6 +94,21 @@ def test_ls_json_holds_the_records(ow: Ow, filled: Backend) -> None:
     assert found["myjob-pending0000"]["last"] == {}
 
 
+def test_an_evaluation_that_asks_one_model_one_thing_tells_its_score(
+    ow: Ow, backend: Backend
+) -> None:
+    """Of several the last would be anybody's."""
+    for job_id, models in (("evaljob-one", ["a/b"]), ("evaljob-two", ["a/b", "c/d"])):
+        params = {"validated_params": {"models": models, "suite": ["gsm8k"]}}
+        run = claim(backend, job_id, type="inference", model=None, params=params).run
+        event = {"type": "evaluation", "task": "gsm8k", "model": "a/b", "score": 0.8125}
+        log_events(backend, run.id, event)
+        backend.finish_run(run.id, run.attempt, "completed")
+    last = {row.split()[0]: row.split()[-2:] for row in ow("ls").stdout.splitlines()[1:]}
+    assert last["evaljob-one"] == ["score", "0.8125"]
+    assert last["evaljob-two"][-1] == "-"
+
+
 def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:
     submit(backend, "ftjob-own", label=LABEL)  # anybody may give a job that label
     for number in range(5):

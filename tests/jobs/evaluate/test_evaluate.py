@@ -100,12 +100,17 @@ def test_models_side_by_side(
         lines = list(csv.DictReader(table))
     assert [float(line["score"]) for line in lines] == [event["score"] for event in events]
     assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
-    rows = [json.loads(line) for line in (folder / "score-1.jsonl").read_text().splitlines()]
+    assert {path.name for path in folder.iterdir()} == {
+        *("scores.csv", "scores.png", "score.jsonl", "caps_spanish.jsonl")
+    }
+    both = [json.loads(line) for line in (folder / "score.jsonl").read_text().splitlines()]
+    assert [row["model"] for row in both] == [model for model in models for _ in range(6)]
+    rows = both[6:]
     assert [row["score"] for row in rows] == [1, 1, 0, 0, None, None]
     assert len({row["completion"] for row in rows}) == 6, "each sample is another one"
     assert rows[4]["note"] == "not scored" and rows[0]["messages"] == [ASK]
-    caps = [(folder / f"caps_spanish-{n}.jsonl").read_text() for n in (0, 1)]
-    assert caps[0] != caps[1], "the adapter was asked, too"
+    said = [row["completion"] for row in both]
+    assert said[:6] != said[6:], "the adapter was asked, too"
     assert client.evaluate.create(
         suite=[score, "caps_spanish"],
         models=models,
@@ -166,6 +171,7 @@ def test_the_command_prints_a_table(
     }
     assert names == {
         "log.txt",
+        "metrics.jsonl",
         "evaluation/scores.csv",
         "evaluation/scores.png",
         "evaluation/caps_spanish.jsonl",
