@@ -27,11 +27,14 @@ _TYPES = {
     "string": "a string",
     "dict": "a dict",
     "list": "a list",
+    "datetime": "a moment",
     "tuple": "a tuple",
     "model": "a dict",
 }
 # Branches of a union, which pydantic puts into the location of an error.
-_BRANCHES = frozenset({"bool", "constrained-float", "constrained-int", "float", "int", "str"})
+_BRANCHES = frozenset(
+    {"bool", "constrained-float", "constrained-int", "datetime", "float", "int", "str"}
+)
 
 
 def describe_validation_error(

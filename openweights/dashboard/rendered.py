@@ -15,11 +15,11 @@ from openweights.client import OpenWeights
 from openweights.errors import InvalidInputError
 from openweights.jobs.model_source import adapter_base
 from openweights.jobs.unsloth.config.fields import DatasetRef
+from openweights.jobs.unsloth.config.first_look import check_rendering, known_ends
 from openweights.jobs.unsloth.config.grpo_fields import split_gold
 from openweights.jobs.unsloth.config.rendering import (
     LearnedText,
     answer_texts,
-    check_rendering,
     row_text,
     sdft_texts,
 )
@@ -27,7 +27,6 @@ from openweights.jobs.unsloth.config.rows import PREFERENCE_LOSSES, check_rows, 
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.at_hand import tokenizer_at_hand
 from openweights.models.names import is_path
-from openweights.models.templates.ends import end_of_turn
 from openweights.models.templates.options import set_template
 from openweights.models.templates.rendering import rendered_prompt
 from openweights.types import FileRecord
@@ -119,8 +118,7 @@ def reader_of(ow: OpenWeights, file: FileRecord, given: Mapping[str, str]) -> Re
         raise InvalidInputError(
             f"model: the tokenizer of {base} is not on this machine; rows are shown as they are"
         )
-    ends = [str(end) for end in (tokenizer.eos_token, end_of_turn(tokenizer)) if end]
-    return Reader(config, tokenizer, ends)
+    return Reader(config, tokenizer, known_ends(tokenizer))
 
 
 def _tokenizer(base: str, chat_template: str, options: str) -> Any | None:

@@ -24,7 +24,8 @@ from openweights.errors import OpenWeightsError
 from openweights.models.at_hand import is_at_hand, tokenizer_at_hand
 from openweights.models.templates.options import set_template
 
-Look = Callable[[Any], object]
+Look = Callable[[Any], Any]
+Answer = tuple[str, Any]  # what came of a look, and what it gave or raised
 
 IDLE_S = 60.0
 _BEGINNING = (
@@ -36,8 +37,8 @@ _BEGINNING = (
 
 def look_at_hand(
     model: str, chat_template: str, template_options: Mapping[str, Any], look: Look
-) -> None:
-    """Call `look` with the model's tokenizer, if that is on this machine; else do nothing.
+) -> Any:
+    """What `look` gives for the model's tokenizer; None where that is not on this machine.
 
     Args:
         look: Raises what is wrong. Without torch in this process it is called in another one, where
@@ -48,18 +49,19 @@ def look_at_hand(
         OpenWeightsError: What `look` raises.
     """
     if find_spec("transformers") is None or not is_at_hand(model):
-        return
+        return None
     request = model, chat_template, dict(template_options), look
-    if "torch" not in sys.modules and _BESIDE.has_looked(request):
-        return
-    _look(*request)
+    if "torch" not in sys.modules and (found := _BESIDE.seen(request)) is not None:
+        return found[0]
+    return _look(*request)
 
 
-def _look(model: str, chat_template: str, options: Mapping[str, Any], look: Look) -> None:
+def _look(model: str, chat_template: str, options: Mapping[str, Any], look: Look) -> Any:
     tokenizer = tokenizer_at_hand(model)
-    if tokenizer is not None:
-        set_template(tokenizer, chat_template, options)
-        look(tokenizer)
+    if tokenizer is None:
+        return None
+    set_template(tokenizer, chat_template, options)
+    return look(tokenizer)
 
 
 class _Beside:
@@ -69,8 +71,8 @@ class _Beside:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def has_looked(self, request: tuple[Any, ...]) -> bool:
-        """Whether it has; if not, it must be done here.
+    def seen(self, request: tuple[Any, ...]) -> tuple[Any] | None:
+        """What the look gave; None where it must be done here.
 
         Raises:
             OpenWeightsError: What was found.
@@ -79,17 +81,17 @@ class _Beside:
             # In an envelope that can be opened there whatever is in it, and to its end.
             sent = pickle.dumps(pickle.dumps(request))
         except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
-            return False
+            return None
         with self._lock:
             # It may have ended while it was not asked.
             found = self._asked(sent) or self._asked(sent)
         if found is None or found[0] == "unable":
-            return False
-        if isinstance(found[1], OpenWeightsError):
+            return None
+        if found[0] == "refused":
             raise found[1]
-        return True
+        return (found[1],)
 
-    def _asked(self, request: bytes) -> tuple[str, OpenWeightsError | None] | None:
+    def _asked(self, request: bytes) -> Answer | None:
         """Its answer; None where it has ended."""
         try:
             process = self._running()
@@ -160,12 +162,11 @@ def _next_request(requests: BinaryIO) -> bytes | None:
         idle.cancel()
 
 
-def _found(request: bytes) -> tuple[str, OpenWeightsError | None]:
+def _found(request: bytes) -> Answer:
     try:
-        _look(*pickle.loads(request))
+        return "fine", _look(*pickle.loads(request))
     except OpenWeightsError as error:
         return "refused", error
     except Exception:  # noqa: BLE001 - the client, which does it again, shows where it comes from;
         # and what the client defined itself is not known here
         return "unable", None
-    return "fine", None

@@ -10,6 +10,7 @@ from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, InvalidInputError, closest, shown
 from openweights.jobs.inference import answering_needs
 from openweights.jobs.model_source import awaited_job, pinned_model
+from openweights.jobs.numbers import Count, Tokens
 from openweights.models.names import AnyModel, ChatTemplate, model_reference
 from openweights.paths import relative
 
@@ -74,9 +75,9 @@ class MMLUProConfig(BaseModel):
     save_dir: Inside = "uploads"
     global_record_file: Inside | None = None
     gpu_util: str | float = "0.9"
-    limit: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] = 2048
-    max_model_len: Annotated[int, Field(ge=1)] = 8192
+    limit: Count | None = None
+    max_tokens: Tokens = 2048
+    max_model_len: Tokens = 8192
     dataset: str = DATASET
     chat_template: ChatTemplate = "default"
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"

@@ -12,9 +12,9 @@ from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
 from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.model_source import awaited_job, check_has_weights, pinned_model
-from openweights.jobs.unsloth.config.rendering import check_each, first_rows
+from openweights.jobs.numbers import Rows
+from openweights.jobs.unsloth.config.first_look import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
-from openweights.jobs.unsloth.validate import Count
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
 from openweights.needs import TRAIN_EXTRA, Need
 
@@ -38,7 +38,7 @@ class ScoringParams(BaseModel):
 
     model: AnyModel
     dataset: str
-    batch_size: Count = 8
+    batch_size: Rows = 8
     chat_template: ChatTemplate = "default"
     template_options: TemplateOptions = Field(default_factory=dict)
 

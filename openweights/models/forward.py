@@ -55,17 +55,6 @@ def _number(config: Any, name: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def longest_row(config: Any) -> int:
-    """How many positions a model was made for, or a row may have where nothing limits them, as with
-    ALiBi (Bloom) and states (Mamba).
-    """
-    known = (_number(config, name) for name in ("max_position_embeddings", "max_seq_len"))
-    return int(next(filter(None, known), _NO_LIMIT))
-
-
-_NO_LIMIT = 32_768
-
-
 def decoder_of(base: Any) -> Any:
     """The layers of a causal language model, with the embedding before and the norm behind them.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from openweights.errors import ConfigError, ConfigurationError, OpenWeightsError
+from openweights.models.at_hand import ends_at_hand
 from openweights.models.checkpoint import (
     adapter_shape,
     check_adapter_shape,
@@ -31,7 +32,9 @@ from openweights.models.hub_files import out_of_reach
 from openweights.models.log_probs import check_logits
 from openweights.models.names import location_here
 from openweights.models.packing import cap_attention
-from openweights.models.rotary import check_row_length, turn_by_row
+from openweights.models.rotary import turn_by_row
+from openweights.models.row_length import check_row_length, made_for
+from openweights.models.templates.ends import tell_ends_of_model
 from openweights.models.templates.options import set_template
 from openweights.models.tokens import set_tokens
 from openweights.progress import transferring
@@ -189,6 +192,7 @@ def tokenizer_of(
             tokenizer: Any = AutoTokenizer.from_pretrained(location_here(location))
         except (OSError, ValueError):
             tokenizer = AutoTokenizer.from_pretrained(location_here(base))
+    tell_ends_of_model(tokenizer, ends_at_hand(base))
     set_template(tokenizer, chat_template, template_options or {})
     return tokenizer
 
@@ -250,7 +254,7 @@ def _describe(model: Any, config: ModelRequest, engine: TrainingEngine) -> None:
         every / 1e6,
         trained / 1e6,
     )
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = made_for(model.config)
     if longest is not None and config.max_seq_length > longest:
         logger.warning(
             "max_seq_length=%d is more than the %d positions that the model was made for",

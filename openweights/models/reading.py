@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Offsets = list[tuple[int, int]]  # of each token, its first character and the one behind it
 
+IGNORED = -100  # the label of a token that is read and not learned
+
 NO_CAPITALS = "the tokenizer reads capital letters as small ones, so that none are learned"
 NO_SPACE = "the tokenizer takes all white space for the same, so that none is learned as it stands"
 READ_OTHERWISE = "the tokenizer reads some of what is not learned otherwise than it is written"

@@ -15,50 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openweights.errors import ConfigError
 from openweights.models.forward import decoder_of
-
-LONGROPE = "longrope"
-
-
-def short_length(config: Any) -> int | None:
-    """Positions of the longest row that has the first table; None where all rows have the same."""
-    for given in _rotary_settings(config):
-        if given.get("rope_type") == LONGROPE:
-            return int(given["original_max_position_embeddings"])
-    return None
-
-
-def _rotary_settings(config: Any) -> list[Mapping[str, Any]]:
-    """The model's own, or those of each kind of its layers."""
-    given: Any = getattr(config, "rope_parameters", None) or {}
-    return [given, *(own for own in given.values() if isinstance(own, Mapping))]
-
-
-def check_row_length(config: Any, max_seq_length: int, *, by_row: bool) -> None:
-    """See that no row will be read otherwise because of what it is trained with.
-
-    Args:
-        config: Of the model's text part.
-        by_row: Whether `turn_by_row` holds for the model.
-
-    Raises:
-        ConfigError: Some may be.
-    """
-    longest = None if by_row else short_length(config)
-    why = "the longest row of a batch decides by which of two rotary tables all are turned"
-    if any(given.get("rope_type") == "dynamic" for given in _rotary_settings(config)):
-        longest = int(config.max_position_embeddings)
-        why = (
-            "this model's rotary table (rope_type 'dynamic') is that of the longest row of a batch"
-        )
-    if longest is not None and max_seq_length > longest:
-        use = "" if by_row else ", or use engine='transformers'"
-        raise ConfigError(
-            f"max_seq_length: {max_seq_length} is more than {longest} positions, beyond which "
-            f"{why}, so that a row's loss would depend on its neighbours; set it to {longest} or "
-            f"less{use}"
-        )
+from openweights.models.row_length import LONGROPE, short_length
 
 
 def turn_by_row(base: Any) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from openweights.errors import ConfigError
-from openweights.models.reading import check_weights, without_weights
-from openweights.models.templates.ends import end_of_call, end_of_turn, exchange_text
+from openweights.models.reading import IGNORED, check_weights, without_weights
+from openweights.models.templates.ends import end_ids, end_of_turn, exchange_text
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,16 +40,7 @@ def eos_token_ids(
     ends a turn or a call in the chat template, whatever the other two say.
     """
     generation = getattr(model, "generation_config", None)
-    written = filter(None, [end_of_turn(tokenizer), end_of_call(tokenizer)])
-    known: list[int] = []
-    for given in (
-        tokenizer.eos_token_id,
-        getattr(generation, "eos_token_id", None),
-        *map(tokenizer.convert_tokens_to_ids, written),
-    ):
-        ids: Any = given
-        known += [] if ids is None else [ids] if isinstance(ids, int) else ids
-    return [i for i in dict.fromkeys(known) if tokenizer.convert_ids_to_tokens(i) is not None]
+    return end_ids(tokenizer, getattr(generation, "eos_token_id", None))
 
 
 def set_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -134,9 +125,6 @@ def _tell_ends(
             given,
             tokenizer.convert_ids_to_tokens(ends),
         )
-
-
-IGNORED = -100
 
 
 def pad_right(rows: Sequence[Sequence[Any]], filler: float) -> tuple[torch.Tensor, torch.Tensor]:

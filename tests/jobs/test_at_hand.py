@@ -14,7 +14,7 @@ import pytest
 from openweights.errors import DatasetError
 from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.multiple_choice import MultipleChoice
-from openweights.jobs.unsloth.config.rendering import check_each
+from openweights.jobs.unsloth.config.first_look import check_each
 from openweights.jobs.unsloth.config.rows import NumberedRow
 from tests.tiny_model import make_tiny_model
 
@@ -27,7 +27,7 @@ from functools import partial
 from openweights.errors import OpenWeightsError
 from openweights.jobs import at_hand
 from openweights.jobs.multiple_choice import MultipleChoice
-from openweights.jobs.unsloth.config.rendering import check_each
+from openweights.jobs.unsloth.config.first_look import check_each
 
 folder, rows = sys.argv[1], json.loads(sys.argv[2])
 
@@ -64,7 +64,7 @@ found["bad"], found["many"] = looked(rows), looked(rows[:1] * 5000)
 found["stays"] = beside() == first
 os.kill(first, 9)
 found["again"], found["is_new"] = looked(rows), beside() != first
-found["unable"] = at_hand._BESIDE.has_looked((folder, "default", {}, Unknown()))
+found["unable"] = at_hand._BESIDE.seen((folder, "default", {}, Unknown()))
 found["after"] = [looked(rows[:1]), looked(rows)]
 found["fork"] = in_a_fork()
 found["torch"] = "torch" in sys.modules
@@ -102,6 +102,6 @@ def test_a_client_without_torch_looks_in_another_process(tiny: Path) -> None:
     assert found == {
         **{"good": None, "bad": same, "many": None, "stays": True},
         **{"again": same, "is_new": True, "torch": False},
-        **{"unable": False, "after": [None, same], "fork": 0},
+        **{"unable": None, "after": [None, same], "fork": 0},
         **{"own": ["TokenizersBackend"], "torch_for_own": True},
     }

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.config.rendering import check_rendering
+from openweights.jobs.unsloth.config.first_look import check_rendering
 from openweights.jobs.unsloth.preference.data import preference_examples
 from openweights.models.reading import token_ids, tokens_of
 from tests.learned_rows import config, learned, row, said, tokenizer_with, user

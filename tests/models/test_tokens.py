@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.rendering import check_rendering
+from openweights.jobs.unsloth.config.first_look import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.validate import training_config
 from openweights.models.at_hand import tokenizer_at_hand

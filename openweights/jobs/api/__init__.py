@@ -15,6 +15,7 @@ from openweights.client.serving.temporary_api import TemporaryApi
 from openweights.errors import ConfigError
 from openweights.jobs.inference import answering_needs
 from openweights.jobs.model_source import adapter_base, check_on_hub, job_base, pinned_model
+from openweights.jobs.numbers import MOST, MOST_ROWS, Count, Rows, Tokens
 from openweights.models.names import (
     AnyModel,
     ChatTemplate,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
     from openweights.needs import Need
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class ApiConfig(BaseModel):
@@ -56,14 +55,14 @@ class ApiConfig(BaseModel):
     model: AnyModel
     lora_adapters: list[AnyModel] = []
     max_lora_rank: Count | Literal["guess"] = "guess"
-    max_loras: Annotated[int, Field(ge=-1)] = -1
-    max_model_len: Count = 2048
-    max_num_seqs: Count = 16
+    max_loras: Annotated[int, Field(ge=-1, le=MOST_ROWS)] = -1
+    max_model_len: Tokens = 2048
+    max_num_seqs: Rows = 16
     quantization: str | None = None
     kv_cache_dtype: str | None = None
     chat_template: ChatTemplate = "default"
     api_key: Annotated[str, Field(min_length=8)] | None = None
-    idle_timeout: Annotated[float, Field(gt=0)] = 900.0
+    idle_timeout: Annotated[float, Field(ge=0.001, le=MOST, allow_inf_nan=False)] = 900.0
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
     job_id_suffix: str | None = None
 

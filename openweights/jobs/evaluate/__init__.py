@@ -18,6 +18,7 @@ from openweights.jobs.inference import (
 )
 from openweights.jobs.inference.vram import answering_vram_gb
 from openweights.jobs.model_source import awaited_jobs, pinned_models
+from openweights.jobs.numbers import Count, Rows, TemperatureOrGreedy, Tokens, TopP
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
     GOLD_REWARDS,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from openweights.client.job_options import JobOptions, takes
     from openweights.client.jobs import Job
     from openweights.needs import Need
-
-Count = Annotated[int, Field(ge=1)]
 
 BENCHMARKS = ("humaneval", "gsm8k", "tool_use")
 # Scores of answers to rows of one's own; the names are those of the rewards of grpo.
@@ -88,10 +87,10 @@ class AskedModels(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     models: Annotated[list[AnyModel], BeforeValidator(as_list), Field(min_length=1)]
-    samples: Count = 1
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_model_len: Count = 8196
+    samples: Rows = 1
+    temperature: TemperatureOrGreedy = 0.0
+    top_p: TopP = 1.0
+    max_model_len: Tokens = 8196
     chat_template: ChatTemplate = "default"
     template_options: TemplateOptions = {}
     quantization: Literal["bitsandbytes"] | None = None
@@ -121,7 +120,7 @@ class EvaluateConfig(AskedModels):
     prompts: str | None = None
     judge: Annotated[str, AfterValidator(bare_name)] = DEFAULT_JUDGE
     limit: Count | None = None
-    max_tokens: Count | None = None
+    max_tokens: Tokens | None = None
 
     @property
     def measures(self) -> list[RewardChoice]:

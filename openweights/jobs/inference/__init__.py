@@ -12,16 +12,20 @@ from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, NotFoundError
 from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.inference.config import InferenceConfig
-from openweights.jobs.inference.rows import check_input, row_prompt
+from openweights.jobs.inference.rows import check_input, fitting_prompt
 from openweights.jobs.inference.vram import answering_vram_gb, tokens_at_once
 from openweights.jobs.model_source import (
+    adapter_base,
     awaited_jobs,
     pinned_model,
     pinned_models,
 )
-from openweights.jobs.unsloth.config.rendering import check_each, first_rows
+from openweights.jobs.numbers import check_memory
+from openweights.jobs.unsloth.config.first_look import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import model_reference
+from openweights.models.row_length import made_for
+from openweights.models.shape import config_here
 from openweights.needs import GPU_EXTRA, TRAIN_EXTRA, Need
 from openweights.types import JobType
 
@@ -121,10 +125,13 @@ class Inference(Jobs):
             config.n_completions_per_prompt,
         )
         asked = {"tokens": tokens, "engine": config.engine}
-        return max(
+        needed = max(
             answering_vram_gb(self.ow, model, config.quantization, **asked)
             for model in config.models
         )
+        n = config.n_completions_per_prompt
+        sizes = {"max_tokens": (config.max_tokens, 600), "n_completions_per_prompt": (n, 1)}
+        return check_memory(needed, sizes)
 
     def needed_secrets(self, validated: BaseModel) -> Sequence[str]:
         """The organization's key, for a model of OpenAI on a project's worker."""
@@ -197,9 +204,12 @@ class Inference(Jobs):
             self._row_counts[file] = count
         with self.ow.backend.open_file(file) as content:
             rows = first_rows(numbered_rows(content))
-        render = partial(row_prompt, config=config)
-        look = partial(check_each, rows=rows, render=render, name="input_file_id")
         for model in config.models:
+            shape = config_here(adapter_base(self.ow, model, ask_hub=False))
+            positions = None if shape is None else made_for(shape)
+            context = min(config.max_model_len, positions or config.max_model_len)
+            render = partial(fitting_prompt, config=config, context=context)
+            look = partial(check_each, rows=rows, render=render, name="input_file_id")
             look_at_hand(model, config.chat_template, config.template_options, look)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:

@@ -16,7 +16,7 @@ from openweights.generation.params import Completion, Delta, GenerationRequest, 
 from openweights.generation.prompts import token_logprobs
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Result
-from openweights.jobs.inference.rows import Row, row_prompt, row_sampling
+from openweights.jobs.inference.rows import Row, fitting_prompt, row_sampling
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.models.names import location_here, model_reference
 
@@ -185,15 +185,11 @@ def _requests(
     requests: list[GenerationRequest] = []
     for index in left:
         try:
-            prompt = row_prompt(rows[index], tokenizer, config)
+            prompt = fitting_prompt(rows[index], tokenizer, config, limit)
         except ConfigError:
             raise
         except ValueError as error:
             raise DatasetError(f"{field}: row {index + 1}: {error}") from None
-        if not 0 < len(prompt) < limit:
-            what = f"has {len(prompt)} tokens, and the context {limit}; shorten it"
-            what = what if prompt else "is empty; give it text"
-            raise DatasetError(f"{field}: row {index + 1}: the prompt {what}")
         params = row_sampling(rows[index], index, config, limit - len(prompt))
         params = replace(params, stop_token_ids=ends)
         requests.append(GenerationRequest(prompt, params, adapter, str(index)))

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from openweights.arguments import as_list
+from openweights.jobs.numbers import MOST_TOKENS, Rows, TemperatureOrGreedy, Tokens, TopP
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions
 
-Count = Annotated[int, Field(ge=1)]
 # The log-probabilities of the tokens, and of so many likeliest ones; True for those of the tokens.
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 
@@ -51,15 +51,15 @@ class InferenceConfig(BaseModel):
     model: AnyModel
     other_models: Annotated[list[AnyModel], BeforeValidator(as_list)] = []
     input_file_id: str
-    max_tokens: Count = 600
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: Tokens = 600
+    temperature: TemperatureOrGreedy = 1.0
+    top_p: TopP = 1.0
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(as_list)] = []
     prefill: str = ""
-    min_tokens: Annotated[int, Field(ge=0)] = 1
-    max_model_len: Count = 8196
+    min_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 1
+    max_model_len: Tokens = 8196
     logprobs: TopLogprobs | None = None
-    n_completions_per_prompt: Count = 1
+    n_completions_per_prompt: Rows = 1
     chat_template: ChatTemplate = "default"
     template_options: TemplateOptions = {}
     quantization: Literal["bitsandbytes"] | None = None

@@ -69,6 +69,27 @@ def row_prompt(row: Row, tokenizer: PreTrainedTokenizerBase, config: InferenceCo
     )
 
 
+def fitting_prompt(
+    row: Row, tokenizer: PreTrainedTokenizerBase, config: InferenceConfig, context: int
+) -> list[int]:
+    """`row_prompt`, where it leaves room for an answer.
+
+    Args:
+        context: Tokens that prompt and answer may have together.
+
+    Raises:
+        ValueError: It does not, is empty, or the template refuses the conversation.
+    """
+    prompt = row_prompt(row, tokenizer, config)
+    if not prompt:
+        raise ValueError("the prompt is empty; give it text")
+    if len(prompt) >= context:
+        raise ValueError(
+            f"the prompt has {len(prompt)} tokens, and the context {context}; shorten it"
+        )
+    return prompt
+
+
 def row_sampling(row: Row, index: int, config: InferenceConfig, room: int) -> SamplingParams:
     """How the completions of a row are drawn.
 

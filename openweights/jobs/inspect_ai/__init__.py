@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from openweights import images
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
@@ -15,6 +15,7 @@ from openweights.errors import ConfigError
 from openweights.jobs.inference import answering_needs, openai_secrets
 from openweights.jobs.inference.vram import answering_vram_gb
 from openweights.jobs.model_source import awaited_job, pinned_model
+from openweights.jobs.numbers import Tokens
 from openweights.jobs.unsloth.config.own_functions import check_source
 from openweights.models.names import AnyModel, ChatTemplate
 
@@ -68,7 +69,7 @@ class InspectConfig(BaseModel):
     model: AnyModel
     eval_name: Annotated[str, AfterValidator(_evaluation)]
     options: Annotated[str, AfterValidator(_options)] = ""
-    max_model_len: Annotated[int, Field(ge=1)] = 8192
+    max_model_len: Tokens = 8192
     chat_template: ChatTemplate = "default"
     engine: Literal["auto", "vllm", "cuda_graph", "transformers"] = "auto"
     job_id_suffix: str | None = None

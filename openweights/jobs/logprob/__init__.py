@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from openweights.jobs.scoring import ScoringJobs
-from openweights.jobs.unsloth.config.rendering import known_ends, row_text
+from openweights.jobs.unsloth.config.first_look import known_ends
+from openweights.jobs.unsloth.config.rendering import row_text
 from openweights.jobs.unsloth.config.rows import check_answered
 
 

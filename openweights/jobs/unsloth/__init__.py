@@ -22,6 +22,8 @@ from openweights.jobs.model_source import (
     pinned_model,
     shape_to_keep,
 )
+from openweights.jobs.numbers import check_memory
+from openweights.jobs.unsloth.config.first_look import FirstRows, beginning, check_files
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     reward_choices,
@@ -30,10 +32,9 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 from openweights.jobs.unsloth.config.machine import training_needs
 from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
 from openweights.jobs.unsloth.config.problems import config_notes
-from openweights.jobs.unsloth.config.rendering import check_files, first_rows
-from openweights.jobs.unsloth.config.rows import NumberedRow, check_rows, numbered_rows, run_steps
+from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
 from openweights.jobs.unsloth.config.vram import gpu_gb
-from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
+from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.checkpoint import (
     check_adapter_shape,
     check_can_go_on,
@@ -43,6 +44,7 @@ from openweights.models.checkpoint import (
     may_be_same_modules,
 )
 from openweights.models.names import location_here, repository_id
+from openweights.models.row_length import check_row_length, made_for
 from openweights.models.shape import config_here
 from openweights.types import JobType
 
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What memory depends on beside the model.
+_SIZES = ("max_seq_length", "per_device_train_batch_size", "gradient_accumulation_steps")
 _JOB_ID = re.compile(r"s?ftjob-[0-9a-f]{12}.*")
 
 
@@ -208,17 +212,19 @@ class FineTuning(Jobs):
         return run_steps(config, self._row_counts[config.training_file])
 
     def _check_adapter(self, config: TrainingConfig) -> None:
-        """See that a model on this machine has what the adapter is to be put on, and that the
-        config suits the adapter that is gone on from.
+        """See that a model on this machine has what the adapter is to be put on, and takes rows of
+        that length, and that the config suits the adapter that is gone on from.
         """
         shape = shape_to_keep(self.ow, config.model)
         if shape:
             check_can_go_on(is_peft=config.is_peft, engine=config.engine)
+        base = adapter_base(self.ow, config.model, ask_hub=False)
+        if (known := config_here(base)) is not None:
+            check_row_length(known, config.max_seq_length, by_row=config.engine != "unsloth")
         if not config.is_peft:
             return
-        base = adapter_base(self.ow, config.model, ask_hub=False)
         if config.parallel == "fsdp":
-            check_is_dense(base, config_here(base))
+            check_is_dense(base, known)
         folder = Path(location_here(base))
         modules = linear_modules(folder) if folder.is_dir() else None
         if modules is not None:
@@ -238,16 +244,24 @@ class FineTuning(Jobs):
         if usual != Jobs.requires_vram_gb:
             return usual
         config = cast(TrainingConfig, validated)
-        return gpu_gb(config, adapter_base(self.ow, config.model, ask_hub=False)) or usual
+        needed = gpu_gb(config, adapter_base(self.ow, config.model, ask_hub=False))
+        return check_memory(needed, {f: _size(config, f) for f in _SIZES}) or usual
 
     def _check_rendering(self, config: TrainingConfig) -> None:
-        """See that the chat template writes what rows say, where the tokenizer is at hand."""
-        files: list[tuple[DatasetRef, list[NumberedRow]]] = []
+        """See that the chat template writes what rows say, and that the limits leave something of
+        them, where the tokenizer is at hand.
+        """
+        files: list[FirstRows] = []
         for ref in config.datasets():
             with self.open_stored(ref.name, ref.file) as content:
-                files.append((ref, first_rows(numbered_rows(content))))
-        look = partial(check_files, files=files, config=config)
-        look_at_hand(config.model, config.chat_template, config.template_options, look)
+                files.append(beginning(ref, numbered_rows(content)))
+        shape = config_here(adapter_base(self.ow, config.model, ask_hub=False))
+        positions = None if shape is None else made_for(shape)
+        look = partial(check_files, files=files, config=config, positions=positions)
+        for warning in (
+            look_at_hand(config.model, config.chat_template, config.template_options, look) or ()
+        ):
+            logger.warning("%s", warning)
 
     def _upload_local(self, config: TrainingConfig) -> TrainingConfig:
         """The config with ids of stored files in place of local ones."""
@@ -268,3 +282,8 @@ class FineTuning(Jobs):
                 check_source(path, choice.name, field)
                 stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
         return with_files(spec, stored)
+
+
+def _size(config: TrainingConfig, field: str) -> tuple[int, int]:
+    """A field's value, and its default."""
+    return getattr(config, field), type(config).model_fields[field].default

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,32 +10,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openweights.jobs.unsloth.config.demonstrations import Showing, split_row
-from openweights.jobs.unsloth.config.rendering import sdft_texts
-from openweights.jobs.unsloth.config.rows import Row
-from openweights.jobs.unsloth.data import Fitting, encode_rows
+from openweights.jobs.unsloth.config.demonstrations import Showing
+from openweights.jobs.unsloth.config.examples import SDFTExample, sdft_reader
+from openweights.jobs.unsloth.data import usable_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import row_numbers
-from openweights.models.reading import token_ids
-from openweights.models.templates.messages import Message
 from openweights.models.tokens import Collator, borders, pad_right
-
-
-@dataclass(frozen=True, slots=True)
-class SDFTExample:
-    """One training row, rendered and tokenised.
-
-    Attributes:
-        prompt_ids: What the student continues.
-        teacher_prompt_ids: What the teacher continues.
-        demonstration_ids: The demonstration as a completion, for the teacher gate.
-        messages: What the student is asked.
-    """
-
-    prompt_ids: list[int]
-    teacher_prompt_ids: list[int]
-    demonstration_ids: list[int]
-    messages: list[Message]
 
 
 class SDFTDataCollator:
@@ -74,33 +53,8 @@ def sdft_examples(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-
-    def encode(row: Row) -> tuple[SDFTExample, frozenset[str]]:
-        return encode_example(row, config, tokenizer, showing)
-
-    fitting = Fitting[SDFTExample](
-        config.max_seq_length - config.sdft_max_new_tokens,
-        length=lambda example: len(example.teacher_prompt_ids),
-        room=config.sdft_max_new_tokens,
-    )
-    kept = encode_rows(rows, encode, fitting, name="training_file")
-    return [example for _, example in kept]
-
-
-def encode_example(
-    row: Row,
-    config: TrainingConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    showing: Showing | None = None,
-) -> tuple[SDFTExample, frozenset[str]]:
-    """A row with what student and teacher read, and notes that are worth saying once.
-
-    Raises:
-        ValueError: The row cannot be used.
-    """
-    student, teacher, demonstration = sdft_texts(row, config, tokenizer, showing)
-    ids = [token_ids(tokenizer, text) for text in (student.text, teacher.text, demonstration)]
-    return SDFTExample(*ids, messages=split_row(row)[0]), student.notes | teacher.notes
+    reader = sdft_reader(config, tokenizer, showing)
+    return [example for _, example in usable_rows(rows, reader, name="training_file")]
 
 
 def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:

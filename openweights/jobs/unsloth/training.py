@@ -29,7 +29,7 @@ from openweights.jobs.model_source import (
     shape_to_keep,
     stages,
 )
-from openweights.jobs.unsloth.config.rendering import check_rendering
+from openweights.jobs.unsloth.config.first_look import beginning, check_files
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.importing import importing
 from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
@@ -197,14 +197,14 @@ def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> R
 def _check_rendering(
     config: TrainingConfig, source: ModelSource, data: Mapping[DatasetRef, Rows]
 ) -> None:
-    """Find out what the chat template does to rows before the model is loaded."""
+    """Find out what the chat template and the limits do to rows before the model is loaded."""
     from openweights.models.load import tokenizer_of
 
     place = str(source.adapter or source.base)
     tokenizer = tokenizer_of(place, source.base, config.chat_template, config.template_options)
     for ref, rows in data.items():
         numbered = [(getattr(row, "line", number), row) for number, row in enumerate(rows, 1)]
-        check_rendering(numbered, config, tokenizer, ref)
+        check_files(tokenizer, [beginning(ref, numbered)], config)
 
 
 def _split(config: TrainingConfig, data: Mapping[DatasetRef, Rows]) -> tuple[Rows, Rows | None]:

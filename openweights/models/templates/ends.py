@@ -6,12 +6,40 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from openweights.models.templates.messages import Message
 from openweights.models.templates.scaffold import Scaffold, scaffold_of, scaffold_of_roles
 from openweights.models.templates.template import Template
 
 _ARGUMENT = "leafofthetree"
+
+
+# Of tokenizers whose model says by which tokens its completions end.
+_OF_MODEL: WeakKeyDictionary[Any, tuple[int, ...]] = WeakKeyDictionary()
+
+
+def tell_ends_of_model(tokenizer: Any, ids: Any) -> None:
+    """Have `end_ids` know what a model's generation config calls ends: an id, several, or None."""
+    _OF_MODEL[tokenizer] = tuple(_as_ids(ids))
+
+
+def end_ids(tokenizer: Any, of_model: Any = None) -> list[int]:
+    """Every id that ends a completion: the tokenizer's, those of the generation config, and what
+    ends a turn or a call in the chat template, whatever the other two say.
+
+    Args:
+        of_model: What the generation config says; None for what was told of it.
+    """
+    said = _OF_MODEL.get(tokenizer) if of_model is None else of_model
+    written = filter(None, [end_of_turn(tokenizer), end_of_call(tokenizer)])
+    given = (tokenizer.eos_token_id, said, *map(tokenizer.convert_tokens_to_ids, written))
+    known = dict.fromkeys(end for ids in given for end in _as_ids(ids))
+    return [end for end in known if tokenizer.convert_ids_to_tokens(end) is not None]
+
+
+def _as_ids(given: Any) -> list[int]:
+    return [] if given is None else [given] if isinstance(given, int) else list(given)
 
 
 def end_token(ends: Sequence[str], behind: str) -> re.Match[str] | None:

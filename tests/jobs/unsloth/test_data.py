@@ -106,8 +106,8 @@ def test_long_rows_are_cut_or_dropped_and_counted(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.INFO):
         [example] = sft_examples(config(max_seq_length=50), TOKENIZER, rows)
     assert len(example["input_ids"]) == 50 and learned(example)[0].startswith(" Hello")
-    assert "2 rows are longer than max_seq_length=50 and lost their end" in caplog.text
-    assert "1 rows dropped: nothing to learn is left" in caplog.text
+    assert "2 of 2 rows (100%) are longer than max_seq_length=50 and lose their end" in caplog.text
+    assert "1 of 2 rows dropped: nothing to learn is left" in caplog.text
     with pytest.raises(DatasetError, match="nothing to learn is left of any row"):
         sft_examples(config(max_seq_length=4), TOKENIZER, rows)
 
@@ -220,6 +220,6 @@ def test_a_weighted_row_of_which_nothing_is_left_is_dropped(
     unlearned = {"messages": [TURNS[1], {**TURNS[4], "weight": 0}]}
     rows = [long, unlearned, {"messages": TURNS[:3]}]
     assert len(sft_examples(config(max_seq_length=64), TOKENIZER, rows)) == 2
-    assert "1 rows dropped: nothing to learn is left" in caplog.text
+    assert "1 of 3 rows dropped: nothing to learn is left" in caplog.text
     with pytest.raises(DatasetError, match="nothing to learn is left of any row"):
         sft_examples(config(max_seq_length=16), TOKENIZER, [long] * 3)

@@ -99,8 +99,8 @@ def test_long_pairs_are_cut_or_dropped_and_counted(
     with caplog.at_level(logging.WARNING):
         [kept] = preference_examples(settings, TOKENIZER, [long, later], ends=[2])
     assert len(kept["chosen_input_ids"]) == 60 and learned(kept, "rejected") == [f"b{EOS}"]
-    assert "2 rows are longer than max_seq_length=60 and lost their end" in caplog.text
-    assert "1 rows dropped: nothing to compare is left" in caplog.text
+    assert "2 of 2 rows (100%) are longer than max_seq_length=60 and lose their end" in caplog.text
+    assert "1 of 2 rows dropped: nothing to compare is left" in caplog.text
     with pytest.raises(DatasetError, match="nothing to compare is left of any row"):
         preference_examples(settings, TOKENIZER, [long], ends=[2])
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.rendering import check_rendering
+from openweights.jobs.unsloth.config.first_look import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.preference.data import preference_examples
 from openweights.jobs.unsloth.sdft_data import sdft_examples

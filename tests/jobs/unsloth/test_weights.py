@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.fields import DatasetRef
-from openweights.jobs.unsloth.config.rendering import check_rendering
+from openweights.jobs.unsloth.config.first_look import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.jobs.unsloth.sft import sft_train
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import AddedToken
 
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.config.rendering import check_rendering
+from openweights.jobs.unsloth.config.first_look import check_rendering
 from openweights.jobs.unsloth.data import sft_examples
 from openweights.models.templates.rendering import rendered_prompt
 from openweights.models.tokens import eos_token_ids

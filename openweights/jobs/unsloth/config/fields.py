@@ -19,6 +19,20 @@ from pydantic import (
 )
 
 from openweights.errors import shown
+from openweights.jobs.numbers import (
+    MOST,
+    MOST_GB,
+    MOST_ROWS,
+    MOST_TOKENS,
+    Amount,
+    Count,
+    Rows,
+    Temperature,
+    TemperatureOrGreedy,
+    Tokens,
+    TopP,
+    Whole,
+)
 from openweights.jobs.unsloth.config.demonstrations import template_fields
 from openweights.jobs.unsloth.config.grpo_fields import (
     BEST,
@@ -44,13 +58,6 @@ FILE_PURPOSES = {
 DEFAULT_WARMUP_STEPS = 5  # of a long run; a short one has a tenth of its steps
 
 
-def _whole(value: object) -> object:
-    """`8.0` is 8: division and JSON make such numbers."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[Whole, Field(ge=1)]
 StepSchedule = Literal["log"] | Count
 
 
@@ -80,10 +87,10 @@ class SamplingCallback(BaseModel):
 
     dataset: str
     eval_steps: StepSchedule = 10
-    batch_size: Count = 8
+    batch_size: Rows = 8
     tag: str = "samples"
-    temperature: float = Field(default=0, ge=0)
-    max_tokens: Count = 600
+    temperature: TemperatureOrGreedy = 0
+    max_tokens: Tokens = 600
 
 
 class MultipleChoiceCallback(BaseModel):
@@ -100,7 +107,7 @@ class MultipleChoiceCallback(BaseModel):
 
     dataset: str
     eval_steps: StepSchedule = 10
-    batch_size: Count = 8
+    batch_size: Rows = 8
     tag: str = "multiple_choice"
 
 
@@ -281,27 +288,27 @@ class TrainingFields(BaseModel):
     finetuned_model_id: str = "{org_id}/{model_name}-{job_id}"
     model_naming_extra_parameters: dict[str, str] | None = None
     job_id_suffix: Annotated[str, AfterValidator(_job_suffix)] | None = None
-    max_seq_length: Count = 2048
+    max_seq_length: Tokens = 2048
     load_in_4bit: bool = False
     is_peft: bool = True
     target_modules: list[str] = Field(default_factory=lambda: list(DEFAULT_TARGET_MODULES))
     lora_bias: Literal["all", "none"] = "none"
     r: Whole = Field(default=16, ge=1, le=4096)
     lora_alpha: Whole = Field(default=16, ge=1, le=1_000_000)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    lora_dropout: Amount = Field(default=0.0, lt=1)
     use_rslora: bool = True
     merge_before_push: bool = True
     push_to_private: bool = True
     push_to_hub: bool | None = None
-    epochs: Count = 1
+    epochs: Annotated[Count, Field(le=1_000_000)] = 1
     max_steps: Count | None = None
-    per_device_train_batch_size: Count = 2
-    gradient_accumulation_steps: Count = 8
-    warmup_steps: Whole = Field(default=DEFAULT_WARMUP_STEPS, ge=0)
+    per_device_train_batch_size: Rows = 2
+    gradient_accumulation_steps: Rows = 8
+    warmup_steps: Whole = Field(default=DEFAULT_WARMUP_STEPS, ge=0, le=MOST)
     learning_rate: Annotated[float, BeforeValidator(parse_learning_rate)] = 1e-4
     logging_steps: Count = 1
     optim: Literal["adamw_8bit", "adamw", "adamw_torch", "adam", "sgd"] = "adamw_8bit"
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: Amount = Field(default=0.01, le=1000)
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -311,12 +318,12 @@ class TrainingFields(BaseModel):
         "constant_with_warmup",
     ] = "linear"
     seed: Whole = Field(default=3407, ge=0, lt=2**32)
-    beta: float = Field(default=0.1, ge=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    memory_budget_gb: float | None = Field(default=None, gt=0)
+    beta: Amount = Field(default=0.1, le=1000)
+    max_grad_norm: Amount = Field(default=1.0, le=MOST)
+    memory_budget_gb: float | None = Field(default=None, ge=0.01, le=MOST_GB)
     save_steps: Count = 5000
-    save_minutes: float = Field(default=15.0, gt=0)
-    keep_checkpoints: int = Field(default=0, ge=0)
+    save_minutes: float = Field(default=15.0, ge=1e-4, le=1_000_000)
+    keep_checkpoints: int = Field(default=0, ge=0, le=MOST)
     output_dir: str = "./tmp"
     train_on: Literal["last", "responses", "all"] = "responses"
     train_on_responses_only: bool = True
@@ -327,35 +334,35 @@ class TrainingFields(BaseModel):
     sampling_callbacks: list[SamplingCallback] | None = None
     mcq_callbacks: list[MultipleChoiceCallback] | None = None
     report_to: list[Literal["wandb", "tensorboard"]] = Field(default_factory=list)
-    eval_batch_size: Count = 8
-    test_file_eval_steps: float | None = Field(default=None, gt=0)
+    eval_batch_size: Rows = 8
+    test_file_eval_steps: float | None = Field(default=None, ge=1e-6, le=MOST)
     test_file_eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
-    holdout_fraction: float | None = Field(default=None, gt=0, lt=1)
+    holdout_fraction: float | None = Field(default=None, ge=1e-6, lt=1)
     meta: dict[str, Any] | None = None
-    sdft_ema_alpha: float = Field(default=0.02, ge=0, le=1)
+    sdft_ema_alpha: Amount = Field(default=0.02, le=1)
     sdft_demo_template: str | None = None
     sdft_demo_placement: Literal["auto", "template", "turns"] = "auto"
-    sdft_demo_repeats: Count = 1
+    sdft_demo_repeats: Annotated[Count, Field(le=1000)] = 1
     sdft_gate: Literal["stop", "warn", "off"] = "stop"
-    sdft_gate_margin: float = Field(default=0.05, ge=0)
+    sdft_gate_margin: Amount = Field(default=0.05, le=1e15)
     sdft_gate_reward: str | None = None
     sdft_gate_rows: Count = 16
     sdft_gate_steps: StepSchedule = 50
-    sdft_max_new_tokens: Count = 256
-    sdft_temperature: float = Field(default=1.0, gt=0)
-    sdft_top_p: float = Field(default=1.0, gt=0, le=1)
+    sdft_max_new_tokens: Tokens = 256
+    sdft_temperature: Temperature = 1.0
+    sdft_top_p: TopP = 1.0
     sdft_divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    sdft_skip_tokens: int = Field(default=0, ge=0)
-    sdft_top_k: Count | None = None
+    sdft_skip_tokens: int = Field(default=0, ge=0, le=MOST_TOKENS)
+    sdft_top_k: Tokens | None = None
     sdft_rollout_engine: Literal["auto", "transformers", "cuda_graph", "vllm"] = "auto"
-    grpo_num_generations: int = Field(default=8, ge=2)
-    grpo_max_completion_length: Count = 512
-    grpo_temperature: float = Field(default=0.9, gt=0)
-    grpo_top_p: float = Field(default=1.0, gt=0, le=1)
-    grpo_top_k: Count | None = None
+    grpo_num_generations: int = Field(default=8, ge=2, le=MOST_ROWS)
+    grpo_max_completion_length: Tokens = 512
+    grpo_temperature: Temperature = 0.9
+    grpo_top_p: TopP = 1.0
+    grpo_top_k: Tokens | None = None
     grpo_stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list[str])
     grpo_keep_special_tokens: bool = False
-    grpo_epsilon: float = Field(default=0.2, gt=0)
+    grpo_epsilon: float = Field(default=0.2, ge=1e-6, le=1_000_000)
     grpo_loss_type: Literal["dapo", "grpo", "dr_grpo", "bnpo"] = "dapo"
     grpo_scale_rewards: Literal["group", "batch", "none"] = "group"
     grpo_enable_thinking: bool | None = None
@@ -364,8 +371,8 @@ class TrainingFields(BaseModel):
     grpo_reward_function: RewardSpec = "rouge_l"
     grpo_judge_model: str = Field(default=DEFAULT_JUDGE, min_length=1)
     grpo_judge_prompt: str | None = None
-    grpo_judge_best: float = Field(default=BEST, gt=0)
-    grpo_max_failed_reward_fraction: float = Field(default=0.5, ge=0, lt=1)
+    grpo_judge_best: float = Field(default=BEST, ge=1e-6, le=1e15)
+    grpo_max_failed_reward_fraction: Amount = Field(default=0.5, lt=1)
     rollout_precision: Literal["model", "fp8"] = "model"
     engine: Literal["auto", "unsloth", "transformers"] = "auto"
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"

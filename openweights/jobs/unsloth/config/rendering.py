@@ -8,16 +8,13 @@ read only. The end token of a turn has the weight of what stands before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
-from openweights import progress
-from openweights.client.messages import Problems
-from openweights.client.questions import Question, parse_question
-from openweights.errors import ConfigError
+from openweights.client.questions import Question
 from openweights.jobs.unsloth.config.demonstrations import (
     Showing,
     demonstration_turns,
@@ -25,11 +22,8 @@ from openweights.jobs.unsloth.config.demonstrations import (
     split_row,
     teacher_messages,
 )
-from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
-from openweights.jobs.unsloth.config.grpo_fields import split_gold
+from openweights.jobs.unsloth.config.fields import TrainingFields
 from openweights.jobs.unsloth.config.rows import (
-    PREFERENCE_LOSSES,
-    NumberedRow,
     Row,
     is_weighted,
     plain_messages,
@@ -40,12 +34,10 @@ from openweights.models.reading import (
     Offsets,
     compare_read,
     is_begun,
-    token_ids,
     tokenised,
     tokens_of,
 )
 from openweights.models.templates.control_tokens import refuse_control_tokens
-from openweights.models.templates.ends import end_of_turn
 from openweights.models.templates.messages import Message, MessageError, assistant_messages
 from openweights.models.templates.rendering import (
     MessageSpan,
@@ -290,104 +282,3 @@ def _refuse_control_token(tokenizer: PreTrainedTokenizerBase, text: str, field: 
         refuse_control_tokens(tokenizer, [{"content": text}])
     except MessageError as error:
         raise ValueError(f"{field}{error.problem.removeprefix('.content')}") from None
-
-
-# ---- before anything is paid for -----------------------------------------------------------------
-
-
-def check_rendering(
-    rows: Iterable[NumberedRow],
-    config: TrainingFields,
-    tokenizer: PreTrainedTokenizerBase,
-    ref: DatasetRef,
-    most: int = CHECKED_ROWS,
-) -> None:
-    """See on the first `most` rows of a file that the chat template writes what they say.
-
-    The worker looks at all of them; what a template does to every row is found before that.
-
-    Raises:
-        ConfigError: The tokenizer has no chat template.
-        DatasetError: It does not; a line for each row.
-    """
-    ends = known_ends(tokenizer)
-    first = islice(rows, most)
-    check_rendered(first, lambda row: _render(row, config, tokenizer, ref.field, ends), ref.name)
-
-
-def first_rows(rows: Iterable[NumberedRow]) -> list[NumberedRow]:
-    """Those of a file that are looked at before a job is submitted."""
-    return list(islice(rows, CHECKED_ROWS))
-
-
-def check_files(
-    tokenizer: PreTrainedTokenizerBase,
-    files: Iterable[tuple[DatasetRef, Sequence[NumberedRow]]],
-    config: TrainingFields,
-) -> None:
-    """`check_rendering` of rows of several files; for `at_hand.look_at_hand`."""
-    for ref, rows in files:
-        check_rendering(rows, config, tokenizer, ref)
-
-
-def check_each(
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[NumberedRow],
-    render: Callable[[dict[str, Any], PreTrainedTokenizerBase], object],
-    name: str,
-) -> None:
-    """`check_rendered`, for `at_hand.look_at_hand`."""
-    check_rendered(rows, lambda row: render(dict(row), tokenizer), name)
-
-
-def check_rendered(rows: Iterable[NumberedRow], render: Callable[[Row], object], name: str) -> None:
-    """`check_rendering` of all the rows, by what renders one.
-
-    Args:
-        name: What the rows are called in messages.
-    """
-    problems, count = Problems(name), 0
-    for line, row in rows:
-        count += 1
-        progress.advanced()
-        try:
-            render(row)
-        except ConfigError:
-            raise
-        except ValueError as error:
-            problems.add_error(line, error)
-    problems.raise_if_any(rows=count)
-
-
-def known_ends(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts of the tokens that end a turn, as far as tokenizer and template tell."""
-    return [str(end) for end in (tokenizer.eos_token, end_of_turn(tokenizer)) if end]
-
-
-def _render(
-    row: Row,
-    config: TrainingFields,
-    tokenizer: PreTrainedTokenizerBase,
-    field: str,
-    ends: Sequence[str],
-) -> None:
-    prompts: tuple[Rendered, ...] = ()
-    if "text" in row:
-        plain_text_ids(row, tokenizer)
-    elif field == "mcq_callbacks":
-        prompts = (question_text(parse_question(row), tokenizer),)
-    elif field == "sampling_callbacks":
-        prompts = (prompt_text(row, tokenizer),)
-    elif field == "logp_callback_datasets":
-        read_text(row_text(row, tokenizer, train_on="responses", ends=ends), tokenizer)
-    elif config.loss in PREFERENCE_LOSSES:
-        for answer in answer_texts(row, tokenizer, ends):
-            read_text(answer, tokenizer)
-    elif config.loss == "grpo":
-        prompts = (rendered_prompt(tokenizer, split_gold(row)[0], tools=row.get("tools")),)
-    elif config.loss == "sdft" and field == "training_file":
-        prompts = sdft_texts(row, config, tokenizer)[:2]
-    else:
-        read_text(row_text(row, tokenizer, train_on=config.train_on, ends=ends), tokenizer)
-    for prompt in prompts:
-        token_ids(tokenizer, prompt.text)

@@ -29,13 +29,13 @@ from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams, derived_seed
 from openweights.jobs.stage import counted_stage
 from openweights.jobs.unsloth.config.demonstrations import Showing, showings, split_row
+from openweights.jobs.unsloth.config.examples import SDFTExample, sdft_example
 from openweights.jobs.unsloth.config.grpo_fields import reward_choices
 from openweights.jobs.unsloth.distillation.likeness import rouge_l_with_signs, same_format_share
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
 from openweights.jobs.unsloth.rewards import Reward, Samples, answer_of, text_reward
 from openweights.jobs.unsloth.runtime.ranks import first_ranks
 from openweights.jobs.unsloth.runtime.reporting import Fetch, LogEvent
-from openweights.jobs.unsloth.sdft_data import SDFTExample, encode_example
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.templates.messages import Message
 from openweights.models.weights import WeightCopy
@@ -238,7 +238,7 @@ def _gate_row(
     try:
         prompt, demonstration = split_row(rows[index])
         for showing in candidates:
-            examples[showing.name], _ = encode_example(rows[index], config, tokenizer, showing)
+            examples[showing.name], _ = sdft_example(rows[index], config, tokenizer, showing)
     except ConfigError:
         raise
     except ValueError as error:

@@ -9,27 +9,11 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from openweights.jobs.unsloth.config.grpo_fields import GOLD, split_gold
+from openweights.jobs.unsloth.config.examples import Prompt, grpo_reader
+from openweights.jobs.unsloth.config.grpo_fields import GOLD
 from openweights.jobs.unsloth.config.rows import Row
-from openweights.jobs.unsloth.data import Fitting, encode_rows
+from openweights.jobs.unsloth.data import usable_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.reading import token_ids
-from openweights.models.templates.messages import Message
-from openweights.models.templates.rendering import rendered_prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is answered.
-
-    Attributes:
-        ids: Rendered and tokenised.
-        gold: The gold response, where there is one.
-    """
-
-    messages: list[Message]
-    ids: list[int]
-    gold: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +50,7 @@ def grpo_rows(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-
-    def encode(row: Row) -> tuple[Prompt, frozenset[str]]:
-        messages, gold = split_gold(row)
-        rendered = rendered_prompt(tokenizer, messages, tools=row.get("tools"))
-        ids = token_ids(tokenizer, rendered.text)
-        return Prompt(messages, ids, gold), rendered.notes
-
-    fitting = Fitting[Prompt](
-        config.max_seq_length - config.grpo_max_completion_length,
-        length=lambda prompt: len(prompt.ids),
-        room=config.grpo_max_completion_length,
-    )
-    kept = encode_rows(rows, encode, fitting, name=name)
+    kept = usable_rows(rows, grpo_reader(config, tokenizer), name=name)
     prompts = [prompt for _, prompt in kept]
     plain = [[{k: m[k] for k in ("role", "content")} for m in p.messages] for p in prompts]
     columns = {"prompt": plain, "row": list(range(first, first + len(kept)))}

@@ -32,10 +32,10 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 from openweights.events import Completions
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import Completion, SamplingParams
+from openweights.jobs.unsloth.config.examples import Prompt
 from openweights.jobs.unsloth.config.grpo_fields import REWARD_SCALES
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards, group_advantages, has_signal
 from openweights.jobs.unsloth.grpo.completion_logps import completion_logps
-from openweights.jobs.unsloth.grpo.data import Prompt
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.jobs.unsloth.rollout import (

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openweights.jobs.unsloth.config.rendering import answer_texts
+from openweights.jobs.unsloth.config.encoding import Encoded
+from openweights.jobs.unsloth.config.examples import pair_reader
 from openweights.jobs.unsloth.config.rows import Row
-from openweights.jobs.unsloth.data import Encoded, Fitting, encode_rows, encode_text, end_texts
+from openweights.jobs.unsloth.data import end_texts, usable_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
-from openweights.models.tokens import IGNORED, Collator
+from openweights.models.tokens import Collator
 
 SIDES = ("chosen", "rejected")
 
@@ -31,10 +32,7 @@ def preference_examples(
     ends: Sequence[int],
     name: str = "training_file",
 ) -> list[dict[str, list[int]]]:
-    """Pairs for the trainer: `<side>_input_ids` and `<side>_labels`, `max_seq_length` at most.
-
-    A longer conversation loses its end. A pair with nothing to compare left is dropped: an answer
-    without tokens, or two equal ones. Both are counted in the log.
+    """Pairs for the trainer, as `pair_reader` reads them: `<side>_input_ids` and `<side>_labels`.
 
     Args:
         ends: Ids of the end tokens (`tokens.eos_token_ids`).
@@ -43,26 +41,8 @@ def preference_examples(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    texts = end_texts(tokenizer, ends)
-
-    def encode(row: Row) -> tuple[list[Encoded], frozenset[str]]:
-        pair = [encode_text(text, tokenizer) for text in answer_texts(row, tokenizer, texts)]
-        return pair, pair[0].notes | pair[1].notes
-
-    fitting = Fitting[list[Encoded]](
-        config.max_seq_length,
-        length=lambda pair: max(len(encoded.input_ids) for encoded in pair),
-        cut=lambda pair, limit: [encoded.cut(limit) for encoded in pair][0],
-        is_useful=_is_comparable,
-        useless="nothing to compare is left of any row",
-    )
-    pairs = [pair for _, pair in encode_rows(rows, encode, fitting, name=name)]
-    return [_columns(*pair) for pair in pairs]
-
-
-def _is_comparable(pair: Sequence[Encoded]) -> bool:
-    answered = all(any(label != IGNORED for label in encoded.labels) for encoded in pair)
-    return answered and pair[0].input_ids != pair[1].input_ids
+    reader = pair_reader(config, tokenizer, end_texts(tokenizer, ends))
+    return [_columns(*pair) for _, pair in usable_rows(rows, reader, name=name)]
 
 
 def _columns(chosen: Encoded, rejected: Encoded) -> dict[str, list[int]]:

@@ -17,17 +17,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from openweights import events
-from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, block_spans
-from openweights.jobs.unsloth.config.rows import Row, plain_messages
-from openweights.jobs.unsloth.data import (
+from openweights.jobs.unsloth.config.encoding import (
     Encoded,
-    Fitting,
+    Reader,
     encode_row,
-    encode_rows,
     encode_text,
-    end_texts,
     pieces_of_tokens,
 )
+from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, block_spans
+from openweights.jobs.unsloth.config.rows import Row, plain_messages
+from openweights.jobs.unsloth.data import end_texts, usable_rows
 from openweights.models.log_probs import all_log_probs
 from openweights.models.templates.messages import assistant_messages
 from openweights.models.templates.rendering import rendered_spans
@@ -103,12 +102,13 @@ def scored_rows(
         scored = _encoded(row, tokenizer, texts, train_on)
         return scored, scored.encoded.notes
 
-    fitting = Fitting[ScoredRow](
-        limit,
+    reader = Reader[ScoredRow](
+        encode,
         length=lambda scored: len(scored.encoded.input_ids),
+        limit=limit,
         cut=lambda scored, limit: scored.encoded.cut(limit),
     )
-    kept = [scored for _, scored in encode_rows(rows, encode, fitting, name=name)]
+    kept = [scored for _, scored in usable_rows(rows, reader, name=name)]
     if not any(label != IGNORED for row in kept for label in row.encoded.labels):
         logger.warning("%s: no token of an answer is left, so there is no loss to tell", name)
     return kept

@@ -17,14 +17,13 @@ from openweights.events import Samples
 from openweights.generation.choose import generation_engine
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams
-from openweights.jobs.unsloth.config.rendering import prompt_messages, prompt_text
-from openweights.jobs.unsloth.config.rows import Row
-from openweights.jobs.unsloth.data import Fitting, encode_rows
+from openweights.jobs.unsloth.config.examples import prompt_reader
+from openweights.jobs.unsloth.config.rendering import prompt_messages
+from openweights.jobs.unsloth.data import usable_rows
 from openweights.jobs.unsloth.runtime.reporting import Reporter, log_rows
 from openweights.jobs.unsloth.tracking.schedule import ScheduledCallback
 from openweights.jobs.unsloth.validate import SamplingCallback
 from openweights.models.forward import active_adapter
-from openweights.models.reading import token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +43,8 @@ class Sampler(ScheduledCallback):
         self._settings = settings
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[list[int]] = []
-
-        def encode(row: Row) -> tuple[list[int], frozenset[str]]:
-            rendered = prompt_text(row, tokenizer)
-            return token_ids(tokenizer, rendered.text), rendered.notes
-
         name = f"sampling_callbacks ({settings.tag})"
-        for row, ids in encode_rows(rows, encode, Fitting[list[int]](None, length=len), name=name):
+        for row, ids in usable_rows(rows, prompt_reader(tokenizer), name=name):
             self._rows.append({**row, "messages": prompt_messages(row)})
             self._prompts.append(ids)
         doing, of = f"sampling answers ({settings.tag})", len(self._prompts)
