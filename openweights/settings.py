@@ -112,6 +112,9 @@ class ClusterSettings:
         )
 
 
+_NO = ("no", "0", "false", "off")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the environment says.
@@ -136,6 +139,8 @@ class Settings:
             after this long without work.
         cancel_grace_s: `OPENWEIGHTS_CANCEL_GRACE_S`: from SIGTERM to SIGKILL when a job is stopped.
         log_limit_mb: `OPENWEIGHTS_LOG_LIMIT_MB`: most of a run's log in the embedded store.
+        try_functions: `OPENWEIGHTS_TRY_FUNCTIONS`: "no" submits jobs with reward functions of one's
+            own without calling those once before.
         keep_days: `OPENWEIGHTS_KEEP_DAYS`: workers of the embedded store remove once a day what
             nobody has needed for so long; None for never. See `Backend.collect_garbage`.
         lane: Which jobs of the embedded store a worker takes; None for all. No variable says it,
@@ -162,6 +167,7 @@ class Settings:
     worker_idle_s: float = 60.0
     cancel_grace_s: float = 20.0
     log_limit_mb: float = 64.0
+    try_functions: bool = True
     keep_days: float | None = None
     lane: Lane | None = None
     pod: PodSettings = PodSettings()
@@ -199,6 +205,7 @@ class Settings:
             worker_idle_s=_seconds(env, "OPENWEIGHTS_WORKER_IDLE_S", 60.0),
             cancel_grace_s=_seconds(env, "OPENWEIGHTS_CANCEL_GRACE_S", 20.0),
             log_limit_mb=_number(env, "OPENWEIGHTS_LOG_LIMIT_MB") or 64.0,
+            try_functions=env.get("OPENWEIGHTS_TRY_FUNCTIONS", "").lower() not in _NO,
             keep_days=_number(env, "OPENWEIGHTS_KEEP_DAYS"),
             pod=PodSettings.from_env(env),
         )

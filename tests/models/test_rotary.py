@@ -17,7 +17,7 @@ from openweights.generation.transformers_engine import TransformersEngine
 from openweights.models.log_probs import scored_log_probs
 from openweights.models.packing import use_packed_attention
 from openweights.models.rotary import in_long_rows, turn_by_row
-from openweights.models.row_length import check_row_length, short_length
+from openweights.models.row_length import check_row_length, made_for, short_length
 from openweights.models.tokens import IGNORED, Collator
 from tests.rounding import assert_equal_in_float64
 from tests.tiny_model import make_tiny_model
@@ -203,3 +203,16 @@ def test_a_table_of_the_longest_row_is_refused_where_it_would_change() -> None:
     check_row_length(config, LONGEST, by_row=True)
     with pytest.raises(ConfigError, match="max_seq_length: 65 is more than 64 positions"):
         check_row_length(config, LONGEST + 1, by_row=True)
+
+
+def test_a_config_is_read_as_it_stands_in_its_file() -> None:
+    file = CONFIGS["phi 3"].to_dict()
+    older = {
+        **{"rope_scaling": {"type": "longrope"}, "max_position_embeddings": LONGEST},
+        "original_max_position_embeddings": SHORT,
+    }
+    for config in (file, older, {"text_config": older}):
+        assert (short_length(config), made_for(config)) == (SHORT, LONGEST)
+        with pytest.raises(ConfigError, match="max_seq_length: 17 is more than 16"):
+            check_row_length(config, SHORT + 1, by_row=False)
+    assert made_for({"model_type": "bloom"}) is None and made_for({"n_positions": 8}) == 8

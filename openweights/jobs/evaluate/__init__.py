@@ -31,6 +31,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 )
 from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
 from openweights.jobs.unsloth.config.rows import numbered_rows
+from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions, bare_name
 
 if TYPE_CHECKING:
@@ -256,10 +257,20 @@ class Evaluate(Jobs):
                     problems.add_error(number, error)
         source = self.ow.backend.get_file(config.prompts).filename
         problems.raise_if_any(rows=count, source=source)
-        for choice in config.measures:
-            if choice.file is not None:
-                with self.open_stored("suite", choice.file) as content:
-                    check_arguments(content.read(), choice.name, columns, "suite")
+        own = [choice for choice in config.measures if choice.file is not None]
+        if not own:
+            return
+        with self.open_stored("prompts", config.prompts) as content:
+            rows = trial_rows(numbered_rows(content), split_gold)
+        rows = [
+            {"id": at, "max_tokens": 600, **row, "messages": row["prompt"]}
+            for at, row in enumerate(rows)
+        ]
+        for choice in own:
+            with self.open_stored("suite", str(choice.file)) as content:
+                source = content.read()
+            check_arguments(source, choice.name, columns, "suite")
+            try_if_wanted(self.ow.settings, source, choice.name, "suite", rows)
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

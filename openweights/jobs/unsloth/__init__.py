@@ -23,10 +23,12 @@ from openweights.jobs.model_source import (
     shape_to_keep,
 )
 from openweights.jobs.numbers import check_memory
+from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.config.first_look import FirstRows, beginning, check_files
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
     reward_choices,
+    split_gold,
     with_files,
 )
 from openweights.jobs.unsloth.config.machine import training_needs
@@ -34,6 +36,7 @@ from openweights.jobs.unsloth.config.own_functions import check_arguments, check
 from openweights.jobs.unsloth.config.problems import config_notes
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
 from openweights.jobs.unsloth.config.vram import gpu_gb
+from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.checkpoint import (
     check_adapter_shape,
@@ -180,7 +183,9 @@ class FineTuning(Jobs):
         self._check_own_rewards(config)
 
     def _check_own_rewards(self, config: TrainingConfig) -> None:
-        """See that reward functions are in the store, and want only what they are given."""
+        """See that reward functions are in the store, want only what they are given, and give
+        what they must.
+        """
         own = [
             (field, choice)
             for field, spec in config.rewards.items()
@@ -191,9 +196,14 @@ class FineTuning(Jobs):
             return
         with self.open_stored("training_file", config.training_file) as content:
             columns = {name for _, row in numbered_rows(content) for name in row}
+        with self.open_stored("training_file", config.training_file) as content:
+            split = split_row if config.loss == "sdft" else split_gold
+            rows = trial_rows(numbered_rows(content), split)
         for field, choice in own:
             with self.open_stored(field, str(choice.file)) as content:
-                check_arguments(content.read(), choice.name, columns, field)
+                source = content.read()
+            check_arguments(source, choice.name, columns, field)
+            try_if_wanted(self.ow.settings, source, choice.name, field, rows)
 
     def work(self, validated: BaseModel) -> Work:
         """Its steps, and the tokens of each: what is read, by the size of the file, and what is

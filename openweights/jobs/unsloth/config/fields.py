@@ -164,7 +164,7 @@ class TrainingFields(BaseModel):
         model_naming_extra_parameters: Further names for `finetuned_model_id`, and their values.
         job_id_suffix: Ends the job's id, and makes it another job than one without it.
         max_seq_length: Longest row, in tokens. Of longer ones sft, dpo and orpo cut the end, sdft
-            and grpo leave them out; the log says of how many.
+            and grpo leave them out; of how many is said at submission, and in the log.
         load_in_4bit: The base model's weights in 4 bit (nf4), on a CUDA GPU with bitsandbytes.
         is_peft: sft and sdft also train all weights in float32, with False: the result is a whole
             model, and what the adapter's fields say does not count.
