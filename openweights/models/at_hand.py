@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from openweights.models.hub_files import cached_file
 from openweights.models.names import location_here
@@ -74,4 +74,4 @@ def _json_at_hand(location: str, name: str) -> dict[str, Any]:
     if file is None or not file.is_file():
         return {}
     content: Any = json.loads(file.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}

@@ -31,7 +31,7 @@ def usable_rows(rows: Sequence[Row], reader: Reader[T], *, name: str) -> list[tu
     Raises:
         DatasetError: Rows cannot be used, each named by its line; or none is left.
     """
-    numbered = [(getattr(row, "line", at), row) for at, row in enumerate(rows, start=1)]
+    numbered = ((getattr(row, "line", at), row) for at, row in enumerate(rows, start=1))
     read = encode_rows(numbered, reader, name)
     read.refuse_if_empty()
     logger.info("%s: %d rows, of up to %d tokens", name, len(read.kept), read.longest)

@@ -24,7 +24,7 @@ from openweights.jobs.unsloth.config.rendering import (
     read_text,
     row_text,
 )
-from openweights.jobs.unsloth.config.rows import NumberedRow, Row, is_weighted
+from openweights.jobs.unsloth.config.rows import Row, is_weighted
 from openweights.models.reading import IGNORED
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def encode_rows(
-    rows: Iterable[NumberedRow], reader: Reader[T], name: str, enough: int | None = None
+    rows: Iterable[tuple[int, Row]], reader: Reader[T], name: str, enough: int | None = None
 ) -> EncodedRows[T]:
     """Encode each row of a dataset; those that can be used are kept, and all are counted.
 

@@ -205,7 +205,7 @@ def test_a_length_that_the_rotary_table_excludes_is_refused(
 
 
 def test_the_ends_of_the_generation_config_are_known(model: Path) -> None:
-    tokenizer = tokenizer_at_hand(str(model))
+    tokenizer: Any = tokenizer_at_hand(str(model))
     assert SECOND_EOS in known_ends(tokenizer)
     assert SECOND_EOS not in tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
     assert tokenizer.convert_tokens_to_ids(SECOND_EOS) in eos_token_ids(None, tokenizer)
