@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from openweights.errors import InvalidInputError
 
 DEEPEST = 100
 LONGEST_PLACE = 200  # in characters
+_MOST_BITS = 13_000  # of an integer that Python writes and reads
 
 
 def storable(text: str) -> str:
@@ -268,6 +269,33 @@ def texts_of(value: object, at: str = "") -> Iterator[tuple[str, str]]:
             yield from ((place, key) for key in cast("Mapping[str, object]", part))
 
 
+def check_exact(value: object, at: str) -> None:
+    """See that every store gives a value back as it is.
+
+    Args:
+        at: What it is called in errors.
+
+    Raises:
+        InvalidInputError: It holds a number or a text that JSON, UTF-8 or PostgreSQL lacks.
+    """
+    for place, part in parts_of(value, at):
+        keys = cast("Mapping[object, object]", part) if isinstance(part, Mapping) else ()
+        for item in (part, *keys):
+            if problem := _inexact(item):
+                name = place if len(place) <= LONGEST_PLACE else at
+                raise InvalidInputError(f"{storable(name)}: {problem}")
+
+
+def _inexact(value: object) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"must be a finite number, not {float(value)}, which JSON lacks; leave it out"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return "is a number of more than 4,000 digits; give a smaller one"
+    if isinstance(value, str) and storable(value) != value:
+        return "holds NUL or half a surrogate pair, which UTF-8 or PostgreSQL lacks; remove it"
+    return None
+
+
 def is_deep(value: object) -> bool:
     """Whether a value is nested more than `DEEPEST` times."""
     level = [value]
@@ -290,6 +318,6 @@ def _items(value: object, at: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
         for key, item in cast("Mapping[str, object]", value).items():
             yield (f"{at}.{key}" if at else key), item
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(cast("Sequence[object]", value)):
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(cast("Iterable[object]", value)):
             yield f"{at}[{index}]", item

@@ -17,6 +17,7 @@ from openweights.arguments import (
     check_text,
     check_whole,
 )
+from openweights.client.param_json import plain
 from openweights.client.results import read_log_chunks, write_log, write_results, write_table
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows
@@ -402,6 +403,7 @@ class JobCollection:
         where: dict[str, Any] = {}
         validated: dict[str, Any] = {}
         for name, value in params.items():
+            value = plain(value, name)
             if name in ("validated_params", "mounted_files", "cloud_type"):
                 where[name] = value
             else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from openweights.errors import ConfigError
+from openweights.errors import ConfigError, InvalidInputError
+from openweights.json_values import check_exact
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -13,19 +14,28 @@ if TYPE_CHECKING:
 _DEEPEST = 100
 
 
-def plain(value: object, field: str, depth: int = 0) -> Any:
+def plain(value: object, field: str) -> Any:
     """`value` with each scalar that has `.item()`, also inside lists and dicts, as Python's own.
 
     Raises:
-        ConfigError: It is nested without an end.
+        ConfigError: It is nested without an end, or holds what no store gives back as it is.
     """
+    found = _plain(value, field)
+    try:
+        check_exact(found, field)
+    except InvalidInputError as error:
+        raise ConfigError(str(error)) from None
+    return found
+
+
+def _plain(value: object, field: str, depth: int = 0) -> Any:
     if depth > _DEEPEST:
         raise ConfigError(f"{field}: is nested too deeply, or holds itself")
     if type(value) is dict:
         items = cast("dict[object, object]", value).items()
-        return {plain(key, field): plain(item, field, depth + 1) for key, item in items}
+        return {_plain(key, field): _plain(item, field, depth + 1) for key, item in items}
     if type(value) is list:
-        return [plain(item, field, depth + 1) for item in cast("list[object]", value)]
+        return [_plain(item, field, depth + 1) for item in cast("list[object]", value)]
     item = cast("Callable[[], object] | None", getattr(value, "item", None))
     if not callable(item):
         return value
