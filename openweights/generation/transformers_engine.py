@@ -43,7 +43,7 @@ from openweights.models.adapters import (
 from openweights.models.forward import active_adapter, base_model, evaluating
 from openweights.models.packing import use_packed_attention
 from openweights.models.rotary import turn_by_row
-from openweights.models.row_length import longest_row, short_length
+from openweights.models.shape import longest_row, short_length
 from openweights.models.sharding import is_spread, own_passes
 from openweights.models.tokens import eos_token_ids, pad_left
 

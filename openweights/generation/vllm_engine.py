@@ -26,7 +26,7 @@ from openweights.generation.params import MOST_TOP_LOGPROBS, Delta, GenerationRe
 from openweights.generation.samples import Sample
 from openweights.models.adapters import adapter_names, peft_name
 from openweights.models.forward import base_model
-from openweights.models.row_length import longest_row
+from openweights.models.shape import longest_row
 from openweights.models.tokens import eos_token_ids
 
 MEMORY_SHARE = 0.35  # of the GPU, beside a training in the same memory

@@ -33,7 +33,7 @@ from openweights.models.log_probs import check_logits
 from openweights.models.names import location_here
 from openweights.models.packing import cap_attention
 from openweights.models.rotary import turn_by_row
-from openweights.models.row_length import check_row_length, made_for
+from openweights.models.shape import check_row_length, made_for
 from openweights.models.templates.ends import tell_ends_of_model
 from openweights.models.templates.options import set_template
 from openweights.models.tokens import set_tokens

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from openweights.models.forward import decoder_of
-from openweights.models.row_length import LONGROPE, short_length
+from openweights.models.shape import LONGROPE, short_length
 
 
 def turn_by_row(base: Any) -> None:

@@ -17,7 +17,7 @@ from openweights.generation.transformers_engine import TransformersEngine
 from openweights.models.log_probs import scored_log_probs
 from openweights.models.packing import use_packed_attention
 from openweights.models.rotary import in_long_rows, turn_by_row
-from openweights.models.row_length import check_row_length, made_for, short_length
+from openweights.models.shape import check_row_length, made_for, short_length
 from openweights.models.tokens import IGNORED, Collator
 from tests.rounding import assert_equal_in_float64
 from tests.tiny_model import make_tiny_model

@@ -24,8 +24,7 @@ from openweights.jobs.numbers import check_memory
 from openweights.jobs.unsloth.config.first_look import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import model_reference
-from openweights.models.row_length import made_for
-from openweights.models.shape import config_here
+from openweights.models.shape import config_here, made_for
 from openweights.needs import GPU_EXTRA, TRAIN_EXTRA, Need
 from openweights.types import JobType
 

@@ -47,8 +47,7 @@ from openweights.models.checkpoint import (
     may_be_same_modules,
 )
 from openweights.models.names import location_here, repository_id
-from openweights.models.row_length import check_row_length, made_for
-from openweights.models.shape import config_here
+from openweights.models.shape import check_row_length, config_here, made_for
 from openweights.types import JobType
 
 if TYPE_CHECKING:

@@ -131,7 +131,7 @@ def test_what_it_refuses(ow: OpenWeights, tmp_path: Path, tiny: Path) -> None:
         ({"model": "..", "input_file_id": good}, "model: the folder .* holds no model"),
         ({"model": "ftjob-000000000000", "input_file_id": good}, "the store has no job ftjob"),
         ({"model": model, "input_file_id": good, "max_token": 1}, "max_token: .*max_tokens"),
-        ({"model": model, "input_file_id": good, "top_p": 0}, "top_p: must be greater than 0"),
+        ({"model": model, "input_file_id": good, "top_p": 0}, "top_p: must be at least 1e-06"),
         ({"model": model, "input_file_id": good, "stop": [""]}, "stop"),
         ({"model": model, "input_file_id": good, "logprobs": 21}, "logprobs: must be at most 20"),
         ({"model": model, "input_file_id": good, "engine": "x"}, "engine: must be 'auto'"),

@@ -210,8 +210,15 @@ def test_a_reward_that_is_not_there_is_refused_at_the_door(
 )
 @pytest.mark.parametrize("loss", ["grpo", "sdft"])
 def test_a_reward_wants_only_what_it_is_given(
-    ow: OpenWeights, tmp_path: Path, head: str, words: str | None, loss: str
+    ow: OpenWeights,
+    tmp_path: Path,
+    head: str,
+    words: str | None,
+    loss: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("OPENWEIGHTS_TRY_FUNCTIONS", "no")
+    ow = OpenWeights()
     rows, mine = tmp_path / "levels.jsonl", tmp_path / "mine.py"
     rows.write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "level": 3}) + "\n")
     mine.write_text(f"raise SystemExit('it is never run here')\ndef {head}: return []\n")
