@@ -95,6 +95,8 @@ def test_rows_pass_the_checks_of_every_method(tmp_path: Path, home: Path) -> Non
         ("[area(width=3)]", False),
         ("[geo.area(width=3), geo.area(width=3)]", False),
         ("[geo.area(width=__import__('os').getpid())]", False),
+        ("[geo.area(width={{}: 3})]", False),
+        ("[geo.area(width={[3]})]", False),
         ("[" * 500, False),
         ("", False),
     ],

@@ -67,7 +67,7 @@ def _as_call(node: ast.expr | None) -> Call | None:
         return None
     try:
         given = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):  # of a key that is a dictionary the second
         return None
     return ast.unparse(node.func), given
 
