@@ -148,12 +148,13 @@ class GatedLoraLinear(torch.autograd.Function):
         operands = LoraOperands(weight, ctx.quant_state, None, low, high, ctx.scaling)
         rows = _gated(gate, up).view(-1, gate.shape[-1])
         grad = grad_out.reshape(-1, grad_out.shape[-1])
-        grad_rows, grad_a, grad_b = lora_gradients(grad, rows, inner, operands, needs_rows=True)
+        grad_rows, grad_a, grad_b = lora_gradients(
+            grad, rows, inner, operands, dtype=ctx.adapter_dtype, needs_rows=True
+        )
         del rows
         assert grad_rows is not None
         grad_gate, grad_up = _gated_gradients(grad_rows.view(gate.shape), gate, up)
-        dtype = ctx.adapter_dtype
-        return grad_gate, grad_up, None, None, None, grad_a.to(dtype), grad_b.to(dtype), None
+        return grad_gate, grad_up, None, None, None, grad_a, grad_b, None
 
 
 def _gated(gate: Tensor, up: Tensor) -> Tensor:

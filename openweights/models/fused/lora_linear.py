@@ -22,6 +22,8 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from openweights.models.forward import HALF
+
 
 def fuse_lora(model: nn.Module) -> int:
     """Let every LoRA layer of `model` compute as here where it can; how many layers that are.
@@ -170,10 +172,11 @@ class LoraLinear(torch.autograd.Function):
         operands = LoraOperands(weight, ctx.quant_state, None, low, up, ctx.scaling)
         grad = grad_out.reshape(-1, grad_out.shape[-1])
         needs_x = ctx.needs_input_grad[0]
-        grad_x, grad_a, grad_b = lora_gradients(grad, rows, inner, operands, needs_rows=needs_x)
+        grad_x, grad_a, grad_b = lora_gradients(
+            grad, rows, inner, operands, dtype=ctx.adapter_dtype, needs_rows=needs_x
+        )
         grad_x = None if grad_x is None else grad_x.view(ctx.shape)
-        dtype = ctx.adapter_dtype
-        return grad_x, None, None, None, grad_a.to(dtype), grad_b.to(dtype), None
+        return grad_x, None, None, None, grad_a, grad_b, None
 
 
 def lora_product(rows: Tensor, operands: LoraOperands) -> tuple[Tensor, Tensor]:
@@ -185,17 +188,35 @@ def lora_product(rows: Tensor, operands: LoraOperands) -> tuple[Tensor, Tensor]:
 
 
 def lora_gradients(
-    grad: Tensor, rows: Tensor, inner: Tensor, operands: LoraOperands, *, needs_rows: bool
+    grad: Tensor,
+    rows: Tensor,
+    inner: Tensor,
+    operands: LoraOperands,
+    *,
+    dtype: torch.dtype,
+    needs_rows: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the rows (N, I), if they are needed, and of a and b, from that of the output.
 
     Args:
         grad: Shape (N, O).
         inner: As `lora_product` returned it.
+        dtype: Of the gradients of a and b.
     """
     weight, quant_state, _, a, b, scaling = operands
-    through = (grad @ b).mul_(scaling)
+    # Each operation less is time that a GPU waits for: a small model's step is bound by them.
+    through = torch.addmm(inner, grad, b, beta=0, alpha=scaling)
     grad_rows = None
     if needs_rows:
         grad_rows = (grad @ _dense(weight, quant_state, grad.dtype)).addmm_(through, a)
-    return grad_rows, through.T @ rows, (grad.T @ inner).mul_(scaling)
+    grad_b = _product(grad.T, inner, dtype)
+    if scaling != 1:
+        grad_b.mul_(scaling)
+    return grad_rows, _product(through.T, rows, dtype), grad_b
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`left @ right` in `dtype`; a GPU sums in float32, and leaves it so."""
+    if left.is_cuda and left.dtype in HALF and dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
