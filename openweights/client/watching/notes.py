@@ -16,9 +16,10 @@ def tell(logger: logging.Logger, text: str) -> None:
 
 def tell_last(logger: logging.Logger, error: BaseException, text: str) -> None:
     """Have `text` follow the traceback of `error`, which is raised on: written before, it would be
-    pushed off the screen. The command line, which shows no traceback, writes it as well.
+    pushed off the screen. The command line, which shows no traceback, writes it as well. Where one
+    wait is within another, what the outer one says holds.
     """
-    error.add_note(text)
+    error.__notes__ = [text]
     # Not every notebook shows what was added.
     logger.log(logging.INFO if notebook_display() is None else logging.WARNING, "%s", text)
 
