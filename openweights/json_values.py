@@ -279,8 +279,10 @@ def check_exact(value: object, at: str) -> None:
         InvalidInputError: It holds a number or a text that JSON, UTF-8 or PostgreSQL lacks.
     """
     for place, part in parts_of(value, at):
-        keys = cast("Mapping[object, object]", part) if isinstance(part, Mapping) else ()
-        for item in (part, *keys):
+        items: list[object] = [part]
+        if isinstance(part, Mapping):
+            items += cast("Mapping[object, object]", part)
+        for item in items:
             if problem := _inexact(item):
                 name = place if len(place) <= LONGEST_PLACE else at
                 raise InvalidInputError(f"{storable(name)}: {problem}")
