@@ -53,6 +53,7 @@ from openweights.dashboard.details import (
     kind_named,
     log_matches,
 )
+from openweights.dashboard.file_uses import files_of_group
 from openweights.dashboard.http import (
     json_body,
     refusal,
@@ -495,10 +496,13 @@ def _log_search(request: Request) -> Response:
 
 
 def _files(request: Request) -> Response:
-    """The newest files, of a `purpose` or all, from `offset` on."""
+    """The newest files, of a `purpose`, of a `group` of `files_of_group`, or all, from `offset`."""
     given = request.query_params
     offset = max(whole(given, "offset", 0), 0)
     limit = min(max(whole(given, "limit", 100), 1), 500)
+    if group := given.get("group"):
+        backend, jobs = _client(request).backend, _views(request)[0].records()
+        return JSONResponse(files_of_group(backend, jobs, group, offset, limit))
     files = _client(request).files.list(given.get("purpose") or None, limit=offset + limit)
     return JSONResponse(files[offset:])
 
@@ -522,7 +526,9 @@ def _file_rows(request: Request) -> Response:
 
 def _file_summary(request: Request) -> Response:
     client, file, reader = _opened(request)
-    return JSONResponse(dataset_summary(client.backend, file, reader))
+    return JSONResponse(
+        {"filename": file.filename, **dataset_summary(client.backend, file, reader)}
+    )
 
 
 def _opened(request: Request) -> tuple[OpenWeights, FileRecord, Reader | None]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,34 @@ def test_files_come_in_pages_by_their_purpose(served: Served, browser: Any) -> N
     pages = [browser.get("/api/files", params={**given, "offset": at}).json() for at in (0, 2, 4)]
     assert [file["id"] for page in pages for file in page] == ids[::-1]
     assert len(browser.get("/api/files").json()) == 6
+
+
+def test_files_are_grouped_by_what_jobs_read_them_as(
+    served: Served, browser: Any, run_job: Any
+) -> None:
+    def put(text: str, purpose: str = "conversations") -> str:
+        row = {"messages": [{"role": "user", "content": text}, ROWS[0]["messages"][1]]}
+        return served.ow.backend.put_file(BytesIO(_lines([row])), purpose, f"{text}.jsonl").id
+
+    train, test, both, asked, unused = map(put, ("train", "test", "both", "asked", "unused"))
+    quiz, script = put("quiz", "multiple_choice"), put("script", "custom_job_file")
+    sampled = [{"dataset": asked, "eval_steps": 5}]
+    run_job("ftjob-a", [], training_file=train, test_file=both, sampling_callbacks=sampled)
+    run_job("ftjob-b", [], training_file=both, logp_callback_datasets={"x": test})
+    run_job("inferencejob-c", [], input_file_id=asked)
+
+    def found(group: str, **given: int) -> dict[str, dict[str, int]]:
+        files = browser.get("/api/files", params={"group": group, **given}).json()
+        return {file["id"]: file["uses"] for file in files}
+
+    reads = {"test": 1, "training": 1}
+    assert found("training") == {train: {"training": 1}, both: reads, unused: {}}
+    assert found("evaluation") == {both: reads, test: {"log-probabilities": 1}, quiz: {}}
+    assert found("prompts") == {asked: {"sampling": 1, "inference": 1}}
+    assert found("custom") == {script: {}} and found("results") == {}
+    assert list(found("training", offset=1, limit=1)) == list(found("training"))[1:2]
+    refused = browser.get("/api/files", params={"group": "x"})
+    assert refused.status_code == 400 and "'x'" in refused.json()["error"]
 
 
 def test_files_come_as_downloads(served: Served, browser: Any) -> None:

@@ -5,18 +5,19 @@ import { file as filePath, get, post } from "./api.js";
 import { colour, draw } from "./charts.js";
 import { remember, to } from "./route.js";
 
-const PURPOSES = ["conversations", "preference", "multiple_choice", "result"];
+const PURPOSES = ["conversations", "preference", "multiple_choice"];
+const GROUPS = { training: "training data", evaluation: "evaluation", prompts: "prompts", custom: "files of jobs", results: "results" };
 const FILES = 100;
 const LOSSES = ["sft", "sdft", "grpo", "dpo", "orpo"];
 const PAGE = 20;
 
 export async function show(view, { id, query, signal }) {
   if (id) return one(view, id, query, signal);
-  const purpose = h("select", { "aria-label": "Purpose" }, PURPOSES.slice(0, 3).map((name) => h("option", {}, name)));
+  const purpose = h("select", { "aria-label": "Purpose" }, PURPOSES.map((name) => h("option", {}, name)));
   const table = h("tbody"), below = h("div", { class: "bar" });
-  let shown = PURPOSES.includes(query.show) ? query.show : PURPOSES[0], offset = 0;
-  const chips = h("div", { class: "chips", role: "group", "aria-label": "Purpose of the files" });
-  view.append(h("h1", {}, "Data"), drop(), chips, h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["File", "Name", "Purpose", "Size", "Stored"].map((title) => h("th", { scope: "col" }, title)))), table)), below);
+  let shown = query.show in GROUPS ? query.show : "training", offset = 0;
+  const chips = h("div", { class: "chips", role: "group", "aria-label": "What the files are for" });
+  view.append(h("h1", {}, "Data"), drop(), chips, h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Name", "Read by", "File", "Size", "Stored"].map((title) => h("th", { scope: "col", class: title === "File" ? "optional" : null }, title)))), table)), below);
   await list();
 
   function drop() {
@@ -34,20 +35,26 @@ export async function show(view, { id, query, signal }) {
     try {
       const stored = await post("/api/files", form);
       notice(`${stored.filename} is ${stored.id}`);
-      await list(purpose.value);
+      await list(purpose.value === "multiple_choice" ? "evaluation" : "training");
     } catch (error) { notice(error.message, true); }
   }
 
-  async function list(purposeOf = shown, from = 0) {
-    [shown, offset] = [purposeOf, from];
-    remember({ show: shown === PURPOSES[0] ? "" : shown });
-    const found = await get("/api/files", { purpose: shown, offset, limit: FILES + 1 }, signal);
+  async function list(group = shown, from = 0) {
+    [shown, offset] = [group, from];
+    remember({ show: shown === "training" ? "" : shown });
+    const found = await get("/api/files", { group: shown, offset, limit: FILES + 1 }, signal);
     const again = (...where) => () => list(...where).catch((error) => notice(error.message, true));
-    fill(chips, PURPOSES.map((name) => h("button", { type: "button", class: "chip", "aria-pressed": String(name === shown), onclick: again(name) }, name.replace("_", " "))));
-    const row = (file) => h("tr", { "data-row": file.id }, h("td", { class: "mono" }, h("a", { href: to("data", file.id) }, file.id)), h("td", { class: "wrap" }, file.filename), h("td", {}, file.purpose), h("td", { class: "number" }, size(file.bytes)), h("td", {}, when(file.created_at)));
-    fill(table, found.length ? found.slice(0, FILES).map(row) : h("tr", {}, h("td", { colspan: 5, class: "empty" }, "None of these yet: drop one above.")));
+    fill(chips, Object.entries(GROUPS).map(([name, title]) => h("button", { type: "button", class: "chip", "aria-pressed": String(name === shown), onclick: again(name) }, title)));
+    const row = (file) => h("tr", { "data-row": file.id }, h("td", { class: "wrap" }, h("a", { href: to("data", file.id), title: file.id }, file.filename || file.id)), h("td", { class: "wrap" }, readers(file)), h("td", { class: "mono faint optional wrap" }, file.id), h("td", { class: "number nowrap" }, size(file.bytes)), h("td", {}, when(file.created_at)));
+    fill(table, found.length ? found.slice(0, FILES).map(row) : h("tr", {}, h("td", { colspan: 5, class: "empty" }, shown in { training: 1, evaluation: 1 } ? "None of these yet: drop one above." : "None of these yet.")));
     fill(below, offset > 0 && h("button", { type: "button", onclick: again(shown, Math.max(offset - FILES, 0)) }, "Newer"), found.length > FILES && h("button", { type: "button", onclick: again(shown, offset + FILES) }, "Older"));
   }
+}
+
+/** What jobs read it as, with the way to them. */
+function readers({ id, uses }) {
+  const told = Object.entries(uses).map(([use, count]) => `${use} of ${count} job${count > 1 ? "s" : ""}`);
+  return told.length ? h("a", { href: to("jobs", "", { text: id, samples: 1 }) }, told.join(", ")) : h("span", { class: "faint" }, "–");
 }
 
 async function one(view, id, query, signal) {
@@ -65,12 +72,14 @@ async function one(view, id, query, signal) {
     remember({ job: "", model: "", loss: "", ...reading() });
     return Promise.all([page(), summary()]).catch((error) => notice(error.message, true));
   };
-  view.append(h("h1", { class: "mono" }, id), h("div", { class: "bar" }, h("a", { href: `${filePath(id)}/content`, download: true }, "Download"), h("a", { href: to("new", "", { training_file: id }) }, "Train on it")),
+  const title = h("h1", {}, id);
+  view.append(title, h("p", { class: "mono faint" }, id), h("div", { class: "bar" }, h("a", { href: `${filePath(id)}/content`, download: true }, "Download"), h("a", { href: to("new", "", { training_file: id }) }, "Train on it")),
     names, h("form", { class: "bar", onsubmit: read }, h("label", {}, "Read as ", reader), h("label", {}, "with ", loss), h("button", {}, "Render")), facts, chart, rows);
   await read();
 
   async function summary() {
     const found = await get(`${filePath(id)}/summary`, reading(), signal);
+    title.textContent = found.filename || id;
     fill(facts, h("p", {}, `${found.rows.toLocaleString("en")} rows. `, h("span", { class: "key learned" }, "learned"), " ", reader.value && [h("span", { class: "key weighted" }, "weighted"), " ", h("span", { class: "key unlearned" }, "unlearned"), " "], "The rest is read."),
       found.problems.length ? h("details", { open: true }, h("summary", { class: "problem" }, "Rows that would be refused"), h("pre", { class: "problem" }, found.problems.join("\n"))) : null);
     const { edges, counts } = found.lengths;
