@@ -18,6 +18,7 @@ from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_
 from openweights.jobs.unsloth.rewards import Samples
 from tests.test_readme import ROOT, code
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import PATHS
 
 PAGE = (ROOT / "docs/studies.md").read_text(encoding="utf-8")
 
@@ -38,7 +39,12 @@ def run(folder: Path, name: str) -> str:
     done = subprocess.run(
         [sys.executable, name],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(PATHS),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        },
         capture_output=True,
         text=True,
     )

@@ -18,9 +18,9 @@ from openweights.errors import ConfigurationError
 from openweights.models import smollm2
 from tests.models.hub_double import serve_hub
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import PATHS
 
 NO_INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": os.devnull}
-ROOT = Path(smollm2.__file__).parents[2]
 CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
 GET_MODEL = """
 import sys
@@ -34,7 +34,7 @@ def get_model(models: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """In a fresh Python: the hub's client reads its environment when it is imported."""
     return subprocess.run(
         [sys.executable, "-c", GET_MODEL, str(models)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS), **env},
         capture_output=True,
         text=True,
     )
@@ -101,7 +101,12 @@ print(source.base, source.adapter, model.peft_config["default"].base_model_name_
 @pytest.mark.long
 def test_a_job_gets_it_by_its_id_and_names_it_by_its_id(home: Path, tmp_path: Path) -> None:
     source = make_tiny_model(tmp_path / "source")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "hf"), **NO_INDEX}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(PATHS),
+        "HF_HOME": str(tmp_path / "hf"),
+        **NO_INDEX,
+    }
     command = [sys.executable, "-c", IN_A_JOB]
     with serve_hub(smollm2.HUB_ID, source) as endpoint:
         done = subprocess.run(command, env={**env, "HF_ENDPOINT": endpoint}, **CAPTURED)

@@ -21,6 +21,7 @@ from openweights.settings import Settings
 from openweights.types import JobRecord, WorkerSpec
 from openweights.worker.folder import marker_of
 from openweights.worker.process import kill_strays, marked_processes
+from tests.warm.stack import PATHS
 from tests.worker.harness import Jobs, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -192,7 +193,7 @@ def test_a_job_is_not_given_away_while_its_processes_exist(
 ) -> None:
     # The guard is stopped, so that the time in which it kills the job lasts as long as we want.
     job = jobs.submit("touch up; sleep 300")
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLAIMER, kind, str(tmp_path), marker], env=env
     )
