@@ -89,6 +89,17 @@ def test_the_command_makes_the_same_job_again(home: Path, tmp_path: Path, kind: 
     assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
 
 
+def test_an_inference_has_a_page_for_whoever_has_not_submitted_it(home: Path) -> None:
+    ow = QuietClient(settings=Settings(home=home))
+    file = ow.files.create(_lines(ROWS), "conversations")["id"]
+    job = ow.inference.create(model="org/model", input_file_id=file)
+    ow.close()
+    other = QuietClient(settings=Settings(home=home))
+    details = job_details(other, other.backend.get_job(job.id))
+    assert "requires_vram_gb" not in details["python"] and details["made_by"] == "inference"
+    other.close()
+
+
 def test_files_are_shown_with_their_names(home: Path) -> None:
     """What a copy of the job is made with stays the id."""
     ow = QuietClient(settings=Settings(home=home))
