@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from openweights.client import OpenWeights
 from openweights.errors import InvalidInputError
-from openweights.jobs.model_source import adapter_base
+from openweights.jobs.pinning import adapter_base
 from openweights.jobs.unsloth.config.fields import DatasetRef
 from openweights.jobs.unsloth.config.first_look import check_rendering, known_ends
 from openweights.jobs.unsloth.config.grpo_fields import split_gold

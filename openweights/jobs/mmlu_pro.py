@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from openweights.client.job_kinds import Jobs
 from openweights.errors import ConfigError, InvalidInputError, closest, shown
 from openweights.jobs.inference import answering_needs
-from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.numbers import Count, Tokens
+from openweights.jobs.pinning import awaited_job, pinned_model
 from openweights.models.names import AnyModel, ChatTemplate, model_reference
 from openweights.paths import relative
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from openweights.client.job_kinds import Jobs
 from openweights.client.messages import Problems
 from openweights.jobs.at_hand import look_at_hand
-from openweights.jobs.model_source import awaited_job, check_has_weights, pinned_model
 from openweights.jobs.numbers import Rows
+from openweights.jobs.pinning import awaited_job, check_has_weights, pinned_model
 from openweights.jobs.unsloth.config.first_look import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions

@@ -104,7 +104,8 @@ def model_to_ask(ow: OpenWeights, text: str) -> str:
         ConfigError: It is not; says what was probably meant.
     """
     from openweights.client.serving.chat import is_openai
-    from openweights.jobs.model_source import check_on_hub, pinned_model
+    from openweights.jobs.known_models import check_on_hub
+    from openweights.jobs.pinning import pinned_model
 
     model = model_named(ow, text)
     if not is_openai(model):

@@ -14,8 +14,9 @@ from openweights.client.job_kinds import Jobs
 from openweights.client.serving.temporary_api import TemporaryApi
 from openweights.errors import ConfigError
 from openweights.jobs.inference import answering_needs
-from openweights.jobs.model_source import adapter_base, check_on_hub, job_base, pinned_model
+from openweights.jobs.known_models import check_on_hub
 from openweights.jobs.numbers import MOST, MOST_ROWS, Count, Rows, Tokens
+from openweights.jobs.pinning import adapter_base, job_base, pinned_model
 from openweights.models.names import (
     AnyModel,
     ChatTemplate,

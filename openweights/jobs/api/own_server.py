@@ -25,7 +25,8 @@ from openweights.jobs.api.deployment import (
     is_followed,
     tell_served,
 )
-from openweights.jobs.model_source import ModelSource, fetch_model, pinned_model, stages
+from openweights.jobs.model_source import ModelSource, fetch_model, stages
+from openweights.jobs.pinning import pinned_model
 from openweights.models.load import tokenizer_of
 from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
 from openweights.models.names import location_here

@@ -25,7 +25,8 @@ from openweights.jobs.api.deployment import (
     fixed_adapters,
     tell_served,
 )
-from openweights.jobs.model_source import ModelSource, fetch_model, pinned_model
+from openweights.jobs.model_source import ModelSource, fetch_model
+from openweights.jobs.pinning import pinned_model
 from openweights.settings import Settings
 
 if TYPE_CHECKING:

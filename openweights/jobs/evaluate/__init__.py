@@ -17,8 +17,8 @@ from openweights.jobs.inference import (
     openai_secrets,
 )
 from openweights.jobs.inference.vram import answering_vram_gb
-from openweights.jobs.model_source import awaited_jobs, pinned_models
 from openweights.jobs.numbers import Count, Rows, TemperatureOrGreedy, Tokens, TopP
+from openweights.jobs.pinning import awaited_jobs, pinned_models
 from openweights.jobs.unsloth.config.grpo_fields import (
     DEFAULT_JUDGE,
     GOLD_REWARDS,

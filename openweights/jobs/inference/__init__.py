@@ -14,13 +14,8 @@ from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.rows import check_input, fitting_prompt
 from openweights.jobs.inference.vram import answering_vram_gb, tokens_at_once
-from openweights.jobs.model_source import (
-    adapter_base,
-    awaited_jobs,
-    pinned_model,
-    pinned_models,
-)
 from openweights.jobs.numbers import check_memory
+from openweights.jobs.pinning import adapter_base, awaited_jobs, pinned_model, pinned_models
 from openweights.jobs.unsloth.config.first_look import check_each, first_rows
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.models.names import model_reference

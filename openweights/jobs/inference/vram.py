@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from openweights.jobs.model_source import adapter_base
+from openweights.jobs.pinning import adapter_base
 from openweights.jobs.unsloth.config.vram import CONTEXT_GB, NF4_BYTES
 from openweights.models.names import guessed_vram_gb, model_reference
 from openweights.models.shape import ModelShape, model_shape

@@ -14,8 +14,8 @@ from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.errors import ConfigError
 from openweights.jobs.inference import answering_needs, openai_secrets
 from openweights.jobs.inference.vram import answering_vram_gb
-from openweights.jobs.model_source import awaited_job, pinned_model
 from openweights.jobs.numbers import Tokens
+from openweights.jobs.pinning import awaited_job, pinned_model
 from openweights.jobs.unsloth.config.own_functions import check_source
 from openweights.models.names import AnyModel, ChatTemplate
 

@@ -15,14 +15,14 @@ from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.watching.estimates import Work
 from openweights.errors import ConfigError
 from openweights.jobs.at_hand import look_at_hand
-from openweights.jobs.model_source import (
+from openweights.jobs.numbers import check_memory
+from openweights.jobs.pinning import (
     adapter_base,
     awaited_job,
     check_has_weights,
     pinned_model,
     shape_to_keep,
 )
-from openweights.jobs.numbers import check_memory
 from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.config.first_look import FirstRows, beginning, check_files
 from openweights.jobs.unsloth.config.grpo_fields import (

@@ -22,13 +22,9 @@ from openweights import progress
 from openweights.client.datasets import check_dataset
 from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
 from openweights.events import Pushed, Stage
-from openweights.jobs.model_source import (
-    ModelSource,
-    asks_hub,
-    fetch_model,
-    shape_to_keep,
-    stages,
-)
+from openweights.jobs.known_models import asks_hub
+from openweights.jobs.model_source import ModelSource, fetch_model, stages
+from openweights.jobs.pinning import shape_to_keep
 from openweights.jobs.unsloth.config.first_look import beginning, check_files
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.importing import importing

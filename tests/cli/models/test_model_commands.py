@@ -23,7 +23,9 @@ from openweights import OpenWeights
 from openweights.backends.base import Backend
 from openweights.cli.models.infer import model_named
 from openweights.errors import ConfigError
-from openweights.jobs.model_source import asks_hub, check_on_hub, fetch_model, pinned_model
+from openweights.jobs.known_models import asks_hub, check_on_hub
+from openweights.jobs.model_source import fetch_model
+from openweights.jobs.pinning import pinned_model
 from tests.cli.conftest import Ow, process_env, submit
 from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model

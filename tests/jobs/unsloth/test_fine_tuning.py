@@ -37,7 +37,7 @@ def upload(ow: OpenWeights, tmp_path: Path, *rows: dict[str, Any]) -> str:
 @pytest.fixture
 def silent_about_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is said of models that are none."""
-    monkeypatch.setattr(logging.getLogger("openweights.jobs.model_source"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("openweights.jobs.known_models"), "disabled", True)
 
 
 def checked(ow: OpenWeights, **params: Any) -> Any:
