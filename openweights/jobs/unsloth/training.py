@@ -12,23 +12,21 @@ import json
 import logging
 import random
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights import progress
 from openweights.client.datasets import check_dataset
-from openweights.errors import ConfigError, JobFailedError, OpenWeightsError
-from openweights.events import Pushed, Stage
+from openweights.errors import ConfigError
+from openweights.events import Stage
 from openweights.jobs.known_models import asks_hub
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.jobs.pinning import shape_to_keep
 from openweights.jobs.unsloth.config.first_look import beginning, check_files
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.importing import importing
-from openweights.jobs.unsloth.runtime.job_log import exit_status, one_line, set_up_logging
+from openweights.jobs.unsloth.runtime.job_log import exit_status, set_up_logging
 from openweights.jobs.unsloth.runtime.launcher import (
     EXIT_TERMINATED,
     is_rank,
@@ -42,13 +40,19 @@ from openweights.jobs.unsloth.runtime.reporting import (
     Reporter,
     StoreReporter,
 )
+from openweights.jobs.unsloth.runtime.result import (
+    UPLOADS,
+    check_push,
+    keep_result,
+    push_model,  # noqa: F401 - trainers of one's own have it from here
+)
 from openweights.jobs.unsloth.tracking.report_to import check_report_to, report_callbacks
 from openweights.jobs.unsloth.validate import DatasetRef, TrainingConfig, training_config
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
     from openweights import OpenWeights
     from openweights.client.runs import Run
@@ -56,7 +60,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UPLOADS = Path("uploads")
 Rows = list[dict[str, Any]]
 # Why a run has taught the adapter nothing, where it has.
 NOTHING_LEARNED = {
@@ -94,7 +97,7 @@ def train(
     if not isinstance(config, TrainingConfig):
         config = training_config({**shape_to_keep(ow, str(config.get("model", ""))), **config})
     check_report_to(config.report_to)
-    _check_push(config)
+    check_push(config)
     reporter = _reporter(ow, config, run)
     with progress.heard_by(reporter.heartbeat):
         return _train(ow, config, reporter, extra_callbacks)
@@ -147,7 +150,7 @@ def _train(
             leave()
             raise SystemExit(EXIT_TERMINATED)
     if trainer.is_world_process_zero():
-        _finish(config, trainer, tokenizer, reporter, record)
+        keep_result(config, trainer, tokenizer, reporter, record)
     leave()
     return trainer
 
@@ -332,89 +335,6 @@ def _train_by_loss(
             return preference_train(config, model, tokenizer, *rows, **common)
 
 
-def _finish(
-    config: TrainingConfig,
-    trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
-    reporter: Reporter,
-    record: Mapping[str, Any],
-) -> None:
-    """Leave the result under uploads/, and push it when that is wanted."""
-    from openweights.jobs.unsloth.runtime.model_card import model_card
-
-    step = trainer.state.global_step
-    reporter.log(Stage(doing="saving the result", step=step).data())
-    result, base = _save(config, trainer.model, tokenizer)
-    record = {**record, "steps": step}
-    for name, content in (("config", record["config"]), ("reproducibility", record)):
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (UPLOADS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    history = trainer.state.log_history
-    card = partial(model_card, config, record, history, base=base, job_id=reporter.job_id)
-    (result / "README.md").write_text(card(), encoding="utf-8")
-    error = _push(config, result, reporter, card(is_merged=True))
-    reporter.close(completed=True)
-    logger.info("done: the %s is in %s", "adapter" if config.is_peft else "model", result)
-    if error is not None and config.push_to_hub:
-        raise JobFailedError(f"not pushed to the hub as push_to_hub=True asks: {error}")
-
-
-def _save(
-    config: TrainingConfig, model: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Path, str]:
-    """Write adapter or model, and the tokenizer; their folder, and the name of the base model.
-
-    A whole model is saved in the type in which it came, from float32.
-    """
-    if config.is_peft:
-        folder, base = UPLOADS / "adapter", model.peft_config["default"].base_model_name_or_path
-        model.save_pretrained(str(folder))
-    else:
-        from openweights.models.load import saved_dtype
-
-        folder, base = UPLOADS / "model", str(model.config.name_or_path)
-        model.to(saved_dtype(base)).save_pretrained(str(folder), max_shard_size="5GB")
-    tokenizer.save_pretrained(str(folder))
-    return folder, base
-
-
-def _check_push(config: TrainingConfig) -> None:
-    """Before anything costs time: the last step of the job must be able to work."""
-    if config.push_to_hub and not Settings.from_env().hf_token:
-        raise ConfigError("push_to_hub: HF_TOKEN is not set where the job runs; set it there")
-
-
-def _push(config: TrainingConfig, result: Path, reporter: Reporter, merged_card: str) -> str | None:
-    """Push the result where that is wanted; returns why it is not there, after saying so.
-
-    The training that a failed push would spoil has succeeded: the result is kept in any case, and
-    the job fails only where `push_to_hub` is True.
-    """
-    from openweights.models.hub import push_result
-
-    settings = Settings.from_env()
-    if config.push_to_hub is False or not settings.hf_token:
-        return None
-    reporter.log(Stage(doing="pushing to the hub").data())
-    try:
-        repo = push_result(
-            config,
-            result,
-            job_id=reporter.job_id,
-            token=settings.hf_token,
-            org=settings.hf_org,
-            merged_card=merged_card,
-        )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the training it ends has succeeded
-        known = isinstance(error, OpenWeightsError)
-        text = str(error) if known else one_line(error)
-        logger.error("not pushed to the hub; the result is kept: %s", text, exc_info=not known)
-        reporter.log(Pushed(push_error=text).data())
-        return text
-    reporter.log(Pushed(pushed_to=repo).data())
-    return None
-
-
 def create_dataset(rows: Rows, loss: str) -> Dataset:
     """Rows as a `datasets.Dataset`, for trainers of one's own: of conversations their messages
     alone, of everything else all columns. The trainers here take the rows themselves.
@@ -423,32 +343,6 @@ def create_dataset(rows: Rows, loss: str) -> Dataset:
 
     own = [{"messages": row["messages"]} for row in rows] if loss == "sft" else rows
     return Dataset.from_list(own)
-
-
-def push_model(
-    config: TrainingConfig,
-    finetuned_model_id: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> str:
-    """Push a trained adapter, or with `merge_before_push` the model that it makes, as `train` does
-    by itself; returns the repository.
-
-    Raises:
-        ConfigError: HF_TOKEN is not set.
-        ConfigurationError: The hub refused it, or could not be reached.
-    """
-    from openweights.models.hub import push_result
-
-    settings = Settings.from_env()
-    if not settings.hf_token:
-        raise ConfigError("push_model: HF_TOKEN is not set where the job runs; set it there")
-    named = config.model_copy(update={"finetuned_model_id": finetuned_model_id})
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        tokenizer.save_pretrained(folder)
-        asked = {"job_id": "", "token": settings.hf_token, "org": settings.hf_org}
-        return push_result(named, Path(folder), **asked)
 
 
 def load_config(source: str) -> TrainingConfig:
