@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from openweights.errors import ConfigurationError
+from openweights.models.names import location_here
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,17 @@ def memory_bytes() -> tuple[int, int]:
         return 2**62, 2**62  # nothing tells: try, and see
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     return values["MemAvailable"], values["MemTotal"]
+
+
+def wait_for_model(name: str, base: str, say: Callable[[str], None]) -> None:
+    """As `wait_for_memory`, for what a model takes.
+
+    Args:
+        name: What it is called, as far as that is said.
+        base: Its folder or repository.
+    """
+    needed = int(ROOM * weight_bytes(Path(location_here(base))))
+    wait_for_memory(Path(name).name, needed, say=say)
 
 
 def wait_for_memory(

@@ -23,6 +23,7 @@ from openweights.client.serving.openai_clients import (
     in_our_words,
 )
 from openweights.client.serving.temporary_api import UP_TIMEOUT_S, TemporaryApi
+from openweights.client.watching.attempts import last_checkpoint
 from openweights.errors import (
     ConfigError,
     InvalidStateError,
@@ -30,7 +31,6 @@ from openweights.errors import (
     PlatformError,
     shown,
 )
-from openweights.events import Checkpoint
 from openweights.models.names import full_name, model_reference
 
 if TYPE_CHECKING:
@@ -293,9 +293,7 @@ class Deployments:
             return None
         if job.status == "completed":
             return None
-        saved = self._ow.backend.list_events(job_id=model, type=Checkpoint.type)
-        newest = max((Checkpoint.of(event.data).step for event in saved), default=0)
-        return f"{model}/checkpoint-{newest}"
+        return f"{model}/checkpoint-{last_checkpoint(self._ow.backend, model)}"
 
     def _deploy_wanted(self) -> None:
         with self._lock:

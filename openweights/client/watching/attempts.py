@@ -22,7 +22,7 @@ def begins_again(backend: Backend, job: JobRecord) -> str:
     runs = backend.list_runs(job_id=job.id, limit=2)
     before = next((run for run in reversed(runs) if run.attempt < attempt), None)
     trains = job.type == "fine-tuning"
-    return again_words(attempt, before, _last_checkpoint(backend, job.id) if trains else None)
+    return again_words(attempt, before, last_checkpoint(backend, job.id) if trains else None)
 
 
 def again_words(attempt: int, before: RunRecord | None, from_step: int | None) -> str:
@@ -40,8 +40,8 @@ def again_words(attempt: int, before: RunRecord | None, from_step: int | None) -
     return "; ".join(filter(None, (why, words)))
 
 
-def _last_checkpoint(backend: Backend, job_id: str) -> int:
-    """The step that a training goes on from."""
+def last_checkpoint(backend: Backend, job_id: str) -> int:
+    """The step that a training goes on from; 0 without a checkpoint."""
     step = 0
     for event in backend.list_events(job_id=job_id, type=Checkpoint.type):
         step = int(as_number(event.data.get("step")) or 0)

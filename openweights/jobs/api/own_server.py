@@ -28,8 +28,7 @@ from openweights.jobs.api.deployment import (
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.jobs.pinning import pinned_model
 from openweights.models.load import tokenizer_of
-from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
-from openweights.models.names import location_here
+from openweights.models.memory import wait_for_model
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,8 +55,7 @@ async def serve_own(
     Raises:
         ConfigError: A model cannot be loaded; one line that says why.
     """
-    needed = int(ROOM * weight_bytes(Path(location_here(base.base))))
-    wait_for_memory(Path(base.name).name, needed, say=stages(logger, ow.run.log))
+    wait_for_model(base.name, base.base, stages(logger, ow.run.log))
     ow.run.log(Stage(doing=f"loading {Path(base.base).name}").data())
     fixed = fixed_adapters(ow, config)
     opening = Opening(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -100,10 +100,11 @@ def _of_group(
         return
     from openweights.jobs.engine import open_engine
     from openweights.models.load import tokenizer_of
+    from openweights.models.memory import wait_for_model
 
     first = next(iter(sources))
     if has_company:
-        _wait_for_memory(sources[first], stages(logger, ow.run.log))
+        wait_for_model(sources[first].name, sources[first].base, stages(logger, ow.run.log))
     once = f", once for {len(sources)} models" if len(sources) > 1 else ""
     ow.run.log(Stage(doing=f"loading {Path(sources[first].base).name}{once}").data())
     in_4bit = any(asked[place].in_4bit for place in sources)
@@ -123,13 +124,6 @@ def _of_group(
             yield place, engine_answers(engine, tokenizer, adapter, *own)
             if adapter is not None:
                 engine.remove_adapter(adapter)
-
-
-def _wait_for_memory(source: ModelSource, say: Callable[[str], None]) -> None:
-    from openweights.models.memory import ROOM, wait_for_memory, weight_bytes
-
-    needed = int(ROOM * weight_bytes(Path(location_here(source.base))))
-    wait_for_memory(Path(source.name).name, needed, say=say)
 
 
 def engine_answers(
