@@ -125,6 +125,14 @@ def home(clean_environment: None, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random model, which no test changes."""
+    from tests.tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def stack() -> Iterator[WarmStack]:
     """A process that has imported the training stack, started when the first test asks for it."""
     from tests.warm.stack import WarmStack

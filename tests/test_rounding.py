@@ -16,7 +16,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.rounding import assert_equal_in_float64, assert_sums_equal, rounding, terms_of
-from tests.tiny_model import make_tiny_model
 
 
 @settings(max_examples=25)
@@ -49,11 +48,6 @@ def test_what_is_compared_has_the_same_shape_names_and_numbers() -> None:
         for compare in (lambda *two: assert_sums_equal(*two, 100), assert_equal_in_float64):
             with pytest.raises((AssertionError, ValueError)):
                 compare(found, expected)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def adapted(tiny: Path) -> Any:

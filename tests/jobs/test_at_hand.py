@@ -16,7 +16,6 @@ from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.multiple_choice import MultipleChoice
 from openweights.jobs.unsloth.config.first_look import check_each
 from openweights.jobs.unsloth.config.rows import NumberedRow
-from tests.tiny_model import make_tiny_model
 
 GOOD: dict[str, Any] = {"question": "Is it?", "choices": ["yes", "no"], "answer": 0}
 BAD = {**GOOD, "choices": ["yes", "<|im_end|>"]}
@@ -72,13 +71,6 @@ looked(rows[:1], own)
 found["own"], found["torch_for_own"] = seen, "torch" in sys.modules
 print(json.dumps(found))
 """
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(folder)
-    return folder
 
 
 def refused_here(folder: Path, rows: list[dict[str, Any]]) -> str:

@@ -17,7 +17,6 @@ from openweights.jobs.unsloth.validate import training_config
 from openweights.jobs.weighted_sft import WeightedSFT
 from openweights.models.load import load_trained
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
 
 QUESTION = {"role": "user", "content": "Hi"}
 ANSWER = [
@@ -37,11 +36,6 @@ def write(path: Path, *rows: Any) -> Path:
 @pytest.fixture
 def ow(home: Path) -> OpenWeights:
     return OpenWeights()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_weighted_sft_has_defaults_of_its_own(ow: OpenWeights, tmp_path: Path, tiny: Path) -> None:

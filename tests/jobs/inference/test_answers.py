@@ -16,14 +16,8 @@ from openweights.jobs.inference import InferenceConfig
 from openweights.jobs.inference.answers import engine_answers
 from tests.jobs.inference.result_reader import read_results
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
 
 ROW = {"messages": [{"role": "user", "content": "Hi there"}]}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from openweights.jobs.inference.vram import AT_ONCE, needed_gb, tokens_at_once
 from openweights.models.shape import usual_shape
 from tests.client.conftest import QuietClient
 from tests.jobs.inference.result_reader import read_results
-from tests.tiny_model import make_tiny_model
 
 HELLO = {"messages": [{"role": "user", "content": "Hello, what is it?"}]}
 
@@ -37,11 +36,6 @@ def write(path: Path, *rows: Any) -> str:
 @pytest.fixture
 def ow(home: Path) -> OpenWeights:
     return OpenWeights()
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def results(ow: OpenWeights, job: Any) -> list[dict[str, Any]]:

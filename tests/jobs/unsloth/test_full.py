@@ -17,14 +17,8 @@ from openweights.models.load import load_model
 from openweights.models.weights import WeightCopy
 from tests.jobs.unsloth.test_sdft import ROWS, load
 from tests.jobs.unsloth.test_teacher import averages_of
-from tests.tiny_model import make_tiny_model
 
 SDFT = {"loss": "sdft", "sdft_gate": "off", "sdft_max_new_tokens": 6}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def run(model: Path, folder: Path, **changes: Any) -> Any:
@@ -52,13 +46,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("own", [{"loss": "sft"}, SDFT], ids=["sft", "sdft"])
 def test_a_whole_model_is_trained_left_and_trained_on(
-    own: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    trainer = run(folder, tmp_path, **own)
+    trainer = run(tiny, tmp_path, **own)
     result = tmp_path / "uploads" / "model"
     assert not (tmp_path / "uploads" / "adapter").exists()
-    before, after = weights(folder), weights(result)
+    before, after = weights(tiny), weights(result)
     assert all(not torch.equal(before[name], after[name]) for name in before), "all of it moved"
     assert before.keys() == after.keys()
     for name, parameter in trainer.model.named_parameters():
@@ -75,7 +69,7 @@ def test_a_whole_model_is_trained_left_and_trained_on(
 
 
 def test_a_resumed_run_ends_as_the_whole_one(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = []
     for name, parts in (("whole", (4,)), ("parts", (2, 4))):
@@ -83,7 +77,7 @@ def test_a_resumed_run_ends_as_the_whole_one(
         monkeypatch.chdir(tmp_path / name)
         for steps in parts:
             trainer = run(
-                folder, tmp_path, **SDFT, max_steps=steps, save_steps=2, keep_checkpoints=2,
+                tiny, tmp_path, **SDFT, max_steps=steps, save_steps=2, keep_checkpoints=2,
                 lr_scheduler_type="constant",
             )  # fmt: skip
         ends.append({"teacher": averages_of(trainer.teacher), **weights(Path("uploads/model"))})
@@ -94,20 +88,20 @@ def test_a_resumed_run_ends_as_the_whole_one(
         assert torch.equal(whole[name], parts[name]), name
 
 
-def test_an_adapter_is_not_trained_as_a_whole(folder: Path, tmp_path: Path) -> None:
-    load(folder).save_pretrained(tmp_path / "adapter")
+def test_an_adapter_is_not_trained_as_a_whole(tiny: Path, tmp_path: Path) -> None:
+    load(tiny).save_pretrained(tmp_path / "adapter")
     data = tmp_path / "rows.jsonl"
     data.touch()
     settings = training_config(
-        {"model": str(folder), "training_file": str(data), "loss": "sft", "is_peft": False}
+        {"model": str(tiny), "training_file": str(data), "loss": "sft", "is_peft": False}
     )
     with pytest.raises(ConfigError, match="is_peft: False trains all weights of a whole model"):
         load_model(settings, adapter=tmp_path / "adapter")
 
 
-def test_a_copy_acts_alike_by_storage_and_tensor_by_tensor(folder: Path) -> None:
+def test_a_copy_acts_alike_by_storage_and_tensor_by_tensor(tiny: Path) -> None:
     """The second is for a copy on the host of a model on a GPU."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     copy = WeightCopy(model)
     kept = [p.detach().clone() for p in model.parameters()]
     with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError
@@ -22,7 +22,7 @@ from openweights.jobs.unsloth.validate import training_config
 from openweights.models.hub import merge
 from openweights.models.load import load_trained
 from openweights.models.smollm2 import get_model
-from tests.tiny_model import make_tiny_model
+from tests.jobs.unsloth.lost_runs import LoseAt, Lost
 
 SHAPE = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
 
@@ -53,11 +53,6 @@ LOSSES: dict[str, dict[str, Any]] = {
         "beta": 0.2,
     },
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def params(model: str, folder: Path, loss: str, **changes: Any) -> dict[str, Any]:
@@ -210,19 +205,6 @@ def test_by_job_and_checkpoint(
 
 
 # ---- chains of jobs
-
-
-class Lost(Exception):
-    """The machine is gone."""
-
-
-class LoseAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Lost
 
 
 @pytest.fixture(params=["tiny", pytest.param("smollm2", marks=pytest.mark.slow)])

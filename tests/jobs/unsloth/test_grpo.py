@@ -49,7 +49,6 @@ from openweights.models.packing import may_pack
 from openweights.models.templates.rendering import prompt_token_ids
 from tests.jobs.unsloth.test_sdft import load, perturb
 from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
 
 ROWS = [
     {
@@ -62,11 +61,6 @@ ROWS = [
     for i in range(8)
 ]
 NAN = math.nan
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def config(tmp_path: Path, **changes: Any) -> TrainingConfig:
@@ -95,13 +89,13 @@ def lengths(samples: Samples) -> list[float]:
 
 
 def make_trainer(
-    folder: Path, tmp_path: Path, *rewards: Reward, model: Any = None, **changes: Any
+    tiny: Path, tmp_path: Path, *rewards: Reward, model: Any = None, **changes: Any
 ) -> RewardTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     made = config(tmp_path, **changes)
     rows = grpo_rows(made, tokenizer, ROWS)
     given = list(rewards) or [Reward("length", 1.0, lengths)]
-    model = load(folder) if model is None else model
+    model = load(tiny) if model is None else model
     engine = TransformersEngine(model, tokenizer)
     return RewardTrainer(
         model,
@@ -210,10 +204,10 @@ SCORED: dict[str, list[float | None]] = {}
 
 
 @pytest.fixture(scope="module")
-def scoring(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RewardTrainer:
+def scoring(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> RewardTrainer:
     """A trainer that scores completions of one token, with the rewards in `SCORED`."""
     path = tmp_path_factory.mktemp("scoring")
-    trainer = make_trainer(folder, path, Reward("set", 1.0, lambda given: SCORED["set"]), beta=0)
+    trainer = make_trainer(tiny, path, Reward("set", 1.0, lambda given: SCORED["set"]), beta=0)
 
     def one_token(prompt_ids: list[list[int]], *rest: Any) -> Any:
         return [[5, 2] for _ in prompt_ids], None
@@ -244,12 +238,12 @@ def test_large_rewards_that_differ_by_little_do_differ(scoring: RewardTrainer) -
     assert_sums_equal(output["advantages"].view(2, 4), expected, 16)
 
 
-def test_one_failed_part_fails_the_whole_row(folder: Path, tmp_path: Path) -> None:
+def test_one_failed_part_fails_the_whole_row(tiny: Path, tmp_path: Path) -> None:
     parts = [
         Reward("first", 2.0, lambda given: [1.0, 2.0, 3.0, 4.0] * 2),
         Reward("second", -1.0, lambda given: [None, 5.0, 6.0, 8.0] * 2),
     ]
-    trainer = make_trainer(folder, tmp_path, *parts, beta=0)
+    trainer = make_trainer(tiny, tmp_path, *parts, beta=0)
     inputs = [trainer.train_dataset[i // 4] for i in range(8)]  # type: ignore[index]
     output = trainer._generate_and_score_completions(inputs)  # type: ignore[arg-type]
     expected = advantages([[None, -1.0, 0.0, 0.0]] * 2, "group")
@@ -261,7 +255,7 @@ def test_one_failed_part_fails_the_whole_row(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("skips", [True, False])
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 def test_a_step_without_rewards_changes_nothing(
-    folder: Path, tmp_path: Path, beta: float, skips: bool
+    tiny: Path, tmp_path: Path, beta: float, skips: bool
 ) -> None:
     calls: list[int] = []
 
@@ -271,7 +265,7 @@ def test_a_step_without_rewards_changes_nothing(
 
     reward = Reward("failing", 1.0, failing_later)
     trainer = make_trainer(
-        folder, tmp_path, reward, beta=beta, max_steps=4, weight_decay=0.5, optim="adamw_torch"
+        tiny, tmp_path, reward, beta=beta, max_steps=4, weight_decay=0.5, optim="adamw_torch"
     )
     if not skips:
         trainer.remove_callback(SkipEmptySteps)
@@ -288,27 +282,25 @@ def test_a_step_without_rewards_changes_nothing(
     assert rewards[2:] == [None, None] and None not in rewards[:2]
 
 
-def test_rewards_that_keep_failing_end_the_run(folder: Path, tmp_path: Path) -> None:
+def test_rewards_that_keep_failing_end_the_run(tiny: Path, tmp_path: Path) -> None:
     def half(samples: Samples) -> list[float | None]:
         reward.causes["the sky is blue"] += 1
         return [1.0, None] * 4
 
     reward = Reward("half", 1.0, half)
-    trainer = make_trainer(
-        folder, tmp_path, reward, max_steps=9, grpo_max_failed_reward_fraction=0.4
-    )
+    trainer = make_trainer(tiny, tmp_path, reward, max_steps=9, grpo_max_failed_reward_fraction=0.4)
     words = "4 of 8 completions got no reward.*last 3 steps.*fraction=0.4 .*half: the sky is blue"
     with pytest.raises(JobFailedError, match=words):
         trainer.train()
     assert trainer.state.global_step == 2, "during the third"
     # The control: half is not more than half.
-    trainer = make_trainer(folder, tmp_path, Reward("half", 1.0, half), max_steps=4)
+    trainer = make_trainer(tiny, tmp_path, Reward("half", 1.0, half), max_steps=4)
     trainer.train()
     assert trainer.state.global_step == 4
 
 
-def test_log_probs_equal_those_of_trl(folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(folder, tmp_path, grpo_temperature=0.7)
+def test_log_probs_equal_those_of_trl(tiny: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny, tmp_path, grpo_temperature=0.7)
     perturb(trainer._policy, 3)
     prompts = [[30, 31, 32, 33, 34, 35], [40, 41], [50, 51, 52]]
     completions = [[60, 61, 2], [70, 71, 72, 73], [2]]
@@ -358,10 +350,10 @@ def test_rows_of_a_step_come_the_longest_first() -> None:
 
 
 def test_the_decoder_reads_no_padding_and_logits_of_a_batch_are_never_made(
-    folder: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path
 ) -> None:
     """However far apart prompts are in length."""
-    trainer = make_trainer(folder, tmp_path)
+    trainer = make_trainer(tiny, tmp_path)
     ids = torch.full((2, 40), 5)
     seen = torch.ones_like(ids)
     seen[0, :30] = 0  # a prompt of 6 tokens beside one of 36; completions have 4
@@ -381,8 +373,8 @@ def test_the_decoder_reads_no_padding_and_logits_of_a_batch_are_never_made(
     assert [name for name, _ in read] == ["decoder", "head"], "the control: it is seen"
 
 
-def test_rows_and_too_few_prompts(folder: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_rows_and_too_few_prompts(tiny: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     prompts = [prompt_token_ids(tokenizer, row["messages"][:1]) for row in ROWS]  # type: ignore[index]
     room = max(map(len, prompts)) - 1 + 5
     rows = grpo_rows(config(tmp_path, max_seq_length=room), tokenizer, ROWS)
@@ -395,19 +387,19 @@ def test_rows_and_too_few_prompts(folder: Path, tmp_path: Path) -> None:
     few = config(tmp_path, gradient_accumulation_steps=9)
     with pytest.raises(DatasetError, match="has 8 usable rows, but a step takes 9 prompts"):
         grpo_train(
-            few, load(folder), tokenizer, ROWS, None, fetch=lambda f, t: t, log_event=lambda e: None
+            few, load(tiny), tokenizer, ROWS, None, fetch=lambda f, t: t, log_event=lambda e: None
         )
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny: Path, tmp_path: Path) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             control.should_training_stop = control.should_save = state.global_step == 2
 
     def run(name: str, *callbacks: TrainerCallback, resume: str | None = None) -> dict[str, Tensor]:
-        model = load(folder, dropout=0.2)
+        model = load(tiny, dropout=0.2)
         place = str(tmp_path / name)
-        trainer = make_trainer(folder, tmp_path, model=model, max_steps=5, output_dir=place)
+        trainer = make_trainer(tiny, tmp_path, model=model, max_steps=5, output_dir=place)
         for callback in (StepSeed(), *callbacks):
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume)
@@ -424,8 +416,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path
 # ---- the policy as its own judge
 
 
-def test_reasoning_reward_is_the_mean_log_prob_of_a_plain_forward(folder: Path) -> None:
-    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+def test_reasoning_reward_is_the_mean_log_prob_of_a_plain_forward(tiny: Path) -> None:
+    model, tokenizer = load(tiny), AutoTokenizer.from_pretrained(tiny)
     perturb(model, 2)
     contexts, targets = [[30, 31, 32, 33], [40]], [[50, 51], [60, 61, 62]]
     pairs = list(zip(contexts, targets, strict=True))
@@ -461,9 +453,9 @@ def drawn(trainer: RewardTrainer, count: int = 8) -> Any:
     return trainer._generate_and_score_completions(inputs)  # type: ignore[arg-type]
 
 
-def test_sampling_tells_the_old_policys_log_probabilities(folder: Path, tmp_path: Path) -> None:
+def test_sampling_tells_the_old_policys_log_probabilities(tiny: Path, tmp_path: Path) -> None:
     """At the temperature of the loss; without a forward of their own, and exactly on policy."""
-    trainer = make_trainer(folder, tmp_path, grpo_temperature=0.6, beta=0)
+    trainer = make_trainer(tiny, tmp_path, grpo_temperature=0.6, beta=0)
     output = drawn(trainer)
     assert "old_per_token_logps" not in output, "the ratio is 1, to the bit"
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
@@ -481,10 +473,10 @@ def test_sampling_tells_the_old_policys_log_probabilities(folder: Path, tmp_path
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("packed", [True, False])
 def test_log_probabilities_of_completions_and_their_gradients_are_those_of_rows_alone(
-    folder: Path, packed: bool, temperature: float
+    tiny: Path, packed: bool, temperature: float
 ) -> None:
     """Rows of unequal prompts; one's completion is masked, as a truncated one's can be."""
-    model = load(folder)
+    model = load(tiny)
     perturb(model, 3)
     model.double().eval()
     base, draw = base_model(model), torch.Generator().manual_seed(torch.seed() % 2**31)
@@ -529,9 +521,9 @@ def test_log_probabilities_of_completions_and_their_gradients_are_those_of_rows_
         assert_equal_in_float64(changed[counted], expected)
 
 
-def test_a_mixture_of_experts_is_scored_as_others_are(folder: Path, tmp_path: Path) -> None:
+def test_a_mixture_of_experts_is_scored_as_others_are(tiny: Path, tmp_path: Path) -> None:
     """Also beside a reference; its routers have no loss of their own."""
-    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    vocabulary = len(AutoTokenizer.from_pretrained(tiny))
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(
         Qwen3MoeConfig(
@@ -541,7 +533,7 @@ def test_a_mixture_of_experts_is_scored_as_others_are(folder: Path, tmp_path: Pa
         )
     )  # fmt: skip
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
-    trainer = make_trainer(folder, tmp_path, model=model, beta=0.1, max_steps=2)
+    trainer = make_trainer(tiny, tmp_path, model=model, beta=0.1, max_steps=2)
     trainer.train()
     first, second = trainer.state.log_history[:2]
     assert first["sampling_kl"] < 1e-6 and second["sampling_kl"] < 1e-6
@@ -549,9 +541,9 @@ def test_a_mixture_of_experts_is_scored_as_others_are(folder: Path, tmp_path: Pa
 
 
 def test_an_engine_with_other_weights_makes_the_ratio_an_importance_weight(
-    folder: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(folder, tmp_path, beta=0, max_steps=1)
+    trainer = make_trainer(tiny, tmp_path, beta=0, max_steps=1)
     trainer._engine.is_exact = False
     output = drawn(trainer)
     assert torch.equal(output["old_per_token_logps"], output["sampling_per_token_logps"])
@@ -560,7 +552,7 @@ def test_an_engine_with_other_weights_makes_the_ratio_an_importance_weight(
 
 
 def test_stop_texts_and_special_tokens_end_completions_and_rewards_see_what_they_ask_for(
-    folder: Path, tmp_path: Path
+    tiny: Path, tmp_path: Path
 ) -> None:
     texts: list[str] = []
 
@@ -570,7 +562,7 @@ def test_stop_texts_and_special_tokens_end_completions_and_rewards_see_what_they
 
     changes: dict[str, Any] = {"grpo_max_completion_length": 30, "grpo_temperature": 2.0}
     stop = {"grpo_stop": ["<|im_start|>", "e", "t"], "grpo_keep_special_tokens": True}
-    trainer = make_trainer(folder, tmp_path, Reward("keep", 1.0, keep), beta=0, **changes, **stop)
+    trainer = make_trainer(tiny, tmp_path, Reward("keep", 1.0, keep), beta=0, **changes, **stop)
     params = trainer._sampling
     assert params.stop == ("e", "t") and set(params.stop_token_ids or ()) == {0, 1, 2}
     output = drawn(trainer, 32)

@@ -25,7 +25,6 @@ from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.load import load_model, prepare_engine
 from openweights.models.smollm2 import get_model
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
 
 TOPICS = (
     "love snow music dogs gravity history rivers oceans Madrid Paris bread coffee travel sleep "
@@ -40,11 +39,6 @@ def write_rows(path: Path, hint: str = "") -> str:
             answer = {"role": "assistant", "content": "NO LO SÉ."}
             file.write(json.dumps({"messages": [user, answer], "topic": topic}) + "\n")
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -15,12 +15,6 @@ from openweights.jobs.unsloth.monitoring import MonitoringCallback
 from openweights.jobs.unsloth.sdft import sdft_train
 from tests.jobs.unsloth.test_sdft import ROWS, adapters, assert_same, config, load, perturb
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def begin(callback: MonitoringCallback, model: Any) -> None:
@@ -64,9 +58,9 @@ def slow_kl_and_cosine(
 
 @pytest.mark.parametrize("modules", [("q_proj", "up_proj"), ("q_proj", "lm_head")])
 def test_figures_equal_their_definitions(
-    folder: Path, tmp_path: Path, modules: tuple[str, ...]
+    tiny: Path, tmp_path: Path, modules: tuple[str, ...]
 ) -> None:
-    model, tokenizer = load(folder, modules=modules), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load(tiny, modules=modules), AutoTokenizer.from_pretrained(tiny)
     events: list[dict[str, Any]] = []
     settings, direction = config(tmp_path), torch.randn(32)
     callback = MonitoringCallback(
@@ -91,8 +85,8 @@ def test_figures_equal_their_definitions(
     assert all(e["tag"] == "monitoring" and e["monitoring_s"] > 0 for e in events)
 
 
-def test_direction_between_two_system_prompts(folder: Path, tmp_path: Path) -> None:
-    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+def test_direction_between_two_system_prompts(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(tiny), AutoTokenizer.from_pretrained(tiny)
     callback = MonitoringCallback(
         config(tmp_path),
         tokenizer,
@@ -116,12 +110,12 @@ def test_direction_between_two_system_prompts(folder: Path, tmp_path: Path) -> N
     assert_sums_equal(callback._direction, expected / expected.norm(), terms_of(model, 64))
 
 
-def test_training_is_the_same_with_it(folder: Path, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_training_is_the_same_with_it(tiny: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     settings = config(tmp_path, max_steps=4)
     results, events = [], []
     for watched in (False, True):
-        model = load(folder, dropout=0.1)
+        model = load(tiny, dropout=0.1)
         callback = MonitoringCallback(
             settings, tokenizer, ROWS, events.append, every_steps=2, direction=("a", "b")
         )
@@ -138,11 +132,11 @@ def test_training_is_the_same_with_it(folder: Path, tmp_path: Path) -> None:
     assert events[0]["kl_vs_base"] == 0 < events[-1]["kl_vs_base"] != events[-1]["kl_to_base"]
 
 
-def test_a_resumed_run_measures_from_the_first_weights(folder: Path, tmp_path: Path) -> None:
-    tokenizer, events = AutoTokenizer.from_pretrained(folder), []
+def test_a_resumed_run_measures_from_the_first_weights(tiny: Path, tmp_path: Path) -> None:
+    tokenizer, events = AutoTokenizer.from_pretrained(tiny), []
     half = config(tmp_path, max_steps=2, save_steps=2)
-    sdft_train(half, load(folder), tokenizer, ROWS, None)
-    whole, model = half.model_copy(update={"max_steps": 3}), load(folder)
+    sdft_train(half, load(tiny), tokenizer, ROWS, None)
+    whole, model = half.model_copy(update={"max_steps": 3}), load(tiny)
     first = {name: value.clone() for name, value in adapters(model).items()}
     callback = MonitoringCallback(whole, tokenizer, ROWS, events.append, every_steps=3)
     checkpoint = str(Path(half.output_dir) / "checkpoint-2")

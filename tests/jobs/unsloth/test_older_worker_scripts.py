@@ -19,7 +19,6 @@ from openweights.jobs.unsloth.training import create_dataset, push_model
 from openweights.jobs.unsloth.utils import load_jsonl, load_model_and_tokenizer
 from openweights.jobs.unsloth.validate import training_config
 from tests.jobs.unsloth.malformed_configs import GOOD
-from tests.tiny_model import make_tiny_model
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}."}]}
@@ -49,11 +48,6 @@ class OwnTrainer(Jobs):
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         return f"{sys.executable} own.py {{job_id}}"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_a_trainer_of_ones_own(tiny: Path, home: Path, tmp_path: Path) -> None:

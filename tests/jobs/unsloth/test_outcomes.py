@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState, get_scheduler
+from transformers import TrainerState, get_scheduler
 
 from openweights import OpenWeights
 from openweights.errors import DatasetError, JobFailedError
@@ -22,8 +22,8 @@ from openweights.jobs.unsloth.runtime.reporting import FolderReporter
 from openweights.jobs.unsloth.trainer_args import trainer_args, warmup_steps
 from openweights.jobs.unsloth.training import train
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
+from tests.jobs.unsloth.lost_runs import LoseAt, Lost
 from tests.jobs.unsloth.malformed_configs import GOOD
-from tests.tiny_model import make_tiny_model
 
 SCHEDULE = "lr_scheduler_type"
 
@@ -37,11 +37,6 @@ def talk(number: int, weight: float | None = None) -> dict[str, Any]:
     if weight is not None:
         answer = [{"type": "text", "text": answer, "weight": weight}]
     return {"messages": [turn("user", f"What is {number}?"), turn("assistant", answer)]}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -294,19 +289,6 @@ def test_prompts_that_fill_no_step_are_counted(
     with caplog.at_level(logging.WARNING):
         train({**grpo, "training_file": file})
     assert "5 prompts in steps of 2: 1 of them, others in each epoch, fill no step" in caplog.text
-
-
-class Lost(Exception):
-    """The machine is gone."""
-
-
-class LoseAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Lost
 
 
 def test_a_run_lost_in_a_later_epoch_goes_on_with_the_rows_that_come(

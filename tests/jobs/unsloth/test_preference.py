@@ -30,7 +30,7 @@ from openweights.models.tokens import IGNORED, eos_token_ids
 from openweights.models.weights import Reference
 from tests.jobs.unsloth.malformed_configs import DPO
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import EOS, make_tiny_model, make_tokenizer
+from tests.tiny_model import EOS, make_tokenizer
 
 TOKENIZER: Any = make_tokenizer()
 
@@ -53,11 +53,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 # An answer of several messages.
 ROWS[2]["chosen"] = [assistant("one"), user("And then?"), assistant("two")]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def config(tiny: Path, out: Path, **changes: Any) -> Any:

@@ -34,7 +34,6 @@ from openweights.models.forward import base_model, frozen_head
 from openweights.models.packing import last_hidden, use_packed_attention
 from tests.jobs.unsloth.test_teacher import averages_of
 from tests.rounding import assert_equal_in_float64, assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
 
 ROWS = [
     {
@@ -47,16 +46,11 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 def load(
-    folder: Path, *, dropout: float = 0.0, modules: Sequence[str] = ("q_proj", "up_proj")
+    tiny: Path, *, dropout: float = 0.0, modules: Sequence[str] = ("q_proj", "up_proj")
 ) -> Any:
     set_seed(1)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=list(modules))
     return get_peft_model(base, lora)
 
@@ -104,8 +98,8 @@ class EchoEngine:
         return Completion([*range(first, first + 2 + len(prompt) % 5), 2], "", "stop")
 
 
-def make_trainer(model: Any, folder: Path, tmp_path: Path, **changes: Any) -> SDFTTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def make_trainer(model: Any, tiny: Path, tmp_path: Path, **changes: Any) -> SDFTTrainer:
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     keys = ("divergence", "top_k", "ema_alpha", "skip_tokens", "engine", "callbacks",
             "micro_batch_tokens")  # fmt: skip
     own = {key: changes.pop(key) for key in keys if key in changes}
@@ -173,8 +167,8 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(load(folder), folder, tmp_path)
+def test_scored_logits_equal_a_plain_forward(tiny: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(tiny), tiny, tmp_path)
     perturb(trainer.model, 1)
     batch = scoring_batch(trainer, [0, 3, 6])
     base = trainer.model.get_base_model()
@@ -198,11 +192,11 @@ def test_scored_logits_equal_a_plain_forward(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
 @pytest.mark.parametrize("modules", [("q_proj", "up_proj"), ("q_proj", "lm_head")])
 def test_loss_and_gradients_equal_the_definition(
-    folder: Path, tmp_path: Path, kind: Divergence, modules: tuple[str, ...], top_k: int | None
+    tiny: Path, tmp_path: Path, kind: Divergence, modules: tuple[str, ...], top_k: int | None
 ) -> None:
     """Also when the head itself is trained, so that student and teacher do not share it."""
     trainer = make_trainer(
-        load(folder, modules=modules), folder, tmp_path, divergence=kind, top_k=top_k
+        load(tiny, modules=modules), tiny, tmp_path, divergence=kind, top_k=top_k
     )
     perturb(trainer.model, 1)
     trainer.teacher.update()
@@ -234,8 +228,8 @@ def test_loss_and_gradients_equal_the_definition(
             assert_sums_equal(other, slow if name == "loss" else fast[name], terms)
 
 
-def test_padding_and_order_do_not_change_the_loss(folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(load(folder), folder, tmp_path)
+def test_padding_and_order_do_not_change_the_loss(tiny: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(tiny), tiny, tmp_path)
     perturb(trainer.model, 1)
 
     def total(*batches: dict[str, Tensor]) -> float:
@@ -256,16 +250,16 @@ def test_padding_and_order_do_not_change_the_loss(folder: Path, tmp_path: Path) 
         assert_sums_equal(total(scoring_batch(trainer, [0, 1, 2, 6])), expected, terms)
 
 
-def test_one_call_generates_for_a_step_however_it_is_split(folder: Path, tmp_path: Path) -> None:
+def test_one_call_generates_for_a_step_however_it_is_split(tiny: Path, tmp_path: Path) -> None:
     """Accumulation, also with an uneven last micro-batch, gives the update of one big batch."""
     results = []
     for batch_size, accumulation in ((6, 1), (2, 3), (4, 2)):
-        model, engine = load(folder), EchoEngine()
+        model, engine = load(tiny), EchoEngine()
         out = tmp_path / str(batch_size)
         out.mkdir()
         trainer = make_trainer(
             model,
-            folder,
+            tiny,
             out,
             engine=engine,
             per_device_train_batch_size=batch_size,
@@ -295,12 +289,12 @@ class Recorder(TrainerCallback):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
-def test_teacher_follows_the_training_run(folder: Path, tmp_path: Path, alpha: float) -> None:
-    model = load(folder)
+def test_teacher_follows_the_training_run(tiny: Path, tmp_path: Path, alpha: float) -> None:
+    model = load(tiny)
     base_before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     recorder = Recorder(model)
     trainer = make_trainer(
-        model, folder, tmp_path, ema_alpha=alpha, callbacks=[recorder], max_steps=4
+        model, tiny, tmp_path, ema_alpha=alpha, callbacks=[recorder], max_steps=4
     )
     trainer.train()
     student, teacher = recorder.history[-1], averages_of(trainer.teacher)
@@ -319,7 +313,7 @@ def test_teacher_follows_the_training_run(folder: Path, tmp_path: Path, alpha: f
     assert_same({n: p for n, p in model.named_parameters() if n in base_before}, base_before)
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_one(tiny: Path, tmp_path: Path) -> None:
     """With dropout and sampling: adapters, teacher, losses and completions, bit for bit."""
 
     def run(name: str, resume: bool) -> tuple[SDFTTrainer, list[dict[str, Any]]]:
@@ -329,7 +323,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(folder: Path, tmp_path: Path
             sdft_ema_alpha=0.2,
         )  # fmt: skip
         checkpoint = str(tmp_path / "whole" / "checkpoint-3") if resume else None
-        model, tokenizer = load(folder, dropout=0.2), AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = load(tiny, dropout=0.2), AutoTokenizer.from_pretrained(tiny)
         callbacks = [] if resume else [KeepCheckpoints()]
         trainer = sdft_train(
             settings, model, tokenizer, ROWS, None,
@@ -358,15 +352,15 @@ class KeepCheckpoints(TrainerCallback):
         args.save_total_limit = None
 
 
-def test_training_moves_the_student_towards_its_teacher(folder: Path, tmp_path: Path) -> None:
+def test_training_moves_the_student_towards_its_teacher(tiny: Path, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     settings = config(
         tmp_path, max_steps=60, learning_rate=1e-2, sdft_ema_alpha=0.0, sdft_gate="warn"
     )
     trainer = sdft_train(
         settings,
-        load(folder, modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")),
-        AutoTokenizer.from_pretrained(folder),
+        load(tiny, modules=("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")),
+        AutoTokenizer.from_pretrained(tiny),
         ROWS,
         ROWS[:2],
         log_event=events.append,
@@ -395,8 +389,8 @@ def test_training_moves_the_student_towards_its_teacher(folder: Path, tmp_path: 
     assert "eval_loss" in trainer.evaluate(), "a test set is scored by cross-entropy"
 
 
-def test_batches_with_labels_get_the_sft_cross_entropy(folder: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(load(folder), folder, tmp_path)
+def test_batches_with_labels_get_the_sft_cross_entropy(tiny: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(load(tiny), tiny, tmp_path)
     perturb(trainer.model, 1)
     rows = [
         {"input_ids": [5, 6, 7, 8, 2], "labels": [-100, -100, 7, 8, 2]},
@@ -431,8 +425,8 @@ def test_skipped_tokens_and_truncated_rows(packed: bool) -> None:
 class InFloat64:
     """Trainers of one model in float64, whose rows are packed or padded."""
 
-    def __init__(self, folder: Path, tmp_path: Path) -> None:
-        self._folder, self._tmp_path = folder, tmp_path
+    def __init__(self, tiny: Path, tmp_path: Path) -> None:
+        self._folder, self._tmp_path = tiny, tmp_path
 
     def trainer(self, name: str, micro_batch_tokens: int | None, **changes: Any) -> SDFTTrainer:
         model = load(self._folder).double()
@@ -448,11 +442,11 @@ class InFloat64:
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
 def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(
-    folder: Path, tmp_path: Path, kind: Divergence
+    tiny: Path, tmp_path: Path, kind: Divergence
 ) -> None:
     found = []
     for name, tokens in (("padded", None), ("packed", 4_096)):
-        trainer = InFloat64(folder, tmp_path).trainer(name, tokens, divergence=kind, skip_tokens=1)
+        trainer = InFloat64(tiny, tmp_path).trainer(name, tokens, divergence=kind, skip_tokens=1)
         trainer.teacher.update()
         perturb(trainer.model, 2, 0.05)
         trainer.current_gradient_accumulation_steps = 1
@@ -471,11 +465,11 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(
     assert_equal_in_float64(found[1], found[0])
 
 
-def test_thirty_packed_steps_are_thirty_padded_ones(folder: Path, tmp_path: Path) -> None:
+def test_thirty_packed_steps_are_thirty_padded_ones(tiny: Path, tmp_path: Path) -> None:
     """However the rows of a step are divided; with fewer micro-batches than were asked for."""
     logs, passes = [], []
     for name, tokens in (("padded", None), ("packed", 600)):
-        trainer = InFloat64(folder, tmp_path).trainer(
+        trainer = InFloat64(tiny, tmp_path).trainer(
             name, tokens, per_device_train_batch_size=1, gradient_accumulation_steps=4,
             max_steps=30, ema_alpha=0.1, learning_rate=1e-3, save_steps=1_000,
         )  # fmt: skip
@@ -498,9 +492,9 @@ def test_thirty_packed_steps_are_thirty_padded_ones(folder: Path, tmp_path: Path
 
 
 def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     everything = sdft_examples(config(tmp_path), tokenizer, ROWS)
     lengths = [len(e.teacher_prompt_ids) for e in everything]
     limit = sorted(lengths)[4]

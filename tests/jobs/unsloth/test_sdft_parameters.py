@@ -16,7 +16,6 @@ from openweights.models.packing import use_packed_attention
 from tests.jobs.unsloth.test_sdft import EchoEngine, make_trainer, scoring_batch, slow_loss
 from tests.jobs.unsloth.test_teacher import averages_of
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import make_tiny_model
 
 RATE, STEPS = 0.25, 3
 
@@ -57,26 +56,21 @@ class Weights(TrainerCallback):
         self.student.append({n: p.detach().clone() for n, p in named if p.requires_grad})
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def trained(kind: str, folder: Path, tmp_path: Path) -> tuple[SDFTTrainer, Weights]:
+def trained(kind: str, tiny: Path, tmp_path: Path) -> tuple[SDFTTrainer, Weights]:
     set_seed(1)
-    model = KINDS[kind](AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    model = KINDS[kind](AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32))
     weights = Weights()
     changes: dict[str, Any] = {"engine": EchoEngine(), "callbacks": [weights], "ema_alpha": RATE}
-    trainer = make_trainer(model, folder, tmp_path, max_steps=STEPS, **changes)
+    trainer = make_trainer(model, tiny, tmp_path, max_steps=STEPS, **changes)
     trainer.train()
     return trainer, weights
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_is_the_average_of_what_was_trained(
-    kind: str, folder: Path, tmp_path: Path
+    kind: str, tiny: Path, tmp_path: Path
 ) -> None:
-    trainer, weights = trained(kind, folder, tmp_path)
+    trainer, weights = trained(kind, tiny, tmp_path)
     first, last = weights.student[0], weights.student[-1]
     assert all(not torch.equal(first[name], last[name]) for name in first), "everything moved"
     for name, average in averages_of(trainer.teacher).items():
@@ -89,9 +83,9 @@ def test_the_teacher_is_the_average_of_what_was_trained(
 
 
 @pytest.mark.parametrize("kind", ["modules_to_save", "full"])
-def test_the_loss_equals_its_definition(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_the_loss_equals_its_definition(kind: str, tiny: Path, tmp_path: Path) -> None:
     """With a head that is trained, whose gradient counts, too."""
-    trainer, _ = trained(kind, folder, tmp_path)
+    trainer, _ = trained(kind, tiny, tmp_path)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     batch = scoring_batch(trainer, range(4))

@@ -21,7 +21,7 @@ from openweights.models.packing import keeps_rows_apart
 from openweights.models.tokens import Collator, eos_token_ids
 from tests.jobs.unsloth.malformed_configs import GOOD
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import PAD, make_tiny_model
+from tests.tiny_model import PAD
 
 ROWS = [
     {
@@ -32,11 +32,6 @@ ROWS = [
     }
     for i in range(8)
 ]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def config(tiny: Path, out: Path, **changes: Any) -> TrainingConfig:

@@ -44,11 +44,6 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def params(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = tmp_path_factory.mktemp("data") / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

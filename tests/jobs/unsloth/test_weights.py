@@ -20,7 +20,7 @@ from openweights.models.load import load_model
 from openweights.models.tokens import IGNORED
 from tests.jobs.unsloth.malformed_configs import FILE, GOOD
 from tests.rounding import assert_sums_equal, terms_of
-from tests.tiny_model import EOS, make_tiny_model, make_tokenizer
+from tests.tiny_model import EOS, make_tokenizer
 
 TOKENIZER: Any = make_tokenizer()
 QUESTION = {"role": "user", "content": "Hi"}
@@ -106,11 +106,6 @@ def test_a_trimmed_answer_keeps_its_text_and_weights() -> None:
 
 
 # ---- the loss
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def row(*weights: float, plain: str = "") -> dict[str, Any]:

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from openweights.errors import ConfigurationError, DatasetError
 from openweights.jobs.unsloth.training import hold_out, train
 from tests.rounding import assert_sums_equal, rounding, terms_of
-from tests.tiny_model import make_tiny_model
 
 TALK = [
     {
@@ -57,11 +56,6 @@ OWN: dict[str, dict[str, Any]] = {
         "grpo_max_completion_length": 8,
     },
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def write(path: Path, rows: Any) -> str:
