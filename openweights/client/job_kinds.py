@@ -7,14 +7,11 @@ jobs, whatever their kind, is `ow.jobs`.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import json
 import logging
 import os
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,7 +22,7 @@ from openweights.arguments import check_limit, check_text
 from openweights.client.jobs import Job, moment_after
 from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
-from openweights.client.param_json import dumped, plain
+from openweights.client.params import dumped, field_defaults, plain
 from openweights.client.secrets import hand_over_keys, wanted_secrets
 from openweights.client.watching.notes import tell
 from openweights.errors import (
@@ -75,11 +72,7 @@ _PREFIXES = {
 _REGISTERED: dict[str, type[Jobs]] = {}
 _TAKEN: set[str] = set()  # attributes of a client, which no kind may be called
 
-# Of `create`: what stands for the parameters of any kind.
-_ANY_PARAMS = "**params: The parameters of the kind, and how the job runs: see `JobOptions`."
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A line of a docstring's attributes that begins a field, or several with the same meaning.
-_ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 # `{job_id}`, but not the shell's `${job_id}`.
 _JOB_ID = re.compile(r"(?<!\$)\{job_id\}")
 
@@ -113,7 +106,9 @@ class Jobs:
 
     def __init_subclass__(cls) -> None:
         if "params" in vars(cls) and "create" not in vars(cls):
-            cls.create = _with_arguments(cls.create, cls.params)
+            from openweights.client.job_options import with_arguments
+
+            cls.create = with_arguments(cls.create, cls.params)
 
     def __init__(self, ow: OpenWeights) -> None:
         self.ow = ow
@@ -452,34 +447,6 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _with_arguments(inherited: Callable[..., Job], params: type[BaseModel]) -> Callable[..., Job]:
-    """A `create` with the arguments that `help` and notebooks are to show."""
-    from openweights.client.job_options import create_signature
-
-    inherited = inspect.unwrap(inherited)
-
-    @functools.wraps(inherited)
-    def create(self: Jobs, **given: Any) -> Job:
-        return inherited(self, **given)
-
-    vars(create)["__signature__"] = create_signature(params)
-    head, mark, tail = (inherited.__doc__ or "").partition(_ANY_PARAMS)
-    if mark:
-        indent = head.rpartition("\n")[2]
-        create.__doc__ = head + f"\n{indent}".join(_meanings_of_arguments(params, indent)) + tail
-    return create
-
-
-def _meanings_of_arguments(params: type[BaseModel], indent: str) -> list[str]:
-    """The parameters of a kind's `create` with what they mean, its own first."""
-    from openweights.client.job_options import JobOptions
-
-    meanings = field_meanings(params) | field_meanings(JobOptions)
-    named = [f"{n}: {meanings[n]}" for n in meanings if n in params.model_fields]
-    named += [f"{n}: {meanings[n]}" for n in JobOptions.model_fields]
-    return [textwrap.fill(text, 88, subsequent_indent=f"{indent}    ") for text in named]
-
-
 def register(name: str) -> Callable[[_Kind], _Kind]:
     """Class decorator: `@register("my_job")` makes the kind available as `ow.my_job`, also on
     clients that exist already.
@@ -541,45 +508,6 @@ def default_params(job: JobRecord) -> dict[str, Any]:
     if kind is None:
         return {}
     return field_defaults(kind.params)
-
-
-@functools.cache
-def field_defaults(model: type[BaseModel]) -> dict[str, Any]:
-    """The defaults of a model's fields in JSON, as jobs' parameters are stored; fields that must be
-    given have none.
-    """
-    return {
-        name: _as_json(field.get_default(call_default_factory=True, validated_data={}))
-        for name, field in model.model_fields.items()
-        if not field.is_required()
-    }
-
-
-def _as_json(value: object) -> Any:
-    return json.loads(json.dumps(value, default=_as_object))
-
-
-def _as_object(value: object) -> object:
-    dump = getattr(value, "model_dump", None)
-    return str(value) if dump is None else dump(mode="json")
-
-
-def field_meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstrings of a model, and of what it inherits, say of its fields."""
-    found: dict[str, str] = {}
-    for kind in reversed(model.__mro__):
-        _, _, attributes = inspect.cleandoc(vars(kind).get("__doc__") or "").partition(
-            "Attributes:\n"
-        )
-        names: list[str] = []
-        for line in attributes.splitlines():
-            entry = _ENTRY.fullmatch(line.removeprefix("    "))
-            if entry is not None and not line.startswith("     "):
-                names = entry["names"].split(", ")
-                found.update(dict.fromkeys(names, entry["text"]))
-            elif line.startswith("     "):
-                found.update({name: f"{found[name]} {line.strip()}" for name in names})
-    return found
 
 
 def kind_names() -> list[str]:

@@ -5,9 +5,11 @@ takes beside its own parameters, and what gives `create` its types.
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import UnionType
@@ -31,6 +33,7 @@ from openweights.arguments import as_list
 from openweights.backends.values import check_moment, check_retry
 from openweights.client.jobs import Job, moment_after
 from openweights.client.param_errors import describe_validation_error
+from openweights.client.params import field_meanings
 from openweights.errors import ConfigError, shown
 from openweights.gpu_names import LONG_NAMES, gpu_key
 from openweights.types import CloudType, Retry
@@ -43,6 +46,8 @@ logger = logging.getLogger(__name__)
 _HARDWARE = re.compile(
     r"\s*(?:(\d+)\s*x\s*)?(?!\d+\s*x(?:\s|$))([A-Za-z0-9][A-Za-z0-9 _-]*?)\s*", re.IGNORECASE
 )
+# Of `create`: what stands for the parameters of any kind.
+_ANY_PARAMS = "**params: The parameters of the kind, and how the job runs: see `JobOptions`."
 _MOST_GPUS = 64  # more than any host has
 
 P = ParamSpec("P")
@@ -198,7 +203,31 @@ def takes(
     return decorate
 
 
-def create_signature(params: type[BaseModel]) -> inspect.Signature:
+def with_arguments(inherited: Callable[..., Job], params: type[BaseModel]) -> Callable[..., Job]:
+    """A `create` with the arguments that `help` and notebooks are to show."""
+    inherited = inspect.unwrap(inherited)
+
+    @functools.wraps(inherited)
+    def create(self: Any, **given: Any) -> Job:
+        return inherited(self, **given)
+
+    vars(create)["__signature__"] = _signature(params)
+    head, mark, tail = (inherited.__doc__ or "").partition(_ANY_PARAMS)
+    if mark:
+        indent = head.rpartition("\n")[2]
+        create.__doc__ = head + f"\n{indent}".join(_meanings_of_arguments(params, indent)) + tail
+    return create
+
+
+def _meanings_of_arguments(params: type[BaseModel], indent: str) -> list[str]:
+    """The parameters of a kind's `create` with what they mean, its own first."""
+    meanings = field_meanings(params) | field_meanings(JobOptions)
+    named = [f"{n}: {meanings[n]}" for n in meanings if n in params.model_fields]
+    named += [f"{n}: {meanings[n]}" for n in JobOptions.model_fields]
+    return [textwrap.fill(text, 88, subsequent_indent=f"{indent}    ") for text in named]
+
+
+def _signature(params: type[BaseModel]) -> inspect.Signature:
     """The arguments of a kind's `create`, its own first."""
     fields = {**params.model_fields, **JobOptions.model_fields}
     arguments = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]

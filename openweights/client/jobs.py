@@ -17,7 +17,7 @@ from openweights.arguments import (
     check_text,
     check_whole,
 )
-from openweights.client.param_json import plain
+from openweights.client.params import plain
 from openweights.client.results import read_log_chunks, write_log, write_results, write_table
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.metrics import metric_rows

@@ -35,7 +35,8 @@ from starlette.staticfiles import StaticFiles
 
 from openweights import __version__
 from openweights.client import Job, OpenWeights
-from openweights.client.job_kinds import field_defaults, field_meanings, kind_names
+from openweights.client.job_kinds import kind_names
+from openweights.client.params import field_defaults, field_meanings
 from openweights.client.results import result_files
 from openweights.client.watching.panels import shares_loss
 from openweights.dashboard.access import Gate, Sessions, session_of

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from openweights.backends.base import Backend
 from openweights.client import OpenWeights
-from openweights.client.job_kinds import Jobs, field_defaults, kind_names, kind_word
+from openweights.client.job_kinds import Jobs, kind_names, kind_word
+from openweights.client.params import field_defaults
 from openweights.client.secrets import without_keys
 from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
 from openweights.client.watching.field_order import in_order

@@ -85,7 +85,7 @@ def _check_unchanged(ow: OpenWeights, model: str) -> None:
 def _jobs_behind(ow: OpenWeights, model: str) -> Iterator[JobRecord]:
     """The job that this process belongs to, and those that have made the model."""
     if ow.settings.run_id is not None:
-        yield ow.backend.getjob_named(ow.run.job_id)
+        yield ow.backend.get_job(ow.run.job_id)
     while (reference := model_reference(model)).kind == "job":
         yield (job := job_named(ow, reference.name))
         model = str(job.model)

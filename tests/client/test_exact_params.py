@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from openweights import Jobs, OpenWeights
-from openweights.client.param_json import plain
+from openweights.client.params import plain
 from openweights.errors import ConfigError
 from tests.client.conftest import QuietClient, every_store  # noqa: F401 - fixtures
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from openweights.cli.output import fail, json_option, print_json, print_table
-from openweights.client.job_kinds import field_meanings
+from openweights.client.params import field_meanings
 from openweights.number_words import number_words
 
 if TYPE_CHECKING:

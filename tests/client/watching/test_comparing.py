@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from openweights import InvalidInputError
-from openweights.client.param_json import dumped
+from openweights.client.params import dumped
 from openweights.client.watching.comparison import (
     comparison_columns,
     comparison_rows,
