@@ -219,6 +219,7 @@ def test_without_its_standby_a_killed_workers_job_waits(ow: OpenWeights, home: P
     job.cancel()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path: Path) -> None:
     """And before those that wait; the control, without its priority, waits for all of them."""
     tiny = str(make_tiny_model(tmp_path / "tiny"))

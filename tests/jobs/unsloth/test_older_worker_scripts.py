@@ -50,6 +50,7 @@ class OwnTrainer(Jobs):
         return f"{sys.executable} own.py {{job_id}}"
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_trainer_of_ones_own(tiny: Path, home: Path, tmp_path: Path) -> None:
     script = tmp_path / "own.py"
     script.write_text(SCRIPT)
