@@ -67,7 +67,8 @@ _BUILT_IN = {
 _PREFIXES = {
     **{"ftjob": "fine_tuning", "sftjob": "weighted_sft", "lpjob": "logprob"},
     **{"mcjob": "multiple_choice", "inferencejob": "inference", "apijob": "api"},
-    **{"evaljob": "evaluate", "execjob": "exec"},
+    **{"evaljob": "evaluate", "inspectjob": "inspect_ai", "mmlujob": "mmlu_pro"},
+    **{"execjob": "exec"},
 }
 _REGISTERED: dict[str, type[Jobs]] = {}
 _TAKEN: set[str] = set()  # attributes of a client, which no kind may be called

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from openweights import ConfigError, Jobs, OpenWeights
 from openweights.backends.local.backend import LocalBackend
 from openweights.client import Job
+from openweights.client.job_kinds import find_kind, kind_name, kind_names
 from openweights.settings import Settings
 from tests.client.conftest import QuietClient
 from tests.client.kinds import BuiltInEcho, Echo, EchoParams, Shout
@@ -250,3 +251,12 @@ def test_one_learning_rate_has_one_id(ow: QuietClient) -> None:
     rates = [1e-4, "1e-4", "2e-4 / 2", -4]
     ids = {ow.fine_tuning.create(**params, learning_rate=rate).id for rate in rates}
     assert ids == {ow.fine_tuning.create(**params).id}
+
+
+def test_an_id_tells_the_kind_of_this_package(ow: QuietClient) -> None:
+    kinds = {name: kind for name in kind_names() if (kind := find_kind(name)) is not None}
+    own = {n: k for n, k in kinds.items() if k.__module__.startswith("openweights.jobs.")}
+    assert len(own) > 8, "the control: they are found"
+    assert {name: kind_name(f"{kind(ow).id_prefix}-0") for name, kind in own.items()} == {
+        name: name for name in own
+    }
