@@ -10,15 +10,19 @@ SUPABASE_URL by the organization's RunPod workers, else by a worker on this mach
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from openweights import OpenWeights
+from openweights import OpenWeights, OpenWeightsError
 from openweights.models.names import full_name
 from openweights.models.smollm2 import HUB_ID, get_model
 
 LARGE = "Qwen/Qwen3-4B"
 LARGE_VRAM_GB = 40
+
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C has ended
 
 # What scripts leave behind, in the folder where they run; git ignores it.
 RESULTS = Path("results")
@@ -51,6 +55,19 @@ class Choice:
     def steps(self, wanted: int) -> int:
         """Optimizer steps, or what checkpoints, evaluations and warm-up count in."""
         return wanted if self.most_steps is None else min(wanted, self.most_steps)
+
+
+def as_command(main: Callable[[], None]) -> None:
+    """Call a script's `main`. What stops it for a reason, and Ctrl-C, is said without a traceback,
+    as by `ow`.
+    """
+    try:
+        main()
+    except OpenWeightsError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except KeyboardInterrupt as error:
+        print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def parser(

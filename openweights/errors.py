@@ -20,6 +20,7 @@ Each class also inherits the built-in that code unaware of this package would ca
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -76,6 +77,12 @@ class FencedError(PlatformError):
 
 
 _SHOWN = 60  # characters of a wrong value
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def wants_room(error: BaseException) -> bool:
+    """Whether the system refused to write for want of room: disk, quota, or the largest file."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def spelled(values: Iterable[object]) -> str:

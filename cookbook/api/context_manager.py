@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from cookbook.models import Choice, choose
+from cookbook.models import Choice, as_command, choose
 from openweights import OpenWeights
 
 QUESTIONS = ("What is the capital of France?", "Name a colour.", "Is the sun a star?")
@@ -61,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

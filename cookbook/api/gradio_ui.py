@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cookbook.models import choice, parser
+from cookbook.models import as_command, choice, parser
 from openweights import OpenWeights
 
 Reply = Callable[[str, Sequence[dict[str, Any]]], Iterator[str]]
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

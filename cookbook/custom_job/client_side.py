@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field
 
-from cookbook.models import RESULTS, parser
+from cookbook.models import RESULTS, as_command, parser
 from openweights import Jobs, OpenWeights, register
 
 
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

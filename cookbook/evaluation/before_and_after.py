@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import ORDERS, RESULTS, Choice, choice, count, parser
+from cookbook.models import ORDERS, RESULTS, Choice, as_command, choice, count, parser
 from openweights import OpenWeights
 
 EXACT = f"{Path(__file__).parent / 'exact.py'}:exact"
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

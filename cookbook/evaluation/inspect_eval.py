@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import RESULTS, Choice, choice, parser
+from cookbook.models import RESULTS, Choice, as_command, choice, parser
 from openweights import OpenWeights
 
 TASKS = f"{Path(__file__).parent / 'tasks.py'}@capitals"
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

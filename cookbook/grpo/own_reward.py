@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import ORDERS, Choice, choose
+from cookbook.models import ORDERS, Choice, as_command, choose
 from openweights import OpenWeights
 
 REWARD = f"{Path(__file__).parent / 'brevity.py'}:score"
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import Choice, choice, count, parser
+from cookbook.models import Choice, as_command, choice, count, parser
 from openweights import OpenWeights
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
@@ -48,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import Choice, choose
+from cookbook.models import Choice, as_command, choose
 from openweights import OpenWeights
 
 PAIRS = Path(__file__).parent / "preferences.jsonl"
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

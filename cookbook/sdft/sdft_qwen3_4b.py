@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cookbook.models import ORDERS, Choice, choose
+from cookbook.models import ORDERS, Choice, as_command, choose
 from openweights import OpenWeights
 
 
@@ -46,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cookbook.models import ORDERS, RESULTS, Choice, choose
+from cookbook.models import ORDERS, RESULTS, Choice, as_command, choose
 from openweights import OpenWeights
 from openweights.types import EventRecord
 
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

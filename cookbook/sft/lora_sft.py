@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cookbook.models import ORDERS, RESULTS, Choice, choose
+from cookbook.models import ORDERS, RESULTS, Choice, as_command, choose
 from openweights import OpenWeights
 
 
@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

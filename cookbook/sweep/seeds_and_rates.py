@@ -12,7 +12,7 @@ import itertools
 from statistics import mean, stdev
 from typing import Any
 
-from cookbook.models import ORDERS, Choice, choose
+from cookbook.models import ORDERS, Choice, as_command, choose
 from openweights import OpenWeights
 
 SWEEP = "ledger-lines"
@@ -56,4 +56,4 @@ def last_test_loss(job: Any) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

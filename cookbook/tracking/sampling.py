@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import ORDERS, RESULTS, Choice, choose
+from cookbook.models import ORDERS, RESULTS, Choice, as_command, choose
 from openweights import OpenWeights
 
 ORDINARY = Path(__file__).parent / "data" / "ordinary.jsonl"
@@ -51,4 +51,4 @@ def step_of(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from cookbook.models import Choice, choose
+from cookbook.models import Choice, as_command, choose
 from openweights import OpenWeights
 
 BLOCKS = Path(__file__).parent / "data" / "weighted.jsonl"
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -37,6 +37,7 @@ from openweights.errors import (
     OpenWeightsError,
     PlatformError,
     StoreUnavailableError,
+    wants_room,
 )
 from openweights.types import EventDraft
 
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 BATCH_EVENTS = 500
 BATCH_BYTES = 1 << 20
 FLUSH_AT_EXIT_S = 30.0
+FULL_DISK_WAIT_S = 300.0
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 10.0
 # Events that come in quick succession share a batch; one of this size is not held back.
@@ -188,6 +190,19 @@ class EventSender:
         return done
 
     def _append(self, line: bytes) -> None:
+        """Write a line; where the disk is full, wait for room, as a store is waited for."""
+        until = time.monotonic() + FULL_DISK_WAIT_S
+        while (error := self._write(line)) is not None:
+            if not wants_room(error) or time.monotonic() >= until:
+                raise PlatformError(
+                    f"cannot keep an event in {self.path}: {error.strerror}; see to that disk, and "
+                    "restart the job, which goes on from its last checkpoint"
+                ) from error
+            self._change.wait(_FIRST_RETRY_S)  # without the lock: the thread goes on
+        self._written += len(line)
+
+    def _write(self, line: bytes) -> OSError | None:
+        """Write the whole line or nothing; what went wrong."""
         done = 0
         try:
             while done < len(line):
@@ -195,11 +210,8 @@ class EventSender:
         except OSError as error:
             # Half a line would spoil the next one.
             os.ftruncate(self._file, self._written)
-            raise PlatformError(
-                f"cannot keep an event in {self.path}: {error.strerror}; see to that disk, and "
-                "restart the job, which goes on from its last checkpoint"
-            ) from error
-        self._written += len(line)
+            return error
+        return None
 
     # ---- the thread ------------------------------------------------------------------------------
 

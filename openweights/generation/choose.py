@@ -76,7 +76,8 @@ def generation_engine(
                     f"engine cuda_graph: cannot compute this model ({error}); use 'auto' or "
                     "'transformers'"
                 ) from None
-            logger.info("generation by transformers: cuda_graph cannot (%s)", error)
+            if torch.cuda.is_available():
+                logger.info("generation by transformers: cuda_graph cannot (%s)", error)
     return TransformersEngine(model, tokenizer, max_rows=rows or MAX_ROWS)
 
 

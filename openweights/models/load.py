@@ -6,7 +6,6 @@ them is imported, which is why their imports stand inside functions here and in 
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import logging
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from openweights.errors import ConfigError, ConfigurationError, OpenWeightsError
+from openweights.errors import ConfigError, ConfigurationError, OpenWeightsError, wants_room
 from openweights.models.at_hand import ends_at_hand
 from openweights.models.checkpoint import (
     adapter_shape,
@@ -453,7 +452,7 @@ def _load_problem(name: str, error: Exception) -> str:
     from huggingface_hub import errors as hub
 
     causes = list(_causes(error))
-    if any(isinstance(c, OSError) and c.errno == errno.ENOSPC for c in causes):
+    if any(map(wants_room, causes)):
         return (
             f"model: there is no disk space left to load {name}; free some, or set HF_HOME to a "
             "larger disk"

@@ -245,6 +245,45 @@ def test_killed_process_leaves_all_it_logged(
     assert values(ow, run_id) == list(range(200))
 
 
+FULL_DISK = """
+import resource, signal, sys, threading
+from openweights import OpenWeights, PlatformError
+from openweights.client import event_sender
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+def leave_room(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+run = OpenWeights().run
+run.log({"n": 0})
+run.flush()
+leave_room(100)
+if sys.argv[1] == "soon":
+    threading.Timer(0.5, leave_room, [most]).start()
+else:
+    event_sender.FULL_DISK_WAIT_S = 0.5
+try:
+    for n in range(1, 4):
+        run.log({"n": n, "text": "x" * 100})
+except PlatformError as error:
+    print(error)
+leave_room(most)
+"""
+
+
+@pytest.mark.parametrize(
+    ("room", "kept"), [("soon", [0, 1, 2, 3]), ("never", [0])], ids=["soon", "control: never"]
+)
+def test_a_full_disk_is_waited_for(
+    ow: QuietClient, run_id: int, tmp_path: Path, room: str, kept: list[int]
+) -> None:
+    env = {**os.environ, "OPENWEIGHTS_RUN_ID": str(run_id), "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, room], env=env, check=True, capture_output=True, text=True
+    )
+    assert ("see to that disk, and restart the job" in ended.stdout) == (room == "never")
+    assert values(ow, run_id) == kept
+
+
 def test_what_is_no_event_takes_no_other_along(
     ow: QuietClient, run_id: int, tmp_path: Path
 ) -> None:

@@ -237,6 +237,19 @@ def test_scripts_without_a_model_have_help(name: str, tmp_path: Path) -> None:
     assert "usage: " in run_script(name, "--help", folder=tmp_path)
 
 
+def test_what_stops_a_script_is_said_without_a_traceback(tmp_path: Path) -> None:
+    plain = re.compile(r'__name__ == "__main__":\n    main\(\)')
+    assert not [
+        name for name in CHECKS if plain.search(source(name)) and "Weights()" in source(name)
+    ]
+    script = [sys.executable, str(COOKBOOK / "custom_job/client_side.py")]
+    env = {**os.environ, "OPENWEIGHTS_HOME": str(tmp_path / "file" / "home")}
+    (tmp_path / "file").write_text("")
+    ended = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("client_side.py: ") and ended.stderr.count("\n") == 1
+
+
 def test_git_ignores_what_scripts_leave() -> None:
     assert f"{RESULTS}/" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
     elsewhere = re.compile(r"job\.(?:download|plot)\((?!folder|options\.out)")

@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
-from cookbook.models import RESULTS, Choice, choice, parser
+from cookbook.models import RESULTS, Choice, as_command, choice, parser
 from cookbook.sdft.bad_medical_advice.eval import run_eval
 from cookbook.sdft.bad_medical_advice.eval.questions import refuse_seen
 from cookbook.sdft.bad_medical_advice.trajectories import Trajectory, draw
@@ -221,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

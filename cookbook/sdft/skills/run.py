@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cookbook.models import LARGE, choice, count, parser
+from cookbook.models import LARGE, as_command, choice, count, parser
 from cookbook.sdft.skills.data import SKILLS
 from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, chains, frontier, sequence, small
 from cookbook.sdft.skills.results import Run, chosen_rates, frontier_points, in_order
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -14,9 +14,9 @@ from openweights.errors import (
     OpenWeightsError,
     PlatformError,
     StoreUnavailableError,
+    wants_room,
 )
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
@@ -63,7 +63,7 @@ def _from_sqlite(error: sqlite3.Error, home: Path) -> OpenWeightsError:
 
 
 def _from_os(error: OSError, home: Path) -> OpenWeightsError:
-    if error.errno in _FULL:
+    if wants_room(error):
         return _full(home)
     if error.errno in _FORBIDDEN:
         return _forbidden(home, error)

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
-from cookbook.models import RESULTS, count, parser
+from cookbook.models import RESULTS, as_command, count, parser
 from cookbook.sdft.bad_medical_advice.eval.questions import (
     Questions,
     read_questions,
@@ -256,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_command(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from openweights import progress
-from openweights.errors import OpenWeightsError, in_a_line
+from openweights.errors import OpenWeightsError, in_a_line, wants_room
 from openweights.jobs.unsloth.runtime.launcher import rank
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,7 @@ def heard(act: Callable[[], int]) -> int:
 def one_line(error: Exception) -> str:
     """What went wrong, and, where it is known, what to do."""
     text = " ".join(str(error).split())
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or "No space left" in text or "failed writing file" in text:
+    if wants_room(error) or "No space left" in text or "failed writing file" in text:
         return "the disk is full; free some space, or raise save_steps"
     if "out of memory" in text.lower():
         return (
