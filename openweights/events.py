@@ -287,7 +287,8 @@ class Agreement(TypedEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completions(TypedEvent):
-    """What the model that is trained said to some of a step's prompts.
+    """What the model that is trained said to some of a step's prompts. The step is the one that
+    learns from them, whose metrics tell of them.
 
     Attributes:
         completions: Of each `messages`, what was asked, with `prompt`, its text; `completion`, and

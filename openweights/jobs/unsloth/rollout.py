@@ -24,6 +24,7 @@ def tells_completions(step: int, steps: int) -> bool:
     later, and of the last, which the rest leads to.
 
     Args:
+        step: Steps before it.
         steps: Of the whole training.
     """
     return step < _LOGGED_EACH_STEP or step % _LOGGED_EVERY == 0 or step == steps - 1

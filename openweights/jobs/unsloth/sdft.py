@@ -253,7 +253,7 @@ class SDFTTrainer(ExactMeanTrainer):
             }
             for prompt, completion in list(rows)[:COMPLETIONS_LOGGED]
         ]
-        return Completions(step=step, completions=told).data()
+        return Completions(step=step + 1, completions=told).data()
 
     def _messages(self, prompt: Sequence[int]) -> dict[str, Any]:
         """The conversation that was rendered so, where it is known."""

@@ -384,7 +384,7 @@ def test_training_moves_the_student_towards_its_teacher(tiny: Path, tmp_path: Pa
     )
     assert gate["type"] == "teacher_gate" and gate["rows"] == 8 and gate["step"] == 0
     assert not gate["passed"] and gate["student_exact"] == 0, "a random model answers nothing"
-    assert first_completions["type"] == "completions" and len(first_completions["completions"]) == 4
+    assert first_completions["step"] == 1 and len(first_completions["completions"]) == 4
     assert [m["role"] for m in first_completions["completions"][0]["messages"]][-1] == "user"
     assert "eval_loss" in trainer.evaluate(), "a test set is scored by cross-entropy"
 

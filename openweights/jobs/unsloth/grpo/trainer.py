@@ -266,7 +266,8 @@ class RewardTrainer(GRPOTrainer):
                 }
             )
         scales = {name: REWARD_SCALES[name] for name in names if name in REWARD_SCALES} or None
-        self._log_event(Completions(step=step, completions=logged, scales=scales).data())
+        event = Completions(step=step + 1, completions=logged, scales=scales)
+        self._log_event(event.data())
 
     # ---- what trl asks for on the way: all of it is there already
 
