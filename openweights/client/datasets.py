@@ -13,6 +13,7 @@ checked when a job is submitted. `preference` rows hold `prompt`, `chosen` and `
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -27,7 +28,7 @@ from openweights.client.messages import (
     kind,
 )
 from openweights.client.questions import parse_question
-from openweights.errors import DatasetError
+from openweights.errors import DatasetError, shown
 from openweights.json_values import UnfitJSONError, read_json
 from openweights.models.templates.messages import plain_message
 
@@ -358,6 +359,57 @@ def _check_question(row: Mapping[str, Any], report: Report) -> None:
         parse_question(row)
     except ValueError as error:
         report(*str(error).split(": ", 1))
+
+
+# ---- files that are given for a dataset --------------------------------------------------------
+
+HOLD = {
+    "conversations": "conversations",
+    "preference": "pairs of answers ('prompt', 'chosen', 'rejected')",
+    "multiple_choice": "questions with choices",
+}
+
+
+def no_dataset(given: str, purpose: str) -> str:
+    """What is said of a text that is neither the id of a dataset nor the path of one."""
+    upload = f'ow.files.upload(path, purpose="{purpose}")["id"]'
+    if os.path.isdir(given):
+        return f"{shown(given)} is a folder; give the file in it that holds {HOLD[purpose]}"
+    if os.path.exists(given):
+        return f"{shown(given)} is a pipe or a device, not a file; give {upload}"
+    return f"{shown(given)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
+
+
+def other_purpose(path: str, purpose: str) -> str | None:
+    """The purpose that a local file's rows have, where they are clearly of another than that.
+
+    It is told by the columns of the first row; what is no row at all is for `check_dataset`.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = (
+                line.removeprefix(_UTF8_BOM)
+                for line in iter(lambda: file.readline(MAX_LINE_BYTES), b"")
+            )
+            first = next((line for line in lines if line.strip()), b"")
+        row = _parse(first)
+    except (OSError, UnfitJSONError):
+        return None
+    found = _purposes(cast("dict[str, Any]", row)) if isinstance(row, dict) else []
+    return found[0] if found and purpose not in found else None
+
+
+def _purposes(row: Mapping[str, Any]) -> list[str]:
+    """Those that a row with these columns may have; a conversation may have columns of others."""
+    return [
+        purpose
+        for purpose, is_so in {
+            "preference": bool({"chosen", "rejected"} & row.keys()),
+            "multiple_choice": {"question", "choices"} <= row.keys(),
+            "conversations": bool({"messages", "text"} & row.keys()) or _as_messages(row),
+        }.items()
+        if is_so
+    ]
 
 
 # ---- rows of other formats -----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from openweights import images
 from openweights.arguments import check_limit, check_text
+from openweights.client.datasets import HOLD, no_dataset, other_purpose
 from openweights.client.jobs import Job, moment_after
 from openweights.client.mounts import expand_mounts
 from openweights.client.param_errors import describe_validation_error, ignored_params
@@ -183,14 +184,16 @@ class Jobs:
         """The id of a dataset, which a local file is uploaded for.
 
         Raises:
-            ConfigError: It is neither; names `field`.
+            ConfigError: It is neither, or holds rows of another kind; names `field`.
         """
+        if os.path.isfile(file) and (other := other_purpose(file, purpose)):
+            raise ConfigError(
+                f"{field}: {shown(os.path.basename(file))} holds {HOLD[other]}; give a file of "
+                f"{HOLD[purpose]}"
+            )
         file_id = self.stored(file, purpose)
         if not file_id.startswith(f"{purpose}:"):
-            raise ConfigError(
-                f"{field}: {shown(file)} is neither a file id ({purpose}:file-…) nor a local file; "
-                f'give ow.files.upload(path, purpose="{purpose}")["id"]'
-            )
+            raise ConfigError(f"{field}: {no_dataset(file, purpose)}")
         return file_id
 
     def open_stored(self, field: str, file: str) -> BinaryIO:

@@ -126,7 +126,7 @@ def prompt_and_answer(row: Mapping[str, Any]) -> tuple[list[Message], str | None
         ValueError: There are no messages, or the answer is more than a text.
     """
     if "messages" not in row:
-        raise ValueError("messages: is missing; this loss needs conversations, not plain text")
+        raise ValueError("messages: is missing; conversations are needed here, not plain text")
     messages = [plain_message(message) for message in row["messages"]]
     if not messages or messages[-1]["role"] != "assistant":
         return messages, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import BaseModel
 
-from openweights.client.datasets import TOKEN_BYTES
+from openweights.client.datasets import HOLD, TOKEN_BYTES, other_purpose
 from openweights.client.job_kinds import MOUNT_PURPOSE, Jobs
 from openweights.client.watching.estimates import Work
-from openweights.errors import ConfigError
+from openweights.errors import ConfigError, shown
 from openweights.jobs.at_hand import look_at_hand
 from openweights.jobs.numbers import check_memory
 from openweights.jobs.pinning import (
@@ -24,6 +25,7 @@ from openweights.jobs.pinning import (
     shape_to_keep,
 )
 from openweights.jobs.unsloth.config.demonstrations import split_row
+from openweights.jobs.unsloth.config.fields import DatasetRef
 from openweights.jobs.unsloth.config.first_look import FirstRows, beginning, check_files
 from openweights.jobs.unsloth.config.grpo_fields import (
     RewardSpec,
@@ -33,7 +35,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 )
 from openweights.jobs.unsloth.config.machine import training_needs
 from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
-from openweights.jobs.unsloth.config.problems import config_notes
+from openweights.jobs.unsloth.config.problems import config_notes, rows_problem
 from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
 from openweights.jobs.unsloth.config.vram import gpu_gb
 from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
@@ -274,11 +276,23 @@ class FineTuning(Jobs):
 
     def _upload_local(self, config: TrainingConfig) -> TrainingConfig:
         """The config with ids of stored files in place of local ones."""
-        stored = {ref: self.stored(ref.file, ref.purpose) for ref in config.datasets()}
+        stored = {ref: self._stored_rows(ref, config.loss) for ref in config.datasets()}
         config = config.with_files(stored)
         return config.model_copy(
             update={field: self._stored_rewards(field, s) for field, s in config.rewards.items()}
         )
+
+    def _stored_rows(self, ref: DatasetRef, loss: str) -> str:
+        """The id of a dataset's file.
+
+        Raises:
+            ConfigError: A local file holds rows that another loss, or another field, reads.
+            DatasetError: Its rows cannot be used.
+        """
+        if os.path.isfile(ref.file) and (held := other_purpose(ref.file, ref.purpose)):
+            given = f"{shown(os.path.basename(ref.file))} holds {HOLD[held]}"
+            raise ConfigError(f"{ref.name}: {rows_problem(given, held, ref, loss)}")
+        return self.stored(ref.file, ref.purpose)
 
     def _stored_rewards(self, field: str, spec: RewardSpec) -> RewardSpec:
         """The rewards with ids of stored files in place of local ones: their text is part of what

@@ -9,11 +9,13 @@ import os
 import string
 from collections.abc import Iterator
 
+from openweights.client.datasets import HOLD, no_dataset
 from openweights.client.watching.metrics import TOTALS
-from openweights.errors import shown
+from openweights.errors import shown, spelled
 from openweights.jobs.unsloth.config.fields import (
     DEFAULT_WARMUP_STEPS,
     FILE_PURPOSES,
+    DatasetRef,
     TrainingFields,
 )
 from openweights.jobs.unsloth.config.grpo_fields import BEST, DEFAULT_JUDGE, JUDGES, reward_choices
@@ -146,17 +148,36 @@ def file_problems(config: TrainingFields) -> Problems:
     """Files that are neither here nor ids of the right purpose."""
     for ref in config.datasets():
         if not ref.file.startswith(f"{ref.purpose}:") and not os.path.isfile(ref.file):
-            yield ref.name, _file_problem(ref.file, ref.purpose, config.loss)
+            yield ref.name, _file_problem(ref, config.loss)
 
 
-def _file_problem(value: str, purpose: str, loss: str) -> str:
-    upload = f'ow.files.upload(path, purpose="{purpose}")["id"]'
-    if ":file-" in value:
-        had = shown(value.split(":", 1)[0])
-        return (
-            f"has the purpose {had}, but loss={loss!r} reads {purpose!r}; upload it with {upload}"
-        )
-    return f"{shown(value)} is neither a file id ({purpose}:file-…) nor a local file; give {upload}"
+def _file_problem(ref: DatasetRef, loss: str) -> str:
+    if ":file-" not in ref.file:
+        return no_dataset(ref.file, ref.purpose)
+    had = ref.file.split(":", 1)[0]
+    if had in HOLD:
+        return rows_problem(f"has the purpose {had!r}", had, ref, loss)
+    return (
+        f"has the purpose {shown(had)}, but {HOLD[ref.purpose]} are read; upload them with "
+        f'ow.files.upload(path, purpose="{ref.purpose}")["id"]'
+    )
+
+
+def rows_problem(given: str, held: str, ref: DatasetRef, loss: str) -> str:
+    """What is said of a dataset whose rows are of another kind than its reader's.
+
+    Args:
+        given: As in `has the purpose 'conversations'`.
+        held: The purpose that its rows have.
+    """
+    if ref.field not in ("training_file", "test_file"):
+        return f"{given}, but {HOLD[ref.purpose]} are read; give a file of {HOLD[ref.purpose]}"
+    others = [name for name, purpose in FILE_PURPOSES.items() if purpose == held]
+    change = f"use loss={spelled(others)}, or give" if others else "give"
+    return (
+        f"{given}, but loss={loss!r} learns from {HOLD[ref.purpose]}; {change} a file of "
+        f"{HOLD[ref.purpose].partition(' (')[0]}"
+    )
 
 
 def template_problems(config: TrainingFields) -> Problems:

@@ -174,10 +174,12 @@ def _check_row(row: Row, config: TrainingFields, field: str) -> None:
     elif config.loss in PREFERENCE_LOSSES:
         preference_messages(row)
     elif config.loss == "grpo":
+        _refuse_text(row, config.loss)
         plain_messages(row)
         check_grpo_row(row, config.grpo_reward_function)
         refuse_weights(row, config.loss)
     elif config.loss == "sdft" and field == "training_file":
+        _refuse_text(row, config.loss)
         if "messages" in row:
             plain_messages(row)
         split_row(row)
@@ -185,6 +187,19 @@ def _check_row(row: Row, config: TrainingFields, field: str) -> None:
     else:
         check_answered(row, needs_answer=config.train_on != "all")
         _check_weights(row, config)
+
+
+def _refuse_text(row: Row, loss: str) -> None:
+    """See that there is a conversation to answer.
+
+    Raises:
+        ValueError: The row is plain text.
+    """
+    if "text" in row and "messages" not in row:
+        raise ValueError(
+            f"text: is plain text, but loss={loss!r} samples answers to conversations; use "
+            "loss='sft', or give the row 'messages'"
+        )
 
 
 def check_answered(row: Row, *, needs_answer: bool = True) -> None:
