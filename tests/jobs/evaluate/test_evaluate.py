@@ -27,7 +27,8 @@ SCORE = '''
 def score(completions, prompts, gold_response, want, **_):
     """Whether the answer has the letter that its row wants; None for a row that wants nothing."""
     assert all(prompt[-1]["role"] == "user" for prompt in prompts)
-    assert gold_response == ["Yes.", "Yes.", None, None, None, None]
+    asked, tried = ["Yes.", "Yes.", None, None, None, None], ["Yes.", None]
+    assert gold_response in (asked, tried)  # by the job, and before it is submitted
     return [None if w is None else float(w in c) for c, w in zip(completions, want)]
 '''
 ASK = {"role": "user", "content": "Hello"}

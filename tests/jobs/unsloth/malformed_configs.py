@@ -208,7 +208,11 @@ MALFORMED: list[tuple[dict[str, Any], str, str]] = [
         "logp_callback_datasets['step']",
         "choose another name",
     ),
-    ({**GOOD, "mcq_callbacks": [{"dataset": FILE}]}, "mcq_callbacks[0].dataset", "multiple_choice"),
+    (
+        {**GOOD, "mcq_callbacks": [{"dataset": FILE}]},
+        "mcq_callbacks[0].dataset",
+        "questions with choices are read",
+    ),
     ({**GOOD, "sampling_callbacks": [{}]}, "sampling_callbacks[0].dataset", "is required"),
     (
         {**GOOD, "sampling_callbacks": [{"dataset": FILE, "eval_steps": "ln"}]},

@@ -334,7 +334,6 @@ def scored(result: Any) -> list[float]:
         torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16, requires_grad=True),
         torch.tensor([1.0, 2.0, 3.0]).numpy(),
         (1, 2, 3),
-        ["1", " 2.0", "3e0"],
         [torch.tensor(1.0), torch.ones(1, dtype=torch.float64).numpy()[0] + 1, True + 2],
         [{"score": 1}, {"reward": 2.0}, [3]],
         iter([1, 2, 3]),
@@ -347,7 +346,8 @@ def test_whatever_means_three_numbers_is_taken(result: Any) -> None:
 @pytest.mark.parametrize(
     "result",
     ["123", b"123", {"a": 1, "b": 2, "c": 3}, {1.0, 2.0, 3.0}, 5, None, torch.tensor(3.0), [1, 2]]
-    + [torch.ones(3, 2), [1, 2, "8/10"], [1, 2, {"a": 1, "b": 2}], [1, 2, [1, 2]], [1, 2, 10**400]],
+    + [torch.ones(3, 2), ["1", " 2.0", "3e0"], [1, 2, b"3"], [1, 2, ["3"]], [1, 2, {"score": "3"}]]
+    + [[1, 2, "8/10"], [1, 2, {"a": 1, "b": 2}], [1, 2, [1, 2]], [1, 2, 10**400]],
 )
 def test_whatever_else_is_one_sentence(result: Any) -> None:
     with pytest.raises(JobFailedError, match="^reward mine: (must return a list|gave) ") as caught:

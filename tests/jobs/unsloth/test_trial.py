@@ -30,6 +30,7 @@ def counted(completions):
 async def later(completions): return [1.0] * len(completions)
 def unsure(completions): return [None] * len(completions)
 def text(completions): return ["x"] * len(completions)
+def numeric(completions): return ["1.0"] * len(completions)
 def short(completions): return [1.0]
 def raises(completions): return [1 / 0 for _ in completions]
 def parses(completions):
@@ -74,9 +75,10 @@ def test_of_a_function_that_works_nothing_is_said(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("text", "gave 'x'; give numbers"),
+        ("text", "gave 'x', which is text; give numbers"),
+        ("numeric", "gave '1.0', which is text; give numbers"),
         ("short", "one number for each of the 2 completions, not \\[1.0\\]"),
-        ("raises", r"raised ZeroDivisionError: division by zero \(line 16\)"),
+        ("raises", r"raised ZeroDivisionError: division by zero \(line 17\)"),
         ("parses", "raised JSONDecodeError"),
         ("quits", r"sys.exit\(0\) was called"),
         ("misnamed", "raised NameError"),

@@ -140,7 +140,7 @@ def test_negative_rates_are_refused(given: object) -> None:
 def test_an_exponent_is_told(caplog: pytest.LogCaptureFixture) -> None:
     parse_learning_rate(-4)
     assert caplog.messages == [
-        "learning_rate: -4 is taken for the exponent of 0.0001; write the rate itself"
+        "learning_rate: -4 is taken for the exponent of 1e-4; write the rate itself"
     ]
 
 

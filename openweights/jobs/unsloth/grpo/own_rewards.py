@@ -106,8 +106,15 @@ def _only(value: Any) -> Any:
 
 
 def _number(reward: Reward, value: Any) -> float:
-    """A completion's value: a number, the text of one, or a dict or list that holds just one."""
+    """A completion's value: a number, or a dict or list that holds just one. The text of a number
+    is none: what a program prints is likely not what was meant.
+    """
     inner = _only(_plain(value))
+    if isinstance(inner, str | bytes):
+        raise JobFailedError(
+            f"reward {reward.name}: gave {shown(value)}, which is text; give numbers, as float(…) "
+            "makes them, or None for a completion that cannot be scored"
+        )
     try:
         number = math.nan if inner is None else float(inner)
     except (TypeError, ValueError, OverflowError):
