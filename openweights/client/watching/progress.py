@@ -8,7 +8,7 @@ import html
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 10.0
 _PENDING_EVERY_S = 60.0
+_STEP = "step"  # of training: they come one by one
 _WHOLE = 10.0  # rates from there on are told without decimals
 # Keys of these are names of sets.
 _NAMED_BY_USERS = (LogProbs.type, BlockwiseLogProbs.type)
@@ -38,6 +39,7 @@ class Progress:
         total: Steps in all, once an event names them.
         from_step: Where it began: above 0 when it went on from a checkpoint.
         began_at: When the first of its steps began.
+        first_step, first_at: The first step that it was heard to reach, and when it did.
         reached_at: When `step` was reached.
         figures: The last of each measure that can lead.
         unit: What a step is.
@@ -52,9 +54,11 @@ class Progress:
     total: int | None = None
     from_step: int = 0
     began_at: datetime | None = None
+    first_step: int = 0
+    first_at: datetime | None = None
     reached_at: datetime | None = None
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
-    unit: str = "step"
+    unit: str = _STEP
     tokens: int = 0
     tokens_per_s: float | None = None
     doing: str = ""
@@ -71,11 +75,12 @@ class Progress:
             from_step = int(_finite(data.get("from_step")))
             reached = max(now.step, from_step)
             changes |= {"from_step": from_step, "step": reached, "began_at": event.created_at}
-            changes |= {"doing": "", "unit": str(data.get("unit") or "step")}
+            changes |= {"first_step": 0, "first_at": None}
+            changes |= {"doing": "", "unit": str(data.get("unit") or _STEP)}
         step = data.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and step >= now.step:
             if step > now.step:
-                changes |= {"step": step, "reached_at": event.created_at, "doing": ""}
+                changes |= {"step": step, "doing": "", **now._arrival(step, event)}
             elif step and _is_of_training(data):
                 changes["doing"] = ""
         if data.get("type") == Stage.type:
@@ -96,17 +101,36 @@ class Progress:
             return Progress()
         return self if job.status == "in_progress" else replace(self, doing="")
 
+    def _arrival(self, step: int, event: EventRecord) -> dict[str, Any]:
+        """When `step` was reached: as the job has it, else when it was told of."""
+        elapsed_s = _finite(event.data.get("elapsed_s"))
+        at = event.created_at
+        if self.began_at is not None and elapsed_s:
+            at = self.began_at + timedelta(seconds=elapsed_s)
+        first = {} if self.first_at else {"first_step": step, "first_at": at}
+        return {"reached_at": at, **first}
+
     @property
     def seconds_per_step(self) -> float | None:
-        """Mean over the steps of this run; None before the first."""
-        done = self.step - self.from_step
-        if self.began_at is None or self.reached_at is None or done <= 0:
+        """Between the first step that was heard of and the last: what came before the first was
+        measuring, too, and warming up. None while that is a single moment, unless it is the end,
+        and as long as answers may all be of one batch, whose next takes as long as the first.
+        """
+        if self.began_at is None or self.reached_at is None or self.first_at is None:
             return None
-        return max(0.0, (self.reached_at - self.began_at).total_seconds()) / done
+        waited_s = (self.first_at - self.began_at).total_seconds()
+        since_s = (self.reached_at - self.first_at).total_seconds()
+        done = self.step - self.first_step
+        if done > 0 and since_s >= 0 and (self.unit == _STEP or since_s >= waited_s):
+            return since_s / done
+        done = self.step - self.from_step
+        is_over = self.total is not None and self.step >= self.total
+        return max(0.0, waited_s + since_s) / done if is_over and done > 0 else None
 
     def left_s(self, now: datetime | None = None) -> float | None:
         """Seconds to the last step, if it goes on at this rate; None when nobody can tell, as
-        behind the last step, or in one that takes longer than the others, because it measures.
+        before the second step is heard of, behind the last, or in one that takes longer than the
+        others, because it measures.
         """
         if self.total is None or not self.seconds_per_step or self.reached_at is None:
             return None
@@ -176,25 +200,32 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
     run = runs[-1]
     progress = Progress(run.id)
     kinds = (Started.type, Stage.type)
-    told = (event for kind in kinds for event in backend.list_events(run_id=run.id, type=kind))
+    told = [event for kind in kinds for event in backend.list_events(run_id=run.id, type=kind)]
+    told += _first_of_the_steps(backend, run.id, told)
     at = 0
     for event in sorted(told, key=lambda event: event.id):
         progress, at = progress.after(event), event.id
     keys = ["step", *LEADING, "tokens", "tokens_per_s", "elapsed_s", *TOTALS]
     last = backend.latest_values(keys, run_id=run.id)
-    moment = _reached_at(progress, last) or run.ended_at or datetime.now(UTC)
+    moment = run.ended_at or datetime.now(UTC)
     now = progress.after(EventRecord(0, run.id, last, moment))
     # A step behind its stage has ended that; at the step itself the events between them tell.
     doing = "" if now.step > progress.step else _still_doing(backend, progress, at)
     return replace(now, doing=doing).of(job)
 
 
-def _reached_at(progress: Progress, last: Mapping[str, Any]) -> datetime | None:
-    """When the last step was reached, where that was logged with it."""
-    elapsed_s = _finite(last.get("elapsed_s"))
-    if progress.began_at is None or not elapsed_s:
-        return None
-    return progress.began_at + timedelta(seconds=elapsed_s)
+def _first_of_the_steps(
+    backend: Backend, run_id: int, told: Sequence[EventRecord]
+) -> list[EventRecord]:
+    """The event of the first step behind the last start of the work, if there is one."""
+    starts = [event for event in told if event.data.get("type") == Started.type]
+    if not starts:
+        return []
+    progress = Progress().after(starts[-1])
+    for event in backend.list_events(run_id=run_id, after=starts[-1].id):
+        if progress.after(event).first_at:
+            return [event]
+    return []
 
 
 def _still_doing(backend: Backend, progress: Progress, at: int) -> str:

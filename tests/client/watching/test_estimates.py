@@ -31,10 +31,11 @@ def create(ow: QuietClient, **params: Any) -> Job:
 def complete(ow: QuietClient, claim: Take, *, steps: int, seconds: float) -> Job:
     """Play the worker of the next job: so many steps in so many seconds."""
     taken = claim()
-    start = datetime.now(UTC) - timedelta(seconds=seconds)
+    end = datetime.now(UTC)
+    start = end - timedelta(seconds=seconds)
     drafts = [
         EventDraft("a", {"type": "started", "max_steps": steps, "from_step": 0}, start),
-        EventDraft("b", {"step": steps, "loss": 1.0}, start),
+        EventDraft("b", {"step": steps, "loss": 1.0}, end),
     ]
     ow.backend.append_events(taken.run.id, drafts)
     ow.backend.finish_run(taken.run.id, taken.run.attempt, "completed")
@@ -70,7 +71,8 @@ def test_who_waits_is_told_until_the_steps_tell(ow: QuietClient, claim: Take) ->
         f", reckoned from {earlier}"
     )
     now = datetime.now(UTC)
-    going = Progress(step=2, began_at=now - timedelta(seconds=5), reached_at=now)
+    began, first = now - timedelta(seconds=5), now - timedelta(seconds=2)
+    going = Progress(step=2, began_at=began, first_step=1, first_at=first, reached_at=now)
     assert note_on(job, going, "") == ""
 
 

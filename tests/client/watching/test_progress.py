@@ -40,6 +40,7 @@ GATE = (2.0, {"type": "stage", "doing": "teacher gate", "part": "12/48 answers"}
 ANSWERING = (5.0, {"type": "stage", "doing": "answering"})
 TOLD_OF = {"step": 0, "tag": "inference", "total": 4, "tokens": 96, "tokens_per_s": 8.0}
 STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
+AT_HALF, AT_4_S = (0.5, {"step": 1}), (4.1, {"step": 1})
 
 
 @pytest.mark.parametrize(
@@ -50,46 +51,62 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
         ([(0, {"step": 3, "loss": 1.5})], "step 3 · loss 1.5"),
         # Of GRPO the loss says nothing.
         (
-            [STARTED, (41.0, {"step": 10, "loss": -3e-8, "reward": 0.25})],
+            [STARTED, AT_4_S, (41.0, {"step": 10, "loss": -3e-8, "reward": 0.25})],
             "step 10/40 · 4.1 s/step · 2m03s left · reward 0.25",
         ),
         (
-            [STARTED, (41.0, {"step": 10, "loss": 0.51})],
+            [STARTED, AT_4_S, (41.0, {"step": 10, "loss": 0.51})],
             "step 10/40 · 4.1 s/step · 2m03s left · loss 0.51",
         ),
         (
-            [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 512.4, "tag": "inference"})],
+            [
+                STARTED,
+                AT_HALF,
+                (10.0, {"step": 20, "total": 40, "tokens_per_s": 512.4, "tag": "inference"}),
+            ],
             "step 20/40 · 2 steps/s · 10s left · 512 tokens/s",
         ),
         (
-            [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 0.31})],
+            [STARTED, AT_HALF, (10.0, {"step": 20, "total": 40, "tokens_per_s": 0.31})],
             "step 20/40 · 2 steps/s · 10s left · 0.31 tokens/s",
         ),
         (
-            [STARTED, (10.0, {"step": 20, "total": 40, "tokens_per_s": 0.0})],
+            [STARTED, AT_HALF, (10.0, {"step": 20, "total": 40, "tokens_per_s": 0.0})],
             "step 20/40 · 2 steps/s · 10s left",
         ),
         # What is measured besides is no step of the training's, and its loss is another.
         (
-            [STARTED, (10, {"step": 20, "loss": 2.0}), (11, {"step": 20, "type": "x", "loss": 9})],
+            [
+                STARTED,
+                AT_HALF,
+                (10, {"step": 20, "loss": 2.0}),
+                (11, {"step": 20, "type": "x", "loss": 9}),
+            ],
             "step 20/40 · 2 steps/s · 9s left · loss 2",
         ),
         # Rows that are answered are no steps; before the first, its tokens tell.
         ([ROWS, ANSWERING, (12.0, TOLD_OF)], "answering · row 0/4 · 96 tokens · 8 tokens/s"),
         (
             [ROWS, ANSWERING, (12.0, TOLD_OF), (20.0, {**TOLD_OF, "step": 1, "tokens": 160})],
-            "row 1/4 · 20 s/row · 1m00s left · 8 tokens/s",
+            "row 1/4 · 8 tokens/s",
         ),
         (
-            [ROWS, (5.0, {"step": 3, "tokens_per_s": 0.5})],
-            "row 3/4 · 1.7 s/row · 2s left · 0.5 tokens/s",
+            [ROWS, (2.0, {"step": 1}), (5.0, {"step": 3, "tokens_per_s": 0.5})],
+            "row 3/4 · 1.5 s/row · 2s left · 0.5 tokens/s",
         ),
-        ([ROWS, (0.5, {"step": 3})], "row 3/4 · 6 rows/s"),
-        ([STARTED, (1130.0, {"step": 10})], "step 10/40 · 113 s/step · 56m30s left"),
-        ([STARTED, (0.25, {"step": 30})], "step 30/40 · 120 steps/s"),
+        ([ROWS, (0.1, {"step": 1}), (0.5, {"step": 3})], "row 3/4 · 5 rows/s"),
+        (
+            [STARTED, (113.0, {"step": 1}), (1130.0, {"step": 10})],
+            "step 10/40 · 113 s/step · 56m30s left",
+        ),
+        ([STARTED, (1 / 120, {"step": 1}), (0.25, {"step": 30})], "step 30/40 · 120 steps/s"),
+        # A single moment tells of no rate but of a whole that is over.
+        ([STARTED, (41.0, {"step": 10, "loss": 0.51})], "step 10/40 · loss 0.51"),
+        ([ROWS, (5.0, {"step": 3})], "row 3/4"),
+        ([ROWS, (8.0, {"step": 4})], "row 4/4 · 2 s/row"),
         # It went on from step 30: those steps took this run no time.
         (
-            [(0, {"type": "started", "max_steps": 40, "from_step": 30}), (10, {"step": 35})],
+            [(0, {**STARTED[1], "from_step": 30}), (9, {"step": 31}), (17, {"step": 35})],
             "step 35/40 · 2 s/step · 10s left",
         ),
         # What is no number of steps is none.
@@ -104,14 +121,19 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
         ([(0, {"type": "stage", "doing": "loading the model"})], "loading the model"),
         ([STARTED, GATE], "teacher gate: 12/48 answers · step 0/40"),
         ([STARTED, GATE, (9, {"type": "stage", "doing": "preparing"})], "preparing · step 0/40"),
-        ([STARTED, GATE, (9, {"step": 1})], "step 1/40 · 9 s/step · 5m51s left"),
+        ([STARTED, GATE, (9, {"step": 1})], "step 1/40"),
+        # The gate was no part of a step's time.
+        (
+            [STARTED, GATE, (9, {"step": 1}), (11, {"step": 2})],
+            "step 2/40 · 2 s/step · 1m16s left",
+        ),
         ([(0, {"type": "stage", "doing": "loading the model"}), STARTED], "step 0/40"),
         (
             [STARTED, (0, {"type": "stage", "doing": "measuring"}), (0, {"step": 0, "loss": 2.0})],
             "measuring · step 0/40 · loss 2",
         ),
         (
-            [STARTED, (0, {"type": "stage", "doing": "measuring"}), (10, {"step": 20})],
+            [STARTED, (0, {"type": "stage", "doing": "measuring"}), AT_HALF, (10, {"step": 20})],
             "step 20/40 · 2 steps/s · 10s left",
         ),
         ([STARTED, (80, {"step": 40, "loss": 0.1})], "step 40/40 · 2 s/step · loss 0.1"),
@@ -130,13 +152,56 @@ STARTED = (0.0, {"type": "started", "max_steps": 40, "from_step": 0})
             "saving · step 40/40 · 2 s/step",
         ),
         # A step that takes longer than its share is not over.
-        ([STARTED, (78, {"step": 39}), (81, {"type": "x"})], "step 39/40 · 2 s/step"),
+        (
+            [STARTED, (2, {"step": 1}), (78, {"step": 39}), (81, {"type": "x"})],
+            "step 39/40 · 2 s/step",
+        ),
         ([STARTED, (5, {"step": True}), (5, {"step": "x", "loss": "NaN"})], "step 0/40 · loss nan"),
     ],
 )
 def test_words(events: list[tuple[float, Mapping[str, Any]]], words: str) -> None:
     last = max((second for second, _ in events), default=0.0)
     assert progress(*events).words(START + timedelta(seconds=last)) == words
+
+
+def batches(seconds: float, size: int, total: int) -> list[tuple[float, Mapping[str, Any]]]:
+    """What a job logs that answers in batches: the first answer at once, then every two seconds."""
+    started = {"type": "started", "max_steps": total, "from_step": 0, "unit": "answer"}
+    arrivals = [(batch + 1) * seconds for batch in range(total // size) for _ in range(size)]
+    events: list[tuple[float, Mapping[str, Any]]] = [(0.0, started), (seconds, {"step": 1})]
+    second = seconds
+    while second < arrivals[-1]:
+        second = min(second + 2.0, arrivals[-1])
+        done = sum(arrival <= second for arrival in arrivals)
+        reached_s = max(arrival for arrival in arrivals if arrival <= second)
+        events.append((second, {"step": done, "elapsed_s": reached_s}))
+    return events
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(5.5, 64), (17.0, 64), (5.5, 1), (3.0, 8)])
+def test_time_left_of_answers_in_batches_is_about_right(seconds: float, size: int) -> None:
+    total = 20 * size
+    events = batches(seconds, size, total)
+    foretold = 0
+    for place in range(2, len(events)):
+        now_s = events[place - 1][0]
+        now = progress(*events[:place])
+        left_s = now.left_s(START + timedelta(seconds=now_s))
+        if left_s is not None:
+            foretold += 1
+            true_s = events[-1][0] - now_s
+            assert true_s / 2.2 <= left_s <= 2.2 * true_s + seconds
+    assert foretold > len(events) / 2
+    # The control: as if the first answer told of the others.
+    step = events[1][1]["step"]
+    assert size == 1 or (total - step) * seconds / step > 7 * events[-1][0]
+
+
+def test_no_time_is_left_of_answers_that_are_all_in_one_batch() -> None:
+    events = batches(5.5, 64, 128)[:3]  # 64 of them, told 2 s later than the first
+    assert progress(*events).words(START + timedelta(seconds=7.5)) == "answer 64/128"
+    slow = [*events[:2], (11.0, {"step": 64})]  # the control: the wait was as long once more
+    assert "left" in progress(*slow).words(START + timedelta(seconds=11.0))
 
 
 def test_what_does_not_run_does_nothing() -> None:
@@ -168,6 +233,7 @@ def scenes() -> list[tuple[JobRecord, Progress, str]]:
     now = datetime.now(UTC)
     began = now - timedelta(seconds=20)
     half = Progress(1, 10, 20, began_at=began, reached_at=now, figures={"loss": 0.5})
+    half = replace(half, first_at=began + timedelta(seconds=2), first_step=1)
     end = replace(half, step=20, reached_at=now + timedelta(seconds=20), figures={"loss": 0.25})
     expected = "about 1m00s, reckoned from ftjob-0"
     running = replace(job, status="in_progress")
