@@ -93,11 +93,15 @@ def _check_spelling(ow: OpenWeights, name: str) -> None:
     if answer == "lacks":
         logger.warning("%s", _no_such_model(ow, name))
     elif answer != "has":
-        logger.warning(
-            "model: %s is not on this machine, and the Hugging Face hub cannot be asked about it, "
-            "so that it may not exist; %s",
-            *(name, f"did you mean {meant}?" if meant else "see that its name is right"),
-        )
+        remedy = f"did you mean {meant}?" if meant else "see that its name is right"
+        _warn_unasked(name, f"so that it may not exist; {remedy}")
+
+
+def _warn_unasked(name: str, what: str) -> None:
+    logger.warning(
+        "model: %s is not on this machine, and the Hugging Face hub cannot be asked about it, %s",
+        *(name, what),
+    )
 
 
 def _check_known(ow: OpenWeights, name: str) -> None:
@@ -113,6 +117,7 @@ def _check_known(ow: OpenWeights, name: str) -> None:
     if answer == "lacks":
         known = "and no model that the Hugging Face hub says it has"
     elif name.lower() in BARE_IDS:
+        _warn_unasked(name, "which its job will have to; give a folder, or see that it can")
         return
     else:
         known = "and the Hugging Face hub cannot be asked whether it has such a model"

@@ -36,7 +36,13 @@ from openweights.jobs.unsloth.config.grpo_fields import (
 from openweights.jobs.unsloth.config.machine import training_needs
 from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
 from openweights.jobs.unsloth.config.problems import config_notes, rows_problem
-from openweights.jobs.unsloth.config.rows import check_rows, numbered_rows, run_steps
+from openweights.jobs.unsloth.config.rows import (
+    check_rows,
+    learned_keys,
+    numbered_rows,
+    overlap_note,
+    run_steps,
+)
 from openweights.jobs.unsloth.config.vram import gpu_gb
 from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
@@ -173,10 +179,15 @@ class FineTuning(Jobs):
                 "push_to_hub: True needs a Hugging Face token; set HF_TOKEN, or remove push_to_hub "
                 "(the result is kept in the store in any case)"
             )
+        keys: dict[str, list[int]] = {"training_file": [], "test_file": []}
         for ref in config.datasets():
             with self.open_stored(ref.name, ref.file) as content:
-                name = self.ow.backend.get_file(ref.file).filename
-                self._row_counts[ref.file] = check_rows(numbered_rows(content), config, ref, name)
+                name, rows = self.ow.backend.get_file(ref.file).filename, numbered_rows(content)
+                if config.test_file is not None and ref.field in keys:
+                    rows = learned_keys(rows, keys[ref.field])
+                self._row_counts[ref.file] = check_rows(rows, config, ref, name)
+        if note := overlap_note(keys["training_file"], keys["test_file"]):
+            logger.warning("%s", note)
         for field, note in config_notes(config, self._steps(config)):
             logger.warning("%s: %s", field, note)
         self._check_adapter(config)

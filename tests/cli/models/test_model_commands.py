@@ -317,11 +317,13 @@ def test_a_name_is_no_remedy_for_itself(
 
 
 def test_old_ids_without_an_organization_pass_where_the_hub_cannot_be_asked(
-    home: Path, cached: str, monkeypatch: pytest.MonkeyPatch
+    home: Path, cached: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(OpenWeights()) as client:
-        for old in ("gpt2", "distilgpt2", "bert-base-uncased"):
+        for old in ("gpt2", "distilgpt2", "bert-base-uncased", "nobody/no-such-model"):
+            caplog.clear()
             assert pinned_model(client, old) == old
+            assert f"model: {old} is not on this machine, and the Hugging Face hub" in caplog.text
         with pytest.raises(ConfigError, match="the Hugging Face hub cannot be asked whether"):
             pinned_model(client, "gpt3")
         server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)

@@ -113,6 +113,27 @@ def check_rows(
     return count
 
 
+def learned_keys(rows: Iterable[NumberedRow], keys: list[int]) -> Iterator[NumberedRow]:
+    """The rows as they are; of each what stands for what is learned of it is added to `keys`."""
+    for number, row in rows:
+        learned = [row.get(column) for column in ("messages", "text", *_PAIR_FIELDS)]
+        keys.append(hash(json.dumps(learned, sort_keys=True)))
+        yield number, row
+
+
+def overlap_note(training: Iterable[int], test: Sequence[int]) -> str | None:
+    """What is said of a test set that has rows of the training set, by their keys."""
+    learned = set(training)
+    if not (both := sum(key in learned for key in test)):
+        return None
+    rows = f"all {both:,} rows" if both == len(test) else f"{both:,} of {len(test):,} rows"
+    share = "" if both == len(test) else f" ({both / len(test):.1%})"
+    return (
+        f"test_file: {rows}{share} stand in training_file, too, so that its loss does not tell "
+        "what was learned from what is only remembered; leave them out of one of the two"
+    )
+
+
 def run_steps(config: TrainingFields, rows: int) -> int:
     """Optimizer steps of a run of one process on so many training rows."""
     if config.max_steps is not None:

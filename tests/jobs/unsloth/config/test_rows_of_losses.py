@@ -5,6 +5,7 @@ is refused with what the file holds, what is read, and which loss would learn fr
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,29 @@ def test_a_folder_is_no_file(ow: OpenWeights, tmp_path: Path, name: str) -> None
         params = {**GOOD, "training_file": str(tmp_path)}
     with pytest.raises(ConfigError, match=" is a folder; give the file in it that holds conv"):
         getattr(ow, name).validate(params)
+
+
+@pytest.mark.parametrize("loss", FILE_PURPOSES)
+def test_rows_of_the_training_file_in_the_test_file_are_told(
+    ow: OpenWeights, caplog: pytest.LogCaptureFixture, loss: str
+) -> None:
+    def stored(numbers: Iterable[int]) -> str:
+        talk = [[ASKED, {**SAID, "content": str(number)}] for number in numbers]
+        rows: list[dict[str, Any]] = [{"messages": both} for both in talk]
+        if FILE_PURPOSES[loss] == "preference":
+            rows = [{**PAIR, "rejected": both[1:]} for both in talk]
+        # What nothing learns makes no other row of it.
+        return ow.files.create(
+            [{**row, "id": at + len(rows)} for at, row in enumerate(rows)], FILE_PURPOSES[loss]
+        )["id"]
+
+    def told(test: str) -> str:
+        caplog.clear()
+        asked = {**GOOD, "loss": loss, "training_file": training, "test_file": test}
+        ow.fine_tuning.check(ow.fine_tuning.validate(asked))
+        return " ".join(r.getMessage() for r in caplog.records if "test_file" in r.getMessage())
+
+    training = stored(range(16))
+    assert told(training).startswith("test_file: all 16 rows stand in training_file, too")
+    assert told(stored(range(14, 22))).startswith("test_file: 2 of 8 rows (25.0%) stand in")
+    assert told(stored(range(16, 22))) == ""
