@@ -16,6 +16,7 @@ from openweights.client.results import result_files
 from openweights.dashboard.samples import asked, objects, step_of
 from openweights.errors import InvalidInputError, NotFoundError
 from openweights.events import MultipleChoice
+from openweights.jobs.evaluate import BENCHMARKS
 from openweights.types import JobRecord
 
 # So many rows of a file are read; a larger one is looked at with other tools.
@@ -30,7 +31,7 @@ _ONLY: tuple[Only, ...] = get_args(Only)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, with its score where it has one: 1 is right, 0 is wrong."""
+    """One answer, with its score where it has one."""
 
     text: str
     score: float | None = None
@@ -73,14 +74,17 @@ class _Sheet:
     Attributes:
         files: `(column, file)`; what a row itself says of its model goes before the column.
         samples: Rows of a file that answer the same problem, one behind the other.
+        is_checked: Whether a score says that an answer is right, or wrong: what a function of one's
+            own, or a likeness to another text, calls 1 need not be.
     """
 
     files: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     samples: int = 1
+    is_checked: bool = True
 
 
 def sheet_names(backend: Backend, job: JobRecord) -> list[str]:
-    """Of the sets of problems whose answers the job has left behind."""
+    """Of the sets of problems whose answers the job has left behind, as the job was asked them."""
     return [*_sheets(backend, job)]
 
 
@@ -90,9 +94,9 @@ def sheet(
     """Some problems with their answers: `{columns, counts, rows, marks}`.
 
     `columns` are `{name, score, problems}`, the mean over its problems that have a score; `counts`
-    say how many problems each filter lets through; `marks` is whether every score is 0 or 1. `rows`
-    are `{line, messages, reference, answers}`, `answers` a list of `{text, score, note}` for each
-    column.
+    say how many problems each filter lets through; `marks` is whether the scores say which answers
+    are right, and which are wrong: 1 and 0. `rows` are `{line, messages, reference, answers}`,
+    `answers` a list of `{text, score, note}` for each column.
 
     Args:
         only: "all", "scores" that differ between the columns, "wrong" in one of them at least, or
@@ -117,7 +121,7 @@ def sheet(
         "counts": {
             each: sum(problem.is_shown(each, columns) for problem in problems) for each in _ONLY
         },
-        "marks": all(score in (0, 1, None) for score in scores),
+        "marks": found.is_checked and all(score in (0, 1, None) for score in scores),
         "rows": [_row(line, one, columns) for line, one in shown[offset : offset + limit]],
     }
 
@@ -167,7 +171,7 @@ def _of_results(backend: Backend, job: JobRecord) -> dict[str, _Sheet]:
     runs = backend.list_runs(job_id=job.id, limit=1)
     files = result_files(backend.list_events(run_id=runs[-1].id)) if runs else []
     params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
-    samples = params.get("samples")
+    samples, suite = params.get("samples"), asked_suite(job)
     found: dict[str, _Sheet] = {}
     placed: list[tuple[int, str, str]] = []
     for one in files:
@@ -175,10 +179,23 @@ def _of_results(backend: Backend, job: JobRecord) -> dict[str, _Sheet]:
             placed.append((int(of_task[2] or 0), of_task[1], one["file"]))
         elif one["path"] == _OF_INFERENCE:
             found["completions"] = _Sheet([(job.model or "answers", one["file"])])
-    for place, task, file in sorted(placed):
-        own = found.setdefault(task, _Sheet(samples=samples if isinstance(samples, int) else 1))
-        own.files.append((f"model {place + 1}", file))
+    order = {task: place for place, task in enumerate(suite)}
+    placed.sort(key=lambda one: (order.get(one[1], len(order)), one))
+    for place, task, file in placed:
+        is_checked = suite.get(task, True)
+        sheet_ = _Sheet(samples=samples if isinstance(samples, int) else 1, is_checked=is_checked)
+        found.setdefault(task, sheet_).files.append((f"model {place + 1}", file))
     return found
+
+
+def asked_suite(job: JobRecord) -> dict[str, bool]:
+    """The evaluations that the job was asked, in order, and of each whether it checks answers to be
+    right, rather than to score them.
+    """
+    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    suite: object = params.get("suite")
+    names = [str(name) for name in cast("list[object]", suite if isinstance(suite, list) else [])]
+    return {name.rpartition(":")[2]: name in BENCHMARKS for name in names}
 
 
 def _problems(backend: Backend, of: _Sheet) -> list[Problem]:

@@ -25,6 +25,7 @@ from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.unmeasured import unmeasured
 from openweights.client.watching.waiting import state_of, why_failed
+from openweights.dashboard.scores import models_of
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.models.names import name_as_given
@@ -57,6 +58,7 @@ def job_details(ow: OpenWeights, job: JobRecord) -> dict[str, Any]:
         "kind": kind_word(job),
         "made_by": kind,
         "model": job.model,
+        "models": models_of(job),
         "created": job.created_at.isoformat(),
         "updated": job.updated_at.isoformat(),
         "timeout_at": _iso(job.timeout_at),
@@ -171,6 +173,9 @@ def _changed_controls(job: JobRecord, kind: Jobs) -> dict[str, Any]:
     for name in ("allowed_hardware", "after"):
         if name in changed:
             changed[name] = list(changed[name])
+    # For the models that it is asked of a job waits by itself.
+    if before := [one for one in changed.pop("after", ()) if one not in models_of(job)]:
+        changed["after"] = before
     if job.requires_vram_gb != _usual_vram_gb(job, kind):
         changed["requires_vram_gb"] = job.requires_vram_gb
     if secrets := job.params.get("secrets"):

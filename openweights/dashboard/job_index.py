@@ -19,6 +19,7 @@ from openweights.client.watching.metrics import leading_words
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import QueueView
 from openweights.client.watching.waiting import why_failed
+from openweights.dashboard.scores import models_of, score_words
 from openweights.types import JobRecord
 
 _FIRST_LOOK = 64
@@ -65,6 +66,7 @@ class JobIndex:
         self._lock = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
         self._errors: dict[str, str] = {}
+        self._scores: dict[tuple[str, str], str] = {}
         self._read_at = float("-inf")
         self._reload_at = float("-inf")
 
@@ -87,7 +89,7 @@ class JobIndex:
             "total": len(wanted),
             "statuses": dict(statuses),
             "kinds": sorted({str(row["kind"]) for row in rows}),
-            "models": sorted({str(row["model"]) for row in rows if row["model"]}),
+            "models": sorted({name for row in rows for name in cast("list[str]", row["models"])}),
             "samples": sum(bool(row["of_sample"]) for row in rows),
             "as_of": max((str(row["updated"]) for row in rows), default=""),
         }
@@ -133,7 +135,14 @@ class JobIndex:
             return read_progress(self._backend, job).words()
         if job.status == "failed":
             return why_failed(job, self._errors.get(job.id)) or ""
-        return leading_words(job.outputs or {})
+        return leading_words(job.outputs or {}) or self._scored(job)
+
+    def _scored(self, job: JobRecord) -> str:
+        """`score_words`, asked for once: what has ended scores no more."""
+        key = job.id, job.updated_at.isoformat()
+        if key not in self._scores:
+            self._scores[key] = score_words(self._backend, job)
+        return self._scores[key]
 
     def _fresh(self) -> list[dict[str, Any]]:
         with self._lock:
@@ -175,7 +184,7 @@ def matches(row: Mapping[str, Any], query: JobQuery) -> bool:
         return False
     if query.kind and row["kind"] != query.kind:
         return False
-    if query.model and row["model"] != query.model:
+    if query.model and query.model not in cast("list[str]", row["models"]):
         return False
     if query.tag and not _has_tag(cast("Mapping[str, Any]", row["meta"]), query.tag):
         return False
@@ -191,7 +200,7 @@ def _has_tag(meta: Mapping[str, Any], tag: str) -> bool:
 def _row(job: JobRecord) -> dict[str, Any]:
     job = without_keys(job)
     params = cast("dict[str, Any]", job.params.get("validated_params") or {})
-    meta = params.get("meta")
+    meta, models = params.get("meta"), models_of(job)
     row: dict[str, Any] = {
         "id": job.id,
         "status": job.status,
@@ -199,7 +208,8 @@ def _row(job: JobRecord) -> dict[str, Any]:
         "kind": kind_word(job),
         "trains": job.type == "fine-tuning",
         "loss": params.get("loss") or "",
-        "model": job.model or "",
+        "model": models[0] if len(models) == 1 else f"{len(models)} models" if models else "",
+        "models": models,
         "learning_rate": params.get("learning_rate"),
         "meta": cast("dict[str, Any]", meta) if isinstance(meta, dict) else {},
         "cloud": job.params.get("cloud_type"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from openweights.backends.base import Backend
 from openweights.events import Evaluation
+from openweights.number_words import number_words
 from openweights.types import EventRecord, JobRecord
 
 _EVALUATIONS = "evaljob-"
@@ -25,21 +26,36 @@ def scores(
     """
     found: list[dict[str, Any]] = []
     for job in sorted(filter(_is_evaluation, jobs), key=lambda job: job.updated_at):
-        if job.id in about or any(_job_of(model) in about for model in _models(job)):
+        if job.id in about or any(_job_of(model) in about for model in models_of(job)):
             found += _scores_of(backend, job, about)
     return found
+
+
+def score_words(backend: Backend, job: JobRecord) -> str:
+    """Of each task the score, as in `gsm8k 0.41 · tool_use 0.8`; of several models the best. Empty
+    for a job that has scored nothing.
+    """
+    if not _is_evaluation(job):
+        return ""
+    best: dict[str, float] = {}
+    found = _scores_of(backend, job, (job.id,))
+    for one in found:
+        best[one["task"]] = max(one["score"], best.get(one["task"], one["score"]))
+    words = " · ".join(f"{task} {number_words(score, 4)}" for task, score in best.items())
+    models = len({one["model"] for one in found})
+    return f"{words}, best of {models}" if models > 1 else words
 
 
 def _is_evaluation(job: JobRecord) -> bool:
     return job.attempts > 0 and job.id.startswith(_EVALUATIONS)
 
 
-def _models(job: JobRecord) -> list[str]:
-    params = cast("dict[str, Any]", job.params.get("validated_params") or {})
+def models_of(job: JobRecord) -> list[str]:
+    """Those that a job asks, or its one model."""
+    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
     models: object = params.get("models")
-    return [
-        str(model) for model in cast("list[object]", models if isinstance(models, list) else [])
-    ]
+    asked = cast("list[object]", models) if isinstance(models, list) else []
+    return [str(model) for model in asked] or ([job.model] if job.model else [])
 
 
 def _job_of(model: str) -> str:

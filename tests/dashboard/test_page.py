@@ -197,7 +197,7 @@ def test_every_view(
     file = served.ow.files.create(content, "conversations")["id"]
     both = ",".join(jobs)
     for view, until in (
-        ("/jobs", "td[data-column=kind]"),
+        ("/jobs", "td[data-column=id]"),
         (f"/job/{watched}", ".js-plotly-plot >> nth=2"),
         (f"/job/{jobs[3]}", "text=CUDA out of memory"),
         (f"/compare?jobs={both}&group=learning_rate&sx=loss&sy=eval_loss", ".js-plotly-plot"),
@@ -216,7 +216,7 @@ def test_every_view(
 
 def test_the_check_of_faults_finds_them(visitor: Visitor, jobs: list[str]) -> None:
     """The control of `Visitor.faults`."""
-    visitor.open("/jobs", "td[data-column=kind]")
+    visitor.open("/jobs", "td[data-column=id]")
     visitor.page.evaluate(
         """() => {
           const view = document.getElementById("view");

@@ -122,6 +122,62 @@ def test_questions_of_a_training_stand_by_its_steps(
     ]
 
 
+SUITE = ["mine.py:score", "rouge_l", "gsm8k", "mine.py:at_all"]
+
+
+@pytest.fixture
+def suite(served: Served, run_job: Callable[..., Any]) -> str:
+    """An evaluation of several sorts, of which each has scored 1 and 0 alone."""
+    rows = [*_answers(MODELS[0], {1}), *_answers(MODELS[1], {0, 1, 2})]
+    tasks = [name.rpartition(":")[2] for name in SUITE]
+    events: list[dict[str, Any]] = [
+        {"path": f"evaluation/{task}.jsonl", "file": _file(served, rows)} for task in sorted(tasks)
+    ]
+    for task in tasks:
+        for model, score in zip(MODELS, (0.25, 0.75), strict=True):
+            figures = {"score": score, "low": 0.0, "high": 1.0, "problems": 4}
+            events.append({"type": "evaluation", "task": task, "model": model, **figures})
+    run_job("evaljob-1", events, job_type="custom", model=None, models=[*MODELS], suite=SUITE)
+    return "evaljob-1"
+
+
+def test_only_what_is_checked_is_called_right(browser: httpx.Client, suite: str) -> None:
+    """A function of one's own, or a likeness, may give 1 to what is not the expected answer."""
+    names = browser.get(f"/api/jobs/{suite}/sheets").json()
+    assert names == ["score", "rouge_l", "gsm8k", "at_all"], "as the suite has them"
+    marks = [browser.get(f"/api/jobs/{suite}/sheets/{name}").json()["marks"] for name in names]
+    assert marks == [False, False, True, False]
+
+
+def test_an_evaluation_says_in_the_table_whom_it_asked_and_what_came_out(
+    browser: httpx.Client, suite: str
+) -> None:
+    page = browser.get("/api/jobs", params={"model": MODELS[1]}).json()
+    (row,) = page["rows"]
+    assert row["model"] == "2 models" and row["models"] == [*MODELS]
+    assert page["models"] == sorted(MODELS)
+    assert row["last"] == "score 0.75 · rouge_l 0.75 · gsm8k 0.75 · at_all 0.75, best of 2"
+    assert browser.get("/api/jobs", params={"model": "org/other"}).json()["rows"] == []
+
+
+@pytest.mark.browser
+def test_the_page_tells_shares_from_means(served: Served, chromium: Any, suite: str) -> None:
+    visitor = Visitor(chromium, served, 1280, "light")
+    page = visitor.page
+    visitor.open(f"/job/{suite}", "table.sheet tbody tr")
+    heads = page.locator("table.sheet thead")
+    assert "mean 0.25, 4 problems" in heads.inner_text()
+    assert page.locator("table.sheet", has_text="right").count() == 0
+    assert page.locator("table.sheet .role", has_text="expected").count() == 4
+    page.get_by_label("Answers to").select_option("gsm8k")
+    page.locator("table.sheet thead", has_text="3 of 4 right").wait_for()
+    assert "1 of 4 right" in heads.inner_text()
+    page.get_by_role("heading", name="Measures").wait_for()
+    assert page.get_by_role("heading", name="Charts").count() == 0
+    assert visitor.faults() == [] and visitor.errors == []
+    visitor.close()
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (768, "dark"), (390, "light")])
 def test_answers_can_be_read_and_filtered(

@@ -89,6 +89,25 @@ def test_the_command_makes_the_same_job_again(home: Path, tmp_path: Path, kind: 
     assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
 
 
+def test_a_copy_waits_for_what_the_model_does_not_say(home: Path) -> None:
+    """For the job that trains the model each waits by itself."""
+    ow = QuietClient(settings=Settings(home=home))
+    file = ow.files.create(_lines(ROWS), "conversations")["id"]
+    rows = {"training_file": file, "loss": "sft"}
+    first, other = (ow.fine_tuning.create(model="org/model", seed=n, **rows) for n in (1, 2))
+    waiting = [
+        ow.evaluate.create(models=["org/model", first.id], suite="rouge_l", prompts=file),
+        ow.fine_tuning.create(model=first.id, **rows),
+        ow.inference.create(model=first.id, input_file_id=file, after=[other]),
+    ]
+    found = [job_details(ow, ow.backend.get_job(job.id)) for job in waiting]
+    assert [one["after"] for one in found] == [[first.id], [first.id], [other.id, first.id]]
+    assert ["after=" in one["python"] for one in found] == [False, False, True]
+    assert f"after=['{other.id}']" in found[2]["python"]
+    assert [one["models"][-1] for one in found] == [first.id] * 3
+    ow.close()
+
+
 def test_an_inference_has_a_page_for_whoever_has_not_submitted_it(home: Path) -> None:
     ow = QuietClient(settings=Settings(home=home))
     file = ow.files.create(_lines(ROWS), "conversations")["id"]

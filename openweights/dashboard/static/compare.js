@@ -181,8 +181,8 @@ export async function show(view, { query, signal }) {
   /** What a parameter's column is called: not as a measure is, of which the jobs may have their own. */
   function heading(key) { return key in kinds ? `params.${key}` : headings[key]; }
 
-  /** What evaluations have asked the jobs' models. */
-  function tasks() { return [...new Set(Object.values(scored).flatMap(Object.keys))].sort(); }
+  /** What evaluations have asked the jobs' models, in their order. */
+  function tasks() { return [...new Set(Object.values(scored).flatMap(Object.keys))]; }
 
   function rows() {
     return jobs.flatMap((job) => shownKinds().flatMap((measure) => {

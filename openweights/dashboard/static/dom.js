@@ -67,12 +67,15 @@ export function status(name, word = name) {
   return h("span", { class: `status ${name}` }, word.replace("_", " "));
 }
 
+const FOUR_DIGITS = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
+
+/** A measure in four digits, without zeros that say nothing: 0.5, 5e-5, 12,350. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
   if (typeof value !== "number") return String(value);
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en");
-  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3).replace(/\.?0+e/, "e") : value.toPrecision(4);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3).replace(/\.?0+e/, "e") : FOUR_DIGITS.format(value);
 }
 
 /** A name that may be broken after the signs that part it, instead of anywhere. */
@@ -100,7 +103,7 @@ export function size(bytes) {
   const units = ["B", "kB", "MB", "GB"];
   let at = 0;
   while (bytes >= 1000 && at < units.length - 1) { bytes /= 1000; at += 1; }
-  return `${at ? bytes.toPrecision(3) : bytes} ${units[at]}`;
+  return `${at ? Number(bytes.toPrecision(3)) : bytes} ${units[at]}`;
 }
 
 export function ago(iso) {

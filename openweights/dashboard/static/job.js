@@ -23,7 +23,7 @@ export async function show(view, { id, query, signal }) {
   const more = h("details", { hidden: true, ontoggle: () => paint().catch((error) => notice(error.message, true)) }, h("summary", {}), h("div", { class: "panels" }), h("dl", { class: "facts" }));
   const params = h("div"), files = h("div"), answers = h("div"), log = h("div");
   const scores = h("div");
-  const curves = [h("h2", {}, "Charts"), waiting, charts, more], said_ = [h("h2", {}, "What it said"), answers];
+  const heading = h("h2", {}, "Charts"), curves = [heading, waiting, charts, more], said_ = [h("h2", {}, "What it said"), answers];
   // What a job is for comes first: of a training its curves, of an evaluation or an inference the answers.
   const [first, then] = TRAINED.includes(job.made_by) ? [curves, [h("h2", {}, "Log"), log, ...said_]] : [said_, [...curves, h("h2", {}, "Log"), log]];
   view.append(head, facts, scores, ...first, ...then,
@@ -39,7 +39,7 @@ export async function show(view, { id, query, signal }) {
     const last = job.runs.at(-1);
     const shown = {
       [job.status === "pending" ? "Waits" : "Progress"]: job.progress.words && [job.progress.total && h("progress", { value: Math.min(job.progress.step, job.progress.total), max: job.progress.total, "aria-label": "steps" }), " ", job.progress.words],
-      Kind: job.kind, Model: job.model, Created: when(job.created), Changed: when(job.updated),
+      Kind: job.kind, [job.models.length > 1 ? "Models" : "Model"]: job.models.length > 0 && job.models.map((name) => h("div", {}, name)), Created: when(job.created), Changed: when(job.updated),
       After: job.after.length ? job.after.map((other) => [h("a", { class: "mono", href: to("job", other) }, other), " "]) : null, Took: last ? duration(((last.ended ? new Date(last.ended) : new Date()) - new Date(last.started)) / 1000) : null,
       Hardware: job.hardware.join(", ") || (job.vram_gb ? `${job.vram_gb} GB of GPU memory asked for` : null),
       Worker: job.worker, "Cloud type": job.cloud, Cost: job.usd === null ? null : `$${job.usd.toFixed(2)}`, Command: h("code", {}, job.script),
@@ -59,12 +59,13 @@ export async function show(view, { id, query, signal }) {
 
   async function evaluated() {
     const found = await get("/api/scores", { jobs: id }, signal);
+    const others = found.some(({ evaluation }) => evaluation !== id);
     const interval = (low, high) => `${number(low)} to ${number(high)}`;
     fill(scores, found.length > 0 && [h("h2", {}, "Scores"), h("div", { class: "scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, ["Task", "Model", "Score", "95 %", "To the first model", "95 %", "Problems", "Evaluation"].map((title) => h("th", { scope: "col", class: FIGURE_COLUMNS.has(title) ? "number" : null }, title)))),
+      h("thead", {}, h("tr", {}, ["Task", "Model", "Score", "95 %", "To the first model", "95 %", "Problems", others && "Evaluation"].filter(Boolean).map((title) => h("th", { scope: "col", class: FIGURE_COLUMNS.has(title) ? "number" : null }, title)))),
       h("tbody", {}, found.map((one) => h("tr", {}, h("td", {}, one.task), h("td", { class: "wrap" }, one.model), h("td", { class: "number" }, number(one.score)), h("td", {}, interval(one.low, one.high)),
         h("td", { class: "number" }, one.difference ? `${one.difference[0] > 0 ? "+" : ""}${number(one.difference[0])}` : "–"), h("td", {}, one.difference ? interval(one.difference[1], one.difference[2]) : ""),
-        h("td", { class: "number" }, String(one.problems)), h("td", {}, one.evaluation === id ? "this one" : h("a", { class: "mono", href: to("job", one.evaluation) }, one.evaluation)))))))]);
+        h("td", { class: "number" }, String(one.problems)), others && h("td", {}, one.evaluation === id ? "this one" : h("a", { class: "mono", href: to("job", one.evaluation) }, one.evaluation)))))))]);
   }
 
   function paramTable(rows) {
@@ -121,9 +122,10 @@ export async function show(view, { id, query, signal }) {
   async function paint() {
     const { panels, more: rest, still } = measured.layout;
     const values = [...still].map(([title, lines]) => [title, lines.map(([label, name]) => [label === "train" ? "" : `${label} `, number(measured.series[name].value.at(-1))])]);
+    heading.textContent = panels.length || isOpen() ? "Charts" : "Measures";
     more.hidden = !rest.length && !values.length;
     more.open ||= !panels.length && !rest.length && values.length > 0;
-    more.querySelector("summary").textContent = `More: ${[rest.length && `${rest.length} timings and counts`, values.length && `${values.length} measured once, or always the same`].filter(Boolean).join(", ")}`;
+    more.querySelector("summary").textContent = `${panels.length ? "More: " : ""}${[rest.length && `${rest.length} timings and counts`, values.length && `${values.length} measured once, or always the same`].filter(Boolean).join(", ")}`;
     fill(more.querySelector("dl"), values.map(([title, parts]) => [h("dt", {}, title), h("dd", {}, parts.map(([label, value]) => `${label}${value}`).join(" · "))]));
     // One range of steps for all of them, so that charts can be compared.
     const steps = stepAxis("step", (panels.length ? panels : rest).flatMap(([, lines]) => lines.map(([, name]) => ({ x: measured.series[name].step }))));

@@ -1,6 +1,6 @@
 // The table of jobs: live, filtered on the server, with a line of each row's loss, or reward.
 
-import { afterTyping, ago, ask, fill, h, notice, number, status, svg, valueText, when } from "./dom.js";
+import { afterTyping, ago, ask, breakable, fill, h, notice, number, status, svg, valueText, when } from "./dom.js";
 import { get, job as jobPath, post } from "./api.js";
 import { library } from "./charts.js";
 import { remember, to } from "./route.js";
@@ -9,7 +9,7 @@ const COLUMNS = {
   status: { title: "Status", sort: "status", cell: (row) => status(row.status, row.status_word) },
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono", title: row.id }, row.id) },
   kind: { title: "Kind", sort: "kind", cell: (row) => row.kind },
-  model: { title: "Model", sort: "model", cell: (row) => clipped(shortModel(row.model), "", row.model) },
+  model: { title: "Model", sort: "model", cell: (row) => clipped(breakable(shortModel(row.model)), "", row.models.join("\n")) },
   rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, valueText(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
   last: { title: "Last", cell: (row) => clipped(row.last, row.status === "failed" ? "problem" : "") },
@@ -21,8 +21,10 @@ const COLUMNS = {
   updated: { title: "Changed", sort: "updated", cell: (row) => when(row.updated) },
 };
 const USUAL = ["status", "id", "kind", "model", "rate", "curve", "last", "meta", "updated"];
-const NARROW = new Set(["status", "id", "kind"]);
-const ROOMY = new Set(["rate", "meta", "created", "cloud", "worker", "attempts", "updated"]);
+const NARROW = new Set(["status", "id"]);
+// What stands below the id in a window that has no room for their columns.
+const BELOW = ["kind", "model", "last"];
+const ROOMY = new Set(["kind", "rate", "meta", "created", "cloud", "worker", "attempts", "updated"]);
 const room = (name) => (NARROW.has(name) ? "" : ROOMY.has(name) ? "optional roomy" : "optional");
 const STATUSES = ["pending", "in_progress", "completed", "failed", "canceled"];
 const VERBS = { cancel: "Cancel the job", restart: "Restart the job", delete: "Delete the job" };
@@ -89,8 +91,10 @@ export async function show(view, { query, signal }) {
       if (box.checked) chosen.add(row.id); else chosen.delete(row.id);
       compare.disabled = chosen.size === 0;
     } });
-    return [h("td", {}, box), columns.map((name) => h("td", { class: `wrap ${room(name)}`, "data-column": name }, COLUMNS[name].cell(row))), h("td", { class: "optional roomy actions" }, actions(row))];
+    return [h("td", {}, box), columns.map((name) => h("td", { class: `wrap ${room(name)}`, "data-column": name }, COLUMNS[name].cell(row), name === "id" && folded(row))), h("td", { class: "optional roomy actions" }, actions(row))];
   }
+
+  const folded = (row) => BELOW.filter((name) => columns.includes(name)).map((name) => h("div", { class: `${ROOMY.has(name) ? "folded" : "narrow"} faint` }, COLUMNS[name].cell(row)));
 
   function actions(row) {
     if (row.status === "pending" || row.status === "in_progress") {

@@ -16,7 +16,6 @@ async function show(moved = false) {
   for (const link of document.querySelectorAll("nav a")) {
     const shown = link.hash === `#/${name}` || (name === "job" && link.hash === "#/jobs");
     if (shown) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
-    if (shown) link.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   document.title = `${id || document.querySelector("nav a[aria-current]")?.textContent || "Log in"} · openweights`;
   if (name === "login") return login();

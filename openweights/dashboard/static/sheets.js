@@ -6,6 +6,7 @@ import { current, remember } from "./route.js";
 
 const PAGE = 20;
 const ONLY = { all: "all", scores: "scores differ", texts: "answers differ", wrong: "not all right" };
+const UNCHECKED = { wrong: "not all 1" };
 const LONG = 600; // characters: their box can be scrolled
 
 /** The sheets of a job, one at a time; says whether there are any. */
@@ -37,7 +38,7 @@ export async function sheetsView(place, id, signal) {
     if (mine !== asked) return;
     const total = found.counts[only], several = found.columns.length > 1, scored = found.columns.some(({ score }) => score !== null);
     const kinds = Object.keys(ONLY).filter((kind) => kind === "all" || kind === only || (kind === "wrong" ? scored : several && (scored || kind === "texts")));
-    fill(filter, kinds.map((kind) => h("option", { value: kind, selected: kind === only }, `${ONLY[kind]} (${found.counts[kind]})`)));
+    fill(filter, kinds.map((kind) => h("option", { value: kind, selected: kind === only }, `${(!found.marks && UNCHECKED[kind]) || ONLY[kind]} (${found.counts[kind]})`)));
     filter.parentElement.hidden = kinds.length < 2;
     where.textContent = total > PAGE ? `${offset + 1} to ${Math.min(offset + PAGE, total)} of ${total}` : "";
     earlier.hidden = later.hidden = total <= PAGE;
@@ -48,18 +49,24 @@ export async function sheetsView(place, id, signal) {
 }
 
 function table({ columns, rows, marks }) {
-  const head = ({ name, score, problems }) => h("th", { scope: "col" }, h("span", { class: "clip", title: name }, breakable(name)), score !== null && h("div", {}, `${number(score)} of ${problems}`));
+  const head = ({ name, score, problems }) => h("th", { scope: "col" }, h("span", { class: "clip", title: name }, breakable(name)), score !== null && h("div", {}, result(score, problems, marks)));
   return h("div", { class: "scroll" }, h("table", { class: "sheet", style: `min-width:${15 * (columns.length + 1)}rem` },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Asked"), columns.map(head))),
     h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, question(row)),
       row.answers.map((own, at) => h("td", {}, columns.length > 1 && h("div", { class: "role narrow" }, columns[at].name), own.length ? own.map((one) => answer(one, marks)) : "–")))))));
 }
 
+/** How many are right; where that is no whole number of problems, their mean. */
+function result(score, problems, marks) {
+  const right = Math.round(score * problems);
+  return marks && Math.abs(score * problems - right) < 1e-6 ? `${right} of ${problems} right` : `mean ${number(score)}, ${problems} problem${problems === 1 ? "" : "s"}`;
+}
+
 /** The last message; what stands before it, as worked examples do, on demand. */
 function question({ line, messages, reference }) {
   const before = messages.slice(0, -1), last = messages.at(-1);
   return [h("div", { class: "role" }, `${line}`), before.length > 0 && h("details", {}, h("summary", {}, before.length === 1 ? `the ${before[0].role} message` : `${before.length} messages before`), before.map(({ role, text }) => [h("div", { class: "role" }, role), said(text)])),
-    last && said(last.text), reference && [h("div", { class: "role" }, "right is"), said(reference)]];
+    last && said(last.text), reference && [h("div", { class: "role" }, "expected"), said(reference)]];
 }
 
 function answer({ text, score, note }, marks) {
