@@ -93,7 +93,7 @@ def test_a_copy_waits_for_what_the_model_does_not_say(home: Path) -> None:
     """For the job that trains the model each waits by itself."""
     ow = QuietClient(settings=Settings(home=home))
     file = ow.files.create(_lines(ROWS), "conversations")["id"]
-    rows = {"training_file": file, "loss": "sft"}
+    rows: dict[str, Any] = {"training_file": file, "loss": "sft"}
     first, other = (ow.fine_tuning.create(model="org/model", seed=n, **rows) for n in (1, 2))
     waiting = [
         ow.evaluate.create(models=["org/model", first.id], suite="rouge_l", prompts=file),
