@@ -246,7 +246,13 @@ class Jobs:
         hand_over_keys(self.ow, spec)
         record = self.ow.backend.submit_job(spec)
         _check_secrets(record, spec.params.get("secrets", []))
+        if known := known_before(record):
+            remedy = "; give a job_id_suffix for another" if self._takes_suffix() else ""
+            tell(logger, f"{record.id} {known}{remedy}")
         return self._started(record)
+
+    def _takes_suffix(self) -> bool:
+        return "job_id_suffix" in type(self).params.model_fields
 
     def plan(self, **params: Any) -> Plan:
         """What `create` with these arguments would do, cost, and wait for; nothing is submitted,
@@ -517,6 +523,22 @@ def default_params(job: JobRecord) -> dict[str, Any]:
 def kind_names() -> list[str]:
     """Names that `find_kind` knows."""
     return sorted({*_BUILT_IN, *_REGISTERED})
+
+
+def known_before(record: JobRecord) -> str | None:
+    """What is said of a job, as it was submitted, that is not a new one; None where nothing tells.
+
+    One that still waits for its first run is the same whoever submitted it.
+    """
+    match record.status:
+        case "completed":
+            return "has completed already: the same parameters are the same job, and nothing is run"
+        case "in_progress":
+            return "is running already: the same parameters are the same job"
+        case "pending" if record.attempts:
+            return f"was there before, and goes on with attempt {record.attempts + 1}"
+        case _:
+            return None
 
 
 def _check_secrets(record: JobRecord, wanted: Sequence[str]) -> None:

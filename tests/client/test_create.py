@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from openweights import (
 )
 from openweights.client.mounts import expand_mounts
 from openweights.settings import Settings
+from openweights.types import Claim
 from tests.client.conftest import QuietClient
 from tests.client.kinds import Echo
 
@@ -183,6 +186,29 @@ def test_a_gpu_that_is_in_no_catalogue_is_named(
     caplog.clear()
     Echo(ow).create(text="known", allowed_hardware=["2x NVIDIA H100 NVL", "a100"])
     assert not caplog.messages
+
+
+def test_a_job_that_was_there_before_is_told(
+    ow: QuietClient, claim: Callable[[], Claim], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is returned in place of a new one is said to be so."""
+    caplog.set_level(logging.INFO, "openweights.client.job_kinds")
+
+    def told(kind: type[Jobs] = Echo) -> str:
+        caplog.clear()
+        job = kind(ow).create(text="again")
+        return "\n".join(line for line in caplog.messages if line.startswith(job.id))
+
+    assert told() == "" and told() == "", "it waits for its first run, whoever submitted it"
+    run = claim().run
+    assert "is running already: the same parameters are the same job" in told()
+    ow.backend.finish_run(run.id, run.attempt, "failed")
+    assert "was there before, and goes on with attempt 2" in told()
+    run = claim().run
+    ow.backend.finish_run(run.id, run.attempt, "completed")
+    done = told()
+    assert "has completed already: the same parameters are the same job, and nothing is run" in done
+    assert done.endswith("; give a job_id_suffix for another")
 
 
 @pytest.mark.parametrize(("controls", "expected"), CONTROLS)
