@@ -25,11 +25,12 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     JUDGES,
     TEXT_REWARD_NAMES,
     RewardChoice,
+    own_functions,
     reward_choices,
     split_gold,
     with_files,
 )
-from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
+from openweights.jobs.unsloth.config.own_functions import check_arguments, source_problems
 from openweights.jobs.unsloth.config.rows import numbered_rows
 from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions, bare_name
@@ -195,11 +196,15 @@ class Evaluate(Jobs):
             DatasetError: A local file has rows that cannot be used.
         """
         config = cast("EvaluateConfig", super().validate(params))
+        local = [(str(own.file), own.name) for own in own_functions(config.suite)]
+        wrong = source_problems(local, "suite")
         if config.measures and config.prompts is None:
-            raise ConfigError(
+            wrong.append(
                 f"prompts: {config.measures[0].name} scores answers to rows of yours; give a file "
-                "of conversations"
+                "of conversations (`ow eval --prompts FILE`)"
             )
+        if wrong:
+            raise ConfigError("\n".join(wrong))
         if config.prompts is not None and not config.measures:
             raise ConfigError(
                 f"prompts: nothing in suite reads them; add {spelled(MEASURES)}, or "
@@ -229,7 +234,6 @@ class Evaluate(Jobs):
         for choice in config.measures:
             if choice.file is not None and not choice.is_stored:
                 path = Path(choice.file).expanduser()
-                check_source(path, choice.name, "suite")
                 stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
         return cast("list[str]", with_files(config.suite, stored))
 

@@ -28,14 +28,16 @@ from openweights.jobs.unsloth.config.demonstrations import split_row
 from openweights.jobs.unsloth.config.fields import DatasetRef
 from openweights.jobs.unsloth.config.first_look import FirstRows, beginning, check_files
 from openweights.jobs.unsloth.config.grpo_fields import (
+    FUNCTION_FIELDS,
     RewardSpec,
+    own_functions,
     reward_choices,
     split_gold,
     with_files,
 )
 from openweights.jobs.unsloth.config.machine import training_needs
-from openweights.jobs.unsloth.config.own_functions import check_arguments, check_source
-from openweights.jobs.unsloth.config.problems import config_notes, rows_problem
+from openweights.jobs.unsloth.config.own_functions import check_arguments, source_problems
+from openweights.jobs.unsloth.config.problems import config_notes, field_losses, rows_problem
 from openweights.jobs.unsloth.config.rows import (
     check_rows,
     learned_keys,
@@ -121,7 +123,13 @@ class FineTuning(Jobs):
         if isinstance(model := params.get("model"), str):
             # What goes on from an adapter has its shape, which need not be said again.
             params = {**shape_to_keep(self.ow, model), **params}
-        config = self._without_job_id(training_config(params, kind))
+        wrong = self._function_problems(params)
+        try:
+            config = self._without_job_id(training_config(params, kind))
+        except ConfigError as error:
+            raise ConfigError("\n".join([str(error), *wrong])) from None
+        if wrong:
+            raise ConfigError("\n".join(wrong))
         check_has_weights(config.model)
         model = pinned_model(self.ow, config.model, may_wait=True)
         return self._upload_local(config.model_copy(update={"model": model}))
@@ -293,6 +301,19 @@ class FineTuning(Jobs):
             update={field: self._stored_rewards(field, s) for field, s in config.rewards.items()}
         )
 
+    def _function_problems(self, params: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the files of functions that the loss is given, whatever else is: a
+        line each. What a subclass mounts is there on the worker.
+        """
+        mounted, lines = self.mounted_paths(), list[str]()
+        for field in FUNCTION_FIELDS:
+            if field_losses(field, "") == (params.get("loss"),):
+                named = [
+                    (str(choice.file), choice.name) for choice in own_functions(params.get(field))
+                ]
+                lines += source_problems((own for own in named if own[0] not in mounted), field)
+        return lines
+
     def _stored_rows(self, ref: DatasetRef, loss: str) -> str:
         """The id of a dataset's file.
 
@@ -313,7 +334,6 @@ class FineTuning(Jobs):
         for choice in reward_choices(spec):
             if choice.file is not None and not choice.is_stored and choice.file not in mounted:
                 path = Path(choice.file).expanduser()
-                check_source(path, choice.name, field)
                 stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
         return with_files(spec, stored)
 

@@ -328,3 +328,30 @@ def test_a_model_of_openai_is_not_trained(ow: OpenWeights, tmp_path: Path) -> No
         ow.fine_tuning.create(**given)
     with pytest.raises(ConfigError, match="model: openai/gpt-4.1 is OpenAI's, .* open weights"):
         ow.logprob.create(model="openai/gpt-4.1", dataset="conversations:file-1")
+
+
+def test_fields_and_functions_that_are_wrong_are_told_together(
+    ow: OpenWeights, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text("def score(completions): return [1.0] * len(completions)\n")
+    functions = {f"{tmp_path}/none.py:score": 1.0, f"{tmp_path}/own.py:absent": 1.0}
+    batch = {"per_device_train_batch_size": 4, "grpo_num_generations": 8}
+    gated = {"loss": "sdft", "sdft_gate_reward": f"{tmp_path}/none.py:score", "epochs": 0}
+    for params, words in (
+        (
+            {**GRPO, **batch, "gradient_accumulation_steps": 1, "grpo_reward_function": functions},
+            ("grpo_num_generations: is 8", "none.py: No such file", "has no function 'absent'"),
+        ),
+        ({**GOOD, **gated}, ("epochs: must be at least 1", "sdft_gate_reward: ", "No such file")),
+        (
+            {**GRPO, "grpo_reward_function": list(functions), "training_file": "no/such.jsonl"},
+            ("training_file: ", "none.py: No such file", "has no function 'absent'"),
+        ),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            ow.fine_tuning.create(**params)
+        assert all(word in str(refused.value) for word in words), refused.value
+    with pytest.raises(ConfigError) as refused:
+        ow.evaluate.create(models="org/name", suite=list(functions))
+    for word in ("none.py: No such file", "has no function 'absent'", "prompts: score scores"):
+        assert word in str(refused.value)

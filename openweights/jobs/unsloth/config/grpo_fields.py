@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from openweights.client.messages import prompt_and_answer
 from openweights.errors import closest, shown, spelled
@@ -41,6 +41,8 @@ BEST = 10.0  # what judges give at most, unless grpo_judge_best says another num
 JUDGE_FIELDS = ("answer", "prompt", "reference")
 
 _SHOWN = 12  # functions of a file, in a message
+
+FUNCTION_FIELDS = ("grpo_reward_function", "sdft_gate_reward")
 
 RewardSpec = str | list[str] | dict[str, float]
 
@@ -81,6 +83,16 @@ def reward_choices(spec: RewardSpec) -> list[RewardChoice]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"names {twice[0]!r} twice; give each reward once, with a weight")
     return choices
+
+
+def own_functions(given: object) -> list[RewardChoice]:
+    """The local files' functions that a value names, whatever else may be wrong with it."""
+    names: Iterable[object] = [given] if isinstance(given, str) else ()
+    if isinstance(given, list | dict):
+        names = cast("Iterable[object]", given)
+    found = [_OWN.fullmatch(name) for name in names if isinstance(name, str)]
+    choices = [RewardChoice(own["function"], 1.0, own["file"]) for own in found if own]
+    return [choice for choice in choices if not choice.is_stored]
 
 
 def judge_prompt_fields(prompt: str) -> set[str]:

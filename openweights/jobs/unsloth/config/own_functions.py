@@ -6,7 +6,7 @@ Client-side: no torch here.
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from openweights.errors import ConfigError, closest
@@ -31,6 +31,17 @@ def check_source(path: Path, function: str, field: str) -> None:
         raise ConfigError(f"{place}: is no Python ({error}); correct it") from None
     if function not in set(_bound_names(tree)):
         raise ConfigError(f"{place}: has no function {function!r}; define it, or correct its name")
+
+
+def source_problems(functions: Iterable[tuple[str, str]], field: str) -> list[str]:
+    """What `check_source` says of each (file, function), a line each."""
+    lines: list[str] = []
+    for file, function in functions:
+        try:
+            check_source(Path(file).expanduser(), function, field)
+        except ConfigError as error:
+            lines.append(str(error))
+    return lines
 
 
 def check_arguments(source: bytes, function: str, columns: Collection[str], field: str) -> None:
