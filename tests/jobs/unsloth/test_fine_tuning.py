@@ -204,6 +204,8 @@ def test_what_is_likely_not_meant_is_said(
     odd |= {"test_file": data, "test_file_eval_strategy": "steps", "test_file_eval_steps": 8}
     checked(ow, training_file=data, **odd)
     assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "test_file: all 33 rows stand in training_file, too, so that its loss does not tell what "
+        "was learned from what is only remembered",
         "warmup_steps: is 9 of 3 steps, so that learning_rate would never be reached",
         "warmup_steps: lr_scheduler_type='constant' has none",
         "logging_steps: is 5 of 3 steps, so that no loss is logged",
