@@ -233,9 +233,12 @@ class OpenWeights:
         rows = comparison_rows(records, [job.metric_rows() for job in found])
         if as_dataframe is False:
             return rows
+        from openweights.client.watching.file_names import file_names, keys_with_names, with_names
         from openweights.client.watching.plot import as_comparison
 
         columns, main = comparison_columns(records, rows)
+        names = file_names(self.backend, rows)
+        rows, columns = keys_with_names(rows, names), with_names(columns, names)
         return as_comparison(rows, columns, main, required=bool(as_dataframe))
 
     def plot(

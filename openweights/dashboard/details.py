@@ -236,19 +236,19 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str], series: SeriesCache) 
             jobs.append(without_keys(ow.backend.get_job(job_id)))
         except NotFoundError:
             missing.append(job_id)
-    given = [parameters(job) for job in jobs]
-    called = [file_names(ow.backend, params) for params in given]
-    names = asked_for(jobs)
+    files = file_names(ow.backend, [parameters(job) for job in jobs])
+    given = [with_names(parameters(job), files) for job in jobs]
+    names = with_names(asked_for(jobs), files)
     shown = [
         {
             "id": job.id,
             "status": job.status,
             "model": job.model,
-            "params": with_names(params, files),
+            "params": params,
             "apart": apart,
             **_of_last_run(ow.backend, job),
         }
-        for job, params, files, apart in zip(jobs, given, called, names_apart(given), strict=True)
+        for job, params, apart in zip(jobs, given, names_apart(given), strict=True)
     ]
     return {
         "jobs": shown,

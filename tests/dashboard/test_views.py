@@ -202,6 +202,17 @@ def test_jobs_are_told_apart_by_few_words_and_one_may_be_gone(browser: Any, run_
     assert [job["id"] for job in found["jobs"]] == ["ftjob-a", "ftjob-b"]
 
 
+def test_a_function_in_a_file_has_its_values_beside_its_name(
+    browser: Any, run_job: Any, served: Any
+) -> None:
+    file = served.ow.files.create(b"x = 1", "custom_job_file", name="r.py")["id"]
+    for name, weight in (("ftjob-a", 1.0), ("ftjob-b", 0.5)):
+        run_job(name, [], grpo_reward_function={f"{file}:f": weight})
+    found = browser.get("/api/compare?jobs=ftjob-a,ftjob-b").json()
+    assert found["differing"] == ["grpo_reward_function.r.py:f"]
+    assert [job["params"][found["differing"][0]] for job in found["jobs"]] == [1.0, 0.5]
+
+
 def test_scores_of_evaluations_stand_with_the_jobs_they_are_of(browser: Any, run_job: Any) -> None:
     def score(model: str, score: float, difference: list[float] | None) -> dict[str, Any]:
         own = {"low": score - 0.1, "high": score + 0.1, "problems": 20, "difference": difference}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,9 +21,6 @@ from openweights.cli.store import JOB_ID
 from openweights.client.watching.file_names import file_names, with_names
 from openweights.errors import InvalidInputError
 from openweights.number_words import number_words, value_words
-
-if TYPE_CHECKING:
-    from openweights.client import OpenWeights
 
 Row = Mapping[str, Any]
 
@@ -52,18 +49,15 @@ def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     records = [ow.jobs.retrieve(job).record for job in jobs]
     every, main = comparison_columns(records, rows)
     names = every if show_all else every[:main]
-    _print_blocks(_with_file_names(ow, rows), names)
+    # Of all of them at once: a row alone does not know that another's file has the same name.
+    files = file_names(ow.backend, rows)
+    _print_blocks(with_names(rows, files), with_names(names, files))
     for missing in asked_for_elsewhere(records, measured_names(rows)):
         note(missing.words())
     if left_out := len(every) - len(names):
         note(
             f"{left_out} more parameters and measures are not shown; `ow compare --all` shows them"
         )
-
-
-def _with_file_names(ow: OpenWeights, rows: Sequence[Row]) -> list[Row]:
-    """The rows as people know their files."""
-    return [with_names(row, file_names(ow.backend, row)) for row in rows]
 
 
 def _print_blocks(rows: Sequence[Row], names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,7 @@ _SCRIPT = "custom_job_file:"
 
 def file_names(backend: Backend, value: object) -> dict[str, str]:
     """Names of the files that a parameter, or all of a job, names by their ids, as far as the
-    store has them.
+    store has them. Scripts of one name have their ids, too: they are not the same.
     """
     names: dict[str, str] = {}
     for file_id in _FILE.findall(json.dumps(value, default=str)):
@@ -27,7 +28,13 @@ def file_names(backend: Backend, value: object) -> dict[str, str]:
         except NotFoundError:
             continue
         names[file_id] = "".join(c for c in name if c.isprintable())
-    return names
+    scripts = Counter(name for file_id, name in names.items() if file_id.startswith(_SCRIPT))
+    return {
+        file_id: f"{name} ({file_id.removeprefix(_SCRIPT)})"
+        if file_id.startswith(_SCRIPT) and scripts[name] > 1
+        else name
+        for file_id, name in names.items()
+    }
 
 
 def with_names(value: object, names: Mapping[str, str]) -> Any:
@@ -42,6 +49,11 @@ def with_names(value: object, names: Mapping[str, str]) -> Any:
     if isinstance(value, Sequence):
         return [with_names(one, names) for one in cast("Sequence[object]", value)]
     return value
+
+
+def keys_with_names(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[Any]:
+    """Rows whose columns alone are called as people know their files."""
+    return [{with_names(key, names): value for key, value in row.items()} for row in rows]
 
 
 def _named(file_id: str, names: Mapping[str, str]) -> str:

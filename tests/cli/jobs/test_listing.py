@@ -384,3 +384,23 @@ def test_kinds_are_called_as_the_client_calls_them(ow: Ow, backend: Backend) -> 
     rows = {line.split()[0]: line for line in ow("ls").stdout.splitlines()}
     assert "  evaluate  " in rows["evaljob-1"] and "org/a and 2 more" in rows["evaljob-1"]
     assert "  own  " in rows["own-1"].replace("own     ", "own  "), "a kind of one's own"
+
+
+def test_compare_names_functions_as_their_files_are_called(ow: Ow, backend: Backend) -> None:
+    """Each value stands in the row of its function; two files of one name have their ids."""
+    first, second, other = (
+        backend.put_file(BytesIO(text), "custom_job_file", name).id
+        for text, name in ((b"x = 1", "r.py"), (b"x = 2", "r.py"), (b"x = 3", "o.py"))
+    )
+    for number, rewards in enumerate(({first: 1.0, other: 0.5}, {second: 0.25, other: 0.75})):
+        weights = {f"{file}:f": weight for file, weight in rewards.items()}
+        params = {"validated_params": {"loss": "grpo", "grpo_reward_function": weights}}
+        submit(backend, f"ftjob-{number}", type="fine-tuning", params=params)
+    lines = [line.split() for line in ow("compare", "ftjob-0", "ftjob-1").stdout.splitlines()]
+    of = {words[0].removeprefix("grpo_reward_function."): words[1:] for words in lines if words}
+    assert of["o.py:f"] == ["0.5", "0.75"]
+    ids = [file.partition(":")[2] for file in (first, second)]
+    assert of["r.py"] == [f"({ids[1]}):f", "-", "0.25"] or of["r.py"] == [f"({ids[0]}):f", "1", "-"]
+    assert sum(words[:1] == ["grpo_reward_function.r.py"] for words in lines) == 2
+    rows = json.loads(ow("compare", "ftjob-0", "ftjob-1", "--json").stdout)
+    assert rows[0][f"grpo_reward_function.{first}:f"] == 1.0, "programs get the ids"
