@@ -1,4 +1,4 @@
-"""A job that generates and logs nothing: a token every quarter of a second, or none ever."""
+"""A job that generates and logs nothing: a token every two thirds of a second, or none ever."""
 
 import sys
 import threading
@@ -33,7 +33,7 @@ class SlowEngine(GenerationEngine):
         """There are none."""
 
     def step(self):
-        time.sleep(0.25)
+        time.sleep(0.67)
         if sys.argv[1] == "hangs":
             return []
         self.given += 1

@@ -19,7 +19,7 @@ from openweights.worker import log_pump
 from tests.worker.harness import Jobs, WorkerThread
 
 InThread = Callable[..., WorkerThread]
-STALL_S, DOWNLOAD_STALL_S = 1.5, 1.0
+STALL_S, DOWNLOAD_STALL_S = 4.0, 1.0
 GENERATING = Path(__file__).with_name("generating.py").read_bytes()
 
 

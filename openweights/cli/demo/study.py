@@ -23,6 +23,7 @@ from openweights.cli.demo.evaluation import (
 )
 from openweights.client.local_worker import workers_beside
 from openweights.errors import ConfigurationError, PlatformError
+from openweights.events import TeacherGate
 from openweights.models.names import name_of_folder
 from openweights.needs import has_gpu
 
@@ -244,7 +245,7 @@ class Demo:
             model=self.model.name,
             plan=self.plan,
             rows=len(rows),
-            gate=gate_shares(jobs[-1][1].events(type="teacher_gate")[0].data),
+            gate=gate_shares(jobs[-1][1].events(type=TeacherGate.type)[0].data),
             base=answers,
             outcomes=outcomes,
         )
@@ -282,7 +283,7 @@ class Demo:
 
     def _tell_gate(self, job: Job) -> None:
         """Of SDFT, whether the demonstration in its conversation helps the base model."""
-        if events := job.events(type="teacher_gate"):
+        if events := job.events(type=TeacherGate.type):
             without, shown = gate_shares(events[0].data)
             self._say(f"  teacher gate: correct {without:.2f}, shown the demonstration {shown:.2f}")
 

@@ -320,7 +320,7 @@ class TrainingFields(BaseModel):
     seed: Whole = Field(default=3407, ge=0, lt=2**32)
     beta: Amount = Field(default=0.1, le=1000)
     max_grad_norm: Amount = Field(default=1.0, le=MOST)
-    memory_budget_gb: float | None = Field(default=None, ge=0.01, le=MOST_GB)
+    memory_budget_gb: float | None = Field(default=None, ge=0.001, le=MOST_GB)
     save_steps: Count = 5000
     save_minutes: float = Field(default=15.0, ge=1e-4, le=1_000_000)
     keep_checkpoints: int = Field(default=0, ge=0, le=MOST)
