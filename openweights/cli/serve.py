@@ -70,10 +70,10 @@ def _run(
     client = OpenWeights()
     client.jobs.queue()  # a store that cannot be opened is told of here, and not first on the page
     key = api_key or f"sk-ow-{secrets.token_urlsafe(24)}"
+    sessions = Sessions(client, key, lambda token: note(f"page: {address}/?token={token}"))
     note(f"{client.organization_id}: for OpenAI clients base_url={address}/v1")
     if not client.settings.is_remote:
         note(f"their api_key={key}" if api_key is None else "their api_key is the one you gave")
-    sessions = Sessions(client, key, lambda token: note(f"page: {address}/?token={token}"))
     app = create_app(sessions, hosts, f"openweights_{listener.getsockname()[1]}")
     config = uvicorn.Config(
         app,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -28,7 +29,22 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> None:
     Without JOBS, their ids are read from standard input: `ow ls -q --status pending | ow cancel`.
     """
     with open_store() as backend:
-        change_jobs(backend, jobs, lambda job: backend.cancel_job(job.id).status, as_json=as_json)
+        named = _last_first(backend, jobs or _ids_from_stdin())
+        change_jobs(backend, named, lambda job: backend.cancel_job(job.id).status, as_json=as_json)
+
+
+def _last_first(backend: Backend, named: Sequence[str]) -> list[str]:
+    """Jobs that were submitted last come first: one that waits for another is then canceled before
+    that one, and does not fail for it. What is no job comes at the end.
+    """
+
+    def age(text: str) -> float:
+        try:
+            return -find_job(backend, text).created_at.timestamp()
+        except (NotFoundError, InvalidInputError):
+            return math.inf
+
+    return sorted(named, key=age)
 
 
 @click.command()

@@ -30,7 +30,7 @@ _ORDER = [
         r"logprob_block/.*",
         r"teacher gate|everyday/.*",
         r"agreement|divergence|kl.*|teacher_drift|entropy|mean_token_accuracy",
-        r"agreement by place",
+        r"agreement by token",
         r"logps/.*|nll_loss|log_odds.*",
         r"reward.*|failed_fraction|frac_.*",
         r"comp.*length|.*_share|.*_ratio",
@@ -39,7 +39,7 @@ _ORDER = [
     )
 ]
 # Measures of one panel, which its name for the event's type says, with a line for each.
-_PANELS = {events.TeacherGate.type: "teacher gate", events.Agreement.type: "agreement by place"}
+_PANELS = {events.TeacherGate.type: "teacher gate", events.Agreement.type: "agreement by token"}
 _TOGETHER = re.compile(
     rf"({events.TeacherGate.type}(?=/(?:student|teacher|same_format)$)|{events.Agreement.type})/(.+)"
 )

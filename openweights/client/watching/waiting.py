@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from openweights.client.results import read_log_chunks
-from openweights.client.watching.attempts import begins_again
+from openweights.client.watching.attempts import begins_again, last_checkpoint
 from openweights.client.watching.estimates import Estimate
 from openweights.client.watching.notes import tell_last
 from openweights.client.watching.progress import (
@@ -271,6 +271,8 @@ def failure(ow: OpenWeights, job: JobRecord) -> JobFailedError:
     run = runs[-1]
     times = f" after {len(runs)} attempts" if len(runs) > 1 else ""
     message = f"job {job.id} failed{times}: {run.error or 'no reason was given'}"
+    if step := last_checkpoint(ow.backend, job.id):
+        message += f"\n`ow restart {job.id}` goes on from its checkpoint of step {step}"
     tail = "\n".join(f"    {line}" for line in _unsaid(_log_tail(ow, run), run.error or ""))
     return JobFailedError(f"{message}\nlast lines of its log:\n{tail}" if tail else message)
 

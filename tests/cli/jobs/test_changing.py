@@ -23,7 +23,7 @@ def jobs(backend: Backend) -> Backend:
 def test_cancel_says_for_each_job_how_it_went(ow: Ow, jobs: Backend) -> None:
     answer = ow("cancel", "ftjob-one", "ftjob-done", "ftjob-none", "ftjob-t")
     assert answer.exit_code == 1
-    assert answer.stdout.splitlines() == ["ftjob-one  canceled", "ftjob-two  canceled"]
+    assert sorted(answer.stdout.splitlines()) == ["ftjob-one  canceled", "ftjob-two  canceled"]
     completed, unknown = answer.stderr.splitlines()
     assert completed.startswith("ow: job ftjob-done ") and "completed" in completed
     assert unknown.startswith("ow: no job ftjob-none; did you mean ftjob-one")
@@ -38,6 +38,19 @@ def test_cancel_takes_ids_from_the_table_of_ls(ow: Ow, jobs: Backend) -> None:
     assert answer.exit_code == 0
     assert sorted(answer.stdout.split()[::2]) == ["ftjob-one", "ftjob-two"]
     assert ow("cancel", "ftjob-one").stdout == "ftjob-one  canceled\n"  # again: as it was
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["as made", "reversed"])
+def test_jobs_that_wait_for_one_another_are_canceled_and_none_fails(
+    ow: Ow, backend: Backend, order: slice
+) -> None:
+    submit(backend, "ftjob-a")
+    submit(backend, "ftjob-b", after=("ftjob-a",))
+    submit(backend, "ftjob-c", after=("ftjob-b",))
+    ids = ["ftjob-a", "ftjob-b", "ftjob-c"]
+    answer = ow("cancel", *ids[order])
+    assert answer.exit_code == 0 and answer.stderr == ""
+    assert {backend.get_job(id).status for id in ids} == {"canceled"}
 
 
 def test_results_as_json(ow: Ow, jobs: Backend) -> None:

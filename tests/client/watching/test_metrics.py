@@ -209,7 +209,7 @@ def test_what_is_drawn_what_is_looked_up_and_what_stands_still() -> None:
         "loss": ["train"],
         "teacher gate": ["student", "teacher", "begins and ends as teacher's"],
         "kl_to_base": ["everyday"],
-        "agreement by place": ["0", "1", "8-15"],
+        "agreement by token": ["0", "1", "8-15"],
         "learning_rate": ["train"],
     }
     assert list(found.more) == ["rollout_s"]

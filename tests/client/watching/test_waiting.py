@@ -31,6 +31,7 @@ from openweights import (
 from openweights.client import Job
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.waiting import patiently, state_of, wait_for
+from openweights.events import Checkpoint
 from openweights.types import Claim, EventDraft, EventRecord, JobSpec
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
@@ -162,6 +163,16 @@ def test_why_a_job_failed_is_said_once(ow: QuietClient, claim: Take, reason: str
         job.wait()
     told = f"job {job.id} failed: {reason}", "last lines of its log:", "    line 1", "    line 2"
     assert tuple(str(caught.value).splitlines()) == told
+
+
+def test_a_failure_says_from_where_a_restart_goes_on(ow: QuietClient, claim: Take) -> None:
+    job = Echo(ow).create(text="a")
+    run = claim().run
+    for step in (4, 8):
+        append(ow.backend, run.id, Checkpoint(step=step, file="file-1").data())
+    ow.backend.finish_run(run.id, run.attempt, "failed", error="exit code 137 (SIGKILL)")
+    with pytest.raises(JobFailedError, match=f"`ow restart {job.id}` goes on from .* of step 8$"):
+        job.wait()
 
 
 def test_canceling_by_the_beginning_of_an_id(ow: QuietClient) -> None:
