@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,17 +59,28 @@ def demo(fresh: bool, quick: bool, model: Path | None, data: Path | None, figure
         from openweights.models.smollm2 import get_model
 
         model = get_model(ow.settings.home / "models", say=click.echo)
-    study = study_module.Demo(
-        ow,
-        model.resolve(),
-        study_module.QUICK if quick else study_module.Plan(),
-        say=click.echo,
-        # On a terminal `job.wait` draws a bar.
-        follow=None if sys.stderr.isatty() else _print_progress,
-        data=data,
-        suffix=f"{datetime.now(UTC):%Y%m%d-%H%M%S}" if fresh else None,
-    ).run()
+    with _sigterm_as_ctrl_c():
+        study = study_module.Demo(
+            ow,
+            model.resolve(),
+            study_module.QUICK if quick else study_module.Plan(),
+            say=click.echo,
+            # On a terminal `job.wait` draws a bar.
+            follow=None if sys.stderr.isatty() else _print_progress,
+            data=data,
+            suffix=f"{datetime.now(UTC):%Y%m%d-%H%M%S}" if fresh else None,
+        ).run()
     _print_end(study, figure)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Generator[None]:
+    """What goes on behind a demo that is ended is said, whoever ends it."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_progress(plan: Plan, event: EventRecord) -> None:

@@ -119,7 +119,7 @@ def _of_last_run(ow: OpenWeights, job_id: str, progress: Progress) -> Progress:
 
 
 def note_on(job: JobRecord, progress: Progress, queue: str, again: str = "") -> str:
-    """What a pending job waits for; and until its steps tell, why it begins again if it does, and
+    """What a pending job waits for; and until its steps tell, why it begins again if it does, or
     how long all of it may take.
     """
     if job.status in ENDED:
@@ -127,7 +127,7 @@ def note_on(job: JobRecord, progress: Progress, queue: str, again: str = "") -> 
     notes = [queue if job.status == "pending" else ""]
     if not progress.seconds_per_step:
         expected = Estimate.of(job.params)
-        notes += [again, expected.time_words() if expected else ""]
+        notes.append(again or (expected.time_words() if expected else ""))
     return " · ".join(filter(None, notes))
 
 

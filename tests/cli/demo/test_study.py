@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +62,25 @@ def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
     # All that was found, to the last figure, without a run more.
     assert table_of(second) == table_of(first)
     assert len(OpenWeights().runs.list(limit=None)) == len(jobs)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_ended_says_what_goes_on(
+    tmp_path: Path, home: Path, signum: signal.Signals
+) -> None:
+    model = make_tiny_model(tmp_path / "tiny")
+    command = [sys.executable, "-m", "openweights.cli", "demo", "--quick", "--model", str(model)]
+    env = {**os.environ, "OPENWEIGHTS_HOME": str(home)}
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert any("The base model: job" in line for line in process.stdout)
+        process.send_signal(signum)
+        said = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert "run it again, and their jobs go on" in said and "Traceback" not in said
+    assert OpenWeights().backend.list_workers(statuses=["active"]) == []
 
 
 def table_of(output: str) -> str:

@@ -70,6 +70,8 @@ def test_who_waits_is_told_until_the_steps_tell(ow: QuietClient, claim: Take) ->
     assert note.startswith("behind ftjob-0 · about ") and note.endswith(
         f", reckoned from {earlier}"
     )
+    lost = "worker w is gone; attempt 2, from step 4"
+    assert note_on(job, Progress(), "", lost) == lost, "the whole is no measure of what is left"
     now = datetime.now(UTC)
     began, first = now - timedelta(seconds=5), now - timedelta(seconds=2)
     going = Progress(step=2, began_at=began, first_step=1, first_at=first, reached_at=now)
