@@ -265,7 +265,8 @@ def test_a_job_that_runs_and_one_that_waits(ow: Ow, backend: Backend) -> None:
     run = claim(backend, "ftjob-running").run
     started = {"type": "started", "max_steps": 32, "from_step": 0}
     began = datetime.now(UTC) - timedelta(seconds=24)
-    backend.append_events(run.id, [EventDraft("started", started, began)])
+    first_step = EventDraft("first", {"step": 1, "loss": 1.0}, began + timedelta(seconds=2))
+    backend.append_events(run.id, [EventDraft("started", started, began), first_step])
     log_events(backend, run.id, {"step": 12, "loss": 0.5})
     submit(backend, "ftjob-waiting", requires_vram_gb=24)
     first, second, third = ow("ls").stdout.splitlines()

@@ -176,7 +176,11 @@ def test_own_functions_that_take_too_long_fail(tmp_path: Path) -> None:
         ("def score(completions):\n    return [1, 2]", JobFailedError, "each of the 1 completions"),
         ("def score(completions):\n    return 5", JobFailedError, "must return a list .* not 5"),
         ("def score(completions):\n    pass", JobFailedError, "must return a list .* not None"),
-        ("def score(completions):\n    return ['x']", JobFailedError, "gave 'x'; give numbers"),
+        (
+            "def score(completions):\n    return ['x']",
+            JobFailedError,
+            "gave 'x', which is text; give",
+        ),
         ("import sys\nsys.exit(0)\ndef score(completions): ...", ConfigError, "SystemExit: 0"),
         ("import sys\ndef score(completions):\n    sys.exit(0)", JobFailedError, "line 3"),
         ("import sys\nasync def score(completions):\n    sys.exit()", JobFailedError, "was called"),

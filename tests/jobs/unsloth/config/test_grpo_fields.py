@@ -119,7 +119,7 @@ def test_gold_responses() -> None:
 @pytest.mark.parametrize(
     ("row", "reward", "words"),
     [
-        ({"text": "Once"}, "caps_spanish", "messages: is missing; this loss needs"),
+        ({"text": "Once"}, "caps_spanish", "messages: is missing; conversations are needed here"),
         ({"messages": [ANSWER]}, "caps_spanish", "the turn before the answer must be from the"),
         ({"messages": [USER]}, "rouge_l", "rouge_l compares with a gold response; add"),
         ({**ROW, "gold_response": "x"}, "rouge_l", "gold_response: is given, and the last mess"),
