@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openweights import OpenWeights, OpenWeightsError
+from openweights.cli.output import INTERRUPTED
 from openweights.models.names import full_name
 from openweights.models.smollm2 import HUB_ID, get_model
 
 LARGE = "Qwen/Qwen3-4B"
 LARGE_VRAM_GB = 40
-
-INTERRUPTED = 130  # the exit status of a command that Ctrl-C has ended
 
 # What scripts leave behind, in the folder where they run; git ignores it.
 RESULTS = Path("results")

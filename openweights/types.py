@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 JobStatus = Literal["pending", "in_progress", "completed", "failed", "canceled"]
 RunStatus = Literal["in_progress", "completed", "failed", "canceled"]
@@ -109,6 +109,12 @@ class JobSpec:
     stall_timeout_s: float | None = None
     retry: Retry | None = None
     max_usd_per_hour: float | None = None
+
+    @property
+    def validated_params(self) -> Mapping[str, Any]:
+        """The job's own parameters, without what the platform keeps beside them."""
+        found = self.params.get("validated_params")
+        return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
     @property
     def is_question(self) -> bool:

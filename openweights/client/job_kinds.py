@@ -506,7 +506,7 @@ def kind_word(job: JobRecord) -> str:
     """What a job is, in a word: the loss that it trains with, or what `ow.<word>.create` makes; for
     a kind of one's own the prefix of its ids.
     """
-    params: dict[str, Any] = job.params.get("validated_params") or {}
+    params = job.validated_params
     if isinstance(loss := params.get("loss"), str) and job.type != "custom":
         return loss
     return kind_name(job.id) or (job.id.partition("-")[0] if job.type == "custom" else job.type)

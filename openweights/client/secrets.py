@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from openweights.credentials import hand_over
 from openweights.errors import (
@@ -107,7 +107,7 @@ class SecretCollection:
 
 def without_keys(job: JobRecord) -> JobRecord:
     """The job as people and programs may be shown it: the key of a deployed model is hidden."""
-    params: Mapping[str, Any] = job.params.get("validated_params") or {}
+    params = job.validated_params
     if not params.get(_KEY):
         return job
     hidden = {**params, _KEY: "(hidden)"}

@@ -170,7 +170,7 @@ def _of_results(backend: Backend, job: JobRecord) -> dict[str, _Sheet]:
     """What the last run of an evaluation, or of an inference, has written."""
     runs = backend.list_runs(job_id=job.id, limit=1)
     files = result_files(backend.list_events(run_id=runs[-1].id)) if runs else []
-    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    params = job.validated_params
     samples, suite = params.get("samples"), asked_suite(job)
     found: dict[str, _Sheet] = {}
     placed: list[tuple[int, str, str]] = []
@@ -192,7 +192,7 @@ def asked_suite(job: JobRecord) -> dict[str, bool]:
     """The evaluations that the job was asked, in order, and of each whether it checks answers to be
     right, rather than to score them.
     """
-    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    params = job.validated_params
     suite: object = params.get("suite")
     names = [str(name) for name in cast("list[object]", suite if isinstance(suite, list) else [])]
     return {name.rpartition(":")[2]: name in BENCHMARKS for name in names}

@@ -102,7 +102,7 @@ def kind_named(ow: OpenWeights, name: str) -> Jobs:
 
 def described_params(ow: OpenWeights, job: JobRecord, kind: str | None) -> list[dict[str, Any]]:
     """`{name, value, default, differs}` of each parameter; those that differ first."""
-    values = dict(cast("Mapping[str, Any]", job.params.get("validated_params") or {}))
+    values = dict(job.validated_params)
     defaults = field_defaults(kind_named(ow, kind).params) if kind else {}
     name, usual = values.get(_NAME), defaults.get(_NAME)
     if isinstance(name, str) and isinstance(usual, str):
@@ -186,9 +186,7 @@ def _changed_controls(job: JobRecord, kind: Jobs) -> dict[str, Any]:
 
 def _usual_vram_gb(job: JobRecord, kind: Jobs) -> int | None:
     try:
-        return (
-            kind.vram_gb(kind.params.model_validate(job.params.get("validated_params") or {})) or 0
-        )
+        return kind.vram_gb(kind.params.model_validate(job.validated_params)) or 0
     except (ValidationError, OpenWeightsError):
         return None
 

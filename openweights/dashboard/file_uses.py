@@ -5,18 +5,17 @@ apart from what is measured on, and from prompts.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from openweights.backends.base import Backend
 from openweights.client.datasets import CHECKED_PURPOSES
 from openweights.client.job_kinds import MOUNT_PURPOSE
+from openweights.client.watching.file_names import FILE_ID
 from openweights.errors import InvalidInputError
 from openweights.types import FileRecord, JobRecord
 
-_FILE = re.compile(r"\b[a-z_]+:file-[0-9a-f]+")
 # As what a parameter reads its files.
 _USES = {
     "training_file": "training",
@@ -64,9 +63,9 @@ def uses(jobs: Iterable[JobRecord]) -> dict[str, dict[str, int]]:
     """Of each file that parameters name how many jobs read it as what."""
     found: dict[str, Counter[str]] = {}
     for job in jobs:
-        params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+        params = job.validated_params
         for name, use in _USES.items():
-            for file in set(_FILE.findall(json.dumps(params.get(name), default=str))):
+            for file in set(FILE_ID.findall(json.dumps(params.get(name), default=str))):
                 found.setdefault(file, Counter())[use] += 1
     return {file: dict(counts) for file, counts in found.items()}
 

@@ -199,7 +199,7 @@ def _has_tag(meta: Mapping[str, Any], tag: str) -> bool:
 
 def _row(job: JobRecord) -> dict[str, Any]:
     job = without_keys(job)
-    params = cast("dict[str, Any]", job.params.get("validated_params") or {})
+    params = job.validated_params
     meta, models = params.get("meta"), models_of(job)
     row: dict[str, Any] = {
         "id": job.id,

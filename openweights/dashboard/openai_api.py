@@ -242,7 +242,7 @@ def _job_record(request: Request) -> JobRecord:
 
 
 def _job_object(client: OpenWeights, job: JobRecord) -> dict[str, Any]:
-    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    params = job.validated_params
     runs = client.backend.list_runs(job_id=job.id, limit=1)
     ended = runs[-1].ended_at if runs and job.status in ENDED else None
     error = why_failed(job, runs[-1].error if runs else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, cast
 
 from openweights.backends.base import Backend
@@ -52,7 +52,7 @@ def _is_evaluation(job: JobRecord) -> bool:
 
 def models_of(job: JobRecord) -> list[str]:
     """Those that a job asks, or its one model."""
-    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    params = job.validated_params
     models: object = params.get("models")
     asked = cast("list[object]", models) if isinstance(models, list) else []
     return [str(model) for model in asked] or ([job.model] if job.model else [])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from openweights import progress
 from openweights.backends.base import Backend
@@ -215,7 +215,7 @@ class _Execution:
         cause = cause_of(verdict.exit_code, self._log.last_lines(), oom_kills=killed)
         if cause != "oom":
             return replace(verdict, cause=cause)
-        params: Mapping[str, Any] = self._job.params.get("validated_params") or {}
+        params = self._job.validated_params
         reason = f"out of memory: {advice(params)} ({verdict.reason})"
         return replace(verdict, cause=cause, reason=shorten(reason))
 

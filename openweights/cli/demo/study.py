@@ -228,8 +228,10 @@ class Demo:
 
     def _run(self) -> Study:
         # All before anything is waited for, in the order in which it is told of.
-        base = self._evaluate(self.model)
-        jobs = [(m, job, self._evaluate(job.id)) for m, job in map(self._train, methods(self.plan))]
+        orders = self._stored_orders()
+        base = self._evaluate(name_of_folder(self.model), orders)
+        trained = map(self._train, methods(self.plan))
+        jobs = [(method, job, self._evaluate(job.id, orders)) for method, job in trained]
         self._await("The base model", base, f"{self.plan.test_rows} held-out orders")
         answers = self._answers(base)
         self._say(f"  {_scored(score(answers))}")
@@ -260,14 +262,18 @@ class Demo:
             suffix=self._suffix,
         )
 
-    def _evaluate(self, model: Path | str) -> Job:
-        """Ask the base, or what a job is to make of it, for the held-out orders."""
+    def _stored_orders(self) -> str:
+        """The id of the file of the held-out orders."""
         lines = (self._data / "test.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines[: self.plan.test_rows]]
+        return str(self.ow.files.create(rows, "conversations", name="test.jsonl")["id"])
+
+    def _evaluate(self, model: str, orders: str) -> Job:
+        """Ask the base, or what a job is to make of it, for the held-out orders."""
         return self.ow.evaluate.create(
-            models=[name_of_folder(model) if isinstance(model, Path) else model],
+            models=[model],
             suite=[EXACT],
-            prompts=str(self.ow.files.create(rows, "conversations", name="test.jsonl")["id"]),
+            prompts=orders,
             max_tokens=self.plan.max_new_tokens,
             requires_vram_gb=0,
             job_id_suffix=self._suffix,

@@ -117,12 +117,6 @@ def _count(jobs: Sequence[JobRecord]) -> int:
     return sum(is_of_sample(job) and job.status not in ENDED for job in jobs)
 
 
-def validated_params(job: JobRecord) -> Mapping[str, Any]:
-    """The job's own parameters, without what the platform keeps beside them."""
-    params = job.params.get("validated_params")
-    return cast("Mapping[str, Any]", params) if isinstance(params, Mapping) else {}
-
-
 def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
     """Last `step` and leading measures of the job's last run, and why it failed if it did; of an
     evaluation that asks one model one thing its score.
@@ -141,7 +135,7 @@ def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
 
 
 def _has_one_score(job: JobRecord) -> bool:
-    asked = (validated_params(job).get(name) for name in ("models", "suite"))
+    asked = (job.validated_params.get(name) for name in ("models", "suite"))
     return all(isinstance(names, list) and len(cast("list[object]", names)) == 1 for names in asked)
 
 
@@ -187,7 +181,7 @@ def _row(
 
 def model_name(job: JobRecord) -> str:
     """Of a folder only its name: the path says nothing in a table."""
-    model = _models_asked(job.model, validated_params(job))
+    model = _models_asked(job.model, job.validated_params)
     return model.rstrip("/").rpartition("/")[2] if model.startswith("/") else model
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from openweights.cli.jobs.ls import validated_params
 from openweights.cli.output import (
     age,
     json_option,
@@ -65,7 +64,7 @@ def show(job: str, as_json: bool) -> None:
         files = result_files(events)
         is_over = record.status in ENDED
         state = "" if is_over else state_of(backend, record, is_remote=is_remote())
-        names = file_names(backend, validated_params(record))
+        names = file_names(backend, record.validated_params)
     if as_json:
         print_json(plain(record) | {"runs": runs, "last": last, "files": files})
         return
@@ -124,7 +123,7 @@ def _place(job: JobRecord) -> dict[str, object]:
 
 def _print_params(job: JobRecord, names: Mapping[str, str]) -> None:
     """Those that differ from their defaults, and what the job's folder gets."""
-    params, defaults = validated_params(job), default_params(job)
+    params, defaults = job.validated_params, default_params(job)
     usual = [name for name in params if name in defaults and params[name] == defaults[name]]
     # Loss and model were said above, and a name with the job's id was made for it.
     usual = [name for name in usual if name not in _ALWAYS_SHOWN]

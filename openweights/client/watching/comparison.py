@@ -28,7 +28,7 @@ _SHORT = 24  # characters: as numbers and names, not files and templates
 
 def parameters(job: JobRecord) -> Params:
     """The job's parameters by dotted names, such as `meta.rate`."""
-    return dict(_flat(without_keys(job).params.get("validated_params") or {}, ""))
+    return dict(_flat(without_keys(job).validated_params, ""))
 
 
 def _flat(value: Mapping[str, Any], at: str) -> Iterable[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from openweights.errors import NotFoundError
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
-_FILE = re.compile(r"\b[a-z_]+:file-[0-9a-f]+")
+FILE_ID = re.compile(r"\b[a-z_]+:file-[0-9a-f]+")
 _SCRIPT = "custom_job_file:"
 
 
@@ -22,7 +22,7 @@ def file_names(backend: Backend, value: object) -> dict[str, str]:
     store has them. Scripts of one name have their ids, too: they are not the same.
     """
     names: dict[str, str] = {}
-    for file_id in _FILE.findall(json.dumps(value, default=str)):
+    for file_id in FILE_ID.findall(json.dumps(value, default=str)):
         try:
             name = backend.get_file(file_id).filename
         except NotFoundError:
@@ -42,7 +42,7 @@ def with_names(value: object, names: Mapping[str, str]) -> Any:
     `short.py:score` for a function in a script.
     """
     if isinstance(value, str):
-        return _FILE.sub(lambda found: _named(found[0], names), value)
+        return FILE_ID.sub(lambda found: _named(found[0], names), value)
     if isinstance(value, Mapping):
         given = cast("Mapping[str, object]", value)
         return {with_names(key, names): with_names(one, names) for key, one in given.items()}

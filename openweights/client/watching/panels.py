@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from openweights import events
 from openweights.client.watching.meaning import plain_name
@@ -96,8 +95,7 @@ class Layout:
 
 def shares_loss(job: JobRecord) -> bool:
     """Whether a job's test set is measured by the loss that it trains: SDFT's has no teacher."""
-    params: dict[str, Any] = job.params.get("validated_params") or {}
-    return params.get("loss") != "sdft"
+    return job.validated_params.get("loss") != "sdft"
 
 
 def layout(curves: Curves, *, shares_loss: bool = True) -> Layout:

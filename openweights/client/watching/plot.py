@@ -82,7 +82,7 @@ def plot_title(jobs: Sequence[JobRecord]) -> str:
 
 
 def _words(job: JobRecord) -> list[str]:
-    params: dict[str, Any] = job.params.get("validated_params") or {}
+    params = job.validated_params
     rate = params.get("learning_rate")
     words = [Path(job.model or "").name, str(params.get("loss") or "")]
     if rate:

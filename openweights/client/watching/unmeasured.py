@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 from openweights.client.watching.meaning import plain_name
 from openweights.client.watching.panels import measure_rank
@@ -96,7 +95,7 @@ def asked_for_elsewhere(
 
 
 def _reason(job: JobRecord, name: str, losses: Collection[str]) -> tuple[str | None, str]:
-    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
+    params = job.validated_params
     fields = next((own for pattern, own in _ASKED_BY if pattern.fullmatch(name)), ())
     is_asked = any(params.get(field) for field in fields)
     if fields and not is_asked:
@@ -107,5 +106,4 @@ def _reason(job: JobRecord, name: str, losses: Collection[str]) -> tuple[str | N
 
 
 def _loss(job: JobRecord) -> str:
-    params = cast("Mapping[str, Any]", job.params.get("validated_params") or {})
-    return str(params.get("loss"))
+    return str(job.validated_params.get("loss"))

@@ -92,11 +92,6 @@ def reader_of(
             return sft_reader(config, tokenizer, ends)
 
 
-def _sampled_tokens(config: TrainingFields, ref: DatasetRef) -> int:
-    assert isinstance(ref.key, int) and config.sampling_callbacks is not None
-    return config.sampling_callbacks[ref.key].max_tokens
-
-
 def sft_reader(
     config: TrainingFields, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str]
 ) -> Reader[Encoded]:
