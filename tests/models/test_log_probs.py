@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 def plain(model: Any, ids: list[int]) -> list[float]:
     """Log-probabilities of all tokens but the first, from a plain forward in float64."""
     exact = copy.deepcopy(model).double().eval()
-    logits = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
+    logits = exact(torch.tensor([ids], device=model.device)).logits[0].log_softmax(-1)
     return [float(logits[t - 1, ids[t]]) for t in range(1, len(ids))]
 
 
@@ -84,8 +85,9 @@ def test_chunks_change_neither_values_nor_gradients(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _ = loaded
-    ids = torch.tensor([list(range(40, 72)), list(range(60, 92))])
-    scored = torch.rand(2, 32, generator=torch.Generator().manual_seed(0)) < 0.6
+    ids = torch.tensor([list(range(40, 72)), list(range(60, 92))], device=model.device)
+    drawn = torch.rand(2, 32, generator=torch.Generator().manual_seed(0))
+    scored = drawn.to(model.device) < 0.6
 
     def run(chunk: int, at: torch.Tensor = scored) -> list[torch.Tensor]:
         monkeypatch.setattr(logprobs, "CHUNK_TOKENS", chunk)
@@ -133,11 +135,13 @@ def test_scores_of_a_frozen_head(bias: bool, scale: float, softcap: float | None
 
 def test_sums_by_row(loaded: tuple[Any, Any]) -> None:
     model, _ = loaded
-    ids = torch.tensor([ROWS[0], [9, 8, 3, 3, 3]])
-    batch = {"input_ids": ids, "attention_mask": torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])}
-    labels = torch.tensor([[-100, -100, 7, 30, 31], [-100] * 5])
+    batch = {
+        "input_ids": torch.tensor([ROWS[0], [9, 8, 3, 3, 3]], device=model.device),
+        "attention_mask": torch.tensor([[1] * 5, [1, 1, 0, 0, 0]], device=model.device),
+        "labels": torch.tensor([[-100, -100, 7, 30, 31], [-100] * 5], device=model.device),
+    }
     with torch.no_grad():
-        sums, tokens = answer_log_probs(model.eval(), {**batch, "labels": labels})
+        sums, tokens = answer_log_probs(model.eval(), batch)
     assert tokens.tolist() == [3, 0] and float(sums[1]) == 0
     assert_sums_equal(sums[0], sum(plain(model, ROWS[0])[1:]), terms_of(model, 5))
 
@@ -269,8 +273,17 @@ def test_logits_of_a_head_in_bfloat16_are_sums_in_float32() -> None:
         assert_sums_equal(narrow, exact.float(), 64 + 1, size=size)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_scores_do_not_depend_on_how_many_rows_are_scored_at_a_time() -> None:
-    """A vocabulary of which a few rows at a time fit into a cache."""
+    """A vocabulary of which a few rows at a time fit into the caches of two cores."""
     draw = torch.Generator().manual_seed(0)
     size = 2**19
     head = Head(torch.randn(size, 2, generator=draw))

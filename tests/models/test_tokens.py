@@ -53,7 +53,7 @@ def test_a_pad_token_is_one_that_ends_nothing_and_has_weights(tiny: Path, pad: s
     batch = Collator(int(tokenizer.pad_token_id))(rows)  # type: ignore[arg-type]
     assert batch["labels"].eq(int(tokenizer.eos_token_id)).sum(-1).tolist() == [1, 1]  # type: ignore[arg-type]
     assert not batch["labels"].eq(int(tokenizer.pad_token_id)).any()  # type: ignore[arg-type]
-    assert model(batch["input_ids"]).logits.isfinite().all()
+    assert model(batch["input_ids"].to(model.device)).logits.isfinite().all()
 
 
 def test_a_vocabulary_without_any_pad_pads_with_the_end(tiny: Path) -> None:
@@ -78,14 +78,16 @@ def test_tokens_beyond_the_embedding_matrix(tiny: Path, caplog: pytest.LogCaptur
     tokenizer.save_pretrained(tiny)
     model, tokenizer = load_trained(str(tiny))
     assert "the model's weights lack 1 tokens of its tokenizer" in caplog.text
-    assert model(torch.tensor([[5, 6]])).logits.isfinite().all(), "other rows are no matter"
+    assert model(torch.tensor([[5, 6]], device=model.device)).logits.isfinite().all(), (
+        "other rows are no matter"
+    )
     beyond = "tokenizer writes '{}' with the id 284, and the model's weights have 284 tokens"
     with pytest.raises(DatasetError, match="training_file:1: the " + beyond.format("answer")):
         sft_examples(training_config(GOOD), tokenizer, [TALK])
     with pytest.raises(ValueError, match=beyond.format("answer")):
         prompt_token_ids(tokenizer, TALK["messages"][1:])
     with pytest.raises(ConfigError, match=beyond.format("answer")):
-        model(torch.tensor([[5, 284]]))
+        model(torch.tensor([[5, 284]], device=model.device))
     # Before a job is paid for it is known, too, where the model is on this machine.
     at_hand = tokenizer_at_hand(str(tiny))
     config = training_config(GOOD)

@@ -161,8 +161,27 @@ def test_four_bit_bases(compute_dtype: torch.dtype) -> None:
     pytest.importorskip("bitsandbytes")
     model = make_model(LlamaConfig, EVERYWHERE)
     pack(model.get_base_model(), compute_dtype)
-    engine = CudaGraphEngine(model, None, rows=4, page_size=4)
-    assert completed(engine) == generated(model)
+    found = completed(CudaGraphEngine(model, None, rows=4, page_size=4))
+    exact = make_model(LlamaConfig, EVERYWHERE)
+    pack(exact.get_base_model(), torch.float32)
+    for prompt, own, other in zip(PROMPTS, found, generated(model), strict=True):
+        if own != other:
+            assert compute_dtype != torch.float32, "no rounding to speak of"
+            assert is_tie(model, exact, prompt, own, other)
+
+
+@torch.no_grad()
+def is_tie(model: Any, exact: Any, prompt: list[int], own: list[int], other: list[int]) -> bool:
+    """Whether the tokens differ by less than the errors of two computations in bfloat16.
+
+    Args:
+        exact: The same weights in float32, which say how far `generate` itself is off.
+    """
+    at = next(i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+    ids = torch.tensor([prompt + own[:at]], device=model.device)
+    rounded, logits = (m(ids).logits[0, -1].double() for m in (model, exact))
+    error = max(float((rounded - logits).abs().max()), 2**-8 * float(logits.abs().max()))
+    return abs(float(logits[own[at]] - logits[other[at]])) <= 3 * error
 
 
 def pack(base: Any, compute_dtype: torch.dtype) -> None:

@@ -26,6 +26,7 @@ from tests.generation.cuda.test_decoder import (
     EVERYWHERE,
     PROMPTS,
     completed,
+    is_tie,
     make_model,
     pack,
 )
@@ -279,17 +280,7 @@ def check_greedy(model: Any, exact: Any) -> None:
     ):
         if own != other:
             assert exact is not None, "no rounding to speak of"
-            assert _is_tie(model, exact, prompt, own, other)
-
-
-@torch.no_grad()
-def _is_tie(model: Any, exact: Any, prompt: list[int], own: list[int], other: list[int]) -> bool:
-    """Whether the tokens differ by less than the errors of two computations in bfloat16."""
-    at = next(i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
-    ids = torch.tensor([prompt + own[:at]], device="cuda")
-    rounded, logits = (m(ids).logits[0, -1].double() for m in (model, exact))
-    error = max(float((rounded - logits).abs().max()), 2**-8 * float(logits.abs().max()))
-    return abs(float(logits[own[at]] - logits[other[at]])) <= 3 * error
+            assert is_tie(model, exact, prompt, own, other)
 
 
 def test_log_probabilities_of_fp8_are_near() -> None:
