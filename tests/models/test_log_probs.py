@@ -286,8 +286,8 @@ def test_scores_do_not_depend_on_how_many_rows_are_scored_at_a_time() -> None:
     """A vocabulary of which a few rows at a time fit into the caches of two cores."""
     draw = torch.Generator().manual_seed(0)
     size = 2**19
-    head = Head(torch.randn(size, 2, generator=draw))
-    hidden = torch.randn(13, 2, generator=draw)
+    head = Head(torch.randn(size, 2, generator=draw, dtype=torch.float64))
+    hidden = torch.randn(13, 2, generator=draw, dtype=torch.float64)
     targets = torch.randint(size, (13,), generator=draw)
     assert len([*row_groups(head.logits(hidden))]) > 1
     scores = linear_scores(hidden, head, targets, chunk_tokens=100)
@@ -296,4 +296,4 @@ def test_scores_do_not_depend_on_how_many_rows_are_scored_at_a_time() -> None:
         for i in range(len(hidden))
     ]
     for found, expected in zip(scores, zip(*one_by_one, strict=True), strict=True):
-        assert torch.equal(found, torch.cat(expected))
+        assert_equal_in_float64(found, torch.cat(expected))
