@@ -53,6 +53,7 @@ BLOCKS = [
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     tiny = make_tiny_model(tmp_path_factory.mktemp("tiny"))
     model, tokenizer = load_model(training_config({**GOOD, "model": str(tiny)}))
+    model.float()  # on a GPU it is loaded in half precision
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
