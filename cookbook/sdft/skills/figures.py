@@ -14,8 +14,17 @@ from cookbook.sdft.skills.results import LABELS, Point, Run, difference, estimat
 from openweights.jobs.evaluate.intervals import Estimate
 
 # Okabe and Ito's colours, which are told apart by nearly everybody.
-_HUES = ("#7f7f7f", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#f0e442", "#e69f00", "#56b4e9")
-COLORS = dict(zip(LABELS, _HUES, strict=True))
+COLORS = {
+    "base": "#7f7f7f",
+    "sft": "#d55e00",
+    "sdft_forward": "#0072b2",
+    "sdft_reverse": "#009e73",
+    "sdft_frozen": "#cc79a7",
+    "sdft_skip": "#000000",
+    "sdft_template": "#f0e442",
+    "grpo": "#e69f00",
+    "sft_grpo": "#56b4e9",
+}
 STYLES = ("-", "--", "-.", ":")  # by the rate, where several of a method went on
 KEPT_MARGIN = 0.08  # about what 164 problems cannot tell apart: less must not fill a figure
 

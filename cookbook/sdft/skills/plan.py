@@ -15,13 +15,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "sdft_forward": {"loss": "sdft", "sdft_divergence": "forward_kl"},
     "sdft_reverse": {"loss": "sdft", "sdft_divergence": "reverse_kl"},
     "sdft_frozen": {"loss": "sdft", "sdft_divergence": "forward_kl", "sdft_ema_alpha": 0.0},
+    "sdft_skip": {"loss": "sdft", "sdft_divergence": "forward_kl", "sdft_skip_tokens": 3},
     "sdft_template": {"loss": "sdft", "sdft_demo_placement": "template"},
     "grpo": {"loss": "grpo"},
     "sft_grpo": {"loss": "grpo"},
 }
 GOES_ON = "sft_grpo"  # from what SFT at the lowest rate has made
 LONGEST_FIRST = (
-    *("sdft_forward", "sdft_reverse", "sdft_frozen", "sdft_template", "grpo", "sft"),
+    *("sdft_forward", "sdft_reverse", "sdft_frozen", "sdft_skip", "sdft_template", "grpo", "sft"),
     GOES_ON,  # after the SFT that it goes on from
 )
 

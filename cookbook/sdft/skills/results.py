@@ -21,6 +21,7 @@ LABELS = {
     "sdft_forward": "SDFT, forward KL",
     "sdft_reverse": "SDFT, reverse KL",
     "sdft_frozen": "SDFT, frozen teacher",
+    "sdft_skip": "SDFT, three tokens skipped",
     "sdft_template": "SDFT, in the template",
     "grpo": "GRPO",
     "sft_grpo": "SFT, then GRPO",
