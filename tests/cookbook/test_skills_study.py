@@ -267,19 +267,21 @@ def test_the_documents_say_what_was_measured() -> None:
     runs = [Run.of(run) for run in data["runs"]]
     runs = study.measured(runs)
     points = frontier_points(runs, "tool_use")
-    methods = ("base", "sft", "sdft_forward", "sdft_reverse", "sdft_frozen")
-    first = [p for p in points if p.method in methods]
-    assert len(first) == 11 and all(len(point.skill) == 3 for point in first[1:])
+    first = [p for p in points if p.method not in ("grpo", "sft_grpo")]
+    assert len(first) == 13 and all(len(point.skill) == 3 for point in first[1:])
     for point in first:
         rate = exact(point.rate) if point.rate else ""
         skill, kept = f"{fmean(point.skill):.2f}", f"{fmean(point.kept):.2f}"
         row = rf"\| {LABELS[point.method]} \| {rate} ?\| {skill} \[.*\] \| {kept} \["
         assert re.search(row, text), (point.method, point.rate)
     [grpo] = [point for point in points if point.method == "grpo"]
-    shares = (", ".join(f"{share:.2f}" for share in own) for own in (grpo.skill, grpo.kept))
-    assert " | ".join(shares) in text
-    taught = itertools.product(("sft", "sdft_forward"), (2e-5, 5e-5), (1, 2, 3))
-    for method, rate, stage in taught:
+    assert len(grpo.skill) == 6 and min(grpo.skill) >= 0.6, "each seed learns it"
+    assert re.search(
+        rf"\| 5e-5 \| {fmean(grpo.skill):.2f} \[.*\] \| {fmean(grpo.kept):.2f} \[", text
+    )
+    sequences = [("sft", 2e-5), ("sft", 5e-5), ("sdft_forward", 2e-5), ("sdft_forward", 5e-5)]
+    taught = itertools.product([*sequences, ("sdft_reverse", 2e-5)], (1, 2, 3))
+    for (method, rate), stage in taught:
         own = [run for run in runs if (run.method, run.rate, run.stage) == (method, rate, stage)]
         names = ("tool_use", "arithmetic", "orders", "humaneval")
         means = [f"{fmean(run.score(name) for run in own):.2f}" for name in names]
@@ -287,6 +289,18 @@ def test_the_documents_say_what_was_measured() -> None:
         kl = f"{fmean(run.kl for run in own):.3f}"
         assert re.search(rf"{cells}[^|]* \| {kl} \|", text), (method, rate, stage)
         assert len(own) == 3
+    for point in frontier_points([Run.of(run) for run in data["of_150_steps"]], "tool_use"):
+        cells = [LABELS[point.method], exact(point.rate)]
+        cells += [rf"{fmean(own):.2f} \[.*\]" for own in (point.skill, point.kept)]
+        assert re.search(
+            r"\| ".join(f"{cell} " for cell in [*cells, f"{fmean(point.kl):.3f}"]), text
+        )
+    again = frontier_points([Run.of(run) for run in data["grid_in_one_piece"]], "tool_use")
+    for point in again:
+        [before] = [p for p in first if (p.method, p.rate) == (point.method, point.rate)]
+        assert abs(fmean(point.skill) - fmean(before.skill)) < 0.015
+        assert abs(fmean(point.kept) - fmean(before.kept)) < 0.025
+    assert len(again) == 8
     assert all(len(run.rows("tool_use")) == 300 for run in runs)
     assert all(len(run.rows("humaneval")) == 164 for run in runs)
 

@@ -25,6 +25,7 @@ COLORS = {
     "grpo": "#e69f00",
     "sft_grpo": "#56b4e9",
 }
+ABOVE = ("sft", "sdft_forward", "grpo", "sft_grpo")  # their rates are written; others' below
 STYLES = ("-", "--", "-.", ":")  # by the rate, where several of a method went on
 KEPT_MARGIN = 0.08  # about what 164 problems cannot tell apart: less must not fill a figure
 
@@ -80,7 +81,12 @@ def _draw_points(axes: Any, points: Sequence[Point], name: str) -> None:
         if point.rate and name == "kl":  # by HumanEval points stand too near one another
             place = (fmean(across), fmean(up))
             axes.annotate(
-                exact(point.rate), place, xytext=(4, 4), textcoords="offset points", fontsize=7
+                exact(point.rate),
+                place,
+                xytext=(4, 4 if method in ABOVE else -10),
+                textcoords="offset points",
+                fontsize=7,
+                color=COLORS[method],
             )
 
 

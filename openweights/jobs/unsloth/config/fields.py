@@ -242,7 +242,8 @@ class TrainingFields(BaseModel):
         sdft_temperature, sdft_top_p: How the student's completions are drawn.
         sdft_divergence: KL(student || teacher), KL(teacher || student), or Jensen-Shannon.
             Measured: level where both have learned; "forward_kl" learns in fewer steps.
-        sdft_skip_tokens: First tokens of a completion that are left out of the loss; not measured.
+        sdft_skip_tokens: First tokens of a completion that are left out of the loss: 3 in the
+            paper's code, which of a format of 0.59 taught 0.11.
         sdft_top_k: Compare on the student's so many likeliest words and the rest as one more; None
             for the whole vocabulary.
         sdft_rollout_engine: Draws the completions; "auto" takes the fastest that can.
