@@ -48,15 +48,15 @@ class Scale:
     model: str
     skills: Sequence[str] = SKILLS
     methods: Sequence[str] = ("grpo", "sft", "sdft_forward", "sdft_reverse", "sdft_frozen")
-    rates: Sequence[float] = (3e-6, 1e-5, 3e-5, 1e-4)
+    rates: Sequence[float] = (1e-5, 2e-5, 5e-5, 1e-4)
     rates_of: Mapping[str, Sequence[float]] = field(
         default_factory=lambda: {"grpo": (5e-5,), "sft_grpo": (5e-5,)}
     )
     later_rates: Sequence[float] | None = None
     seeds: Sequence[int] = (1, 2, 3)
-    steps: int = 100
+    steps: int = 50
     step_rows: int = 16
-    grpo_steps: int = 150
+    grpo_steps: int = 200
     grpo_rows: int = 32
     rank: int = 32
     gate_rows: int = 16
