@@ -269,8 +269,10 @@ class OpenWeights:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: No job has measured anything, or not what was asked for.
         """
-        from openweights.client.watching.comparison import curve_panels, line_names
+        from openweights.client.watching.comparison import curve_panels, line_names, readable
+        from openweights.client.watching.file_names import short_file_names
         from openweights.client.watching.metrics import series
+        from openweights.client.watching.model_names import model_names
         from openweights.client.watching.plot import draw_panels, plot_title
         from openweights.client.watching.unmeasured import merged, unmeasured
 
@@ -282,12 +284,15 @@ class OpenWeights:
         if band is not None:
             check_text("band", band, _NAMED)
         tables = [job.metric_rows() for job in found]
-        panels = curve_panels(records, tables, x=x, y=measures, group_by=parameters, band=band)
-        called = line_names(records, parameters, band)
+        models = model_names(self.backend, (record.model or "" for record in records))
+        files = short_file_names(self.backend, [record.validated_params for record in records])
+        told = readable(records, {**models, **files})
+        panels = curve_panels(told, tables, x=x, y=measures, group_by=parameters, band=band)
+        called = line_names(told, parameters, band)
         missing = unmeasured(records, [series(table) for table in tables], panels)
         target = None if path is None else as_path("path", path)
         notes = [one.words(called) for one in merged(missing)]
-        return draw_panels(panels, title=plot_title(records), x=x, path=target, notes=notes)
+        return draw_panels(panels, title=plot_title(records, models), x=x, path=target, notes=notes)
 
     def _found(self, jobs: Sequence[Job | str] | Job | str) -> list[Job]:
         given = [jobs] if isinstance(jobs, Job | str) else jobs

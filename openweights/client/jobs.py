@@ -267,6 +267,7 @@ class Job:
             ConfigurationError: matplotlib is not installed.
             InvalidInputError: The job has logged no metrics, or the ending is no format.
         """
+        from openweights.client.watching.model_names import model_names
         from openweights.client.watching.panels import metric_panels, shares_loss
         from openweights.client.watching.plot import draw_panels, plot_title
 
@@ -275,7 +276,8 @@ class Job:
             raise InvalidInputError(f"job {self.id} has logged no metrics to plot")
         panels = metric_panels(rows, shares_loss=shares_loss(self.record))
         target = None if path is None else as_path("path", path)
-        title = plot_title([self.record])
+        names = model_names(self._ow.backend, [self.record.model or ""])
+        title = plot_title([self.record], names)
         return draw_panels(
             panels, title=title, path=target, has_one_legend=False, most=_MOST_PANELS
         )

@@ -18,7 +18,8 @@ from openweights.client import OpenWeights
 from openweights.client.job_kinds import Jobs, kind_names, kind_word
 from openweights.client.params import field_defaults
 from openweights.client.secrets import without_keys
-from openweights.client.watching.comparison import asked_for, headings, parameters, telling_apart
+from openweights.client.watching.comparison import asked_for, headings
+from openweights.client.watching.differences import parameters, telling_apart
 from openweights.client.watching.field_order import in_order
 from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.meaning import names_apart

@@ -18,7 +18,7 @@ from openweights.events import Checkpoint, Stage
 from openweights.jobs.known_models import ADAPTER_CONFIG, check_within_reach
 from openweights.models.checkpoint import folder_state
 from openweights.models.hub_files import hub_file
-from openweights.models.names import ModelReference, location_here, model_reference
+from openweights.models.names import CHECKPOINT, ModelReference, location_here, model_reference
 from openweights.progress import transferring
 from openweights.types import JobRecord
 
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Where a fine-tuning job leaves an adapter, or a whole model that it has trained.
 RESULTS = ("adapter/", "model/")
-CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True, slots=True)

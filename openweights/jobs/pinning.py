@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from openweights.errors import ConfigError
 from openweights.jobs.known_models import ADAPTER_CONFIG, check_name
 from openweights.jobs.model_source import (
-    CHECKPOINT,
     base_name,
     check_kept,
     job_named,
@@ -23,7 +22,13 @@ from openweights.jobs.model_source import (
 )
 from openweights.models.checkpoint import adapter_shape
 from openweights.models.hub_files import cached_file, hub_file
-from openweights.models.names import ModelReference, id_in_address, model_location, model_reference
+from openweights.models.names import (
+    CHECKPOINT,
+    ModelReference,
+    id_in_address,
+    model_location,
+    model_reference,
+)
 from openweights.types import ENDED
 
 if TYPE_CHECKING:

@@ -122,7 +122,8 @@ def _hub_name(text: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in text)
 
 
-_TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
+TRAINING_JOB = re.compile(r"s?ftjob-[0-9a-f]{12}(?:-[A-Za-z0-9._-]+)?")
+CHECKPOINT = "checkpoint-"  # of a job, before its step
 _LIKE_A_JOB = re.compile(r"[a-z]+job-[^/]*")
 # What the hub's own client takes for an id.
 _WORD = r"\b[\w.-]{1,96}\b"
@@ -160,7 +161,7 @@ def model_reference(model: str) -> ModelReference:
     model = id_in_address(model)
     head, _, rest = model.partition("/")
     # Before folders: the results of a job may lie in one that is named after it.
-    if _TRAINING_JOB.fullmatch(head):
+    if TRAINING_JOB.fullmatch(head):
         return ModelReference("job", head, rest or None)
     if model and (is_path(model) or os.path.isdir(model)):
         return ModelReference("folder", model_location(model))
@@ -180,12 +181,18 @@ def model_reference(model: str) -> ModelReference:
 
 def _no_training_job(head: str) -> str:
     """What is wrong with a name that looks like a job's and is no fine-tuning job's, or nothing."""
-    if not _LIKE_A_JOB.fullmatch(head) or _TRAINING_JOB.fullmatch(head):
+    if not _LIKE_A_JOB.fullmatch(head) or TRAINING_JOB.fullmatch(head):
         return ""
     return (
         f"{shown(head)} is no fine-tuning job; give the whole id of one, as `ow ls` says it "
         "(ftjob- and 12 hexadecimal digits)"
     )
+
+
+def short_name(model: str) -> str:
+    """The last part of a repository's or folder's name; a checkpoint with its job."""
+    *before, name = model.rstrip("/").split("/")
+    return "/".join([*before[-1:], name]) if name.startswith(CHECKPOINT) else name
 
 
 def full_name(model: str) -> str:

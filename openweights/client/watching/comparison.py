@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import Any, cast
+from typing import cast
 
 from openweights.client.job_kinds import default_params
-from openweights.client.secrets import without_keys
-from openweights.client.watching.field_order import in_order
+from openweights.client.watching.differences import (
+    Params,
+    differing,
+    flat,
+    labels_by,
+    parameters,
+    telling_apart,
+)
 from openweights.client.watching.meaning import names_apart, plain_name, renamed
 from openweights.client.watching.metrics import Row, Series, is_known, series
 from openweights.client.watching.panels import Line, columns_in_order, is_looked_up, measure_rank
 from openweights.errors import InvalidInputError, closest, shown
-from openweights.number_words import number_words, value_words
 from openweights.types import JobRecord
 
-Params = dict[str, Any]
 Curves = dict[str, Series]
 Points = Sequence[tuple[int, float, float]]  # step, x, y
-
-# Names of a job and of its result: they differ whenever anything does.
-_NAMES = frozenset({"finetuned_model_id", "job_id_suffix"})
-_DIGITS = 6  # of a number in a legend
-_SHORT = 24  # characters: as numbers and names, not files and templates
-
-
-def parameters(job: JobRecord) -> Params:
-    """The job's parameters by dotted names, such as `meta.rate`."""
-    return dict(_flat(without_keys(job).validated_params, ""))
-
-
-def _flat(value: Mapping[str, Any], at: str) -> Iterable[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from _flat(cast("Mapping[str, Any]", item), f"{at}{key}.")
-        else:
-            yield f"{at}{key}", item
-
-
-def differing(jobs: Sequence[Params]) -> list[str]:
-    """The parameters that are not the same in all of them."""
-    names = dict.fromkeys(name for job in jobs for name in job if name not in _NAMES)
-    return [name for name in in_order(names) if len({repr(job.get(name)) for job in jobs}) > 1]
 
 
 def asked_for(jobs: Sequence[JobRecord]) -> list[str]:
@@ -50,7 +31,7 @@ def asked_for(jobs: Sequence[JobRecord]) -> list[str]:
     what one loss has and the others do not is no difference while it is at its default.
     """
     given = [parameters(job) for job in jobs]
-    usual = [dict(_flat(default_params(job), "")) for job in jobs]
+    usual = [dict(flat(default_params(job), "")) for job in jobs]
 
     def is_chosen(name: str) -> bool:
         values = zip(given, usual, strict=True)
@@ -161,6 +142,20 @@ def curve_panels(
     return curved or panels
 
 
+def readable(jobs: Iterable[JobRecord], names: Mapping[str, str]) -> list[JobRecord]:
+    """The jobs with these names in place of the ids of models and files, for lines' names."""
+
+    def named(value: object) -> object:
+        if isinstance(value, Mapping):
+            given = cast("Mapping[str, object]", value)
+            return {key: named(one) for key, one in given.items()}
+        if isinstance(value, list):
+            return [named(one) for one in cast("list[object]", value)]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    return [replace(job, params=cast("Params", named(job.params))) for job in jobs]
+
+
 def line_names(
     jobs: Sequence[JobRecord],
     group_by: str | Sequence[str] | None = None,
@@ -211,35 +206,6 @@ def _chosen(
             hint = f"; did you mean {near!r}?" if (near := closest(name, known)) else ""
             raise InvalidInputError(f"the jobs have no parameter {shown(name)}{hint}")
     return names or telling_apart(given, [name for name in differing(given) if name != band])
-
-
-def labels_by(jobs: Sequence[Params], names: Sequence[str]) -> list[str]:
-    """What each job is called by the values of these parameters."""
-    return [", ".join(f"{name}={_told(params.get(name))}" for name in names) for params in jobs]
-
-
-def _told(value: object) -> str:
-    """As short as a legend has it."""
-    return number_words(value, _DIGITS) if isinstance(value, float) else value_words(value)
-
-
-def telling_apart(jobs: Sequence[Params], names: Sequence[str]) -> list[str]:
-    """The fewest of these parameters by which the jobs are told apart as well as by all of them;
-    of equally good ones the one that is short to say, and comes first.
-    """
-    names = sorted(names, key=lambda name: _is_long(jobs, name))
-    kept: list[str] = []
-    while len(kept) < len(names) and _groups(jobs, kept) < _groups(jobs, names):
-        kept.append(max(names, key=lambda name: _groups(jobs, [*kept, name])))
-    return kept
-
-
-def _is_long(jobs: Sequence[Params], name: str) -> bool:
-    return any(len(str(params.get(name))) > _SHORT for params in jobs)
-
-
-def _groups(jobs: Sequence[Params], names: Sequence[str]) -> int:
-    return len({tuple(repr(params.get(name)) for name in names) for params in jobs})
 
 
 def _label(text: str, ids: Sequence[str]) -> str:

@@ -37,6 +37,13 @@ def file_names(backend: Backend, value: object) -> dict[str, str]:
     }
 
 
+def short_file_names(backend: Backend, value: object) -> dict[str, str]:
+    """As `file_names`, for where there is little room: an id only where several have a name."""
+    names = file_names(backend, value)
+    several = Counter(names.values())
+    return {id: name if several[name] == 1 else _named(id, names) for id, name in names.items()}
+
+
 def with_names(value: object, names: Mapping[str, str]) -> Any:
     """A parameter as people know it: `animals.jsonl (conversations:file-…)` for a dataset, and
     `short.py:score` for a function in a script.

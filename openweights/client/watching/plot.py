@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from openweights.client.watching.metrics import EVAL, TRAIN, Row
 from openweights.client.watching.panels import Line, columns_in_order
 from openweights.errors import ConfigurationError, InvalidInputError
+from openweights.models.names import short_name
 from openweights.number_words import number_words
 from openweights.types import JobRecord
 
@@ -30,6 +31,8 @@ _NOTE_INCHES = 0.17  # of a line below the panels
 _NOTE_CHARACTERS = 13  # of an inch of it
 _SAMPLE_INCHES = 0.75  # of a legend's entry: the line beside the label, with the gaps around both
 _POINTS_PER_INCH = 72
+_NAME_CHARACTERS = 26  # of a line of a model's name beside its bar
+_NAME_INCHES = 0.2  # of such a line
 _FEW_POINTS = 40  # with more, markers hide the line
 # Okabe and Ito's colours, which are told apart by nearly everybody.
 _COLORS = (
@@ -74,17 +77,22 @@ def _tables(required: bool) -> Any:
     return tables
 
 
-def plot_title(jobs: Sequence[JobRecord]) -> str:
-    """What the jobs share of model, loss and learning rate, and the id of a single one."""
-    shared = [_words(job) for job in jobs]
+def plot_title(jobs: Sequence[JobRecord], names: Mapping[str, str]) -> str:
+    """What the jobs share of model, loss and learning rate, and the id of a single one.
+
+    Args:
+        names: What models that are jobs' are called, as `model_names` has it.
+    """
+    shared = [_words(job, names) for job in jobs]
     parts = [part for part in shared[0] if all(part in other for other in shared)]
     return " · ".join([*parts, jobs[0].id if len(jobs) == 1 else f"{len(jobs)} jobs"])
 
 
-def _words(job: JobRecord) -> list[str]:
+def _words(job: JobRecord, names: Mapping[str, str]) -> list[str]:
     params = job.validated_params
     rate = params.get("learning_rate")
-    words = [Path(job.model or "").name, str(params.get("loss") or "")]
+    model = job.model or ""
+    words = [names.get(model) or short_name(model), str(params.get("loss") or "")]
     if rate:
         words.append(f"learning rate {number_words(rate, _RATE_DIGITS)}")
     return [*filter(None, words)]
@@ -240,12 +248,15 @@ def _draw(axes: Axes, lines: Sequence[Line], name: str, x: str, styles: Styles) 
     axes.tick_params(labelsize="small")
 
 
-def draw_scores(scores: Sequence[Mapping[str, Any]], path: Path | None) -> Figure:
+def draw_scores(
+    scores: Sequence[Mapping[str, Any]], path: Path | None, names: Mapping[str, str]
+) -> Figure:
     """A figure of evaluations: a panel for each task, and in it a bar with its interval for each
     model.
 
     Args:
         scores: Events of type `evaluation`: `task`, `model`, `score`, `low`, `high`.
+        names: What models that are jobs' are called, as `model_names` has it.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -253,18 +264,26 @@ def draw_scores(scores: Sequence[Mapping[str, Any]], path: Path | None) -> Figur
     """
     tasks = list(dict.fromkeys(str(row["task"]) for row in scores))
     models = list(dict.fromkeys(str(row["model"]) for row in scores))
+    called = [_in_lines(names.get(model) or short_name(model)) for model in models]
     columns = min(_COLUMNS, len(tasks))
     lines = math.ceil(len(tasks) / columns)
-    height = (1.0 + 0.4 * len(models)) * lines + 0.4
-    figure = _figure(_PANEL_INCHES[0] * columns, height)
+    bars = sum(max(0.4, _NAME_INCHES * (1 + name.count("\n"))) for name in called)
+    figure = _figure(_PANEL_INCHES[0] * columns, (1.0 + bars) * lines + 0.4)
     for place, task in enumerate(tasks):
         axes = figure.add_subplot(lines, columns, place + 1)
         own = {str(row["model"]): row for row in scores if row["task"] == task}
         _draw_bars(axes, [own[model] for model in models if model in own], models)
+        # The panels of a row have the same bars, and the first of them their names.
+        axes.set_yticks(range(len(models)), called if place % columns == 0 else [""] * len(models))
         axes.set_title(task, fontsize="medium")
     if path is not None:
         _save(figure, path)
     return figure
+
+
+def _in_lines(name: str) -> str:
+    """A name that leaves room for its bar."""
+    return "\n".join(wrap(name, _NAME_CHARACTERS, break_on_hyphens=True))
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
@@ -276,14 +295,7 @@ def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], models: Sequence[s
         color, _ = _style(place)
         axes.barh(place, value, color=color, alpha=0.75, height=0.7)
         axes.errorbar(value, place, xerr=sides, color="#333333", capsize=3, linewidth=1.2)
-    axes.set_yticks(range(len(models)), [_short_name(model) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)  # the first model on top
     axes.set_xlim(0, 1)
     axes.grid(alpha=0.25, axis="x")
     axes.tick_params(labelsize="small")
-
-
-def _short_name(model: str) -> str:
-    """The last part of a repository's or folder's name; a checkpoint with its job."""
-    *before, name = model.rstrip("/").split("/")
-    return "/".join([*before[-1:], name]) if name.startswith("checkpoint-") else name

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openweights.client.watching.model_names import model_names
 from openweights.client.watching.plot import draw_scores
 from openweights.errors import ConfigurationError, JobFailedError
 from openweights.events import Evaluation, Stage
@@ -163,7 +164,8 @@ def report(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task], scores: 
         logger.info("%s, %s: %s of %d problems", event.task, event.model, told, event.problems)
     _write_table(events, FOLDER / "scores.csv")
     try:
-        draw_scores([event.data() for event in events], FOLDER / "scores.png")
+        names = model_names(ow.backend, config.models)
+        draw_scores([event.data() for event in events], FOLDER / "scores.png", names)
     except ConfigurationError as error:
         logger.info("%s", error)
     ow.run.flush()

@@ -14,7 +14,8 @@ import pytest
 
 from openweights import ConfigurationError, InvalidInputError
 from openweights.client import Job
-from openweights.client.watching.comparison import comparison_rows, curve_panels, telling_apart
+from openweights.client.watching.comparison import comparison_rows, curve_panels
+from openweights.client.watching.differences import telling_apart
 from openweights.client.watching.metrics import Row, series
 from openweights.client.watching.panels import Layout, Line, layout, metric_panels
 from openweights.client.watching.plot import draw_panels
