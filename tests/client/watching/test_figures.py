@@ -10,6 +10,7 @@ import pytest
 
 from openweights import OpenWeights
 from openweights.client.watching.model_names import model_names
+from openweights.client.watching.panels import metric_panels
 from openweights.client.watching.plot import draw_scores, plot_title
 from openweights.types import Claim, JobSpec, WorkerSpec
 from tests.client.conftest import append
@@ -93,3 +94,25 @@ def test_lines_call_files_by_their_names(ow: OpenWeights, tmp_path: Path) -> Non
     (legend,) = ow.plot([FIRST, SECOND]).legends
     words = [text.get_text() for text in legend.get_texts()]
     assert words == ["training_file=cats.jsonl", "training_file=dogs.jsonl"]
+
+
+def test_what_is_measured_twice_comes_behind_the_curves_that_it_explains() -> None:
+    """As of a run of SDFT, whose gate and distance from the base were measured before all else."""
+    twice: list[dict[str, Any]] = [
+        {"step": step, "tag": tag, **measured}
+        for step in (0, 3)
+        for tag, measured in (
+            ("everyday", {"kl_to_base": 0.1 * step}),
+            ("train", {"teacher_gate/student": 0.2 + 0.1 * step, "teacher_gate/teacher": 0.8}),
+        )
+    ]
+    names = ("grad_norm", "teacher_drift", "entropy", "divergence", "agreement", "loss")
+    curves = [
+        {"step": n, "tag": "train", **{m: k / n for k, m in enumerate(names, 1)}} for n in (1, 2, 3)
+    ]
+    for row in curves:
+        row["agreement"] = 1 - 0.1 * row["step"]
+    assert list(metric_panels(twice + curves)) == [
+        *("loss", "agreement", "divergence", "kl_to_base", "teacher gate"),
+        *("entropy", "teacher_drift", "grad_norm"),
+    ]

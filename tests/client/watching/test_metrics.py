@@ -135,7 +135,7 @@ LOGGED = {
     "sdft": (
         ["loss", "divergence", "teacher_drift", "rollout_s", "rollout_tokens_per_s", "agreement"]
         + ["completion_length", "eos_share"],
-        ["loss", "eval_loss", "teacher_drift", "agreement", "completion_length", "eos_share"],
+        ["loss", "eval_loss", "agreement", "teacher_drift", "completion_length", "eos_share"],
     ),
     "dpo": (
         [
@@ -208,8 +208,8 @@ def test_what_is_drawn_what_is_looked_up_and_what_stands_still() -> None:
     found = layout_of(FOLLOWED)
     assert {title: [line.label for line in lines] for title, lines in found.panels.items()} == {
         "loss": ["train"],
-        "teacher gate": ["student", "teacher", "begins and ends as teacher's"],
         "kl_to_base": ["everyday"],
+        "teacher gate": ["student", "teacher", "begins and ends as teacher's"],
         "agreement by token": ["0", "1", "8-15"],
         "learning_rate": ["train"],
     }
@@ -237,7 +237,7 @@ def test_a_figure_says_what_it_leaves_out_and_names_its_lines() -> None:
     assert figure.get_supxlabel() == "2 more measures are in job.metrics()"
     legends = [axes.get_legend() for axes in figure.axes]
     words = [one and [text.get_text() for text in one.get_texts()] for one in legends]
-    assert words == [None, ["student", "teacher", "begins and ends as teacher's"], ["everyday"]]
+    assert words == [None, ["everyday"], ["student", "teacher", "begins and ends as teacher's"]]
     figure = draw_panels(panels, title="t", path=None)
     assert figure.get_supxlabel() == "" and len(figure.legends) == 1
 
