@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cookbook.sdft.skills import plan
@@ -137,6 +137,39 @@ def test_every_second_row_shows_what_form_a_call_has() -> None:
     assert messages[0]["content"] == "Call.", "the rows of the others are as they were"
     plain = skill_rows("arithmetic").train
     assert exploring(plain) == plain, "where no system turn tells what is wanted"
+
+
+PIECES = (
+    "[",
+    "]",
+    "(",
+    ")",
+    "{",
+    "}",
+    "geo",
+    ".area",
+    "width",
+    "unit",
+    "=",
+    "3",
+    ", ",
+    "'cm'",
+    "**",
+)
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join), st.sampled_from(SKILLS))
+@example(f"[geo{'.a' * 2000}(width=3)]", "tool_use")
+@example(f"[geo.area(width=0x{'f' * 5000})]", "tool_use")
+@example("9" * 5000, "arithmetic")
+def test_no_answer_breaks_the_reward(answer: str, skill: str) -> None:
+    """Each is worth 0 to 1, and one in another form than the skill's nothing."""
+    gold = {"tool_use": "", "arithmetic": "3", "orders": "x 3"}[skill]
+    found = [reward([answer], [gold], [skill], [json.dumps(CALL)]) for reward in (score, near)]
+    assert all(0 <= value <= 1 for [value] in found)
+    form = {"tool_use": r"\[.*\(.*\)\]", "arithmetic": r"-?\d+", "orders": "x 3"}[skill]
+    if not re.fullmatch(form, answer.strip(), re.DOTALL):
+        assert found == [[0.0], [0.0]]
 
 
 @given(st.text(), st.integers(-999, 999))

@@ -18,6 +18,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from openweights.errors import shown
+
 ASK = (
     "You can call a function. Answer with the call alone, as one JSON object: "
     '{{"name": "<name of the function>", "arguments": {{"<parameter>": <value>}}}}. Leave out '
@@ -74,32 +76,38 @@ def _as_call(value: Any) -> Call | None:
     if isinstance(given, str):
         try:
             given = json.loads(given)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return (value["name"], given) if isinstance(given, dict) else None
 
 
 def _python_calls(answer: str) -> Iterator[Call]:
     for text in (answer.strip(), *re.findall(r"```(?:\w+)?\n(.*?)```", answer, re.DOTALL)):
-        try:
-            tree = ast.parse(text.strip(), mode="eval")
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        nodes = tree.body.elts if isinstance(tree.body, ast.List | ast.Tuple) else [tree.body]
-        found = [call for node in nodes if (call := _python_call(node)) is not None]
+        tree = expression(text.strip())
+        nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+        found = [call for node in nodes if (call := python_call(node)) is not None]
         if found:
             yield from found
             return
 
 
-def _python_call(node: ast.expr) -> Call | None:
+def expression(text: str) -> ast.expr | None:
+    """A text as an expression of Python; None for one that is none."""
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def python_call(node: ast.expr | None) -> Call | None:
+    """A call whose arguments are keywords with plain values; None for any other expression."""
     if not isinstance(node, ast.Call) or node.args:
         return None
     try:
         given = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg is not None}
-    except ValueError:
+        return ast.unparse(node.func), given
+    except (ValueError, TypeError, RecursionError):  # the second of a set that holds lists
         return None
-    return ast.unparse(node.func), given
 
 
 # ---- checking ------------------------------------------------------------------------------------
@@ -116,7 +124,18 @@ def check_calls(
     """
     if len(calls) != 1:
         return f"it makes {len(calls) or 'no'} calls, not one"
-    name, given = calls[0]
+    try:
+        return _check_call(*calls[0], function, right)
+    except (RecursionError, ValueError):  # of a number that is too long to be written the second
+        return "what it calls cannot be compared"
+
+
+def _check_call(
+    name: str,
+    given: Mapping[str, Any],
+    function: Mapping[str, Any],
+    right: Mapping[str, Mapping[str, Any]],
+) -> str | None:
     wanted = right[function["name"]]
     if name != function["name"]:
         return f"it calls {name!r}"
@@ -130,7 +149,7 @@ def check_calls(
         if not _has_type(value, properties[argument], wanted[argument]):
             return f"{argument} has type {type(value).__name__}"
         if not _is_among(value, wanted[argument]):
-            return f"{argument} is {value!r}"
+            return f"{argument} is {shown(value)}"
     missing = [a for a, values in wanted.items() if a not in given and "" not in values]
     return f"{missing[0]} is missing" if missing else None
 

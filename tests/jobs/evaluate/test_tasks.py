@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openweights.errors import ConfigurationError
@@ -162,8 +162,21 @@ def test_a_call_is_read_wherever_it_stands(answer: str) -> None:
 
 
 @given(st.text(alphabet='{}[]()":, abname=1\\`\n', max_size=60))
+@example("area(base={[1]})")
+@example("area(base={{}: 1})")
+@example(f"area{'.a' * 2000}(base=1)")
+@example('{"name": "a", "arguments": "' + "[" * 20_000 + '"}')
 def test_no_text_breaks_the_reader(answer: str) -> None:
     assert all(isinstance(part, dict | str) for call in calls_in(answer) for part in call)
+
+
+def test_what_cannot_be_compared_is_wrong() -> None:
+    long, nested = f"0x{'f' * 5000}", "[" * 800 + "1" + "]" * 800
+    function = {"name": "f", "parameters": {"properties": {"x": {"type": "array"}}}}
+    for answer in (f"f(x=[{long}])", f'{{"name": "f", "arguments": {{"x": {nested}}}}}'):
+        [call] = calls_in(answer)
+        found = check_calls([call], function, {"f": {"x": [[1]]}})
+        assert found == "what it calls cannot be compared"
 
 
 # ---- intervals
