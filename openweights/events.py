@@ -383,6 +383,9 @@ class MultipleChoice(TypedEvent):
     questions: int
 
 
+MMLU_PRO = "mmlu_pro"  # the task of all its subjects, each of which is a task, too
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation(TypedEvent):
     """What a model has scored in one evaluation.

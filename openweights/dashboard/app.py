@@ -39,6 +39,7 @@ from openweights.client.job_kinds import kind_names
 from openweights.client.params import field_defaults, field_meanings
 from openweights.client.results import result_files
 from openweights.client.watching.panels import shares_loss
+from openweights.client.watching.scores import scores
 from openweights.dashboard.access import Gate, Sessions, session_of
 from openweights.dashboard.chat import chat_completions
 from openweights.dashboard.cluster import (
@@ -68,7 +69,6 @@ from openweights.dashboard.openai_api import openai_routes
 from openweights.dashboard.rendered import Reader, reader_of
 from openweights.dashboard.rows import dataset_page, dataset_summary
 from openweights.dashboard.said import said_routes
-from openweights.dashboard.scores import scores
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import (
     ConfigurationError,

@@ -24,9 +24,9 @@ from openweights.client.watching.field_order import in_order
 from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress, status_word
+from openweights.client.watching.scores import models_of
 from openweights.client.watching.unmeasured import unmeasured
 from openweights.client.watching.waiting import state_of, why_failed
-from openweights.dashboard.scores import models_of
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import NotFoundError, OpenWeightsError
 from openweights.models.names import name_as_given

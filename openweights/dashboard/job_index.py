@@ -18,8 +18,8 @@ from openweights.client.watching.attempts import begins_again
 from openweights.client.watching.metrics import leading_words
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.queue import QueueView
+from openweights.client.watching.scores import best_scores, models_of, score_words
 from openweights.client.watching.waiting import why_failed
-from openweights.dashboard.scores import models_of, score_words
 from openweights.types import JobRecord
 
 _FIRST_LOOK = 64
@@ -141,7 +141,7 @@ class JobIndex:
         """`score_words`, asked for once: what has ended scores no more."""
         key = job.id, job.updated_at.isoformat()
         if key not in self._scores:
-            self._scores[key] = score_words(self._backend, job)
+            self._scores[key] = score_words(best_scores(self._backend, job), job)
         return self._scores[key]
 
     def _fresh(self) -> list[dict[str, Any]]:

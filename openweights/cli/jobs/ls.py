@@ -20,19 +20,19 @@ from openweights.cli.output import (
     terminal_width,
 )
 from openweights.cli.store import is_remote, open_store, where
-from openweights.client.event_json import as_number
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.metrics import LEADING, leading_words
 from openweights.client.watching.progress import status_word
+from openweights.client.watching.scores import best_scores, score_words
 from openweights.client.watching.waiting import state_of, why_failed
 from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
-_SCORE = "score"
+_SCORES = "scores"
 
 
 @click.command()
@@ -118,12 +118,12 @@ def _count(jobs: Sequence[JobRecord]) -> int:
 
 
 def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
-    """Last `step` and leading measures of the job's last run, and why it failed if it did; of an
-    evaluation that asks one model one thing its score.
+    """Last `step` and leading measures of the job's last run, and why it failed if it did; of what
+    evaluates its `scores` by task.
     """
     if job.status == "pending":
         return {}
-    keys = ["step", *LEADING, *([_SCORE] if _has_one_score(job) else [])]
+    keys = ["step", *LEADING]
     outputs = job.outputs
     if outputs is None:
         outputs = backend.latest_values(keys, job_id=job.id)
@@ -131,18 +131,14 @@ def last_values(backend: Backend, job: JobRecord) -> dict[str, Any]:
     if job.status == "failed":
         runs = [] if job.failed_by else backend.list_runs(job_id=job.id, limit=1)
         values["error"] = why_failed(job, runs[-1].error if runs else None)
+    elif best := best_scores(backend, job):
+        values[_SCORES] = best
     return values
 
 
-def _has_one_score(job: JobRecord) -> bool:
-    asked = (job.validated_params.get(name) for name in ("models", "suite"))
-    return all(isinstance(names, list) and len(cast("list[object]", names)) == 1 for names in asked)
-
-
-def last_words(last: Mapping[str, Any]) -> str:
-    """The one figure of `last_values` that a table has room for; empty when there is none."""
-    score = as_number(last.get(_SCORE))
-    return leading_words(last) or ("" if score is None else f"{_SCORE} {score:.4g}")
+def last_words(last: Mapping[str, Any], job: JobRecord) -> str:
+    """What of `last_values` a table has room for; empty when there is none."""
+    return leading_words(last) or score_words(last.get(_SCORES) or {}, job)
 
 
 def _columns(jobs: Sequence[JobRecord], *, is_remote: bool) -> tuple[str, ...]:
@@ -174,7 +170,7 @@ def _row(
         "age": age(job.created_at),
         "cloud": str(job.params.get("cloud_type") or "-"),
         "label": job.label or "-",
-        "last": one_line(last.get("error") or state or last_words(last) or "-"),
+        "last": one_line(last.get("error") or state or last_words(last, job) or "-"),
     }
     return tuple(cells[name] for name in columns)
 

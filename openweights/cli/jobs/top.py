@@ -98,7 +98,7 @@ def _row(backend: Backend, cache: SeriesCache, job: JobRecord) -> list[str]:
     curves = [list(measured[name].values) for name in LEADING if name in measured]
     last = last_values(backend, job)
     now = "" if job.status in ENDED else state_of(backend, job, is_remote=is_remote())
-    said = str(last.get("error") or now or last_words(last) or "-")
+    said = str(last.get("error") or now or last_words(last, job) or "-")
     return [
         job.id,
         job.status,

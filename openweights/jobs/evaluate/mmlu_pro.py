@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigurationError
-from openweights.events import Stage
+from openweights.events import MMLU_PRO, Stage
 from openweights.jobs.evaluate import AskedModels
 from openweights.jobs.evaluate.run import Scores, evaluate, report
 from openweights.jobs.evaluate.tasks import Grade, Row, Task
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LETTERS = "ABCDEFGHIJ"
-ALL = "mmlu_pro"
 _TOLD = (
     "You answer multiple choice questions about {subject}. Think step by step, and end with "
     '"The answer is (X)", where X is the letter of the right choice.'
@@ -65,8 +64,10 @@ def mmlu_job(job_id: str) -> int:
     scores = evaluate(ow, asked, tasks)
     if scores is None:
         return EXIT_TERMINATED
-    together = Task(ALL, [row for task in tasks for row in task.rows], _grade)
-    scores[config.model, ALL] = [one for task in tasks for one in scores[config.model, task.name]]
+    together = Task(MMLU_PRO, [row for task in tasks for row in task.rows], _grade)
+    scores[config.model, MMLU_PRO] = [
+        one for task in tasks for one in scores[config.model, task.name]
+    ]
     report(ow, asked, [*tasks, together], scores)
     _write_record(ow, config, scores)
     return 0

@@ -94,19 +94,39 @@ def test_ls_json_holds_the_records(ow: Ow, filled: Backend) -> None:
     assert found["myjob-pending0000"]["last"] == {}
 
 
-def test_an_evaluation_that_asks_one_model_one_thing_tells_its_score(
-    ow: Ow, backend: Backend
-) -> None:
-    """Of several the last would be anybody's."""
-    for job_id, models in (("evaljob-one", ["a/b"]), ("evaljob-two", ["a/b", "c/d"])):
-        params = {"validated_params": {"models": models, "suite": ["gsm8k"]}}
-        run = claim(backend, job_id, type="inference", model=None, params=params).run
-        event = {"type": "evaluation", "task": "gsm8k", "model": "a/b", "score": 0.8125}
-        log_events(backend, run.id, event)
+def test_what_evaluates_tells_its_scores_as_the_page_does(ow: Ow, backend: Backend) -> None:
+    def event(task: str, model: str, score: float) -> dict[str, Any]:
+        own = {"low": 0.1, "high": 0.9, "problems": 4}
+        return {"type": "evaluation", "task": task, "model": model, "score": score} | own
+
+    choices = {"type": "multiple_choice", "accuracy": 0.75, "probability": 0.5, "questions": 4}
+    told: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+        "evaljob-one": ({"models": ["a/b"]}, [event("gsm8k", "a/b", 0.8125)]),
+        "evaljob-two": (
+            {"models": ["a/b", "c/d"]},
+            [event("gsm8k", "a/b", 0.25), event("gsm8k", "c/d", 0.125), event("own", "c/d", 1.0)],
+        ),
+        "mmlujob-one": ({}, [event("law", "a/b", 0.5), event("mmlu_pro", "a/b", 0.375)]),
+        "mcjob-one": ({}, [choices]),
+    }
+    for job_id, (params, events) in told.items():
+        stored = {"validated_params": params}
+        run = claim(backend, job_id, type="inference", model=None, params=stored).run
+        log_events(backend, run.id, *events)
         backend.finish_run(run.id, run.attempt, "completed")
-    last = {row.split()[0]: row.split()[-2:] for row in ow("ls").stdout.splitlines()[1:]}
-    assert last["evaljob-one"] == ["score", "0.8125"]
-    assert last["evaljob-two"][-1] == "-"
+    words = {
+        "evaljob-one": "gsm8k 0.8125",
+        "evaljob-two": "gsm8k 0.25 · own 1, best of 2",
+        "mmlujob-one": "mmlu_pro 0.375",
+        "mcjob-one": "accuracy 0.75",
+    }
+    for listed in (ow("ls").stdout, ow("top").stdout):
+        rows = {row.split()[0]: row for row in listed.splitlines()[1:]}
+        assert all(rows[job_id].endswith(said) for job_id, said in words.items()), listed
+    page = JobIndex(backend).page(JobQuery())["rows"]
+    assert {row["id"]: row["last"] for row in page} == words
+    found = {job["id"]: job["last"] for job in json.loads(ow("ls", "--json").stdout)}
+    assert found["evaljob-two"] == {"scores": {"gsm8k": 0.25, "own": 1.0}}
 
 
 def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:

@@ -1,16 +1,20 @@
-"""What evaluations have found: for their own pages, and those of jobs whose models they asked."""
+"""What evaluations have found: in a word for tables, and all of it for their own pages and those
+of jobs whose models they asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 from openweights.backends.base import Backend
-from openweights.events import Evaluation
+from openweights.client.event_json import as_number
+from openweights.events import MMLU_PRO, Evaluation
 from openweights.number_words import number_words
-from openweights.types import EventRecord, JobRecord
+from openweights.types import ENDED, EventRecord, JobRecord
 
-_EVALUATIONS = "evaljob-"
+_EVALUATIONS = ("evaljob-", "mmlujob-")
+_ACCURACY = "accuracy"
 
 
 def scores(
@@ -31,19 +35,26 @@ def scores(
     return found
 
 
-def score_words(backend: Backend, job: JobRecord) -> str:
-    """Of each task the score, as in `gsm8k 0.41 · tool_use 0.8`; of several models the best. Empty
-    for a job that has scored nothing.
+def best_scores(backend: Backend, job: JobRecord) -> dict[str, float]:
+    """Of each task the score, of several models the best; of MMLU-Pro that of all subjects, and
+    `accuracy` of questions with choices. Empty for a job that has not ended, or scored nothing.
     """
+    if job.status not in ENDED or job.attempts == 0:
+        return {}
     if not _is_evaluation(job):
-        return ""
+        accuracy = as_number((job.outputs or {}).get(_ACCURACY))
+        return {} if accuracy is None else {_ACCURACY: accuracy}
     best: dict[str, float] = {}
-    found = _scores_of(backend, job, (job.id,))
-    for one in found:
+    for one in _scores_of(backend, job, (job.id,)):
         best[one["task"]] = max(one["score"], best.get(one["task"], one["score"]))
+    return {MMLU_PRO: best[MMLU_PRO]} if MMLU_PRO in best else best
+
+
+def score_words(best: Mapping[str, float], job: JobRecord) -> str:
+    """`best_scores` of the job, as in `gsm8k 0.41 · tool_use 0.8, best of 2`; empty for none."""
     words = " · ".join(f"{task} {number_words(score, 4)}" for task, score in best.items())
-    models = len({one["model"] for one in found})
-    return f"{words}, best of {models}" if models > 1 else words
+    models = len(models_of(job))
+    return f"{words}, best of {models}" if words and models > 1 else words
 
 
 def _is_evaluation(job: JobRecord) -> bool:
