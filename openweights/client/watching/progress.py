@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Protocol
 
 from openweights.client.event_json import as_number
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 10.0
 _PENDING_EVERY_S = 60.0
+_BAR, _LEAST_BAR = 20, 5  # characters
+_TIME = len("0:00:00")
+_DOT = " · "
 _STEP = "step"  # of training: they come one by one
 _WHOLE = 10.0  # rates from there on are told without decimals
 # Keys of these are names of sets.
@@ -47,6 +51,7 @@ class Progress:
         tokens_per_s: Of a model that answers.
         doing: What it does while it makes no step.
         part: How much of that is done, where that is counted.
+        has_ended: Nothing is left to do, whether all was done or not.
     """
 
     run_id: int = 0
@@ -63,6 +68,7 @@ class Progress:
     tokens_per_s: float | None = None
     doing: str = ""
     part: str = ""
+    has_ended: bool = False
 
     def after(self, event: EventRecord) -> Progress:
         """With what one more event says."""
@@ -99,7 +105,7 @@ class Progress:
         """
         if job.status == "pending":
             return Progress()
-        return self if job.status == "in_progress" else replace(self, doing="")
+        return self if job.status == "in_progress" else replace(self, doing="", has_ended=True)
 
     def _arrival(self, step: int, event: EventRecord) -> dict[str, Any]:
         """When `step` was reached: as the job has it, else when it was told of."""
@@ -129,10 +135,15 @@ class Progress:
 
     def left_s(self, now: datetime | None = None) -> float | None:
         """Seconds to the last step, if it goes on at this rate; None when nobody can tell, as
-        before the second step is heard of, behind the last, or in one that takes longer than the
-        others, because it measures.
+        before the second step is heard of, behind the last, in one that takes longer than the
+        others, because it measures, and when it has ended before.
         """
-        if self.total is None or not self.seconds_per_step or self.reached_at is None:
+        if (
+            self.has_ended
+            or self.total is None
+            or not self.seconds_per_step
+            or self.reached_at is None
+        ):
             return None
         left = (self.total - self.step) * self.seconds_per_step
         since_s = ((now or datetime.now(UTC)) - self.reached_at).total_seconds()
@@ -157,7 +168,7 @@ class Progress:
             parts.append(f"{self.tokens} token{'' if self.tokens == 1 else 's'}")
         if self.tokens_per_s:  # 0 where every answer was there already
             parts.append(f"{figure(self.tokens_per_s)} tokens/s")
-        return " · ".join(filter(None, (*parts, leading_words(self.figures))))
+        return _DOT.join(filter(None, (*parts, leading_words(self.figures))))
 
 
 def _is_of_training(data: Mapping[str, Any]) -> bool:
@@ -265,7 +276,7 @@ class _Bar:
         self._task = bar.add_task(job_id, total=None, status="pending")
 
     def show(self, job: JobRecord, progress: Progress, note: str) -> None:
-        words = " · ".join(filter(None, (_status(job, note), progress.words())))
+        words = _DOT.join(filter(None, (_status(job, note), progress.words())))
         # Without a total the bar pulses; there is none for a job that nobody knows the length of.
         self._bar.update(self._task, completed=progress.step, total=progress.total, status=words)
 
@@ -280,7 +291,7 @@ class _NotebookBar:
 
     def show(self, job: JobRecord, progress: Progress, note: str) -> None:
         words = (job.id, _status(job, note), progress.words())
-        text = " · ".join(filter(None, words))
+        text = _DOT.join(filter(None, words))
         if text != self._text:
             self._text, self._progress = text, progress
             self._handle.update(self)
@@ -307,7 +318,7 @@ class _Lines:
     def show(self, job: JobRecord, progress: Progress, note: str) -> None:
         status = _status(job, note)
         state = f"{job.status} {progress.run_id} {progress.doing}"
-        line = " · ".join(filter(None, (job.id, status, progress.words())))
+        line = _DOT.join(filter(None, (job.id, status, progress.words())))
         if not self._told and job.status in ENDED:
             return  # there was nothing to wait for
         now = self._clock()
@@ -341,11 +352,42 @@ def open_display(job_id: str) -> Generator[Display]:
 
 def _terminal_bar(console: Any) -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+    from rich.text import Text
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[status]}", markup=False),
-        console=console,
-    )
+    class _Fitting(Progress):
+        """As `bar_layout` says, anew for each frame: the window may change."""
+
+        def get_renderables(self) -> Any:
+            for task in self.tasks:
+                words = str(task.fields["status"])
+                width, lines = bar_layout(self.console.width, task.description, words)
+                bar = [BarColumn(bar_width=width)] if width else []
+                beside = [] if lines else [TextColumn("{task.fields[status]}", markup=False)]
+                cut = Column(max_width=self.console.width - _TIME - 1, no_wrap=True)
+                name = TextColumn("{task.description}", markup=False, table_column=cut)
+                self.columns = (name, *bar, TimeElapsedColumn(), *beside)
+                yield self.make_tasks_table([task])
+                yield from map(Text, lines)
+
+    return _Fitting(console=console)
+
+
+def bar_layout(room: int, name: str, words: str) -> tuple[int, list[str]]:
+    """How wide a bar is between `name` and the time, and the lines of words that have no place
+    beside them: none where all fits.
+
+    Args:
+        room: Characters of a line of the terminal.
+    """
+    left = room - len(name) - _TIME - 2
+    if _BAR + 1 + len(words) <= left:
+        return _BAR, []
+    width = min(_BAR, left)
+    lines: list[str] = []
+    for part in (line for told in words.split(_DOT) for line in wrap(told, room)):
+        if lines and len(lines[-1]) + len(_DOT) + len(part) <= room:
+            lines[-1] += _DOT + part
+        else:
+            lines.append(part)
+    return (width if width >= _LEAST_BAR else 0), lines

@@ -313,6 +313,34 @@ def test_on_a_terminal() -> None:
     assert shown[3].startswith("ftjob-1 ━━━━━━━━━━") and shown[4].count("━") == 20
 
 
+@pytest.mark.parametrize("width", [120, 80, 40, 24])
+def test_a_narrow_terminal_has_all_the_words(width: int) -> None:
+    """Below the bar where they do not fit beside it; nothing is cut but a bar."""
+    console = Console(file=StringIO(), width=width, color_system=None, legacy_windows=False)
+    for name in ("ftjob-ca9019c3997e", "ftjob-ca9019c3997e-" + "seed" * 5):
+        progress = _terminal_bar(console)
+        bar = _Bar(progress, name)
+        for job, now, note in scenes():
+            bar.show(job, now, note)
+            with console.capture() as printed:
+                console.print(progress.get_renderable())
+            lines = printed.get().splitlines()
+            shown = printed.get().replace("·", "").split()
+            words = str(progress.tasks[0].fields["status"]).replace("·", "").split()
+            assert shown[-len(words) :] == words and "0:00:00" in lines[0]
+            assert max(map(len, lines)) <= width
+            if width >= len(name) + 14:
+                assert lines[0].startswith(name) and ("━" in lines[0] or now.step == 0)
+
+
+def test_a_job_that_was_canceled_has_no_time_left() -> None:
+    now = progress(STARTED, AT_4_S, (41.0, {"step": 10, "loss": 0.51}))
+    job = JobRecord("ftjob-1", "fine-tuning", "", {}, status="canceled")
+    at = START + timedelta(seconds=41)
+    assert now.of(job).words(at) == "step 10/40 · 4.1 s/step · loss 0.51"
+    assert "2m03s left" in now.of(replace(job, status="in_progress")).words(at), "the control"
+
+
 def test_what_a_job_waits_for() -> None:
     job = JobRecord(
         id="ftjob-c",
