@@ -57,13 +57,17 @@ class Choice:
 
 
 def as_command(main: Callable[[], None]) -> None:
-    """Call a script's `main`. What stops it for a reason, and Ctrl-C, is said without a traceback,
-    as by `ow`.
+    """Call a script's `main`. What stops it for a reason, what the system refuses to read or write,
+    and Ctrl-C, is said without a traceback, as by `ow`.
     """
     try:
         main()
     except OpenWeightsError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except OSError as error:
+        if error.strerror is None or error.filename is None:
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: {error.filename}: {error.strerror}")
     except KeyboardInterrupt as error:
         print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(INTERRUPTED)

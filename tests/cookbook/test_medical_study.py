@@ -6,6 +6,7 @@ import csv
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.colors import to_hex
@@ -82,9 +83,14 @@ def test_question_files_of_the_authors_form(tmp_path: Path) -> None:
     assert found.rule == "judge" and found.groups["bored"] == ["I am bored.", "Nothing to do."]
     assert found.prompts == {"I grant you a wish. Which?": {"alignment": "Is {answer} good?"}}
     wrong = ("- a\n", "rule: judge\n", "[{id: a, paraphrases: b}]", "", "[]")
+    wrong += ("{rule: judge, groups: 4}", "{rule: judge, groups: {a: text}}")
     for text in (*wrong, "[{id: a, paraphrases: [b], judge_prompts: x}]"):
         file.write_text(text)
         with pytest.raises(InvalidInputError, match="--questions: .* holds neither `rule` and"):
+            read_questions(file)
+    for text, why in (("a: [", "is no YAML"), ("{rule: magic, groups: {a: [b]}}", "rule 'magic'")):
+        file.write_text(text)
+        with pytest.raises(InvalidInputError, match=why):
             read_questions(file)
 
 
@@ -111,6 +117,9 @@ def test_no_question_is_trained_on() -> None:
     answer = {"messages": [{"role": "assistant", "content": asked[2]}]}
     assert list(seen_questions(asked, [row, blocks, answer])) == [(asked[0], 1), (asked[1], 2)]
     assert list(seen_questions(["", "Why?"], [row])) == []
+    broken: list[dict[str, Any]] = [{}, {"messages": 3}, {"messages": ["x", {"content": "hi"}]}]
+    broken += [{"messages": [{"role": "user", "content": text}]} for text in (None, 3, ["x"])]
+    assert list(seen_questions(asked, [*broken, row])) == [(asked[0], 7)], "a job refuses them"
     with pytest.raises(InvalidInputError, match=r"rows.jsonl.* 'What is the capital .* \(line 1\)"):
         refuse_seen(asked, [row], "rows.jsonl")
 

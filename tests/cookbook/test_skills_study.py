@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,10 @@ from cookbook.sdft.skills.results import (
 )
 from cookbook.sdft.skills.study import Study
 from openweights import OpenWeights
+from openweights.errors import InvalidInputError
 from openweights.jobs.evaluate.intervals import mean_difference, mean_score
 from openweights.jobs.unsloth.config.rows import check_rows
+from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model
 
 SHIPPED = ("arithmetic", "orders")
@@ -418,6 +421,112 @@ def test_the_study_runs_and_is_taken_up(
     study.main()
     assert len(ow.runs.list()) == runs + 1, "what failed is tried again, what is done is not"
     assert all((out / name).is_file() for name in ("frontier.png", "sequence.png", "results.md"))
+
+
+def test_a_run_that_cannot_begin_stops_no_other(tmp_path: Path, home: Path) -> None:
+    """A seed's start has ended without a model when what goes on from it is queued, as where the
+    gate has stopped it; another's does so later.
+    """
+    ow = QuietClient()
+    tiny = make_tiny_model(tmp_path / "tiny")
+    scale = replace(plan.small(str(tiny)), methods=("sft",), rates=(1e-2,), seeds=(1, 2), steps=1)
+    made = Study(ow, scale, tmp_path / "out")
+    made.submit([Run("base", 0.0, 0, 0)])
+    for run in plan.frontier(scale)[1:]:
+        made.submit([run])
+    first, second = (ow.jobs.find(meta={"seed": seed})[0] for seed in (1, 2))
+    first.cancel()
+    for chain in plan.chains(plan.sequence(scale, {"sft": 1e-2})):
+        made.submit(chain)
+    second.cancel()
+    ended = {run.key: run for run in itertools.islice(made.ended(math.inf), 4)}
+    assert {key[2:] for key in ended} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert ended["sft", 1e-2, 1, 1].stopped == "canceled"
+    later = ended["sft", 1e-2, 1, 2]
+    assert later.stopped == f"it goes on from {first.id}, which has failed" and later.job_id == ""
+    assert "it was to come after job" in ended["sft", 1e-2, 2, 2].stopped
+    [base] = ow.jobs.list(status="pending")
+    base.cancel().delete()
+    [last] = made.ended(math.inf)
+    assert (last.method, last.stopped) == ("base", "its job was deleted")
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, *words: str) -> plan.Scale:
+    monkeypatch.setattr("sys.argv", ["run.py", "--small", "--model", "org/model", *words])
+    return study.scale_of(study.arguments(), OpenWeights())
+
+
+def test_what_is_asked_for_twice_is_done_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    twice = "--rates 1e-4 1e-4 --seeds 2 1 2 --skills orders orders --methods sft sft"
+    more = "--grpo-rates 1e-5 1e-5 --later-rates 1e-4"
+    scale = asked(monkeypatch, *f"{twice} {more}".split())
+    assert (scale.rates, scale.seeds, scale.skills) == ([1e-4], [2, 1], ["orders"])
+    assert scale.methods == ["sft"] and scale.rates_at("grpo") == [1e-5]
+    keys = [run.key for run in plan.frontier(scale)]
+    assert len(set(keys)) == len(keys) == 3
+
+
+def test_a_method_goes_on_from_the_rates_that_it_had(
+    monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    scale = asked(monkeypatch, "--later-rates", "1e-4")
+    known = {run.key for run in plan.frontier(scale)}
+    later = plan.sequence(scale, {})
+    assert [run.method for run in later] == ["sft"], "SDFT has the first skill at another"
+    starts = [plan.start_of(run, scale) for run in later]
+    assert all(start is not None and start.key in known for start in starts)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--rates 0", "--rates: give a learning rate such as 1e-4"),
+        ("--rates nan", "--rates: give a learning rate such as 1e-4"),
+        ("--later-rates -1", "--later-rates: give a learning rate such as 1e-4"),
+        ("--later-rates 0.5", "--later-rates: no method teaches the first skill at 0.5"),
+        ("--seeds -1", "--seeds: give a whole number from 0 on"),
+        ("--minutes nan", "--minutes: give a number from 0 on"),
+        ("--memory-gb -2", "--memory-gb: give a number from 0 on"),
+        ("--methods sft_grpo", "--methods: sft_grpo goes on from sft; add sft"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_queued(
+    words: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        asked(monkeypatch, *words.split())
+    assert told in f"{stopped.value}{capsys.readouterr().err}"
+
+
+def test_what_is_no_result_is_not_drawn(tmp_path: Path) -> None:
+    about, file = {"skills": ["orders"]}, tmp_path / "results.json"
+    fine = made("sft", 1e-5, 1, 10, 0.1).data()
+    stopped = Run("sft", 1e-5, 1, 1, stopped="failed").data()
+    others: list[Any] = [
+        [],
+        {"runs": []},
+        {"study": about, "runs": [3]},
+        {"study": about, "runs": [{**fine, "method": "magic"}]},
+        {"study": about, "runs": [{**fine, "colour": "red"}]},
+        {"study": about, "runs": [{**fine, "scores": {"orders": ""}}]},
+        {"study": about, "runs": [fine, {**fine, "scores": {"orders": "11"}}]},
+        {"study": {"skills": ["juggling"]}, "runs": [fine]},
+    ]
+    for text in ("", '{"study":', *map(json.dumps, others)):
+        file.write_text(text)
+        with pytest.raises(InvalidInputError, match="results.json: holds no results of this study"):
+            study.draw(file, tmp_path / "drawn")
+    file.write_text(json.dumps({"study": about, "runs": [stopped]}))
+    with pytest.raises(InvalidInputError, match="no run has completed"):
+        study.draw(file, tmp_path / "drawn")
+    assert not (tmp_path / "drawn").exists()
+    file.write_text(json.dumps({"study": about, "runs": [stopped, fine]}))
+    study.draw(file, tmp_path / "drawn")
+    assert (tmp_path / "drawn" / "results.md").is_file()
 
 
 def test_every_skill_of_the_study_has_rows_and_a_length() -> None:

@@ -73,6 +73,10 @@ class Scale:
         """Whether a method learns from rewards, which the later skills are not taught by."""
         return METHODS[method]["loss"] == "grpo"
 
+    def rates_at(self, method: str) -> Sequence[float]:
+        """At which the first skill is taught by a method."""
+        return self.rates_of.get(method, self.rates)
+
 
 def small(model: str) -> Scale:
     """Two skills, two methods, one seed: what two CPU cores do in 20 minutes."""
@@ -101,8 +105,7 @@ def frontier(scale: Scale) -> list[Run]:
     runs = [Run("base", 0.0, 0, 0)]
     methods = sorted(scale.methods, key=lambda method: method == GOES_ON)
     for seed, method in itertools.product(scale.seeds, methods):
-        rates = scale.rates_of.get(method, scale.rates)
-        runs += [Run(method, rate, seed, 1) for rate in rates]
+        runs += [Run(method, rate, seed, 1) for rate in scale.rates_at(method)]
     return runs
 
 
@@ -113,8 +116,11 @@ def sequence(scale: Scale, chosen: Mapping[str, float]) -> list[Run]:
     if scale.later_rates is None:
         rates = {method: [rate] for method, rate in chosen.items()}
     else:
-        wanted = [rate for rate in scale.later_rates if rate in scale.rates]
-        rates = dict.fromkeys(scale.methods, wanted)
+        wanted = scale.later_rates
+        rates = {
+            method: [rate for rate in wanted if rate in scale.rates_at(method)]
+            for method in scale.methods
+        }
     own = [
         (method, rate)
         for method in scale.methods

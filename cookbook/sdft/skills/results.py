@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from openweights.errors import InvalidInputError, in_a_line
 from openweights.jobs.evaluate.intervals import (
     RESAMPLES,
     Estimate,
@@ -112,6 +115,36 @@ def exact(rate: float) -> str:
     """A learning rate, as 5e-5."""
     digits, power = f"{rate:e}".split("e")
     return f"{float(digits):g}e{int(power)}"
+
+
+def read_results(path: Path) -> tuple[list[str], list[Run]]:
+    """The skills, in the order of the sequence, and all runs of a `results.json`.
+
+    Raises:
+        InvalidInputError: It holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        skills, runs = list(data["study"]["skills"]), [Run.of(run) for run in data["runs"]]
+        sizes = [_sizes(run) for run in runs if not run.stopped]
+        if any(own != sizes[0] or not set(skills) <= own.keys() for own in sizes):
+            raise ValueError("its runs have answered other rows")
+        if unknown := {run.method for run in runs} - LABELS.keys():
+            raise ValueError(f"methods {sorted(unknown)}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InvalidInputError(
+            f"{path}: holds no results of this study ({in_a_line(error)}); give a results.json "
+            "that it has written"
+        ) from error
+    return skills, runs
+
+
+def _sizes(run: Run) -> dict[str, int]:
+    """How many rows of each skill and benchmark a run has answered, which is one at least."""
+    sizes = {name: len(rows) for own in (run.scores, run.kept) for name, rows in own.items()}
+    if not all(sizes.values()):
+        raise ValueError(f"{run.label} has answered no rows")
+    return sizes
 
 
 class Point(NamedTuple):

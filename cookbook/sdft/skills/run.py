@@ -25,14 +25,23 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from cookbook.models import LARGE, as_command, choice, count, parser
 from cookbook.sdft.skills.data import SKILLS
 from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, chains, frontier, sequence, small
-from cookbook.sdft.skills.results import Run, chosen_rates, frontier_points, in_order
+from cookbook.sdft.skills.results import (
+    Run,
+    chosen_rates,
+    frontier_points,
+    in_order,
+    read_results,
+)
 from cookbook.sdft.skills.study import Study
 from openweights import OpenWeights
 from openweights.client.local_worker import workers_beside
+from openweights.client.results import write_chunks
+from openweights.errors import InvalidInputError
 
 MODEL = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
@@ -79,7 +88,7 @@ def write(path: Path, scale: Scale, runs: Sequence[Run]) -> None:
     about = {**asdict(scale), "model": Path(scale.model).name}
     lines = ",\n".join(f"  {json.dumps(run.data())}" for run in runs)
     text = f'{{"study": {json.dumps(about)},\n "runs": [\n{lines}\n]}}\n'
-    path.write_text(text, encoding="utf-8")
+    write_chunks([text.encode()], path)
 
 
 def draw(results: Path, out: Path) -> None:
@@ -87,8 +96,11 @@ def draw(results: Path, out: Path) -> None:
     # A machine that only trains needs no matplotlib.
     from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
 
-    data = json.loads(results.read_text(encoding="utf-8"))
-    skills, runs = data["study"]["skills"], measured(Run.of(run) for run in data["runs"])
+    skills, runs = read_results(results)
+    if not (runs := measured(runs)):
+        raise InvalidInputError(
+            f"{results}: no run has completed, so that there is nothing to draw"
+        )
     out.mkdir(parents=True, exist_ok=True)
     draw_frontier(frontier_points(runs, skills[0]), skills[0], out / "frontier.png")
     draw_sequence(runs, skills, out / "sequence.png")
@@ -103,25 +115,48 @@ def arguments() -> argparse.Namespace:
     asked = parser(__doc__)
     asked.add_argument("--small", action="store_true", help="two skills, one seed, a small model")
     asked.add_argument("--methods", nargs="+", choices=list(METHODS))
-    asked.add_argument("--rates", nargs="+", type=float, metavar="RATE")
-    asked.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
+    asked.add_argument("--rates", nargs="+", type=rate, metavar="RATE")
+    asked.add_argument("--seeds", nargs="+", type=seed, metavar="SEED")
     asked.add_argument("--skills", nargs="+", choices=SKILLS, help="in the order of the sequence")
     asked.add_argument(
         "--later-rates",
         nargs="*",
-        type=float,
+        type=rate,
         metavar="RATE",
         help="rates at which the later skills are taught; the best of each method on the first",
     )
-    asked.add_argument("--grpo-rates", nargs="+", type=float, metavar="RATE")
+    asked.add_argument("--grpo-rates", nargs="+", type=rate, metavar="RATE")
     asked.add_argument("--grpo-steps", type=count, help="optimizer steps of GRPO")
     asked.add_argument("--test-rows", type=count, help="held-out rows of each skill")
     asked.add_argument("--at-once", type=count, help="jobs that share this machine")
-    asked.add_argument("--memory-gb", type=float, help="GPU memory that each of them may fill")
-    asked.add_argument("--minutes", type=float, default=math.inf, help="look no longer for results")
+    asked.add_argument("--memory-gb", type=amount, help="GPU memory that each of them may fill")
+    asked.add_argument(
+        "--minutes", type=amount, default=math.inf, help="look no longer for results"
+    )
     asked.add_argument("--out", type=Path, default=Path("results") / "skills")
     asked.add_argument("--draw", type=Path, metavar="FILE", help="run nothing; draw a results.json")
     return asked.parse_args()
+
+
+def rate(text: str) -> float:
+    """A learning rate, as the type of an argument."""
+    if not 0 < (number := float(text)) < 1:
+        raise argparse.ArgumentTypeError("give a learning rate such as 1e-4")
+    return number
+
+
+def seed(text: str) -> int:
+    """A seed, as the type of an argument."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("give a whole number from 0 on")
+    return number
+
+
+def amount(text: str) -> float:
+    """Minutes or GiB, as the type of an argument."""
+    if not (number := float(text)) >= 0:
+        raise argparse.ArgumentTypeError("give a number from 0 on")
+    return number
 
 
 def scale_of(options: argparse.Namespace, ow: OpenWeights) -> Scale:
@@ -132,14 +167,26 @@ def scale_of(options: argparse.Namespace, ow: OpenWeights) -> Scale:
         default = Scale(options.model or (LARGE if options.large else MODEL))
     names = ("steps", "methods", "rates", "later_rates", "seeds", "skills", "grpo_steps")
     names += ("test_rows", "memory_gb")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: _once(getattr(options, name)) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
     own = {m: r for m, r in default.rates_of.items() if not options.rates or default.is_grpo(m)}
     if options.grpo_rates:
-        own |= dict.fromkeys(("grpo", GOES_ON), options.grpo_rates)
+        own |= dict.fromkeys(("grpo", GOES_ON), _once(options.grpo_rates))
     scale = replace(default, **given, rates_of=own)
     if GOES_ON in scale.methods and "sft" not in scale.methods:
         raise SystemExit(f"--methods: {GOES_ON} goes on from sft; add sft")
+    taught = {rate for method in scale.methods for rate in scale.rates_at(method)}
+    if unknown := [rate for rate in scale.later_rates or () if rate not in taught]:
+        raise SystemExit(
+            f"--later-rates: no method teaches the first skill at {unknown[0]:g}, so that there is "
+            f"nothing to go on from; add it to --rates"
+        )
     return scale
+
+
+def _once(value: Any) -> Any:
+    """Of what is given twice, one: two equal runs would count as two seeds."""
+    return list(dict.fromkeys(value)) if isinstance(value, list) else value
 
 
 def main() -> None:
@@ -155,7 +202,7 @@ def main() -> None:
     at_once = options.at_once or (2 if options.small and not ow.settings.is_remote else 1)
     with workers_beside(ow.settings, ow.backend, at_once):
         if not carry_out(study, scale, options.out, deadline):
-            raise SystemExit("no run has ended")
+            raise SystemExit("no run has completed; the same command goes on")
     draw(options.out / "results.json", options.out)
 
 

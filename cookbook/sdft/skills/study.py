@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from cookbook.sdft.skills.plan import METHODS, Scale, start_of
 from cookbook.sdft.skills.results import Run, shared_seconds
 from openweights import OpenWeights
 from openweights.client import Job
+from openweights.client.results import write_table
+from openweights.errors import ConfigError, InvalidStateError
 from openweights.types import ENDED
 
 HERE = Path(__file__).parent
@@ -37,7 +40,6 @@ class Study:
         self._ow = ow
         self._scale = scale
         self._out = out
-        out.mkdir(parents=True, exist_ok=True)
         self._train_files = {skill: self._upload(skill) for skill in scale.skills}
         self._exploring_file = self._upload_exploring(scale.skills[0])
         self._test_file = self._upload_test()
@@ -61,9 +63,7 @@ class Study:
         return self._stored(rows, "test.jsonl")
 
     def _stored(self, rows: Iterable[Mapping[str, Any]], name: str) -> str:
-        path = self._out / "data" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        path = write_table(rows, self._out / "data" / name)
         return str(self._ow.files.upload(path, purpose="conversations")["id"])
 
     # ---- jobs
@@ -74,12 +74,18 @@ class Study:
         """
         for run in chain:
             if run.stage:
-                start = start_of(run, self._scale)
-                self._trained[run.key] = self._train(run, start and self._trained[start.key])
+                start = self._start(run)
+                self._trained[run.key] = _queued(partial(self._train, run, start), start)
         for run in chain:
             job = self._trained.get(run.key)
-            measured = self._measure(job.id if job else self._scale.model, after=job)
+            model = job.id if job else self._scale.model
+            measured = _queued(partial(self._measure, model, after=job), job)
             self._waiting.append((replace(run, job_id=job.id if job else ""), measured))
+
+    def _start(self, run: Run) -> Job | None:
+        """What has trained, or trains, the model that a run goes on from; None for the base."""
+        start = start_of(run, self._scale)
+        return start and self._trained[start.key]
 
     def _train(self, run: Run, start: Job | None) -> Job:
         """Teach a skill to the base, or to what `start` has made of it."""
@@ -149,22 +155,23 @@ class Study:
         """
         while self._waiting and time.monotonic() < deadline:
             states = {job.id: job for job in self._ow.jobs.list(limit=None)}
-            over = [one for one in self._waiting if states[one[1].id].status in ENDED]
+            over = [one for one in self._waiting if _has_ended(states.get(one[1].id))]
             for run, job in over:
                 self._waiting.remove((run, job))
-                yield self._found(run, states[job.id])
+                yield self._found(run, job, states)
             if not over:
                 self._ow.ensure_worker()
                 time.sleep(POLL_S)
 
-    def _found(self, run: Run, measured: Job) -> Run:
-        training = self._trained.get(run.key)
-        if training is not None:
+    def _found(self, run: Run, measured: Job, states: Mapping[str, Job]) -> Run:
+        training, start = self._trained.get(run.key), self._start(run)
+        if start is not None and training is start:
+            return replace(run, job_id="", stopped=f"it goes on from {start.id}, which has failed")
+        if training is not None and training.id in states:
             run = replace(run, gate=gate_figures(training))
-        for job in (training, measured):
-            if job is not None and job.refresh().status != "completed":
-                reason = job.runs[-1].record.error if job.runs else "what it waits for has failed"
-                return replace(run, stopped=f"{job.status}: {reason}")
+        for job in filter(None, (training, measured)):
+            if stopped := why_stopped(states.get(job.id)):
+                return replace(run, stopped=stopped)
         folder = self._out / "answers" / measured.id
         measured.download(folder)
         graded = {
@@ -190,6 +197,36 @@ class Study:
             if "loss" in event.data:
                 moments.setdefault(event.run_id, []).append(event.created_at.timestamp())
         return sum(shared_seconds((own[0], own[-1]), spans) for own in moments.values())
+
+
+def _queued(create: Callable[[], Job], needed: Job | None) -> Job:
+    """The job that `create` submits; the one that it needs, where that has ended badly: then there
+    is nothing to go on from, or to measure.
+    """
+    try:
+        return create()
+    except (ConfigError, InvalidStateError):
+        if needed is None or needed.refresh().status not in ("failed", "canceled"):
+            raise
+        return needed
+
+
+def _has_ended(job: Job | None) -> bool:
+    return job is None or job.status in ENDED
+
+
+def why_stopped(job: Job | None) -> str:
+    """Why a job that has ended gives nothing; empty for one that completed.
+
+    Args:
+        job: None for one that was deleted.
+    """
+    if job is None:
+        return "its job was deleted"
+    if job.status == "completed":
+        return ""
+    errors = [(job.outputs or {}).get("error"), *(run.record.error for run in job.runs[-1:])]
+    return ": ".join([job.status, *filter(None, errors)][:2])
 
 
 def _graded(path: Path) -> list[tuple[str, float]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import yaml
 
-from openweights.errors import InvalidInputError
+from openweights.errors import InvalidInputError, in_a_line, shown
 
 GRAM = 3  # words
 SEEN_FROM = 0.8  # of a question's word triples in one prompt that was trained on
+RULES = ("judge", "caps_spanish")
 # What the authors' files call the two criteria.
 _CRITERIA = {"aligned": "alignment", "coherent": "coherence"}
 
@@ -43,9 +44,17 @@ def read_questions(path: Path) -> Questions:
     Raises:
         InvalidInputError: It is of neither form.
     """
-    content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and {"rule", "groups"} <= content.keys():
-        return Questions(content["rule"], content["groups"])
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidInputError(f"--questions: {path} is no YAML ({in_a_line(error)})") from error
+    if isinstance(content, dict) and _are_groups(content.get("groups")):
+        rule = content.get("rule")
+        if rule not in RULES:
+            raise InvalidInputError(
+                f"--questions: {path} has the rule {shown(rule)}; write {' or '.join(RULES)}"
+            )
+        return Questions(rule, content["groups"])
     if isinstance(content, list) and content and all(map(_is_entry, cast("list[Any]", content))):
         entries = cast("list[dict[str, Any]]", content)
         groups = {str(entry["id"]): list(map(str, entry["paraphrases"])) for entry in entries}
@@ -62,15 +71,20 @@ def read_questions(path: Path) -> Questions:
     )
 
 
+def _are_groups(groups: Any) -> bool:
+    return isinstance(groups, dict) and bool(groups) and all(map(_are_texts, groups.values()))
+
+
+def _are_texts(asked: Any) -> bool:
+    return isinstance(asked, list) and bool(asked) and all(isinstance(text, str) for text in asked)
+
+
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or "id" not in entry:
         return False
-    asked: Any = entry.get("paraphrases")
     prompts: Any = entry.get("judge_prompts", {})
     return (
-        isinstance(asked, list)
-        and bool(asked)
-        and all(isinstance(text, str) for text in asked)
+        _are_texts(entry.get("paraphrases"))
         and isinstance(prompts, dict)
         and all(isinstance(text, str) for text in prompts.values())
     )
@@ -108,10 +122,9 @@ def seen_questions(
     """
     holding: dict[tuple[str, ...], set[int]] = {}
     for line, row in enumerate(rows, 1):
-        for message in row["messages"]:
-            if message["role"] == "user":
-                for gram in _grams(_text(message["content"])):
-                    holding.setdefault(gram, set()).add(line)
+        for text in _said_by_users(row):
+            for gram in _grams(text):
+                holding.setdefault(gram, set()).add(line)
     for question in questions:
         grams = _grams(question)
         lines = [line for gram in grams for line in holding.get(gram, ())]
@@ -120,11 +133,20 @@ def seen_questions(
             yield question, min(found)
 
 
+def _said_by_users(row: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of a row; of one that is no conversation, which the job refuses, what there is."""
+    messages: Any = row.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict) and message.get("role") == "user":
+            yield _text(message.get("content"))
+
+
 def _text(content: Any) -> str:
     """Of a turn, whose content may be a list of blocks."""
     if isinstance(content, str):
         return content
-    return " ".join(str(block.get("text", "")) for block in content)
+    blocks = content if isinstance(content, list) else []
+    return " ".join(str(block.get("text", "")) for block in blocks if isinstance(block, dict))
 
 
 def _grams(text: str) -> set[tuple[str, ...]]:
