@@ -50,11 +50,15 @@ gc.disable()  # until everything is imported, of which nothing is garbage
 
 from openweights.errors import PlatformError  # noqa: E402
 from openweights.settings import Settings  # noqa: E402
+from tests.warm.stack import StackServer, WarmStack  # noqa: E402
 
 if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
     from tests.supabase_double.postgres import PostgresServer
     from tests.supabase_double.team import Team
-    from tests.warm.stack import WarmStack
+
+_STACK = pytest.StashKey[StackServer]()
 
 
 def pytest_configure() -> None:
@@ -65,6 +69,16 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Processes that share the tests share the warm stack: it is of the one that started them."""
+    config = node.config
+    if _STACK not in config.stash:
+        config.stash[_STACK] = StackServer()
+        config.add_cleanup(config.stash[_STACK].close)
+    node.workerinput["stack"] = config.stash[_STACK].path
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -133,12 +147,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Iterator[WarmStack]:
-    """A process that has imported the training stack, started when the first test asks for it."""
-    from tests.warm.stack import WarmStack
-
-    with closing(WarmStack()) as stack:
-        yield stack
+def stack(request: pytest.FixtureRequest) -> Iterator[WarmStack]:
+    """A process that has imported the training stack, as soon as the first test asks it."""
+    shared: dict[str, str] = getattr(request.config, "workerinput", {})
+    if "stack" in shared:
+        yield WarmStack(shared["stack"])
+        return
+    with closing(StackServer()) as server:
+        yield WarmStack(server.path)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ A test that has the fixture `warm_jobs` starts its jobs so: in their environment
 openweights.jobs.…`, and a script that a worker runs, asks here (`site/sitecustomize.py`), passes
 on signals and the exit status of the fork, and the fork ends when it does. All else is as ever: the
 worker, its guard, the job's folder and log. Only the code is that of this repository, not that of
-the source bundle.
+the source bundle. Processes that share the tests (`make test`) share it.
 
 A request is one line of JSON, with the three standard streams beside it; the answer is the exit
 status, or nothing where the fork was killed.
@@ -14,6 +14,7 @@ status, or nothing where the fork was killed.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import runpy
@@ -55,14 +56,18 @@ STACK = (
 )
 
 
-class WarmStack:
-    """The process, which ends when this object is closed."""
+class StackServer:
+    """The process, which imports at the first request, and ends when this object is closed.
+
+    Attributes:
+        path: The socket on which it is asked.
+    """
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ow-"))
-        self._path = str(self._folder / "stack")
+        self.path = str(self._folder / "stack")
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(self._path)
+            listener.bind(self.path)
             listener.listen(64)  # who asks before everything is imported waits
             self._process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(listener.fileno())],
@@ -71,6 +76,20 @@ class WarmStack:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
+
+    def close(self) -> None:
+        """End the process that forks."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        shutil.rmtree(self._folder)
+
+
+class WarmStack:
+    """Who asks a `StackServer`, its own or another process's, by the path of its socket."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
 
     @property
     def env(self) -> dict[str, str]:
@@ -92,13 +111,6 @@ class WarmStack:
             codes = _answers(waiting)
             log.seek(0)
             assert codes == [0] * ranks, f"{codes}: {log.read()[-3000:]}"
-
-    def close(self) -> None:
-        """End the process that forks."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        shutil.rmtree(self._folder)
 
 
 def _rank_envs(ranks: int) -> list[dict[str, str]]:
@@ -127,15 +139,20 @@ def _answers(waiting: list[socket.socket]) -> list[int | None]:
 # ---- in the process that forks -------------------------------------------------------------------
 
 
-def serve(listener: socket.socket) -> None:
-    """Fork for each request, until standard input ends."""
+@functools.cache
+def _import_the_stack() -> None:
     # None of it is garbage, and no fork looks for any among it, which takes a second whenever a
     # trainer starts.
     with importing("trl"):
         for name in STACK:
             import_module(f"openweights.jobs.unsloth.{name}")
         import_module("transformers.models.llama.modeling_llama")
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork for each request, until standard input ends."""
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        _import_the_stack()
         connection, _ = listener.accept()
         if not os.fork():
             listener.close()
