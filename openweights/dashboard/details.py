@@ -25,7 +25,7 @@ from openweights.client.watching.file_names import file_names, with_names
 from openweights.client.watching.meaning import names_apart
 from openweights.client.watching.progress import read_progress, status_word
 from openweights.client.watching.scores import models_of
-from openweights.client.watching.unmeasured import unmeasured
+from openweights.client.watching.unmeasured import Unmeasured, asked_for_elsewhere, unmeasured
 from openweights.client.watching.waiting import state_of, why_failed
 from openweights.dashboard.series import READ_S, SeriesCache
 from openweights.errors import NotFoundError, OpenWeightsError
@@ -218,15 +218,15 @@ def _iso(moment: datetime | None) -> str | None:
 
 def compared_jobs(ow: OpenWeights, job_ids: Sequence[str], series: SeriesCache) -> dict[str, Any]:
     """`{jobs: [{id, status, model, params, apart, usd_per_hour, error}], missing, differing,
-    telling, headings, unmeasured}`.
+    telling, headings, unmeasured, asked_elsewhere}`.
 
     `params` go by dotted names; `differing` are those that are not the same in all jobs, without
     those that some jobs do not have and the others leave at their default; `telling` are the fewest
     of these that tell the jobs apart; `headings` are what their columns are called beside those of
     measures, and `apart` what `names_apart` calls a job's measures. `unmeasured` are
-    `{measure, jobs, parameter, words}`, as `Unmeasured` has them; none while a history is still
-    read. Ids of `missing` are of no job, as of one that was deleted since the comparison's address
-    was kept.
+    `{measure, words}`, as `Unmeasured` has them, and `asked_elsewhere` those that
+    `asked_for_elsewhere` chooses; none while a history is still read. Ids of `missing` are of no
+    job, as of one that was deleted since the comparison's address was kept.
     """
     jobs: list[JobRecord] = []
     missing: list[str] = []
@@ -249,31 +249,27 @@ def compared_jobs(ow: OpenWeights, job_ids: Sequence[str], series: SeriesCache) 
         }
         for job, params, apart in zip(jobs, given, names_apart(given), strict=True)
     ]
+    lacking = _unmeasured(jobs, series)
     return {
         "jobs": shown,
         "missing": missing,
         "differing": names,
         "telling": telling_apart(given, names),
         "headings": headings(names),
-        "unmeasured": _unmeasured(jobs, series),
+        "unmeasured": _told(lacking),
+        "asked_elsewhere": _told(asked_for_elsewhere(lacking)),
     }
 
 
-def _unmeasured(jobs: Sequence[JobRecord], series: SeriesCache) -> list[dict[str, Any]]:
+def _unmeasured(jobs: Sequence[JobRecord], series: SeriesCache) -> list[Unmeasured]:
     until = time.monotonic() + READ_S
     read = [series.of(job.id, until - time.monotonic()) for job in jobs]
-    if not all(one.complete for one in read):
-        return []
-    measured = [one.names() for one in read]
-    return [
-        {
-            "measure": one.measure,
-            "jobs": list(one.jobs),
-            "parameter": one.parameter,
-            "words": one.words(),
-        }
-        for one in unmeasured(jobs, measured, (name for own in measured for name in own))
-    ]
+    is_whole = all(one.complete for one in read)
+    return unmeasured(jobs, [one.names() for one in read]) if is_whole else []
+
+
+def _told(lacking: Sequence[Unmeasured]) -> list[dict[str, str]]:
+    return [{"measure": one.measure, "words": one.words()} for one in lacking]
 
 
 def _of_last_run(backend: Backend, job: JobRecord) -> dict[str, Any]:

@@ -60,3 +60,41 @@ def test_headings_are_whole(
     assert visitor.page.evaluate(cut) == []
     assert visitor.faults() == []
     visitor.close()
+
+
+LONG = "an-organization-with-a-long-name/A-Model-With-A-Much-Longer-Name-70B-Instruct-preview"
+
+
+@pytest.mark.parametrize("width", [1440, 768, 390])
+def test_long_names_and_digits_leave_what_tells_jobs_apart(
+    served: Served, chromium: Any, run_job: Callable[..., Any], width: int
+) -> None:
+    """In the table, beside one another, in the scores of an evaluation, and in the queue."""
+    suffix = "seed-{}-of-the-sweep"
+    ids = [f"ftjob-{n}c65d3aa10bf-{suffix.format(n)}" for n in (1, 3)]
+    for n, name in zip((1, 3), ids, strict=True):
+        told = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+        run_job(name, told, model=LONG, learning_rate=n * 1e-4)
+    own = {"low": 0.1, "high": 0.9, "problems": 4, "model": ids[0]}
+    task = "an_own_task_with_a_very_long_name_of_its_function"
+    scored = [{"type": "evaluation", "task": name, "score": 0.5} | own for name in (task, "gsm8k")]
+    run_job("evaljob-159f1e73b19b", scored, job_type="inference", models=[ids[0]])
+    visitor = Visitor(chromium, served, width, "dark")
+    page = visitor.page
+    visitor.open("/jobs", f"tr[data-row={ids[1]}]")
+    row = page.locator(f"tr[data-row={ids[1]}]").inner_text()
+    assert "A-Model-With" in row and "an-organization" not in row
+    assert width < 1000 or "3e-4" in row.split()
+    visitor.open(f"/compare?jobs={','.join(ids)}", "table.last td")
+    links = page.locator("table.last th[scope=row] a")
+    cut = "one => one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1"
+    assert [links.nth(n).evaluate(cut) for n in range(2)] == [False, False], "the id is whole"
+    shown = page.locator("table.last").inner_text()
+    assert "3e-4" in shown and "3.00000" not in shown
+    visitor.open("/job/evaljob-159f1e73b19b", "h2:has-text('Scores')")
+    score = page.locator("td.number", has_text="0.5").first.bounding_box()
+    assert score is not None and score["x"] + score["width"] < width, "the score is in view"
+    run_job("ftjob-5c65d3aa10bf", [], status=None)
+    run_job("ftjob-7c65d3aa10bf", [], status="failed", model=LONG)
+    assert visitor.faults() == [] and visitor.errors == []
+    visitor.close()

@@ -39,7 +39,7 @@ def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     """
     from openweights.client import OpenWeights
     from openweights.client.watching.comparison import comparison_columns, measured_names
-    from openweights.client.watching.unmeasured import asked_for_elsewhere
+    from openweights.client.watching.unmeasured import asked_for_elsewhere, unmeasured
 
     ow = OpenWeights()
     rows = ow.compare(jobs, as_dataframe=False)
@@ -52,7 +52,7 @@ def compare(jobs: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     # Of all of them at once: a row alone does not know that another's file has the same name.
     files = file_names(ow.backend, rows)
     _print_blocks(with_names(rows, files), with_names(names, files))
-    for missing in asked_for_elsewhere(records, measured_names(rows)):
+    for missing in asked_for_elsewhere(unmeasured(records, measured_names(rows))):
         note(missing.words())
     if left_out := len(every) - len(names):
         note(

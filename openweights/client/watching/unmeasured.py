@@ -50,14 +50,18 @@ class Unmeasured:
 
 
 def unmeasured(
-    jobs: Sequence[JobRecord], measured: Sequence[Collection[str]], names: Iterable[str]
+    jobs: Sequence[JobRecord],
+    measured: Sequence[Collection[str]],
+    names: Iterable[str] | None = None,
 ) -> list[Unmeasured]:
     """Of each of these measures the trainings that lack it, by the reason why; what matters most
     comes first.
 
     Args:
         measured: Of each job its measures, as `series_name` calls them, or a comparison.
+        names: Which measures; default: all that any of the jobs has.
     """
+    names = (name for own in measured for name in own) if names is None else names
     found: list[Unmeasured] = []
     for name in sorted(dict.fromkeys(map(plain_name, names)), key=measure_rank):
         having = [any(plain_name(own) == name for own in of) for of in measured]
@@ -80,13 +84,10 @@ def merged(found: Iterable[Unmeasured]) -> list[Unmeasured]:
     return [replace(one, measure=", ".join(own)) for one, own in names.items()]
 
 
-def asked_for_elsewhere(
-    jobs: Sequence[JobRecord], measured: Sequence[Collection[str]]
-) -> list[Unmeasured]:
-    """Of all that was measured what a parameter would have asked for: a line for each parameter
-    and the jobs that lack it, with its first measure.
+def asked_for_elsewhere(every: Iterable[Unmeasured]) -> list[Unmeasured]:
+    """Of these what a parameter would have asked for: a line for each parameter and the jobs that
+    lack it, with its first measure.
     """
-    every = unmeasured(jobs, measured, (name for own in measured for name in own))
     lines: dict[tuple[str, tuple[str, ...]], Unmeasured] = {}
     for one in every:
         if one.parameter is not None:

@@ -1,6 +1,6 @@
 // Any number of jobs in one chart, and in one table; the address holds all choices.
 
-import { breakable, fill, h, number, pause, status, valueText } from "./dom.js";
+import { breakable, fill, h, number, pause, shortText, status, valueText } from "./dom.js";
 import { get } from "./api.js";
 import { colour, csv, draw, library, look, picture, smoothed, stepAxis } from "./charts.js";
 import { current, remember, to } from "./route.js";
@@ -22,7 +22,7 @@ export async function show(view, { query, signal }) {
   view.append(reading);
   let found, asked, scored = {}, ownNames = {};
   const plain = Object.create(null); // what a job itself calls a measure that is set apart here
-  let { jobs, differing, telling, missing, headings, unmeasured } = await compare();
+  let { jobs, differing, telling, missing, headings, unmeasured, asked_elsewhere: askable } = await compare();
   if (missing.length) view.append(h("p", { class: "problem" }, `Not in this store: ${missing.join(", ")}`));
   const ranks = Object.fromEntries(Object.values(found).flatMap((one) => Object.entries(one.measures).map(([measure, [, , rank]]) => [measure, rank])));
   const names = Object.keys(ranks).sort((a, b) => ranks[a] - ranks[b] || ((plain[a] ?? a) === (plain[b] ?? b) ? 0 : a.localeCompare(b)));
@@ -47,7 +47,7 @@ export async function show(view, { query, signal }) {
   const scatter = h("div", { class: "chart tall", role: "img", "aria-label": "last values of two measures" });
   const last = h("div"), without = h("div"), elsewhere = h("div");
   const groups = ["", ...differing.filter((name) => name !== "seed")];
-  const between = (name) => { const values = [...new Set(jobs.map(({ params }) => shortened(valueText(params[name]))))]; return `${name}: ${values.slice(0, 4).join(", ")}${values.length > 4 ? ", …" : ""}`; };
+  const between = (name) => { const values = [...new Set(jobs.map(({ params }) => shortened(shortText(params[name]))))]; return `${name}: ${values.slice(0, 4).join(", ")}${values.length > 4 ? ", …" : ""}`; };
   const priced = jobs.some(({ usd_per_hour: price }) => price);
   const axes = Object.keys(AXES).filter((name) => name !== "cost" || priced || state.x === "cost");
   const change = async (key, value) => {
@@ -70,7 +70,7 @@ export async function show(view, { query, signal }) {
   while (!signal.aborted && isRunning()) {
     await pause(3000);
     if (document.hidden || signal.aborted) continue;
-    ({ jobs, differing, telling, headings, unmeasured } = await compare());
+    ({ jobs, differing, telling, headings, unmeasured, asked_elsewhere: askable } = await compare());
     await paint();
   }
 
@@ -142,20 +142,17 @@ export async function show(view, { query, signal }) {
 
   /** What is not drawn, and why; below the table what a parameter would have measured. */
   function lacking() {
-    const own = new Set(shownKinds().map((name) => plain[name] ?? name)), seen = new Set();
-    const lines = (found_) => found_.map(({ words }) => h("p", { class: "faint lacking" }, words));
-    const drawn_ = unmeasured.filter(({ measure }) => own.has(measure));
-    // One line for each parameter and the jobs that lack it, as `ow compare` has.
-    const asked_ = unmeasured.filter((one) => { const key = `${one.parameter} ${one.jobs}`; return one.parameter && !drawn_.includes(one) && !seen.has(key) && seen.add(key); });
-    fill(without, lines(drawn_));
-    fill(elsewhere, lines(asked_));
+    const own = new Set(shownKinds().map((name) => plain[name] ?? name));
+    const lines = (of, isDrawn) => of.filter(({ measure }) => own.has(measure) === isDrawn).map(({ words }) => h("p", { class: "faint lacking" }, words));
+    fill(without, lines(unmeasured, true));
+    fill(elsewhere, lines(askable, false));
   }
 
   async function overlay(measure) {
     const lines = jobs.map((job, at) => ({ job, at, one: found[job.id].series[measure] })).filter(({ one }) => one).map(({ job, at, one }) => ({ job, at, x: xs(job, one), y: smoothed(one.value, Number(state.smooth)) }));
-    const keys = [...new Set(jobs.map((job) => valueText(job.params[state.group])))];
+    const keys = [...new Set(jobs.map((job) => shortText(job.params[state.group])))];
     // One colour for a job, or a group, in all charts.
-    const traces = state.group ? bands(lines, ({ job }) => valueText(job.params[state.group]), state.group, keys)
+    const traces = state.group ? bands(lines, ({ job }) => shortText(job.params[state.group]), state.group, keys)
       : lines.map(({ job, at, x, y }) => ({ x, y, name: name(job), mode: x.length < 40 ? "lines+markers" : "lines", line: look(at) }));
     const whole = state.x === "step" || state.x === "samples";
     await draw(drawn.get(measure), traces, { xaxis: whole ? stepAxis(AXES[state.x], traces) : { title: { text: AXES[state.x] } }, yaxis: { title: { text: measure } } });
@@ -211,13 +208,13 @@ export async function show(view, { query, signal }) {
     return h("div", { class: "scroll" }, h("table", { class: "last" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Job"), columns.map(head))),
       h("tbody", {}, ordered.map((job) => h("tr", { "data-row": job.id }, h("th", { scope: "row" }, h("a", { href: to("job", job.id), class: "mono", title: job.id }, job.id)),
         h("td", {}, status(job.status), job.error && h("div", { class: "problem clip", title: job.error }, job.error)),
-        keys.map((key) => h("td", { class: "wrap" }, h("div", { class: "clip", title: valueText(job.params[key]) }, valueText(job.params[key])))),
+        keys.map((key) => h("td", { class: "wrap" }, h("div", { class: "clip", title: valueText(job.params[key]) }, shortText(job.params[key])))),
         shown.map((measure) => h("td", { class: "number" }, moved(ends(job, measure)))))))));
   }
 
   /** What tells a job apart from the others, where that is short. */
   function name(job) {
-    const said = jobs.map(({ params }) => telling.map((key) => `${key.replace("meta.", "")}=${valueText(params[key])}`).join(" "));
+    const said = jobs.map(({ params }) => telling.map((key) => `${key.replace("meta.", "")}=${shortText(params[key])}`).join(" "));
     const own = said[jobs.indexOf(job)];
     return own && own.length <= 80 && said.indexOf(own) === said.lastIndexOf(own) ? own : job.id;
   }

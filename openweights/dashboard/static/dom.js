@@ -92,6 +92,16 @@ export function valueText(value) {
   return (typeof value === "string" ? value : within(value)).replace(TURNS, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
+/** The same in six digits, where a number was calculated, as 2e-4 / 3: for tables and legends. */
+export function shortText(value) {
+  return valueText(typeof value === "number" && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value);
+}
+
+/** A model in a table: of a folder, and of what has a long name, the last part. */
+export function shortModel(model) {
+  return model.startsWith("/") || model.length > 36 ? model.split("/").findLast(Boolean) || model : model;
+}
+
 function within(value) {
   if (typeof value === "number") return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential() : String(value);
   if (Array.isArray(value)) return `[${value.map(within).join(", ")}]`;

@@ -1,6 +1,6 @@
 // One job: what it was asked, how it goes, what it said.
 
-import { ask, copy, duration, fill, h, notice, number, pause, size, status, valueText, when } from "./dom.js";
+import { ask, breakable, copy, duration, fill, h, notice, number, pause, size, status, valueText, when } from "./dom.js";
 import { file as filePath, get, job as jobPath, post } from "./api.js";
 import { draw, library, look, stepAxis } from "./charts.js";
 import { DELETION } from "./jobs.js";
@@ -63,7 +63,7 @@ export async function show(view, { id, query, signal }) {
     const interval = (low, high) => `${number(low)} to ${number(high)}`;
     fill(scores, found.length > 0 && [h("h2", {}, "Scores"), h("div", { class: "scroll" }, h("table", {},
       h("thead", {}, h("tr", {}, ["Task", "Model", "Score", "95 %", "To the first model", "95 %", "Problems", others && "Evaluation"].filter(Boolean).map((title) => h("th", { scope: "col", class: FIGURE_COLUMNS.has(title) ? "number" : null }, title)))),
-      h("tbody", {}, found.map((one) => h("tr", {}, h("td", {}, one.task), h("td", { class: "wrap" }, one.model), h("td", { class: "number" }, number(one.score)), h("td", {}, interval(one.low, one.high)),
+      h("tbody", {}, found.map((one) => h("tr", {}, h("td", { class: "wrap" }, breakable(one.task)), h("td", { class: "wrap" }, breakable(one.model)), h("td", { class: "number" }, number(one.score)), h("td", {}, interval(one.low, one.high)),
         h("td", { class: "number" }, one.difference ? `${one.difference[0] > 0 ? "+" : ""}${number(one.difference[0])}` : "–"), h("td", {}, one.difference ? interval(one.difference[1], one.difference[2]) : ""),
         h("td", { class: "number" }, String(one.problems)), others && h("td", {}, one.evaluation === id ? "this one" : h("a", { class: "mono", href: to("job", one.evaluation) }, one.evaluation)))))))]);
   }

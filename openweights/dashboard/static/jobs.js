@@ -1,6 +1,6 @@
 // The table of jobs: live, filtered on the server, with a line of each row's loss, or reward.
 
-import { afterTyping, ago, ask, breakable, fill, h, notice, number, status, svg, valueText, when } from "./dom.js";
+import { afterTyping, ago, ask, breakable, fill, h, notice, number, shortModel, shortText, status, svg, valueText, when } from "./dom.js";
 import { get, job as jobPath, post } from "./api.js";
 import { library } from "./charts.js";
 import { remember, to } from "./route.js";
@@ -10,7 +10,7 @@ const COLUMNS = {
   id: { title: "Job", sort: "id", cell: (row) => h("a", { href: to("job", row.id), class: "mono", title: row.id }, row.id) },
   kind: { title: "Kind", sort: "kind", cell: (row) => row.kind },
   model: { title: "Model", sort: "model", cell: (row) => clipped(breakable(shortModel(row.model)), "", row.models.join("\n")) },
-  rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap" }, valueText(row.learning_rate))) },
+  rate: { title: "Rate", cell: (row) => (row.learning_rate === null ? "" : h("span", { class: "nowrap", title: valueText(row.learning_rate) }, shortText(row.learning_rate))) },
   curve: { title: "Curve", cell: () => h("span", { class: "faint" }, "·") },
   last: { title: "Last", cell: (row) => clipped(row.last, row.status === "failed" ? "problem" : "") },
   meta: { title: "Tags", cell: (row) => clipped(Object.entries(row.meta).map(([key, value]) => `${key}=${valueText(value)}`).join(" ")) },
@@ -166,9 +166,6 @@ export async function show(view, { query, signal }) {
 
 /** A text of which a row shows a few lines; all of it stands in its tip. */
 const clipped = (text, look = "", whole = text) => h("div", { class: `clip ${look}`, title: whole }, text);
-
-/** Of a folder only its name: the path says nothing in a table. */
-const shortModel = (model) => (model.startsWith("/") ? model.split("/").findLast(Boolean) || model : model);
 
 function emptyText(state) {
   return state.text || state.status || state.kind || state.model || state.tag ? "No job fits these filters." : "No jobs yet. “New job” makes one; so does ow.fine_tuning.create(…).";

@@ -63,13 +63,13 @@ def test_what_was_not_measured_is_said_with_what_asks_for_it() -> None:
     jobs = [job_of("sft"), job_of("sdft"), job_of("dpo")]
     everyday: list[Row] = [{"step": n, "tag": "everyday", "kl_to_base": 0.1 * n} for n in (0, 2)]
     tables = [curve(loss=1.0, eval_loss=1.0), curve(loss=1.0) + everyday, curve(loss=1.0)]
-    found = asked_for_elsewhere(jobs, measured_names(comparison_rows(jobs, tables)))
+    found = asked_for_elsewhere(unmeasured(jobs, measured_names(comparison_rows(jobs, tables))))
     assert [one.words() for one in found] == [
         "eval_loss: not measured in ftjob-sdft, ftjob-dpo; test_file asks for it",
         "kl_to_base[everyday]: not measured in ftjob-sft, ftjob-dpo; kl_to_base_steps asks for it",
     ]
     same = comparison_rows(jobs[:1] * 2, [curve(loss=1.0)] * 2)
-    assert asked_for_elsewhere(jobs[:1] * 2, measured_names(same)) == []
+    assert asked_for_elsewhere(unmeasured(jobs[:1] * 2, measured_names(same))) == []
 
 
 def test_a_curve_that_a_job_lacks_is_named_with_its_reason() -> None:
