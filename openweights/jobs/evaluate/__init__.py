@@ -30,9 +30,13 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     split_gold,
     with_files,
 )
-from openweights.jobs.unsloth.config.own_functions import check_arguments, source_problems
+from openweights.jobs.unsloth.config.own_functions import source_problems
 from openweights.jobs.unsloth.config.rows import numbered_rows
-from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
+from openweights.jobs.unsloth.grpo.trial import (
+    function_problems,
+    local_function_problems,
+    trial_rows,
+)
 from openweights.models.names import AnyModel, ChatTemplate, TemplateOptions, bare_name
 
 if TYPE_CHECKING:
@@ -195,9 +199,16 @@ class Evaluate(Jobs):
             ConfigError: A line for each field that is wrong, and what would work.
             DatasetError: A local file has rows that cannot be used.
         """
-        config = cast("EvaluateConfig", super().validate(params))
-        local = [(str(own.file), own.name) for own in own_functions(config.suite)]
-        wrong = source_problems(local, "suite")
+        named = own_functions(params.get("suite"))
+        wrong = source_problems([(str(own.file), own.name) for own in named], "suite")
+        try:
+            config = cast("EvaluateConfig", super().validate(params))
+        except ConfigError as error:
+            local = [("suite", own.name, str(own.file)) for own in named]
+            wrong = wrong or local_function_problems(
+                self.ow.settings, local, params.get("prompts"), split_gold
+            )
+            raise ConfigError("\n".join([str(error), *wrong])) from None
         if config.measures and config.prompts is None:
             wrong.append(
                 f"prompts: {config.measures[0].name} scores answers to rows of yours; give a file "
@@ -270,11 +281,12 @@ class Evaluate(Jobs):
             {"id": at, "max_tokens": 600, **row, "messages": row["prompt"]}
             for at, row in enumerate(rows)
         ]
+        sources: list[tuple[str, str, bytes]] = []
         for choice in own:
             with self.open_stored("suite", str(choice.file)) as content:
-                source = content.read()
-            check_arguments(source, choice.name, columns, "suite")
-            try_if_wanted(self.ow.settings, source, choice.name, "suite", rows)
+                sources.append(("suite", choice.name, content.read()))
+        if wrong := function_problems(self.ow.settings, sources, columns, rows):
+            raise ConfigError("\n".join(wrong))
 
     def get_entrypoint(self, validated_params: BaseModel) -> str:
         """See `Jobs`."""

@@ -36,7 +36,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     with_files,
 )
 from openweights.jobs.unsloth.config.machine import training_needs
-from openweights.jobs.unsloth.config.own_functions import check_arguments, source_problems
+from openweights.jobs.unsloth.config.own_functions import source_problems
 from openweights.jobs.unsloth.config.problems import config_notes, field_losses, rows_problem
 from openweights.jobs.unsloth.config.rows import (
     check_rows,
@@ -46,7 +46,11 @@ from openweights.jobs.unsloth.config.rows import (
     run_steps,
 )
 from openweights.jobs.unsloth.config.vram import gpu_gb
-from openweights.jobs.unsloth.grpo.trial import trial_rows, try_if_wanted
+from openweights.jobs.unsloth.grpo.trial import (
+    function_problems,
+    local_function_problems,
+    trial_rows,
+)
 from openweights.jobs.unsloth.validate import TrainingConfig, training_config
 from openweights.models.checkpoint import (
     check_adapter_shape,
@@ -127,6 +131,7 @@ class FineTuning(Jobs):
         try:
             config = self._without_job_id(training_config(params, kind))
         except ConfigError as error:
+            wrong = wrong or self._trial_problems(params)
             raise ConfigError("\n".join([str(error), *wrong])) from None
         if wrong:
             raise ConfigError("\n".join(wrong))
@@ -219,11 +224,12 @@ class FineTuning(Jobs):
         with self.open_stored("training_file", config.training_file) as content:
             split = split_row if config.loss == "sdft" else split_gold
             rows = trial_rows(numbered_rows(content), split)
+        sources: list[tuple[str, str, bytes]] = []
         for field, choice in own:
             with self.open_stored(field, str(choice.file)) as content:
-                source = content.read()
-            check_arguments(source, choice.name, columns, field)
-            try_if_wanted(self.ow.settings, source, choice.name, field, rows)
+                sources.append((field, choice.name, content.read()))
+        if wrong := function_problems(self.ow.settings, sources, columns, rows):
+            raise ConfigError("\n".join(wrong))
 
     def work(self, validated: BaseModel) -> Work:
         """Its steps, and the tokens of each: what is read, by the size of the file, and what is
@@ -305,14 +311,28 @@ class FineTuning(Jobs):
         """What is wrong with the files of functions that the loss is given, whatever else is: a
         line each. What a subclass mounts is there on the worker.
         """
-        mounted, lines = self.mounted_paths(), list[str]()
-        for field in FUNCTION_FIELDS:
-            if field_losses(field, "") == (params.get("loss"),):
-                named = [
-                    (str(choice.file), choice.name) for choice in own_functions(params.get(field))
-                ]
-                lines += source_problems((own for own in named if own[0] not in mounted), field)
-        return lines
+        return [
+            line
+            for field, name, file in self._local_functions(params)
+            for line in source_problems([(file, name)], field)
+        ]
+
+    def _trial_problems(self, params: Mapping[str, Any]) -> list[str]:
+        """What a trial of these functions finds, where other parameters are wrong."""
+        split = split_row if params.get("loss") == "sdft" else split_gold
+        functions, rows = self._local_functions(params), params.get("training_file")
+        return local_function_problems(self.ow.settings, functions, rows, split)
+
+    def _local_functions(self, params: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+        """Field, name and file of the functions that the loss is given from this machine."""
+        mounted, loss = self.mounted_paths(), params.get("loss")
+        return [
+            (field, choice.name, str(choice.file))
+            for field in FUNCTION_FIELDS
+            if field_losses(field, "") == (loss,)
+            for choice in own_functions(params.get(field))
+            if str(choice.file) not in mounted
+        ]
 
     def _stored_rows(self, ref: DatasetRef, loss: str) -> str:
         """The id of a dataset's file.

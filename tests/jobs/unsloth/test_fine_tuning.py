@@ -357,3 +357,35 @@ def test_fields_and_functions_that_are_wrong_are_told_together(
         ow.evaluate.create(models="org/name", suite=list(functions))
     for word in ("none.py: No such file", "has no function 'absent'", "prompts: score scores"):
         assert word in str(refused.value)
+
+
+def test_functions_that_fail_are_told_with_the_fields_that_are_wrong(
+    ow: OpenWeights, tmp_path: Path
+) -> None:
+    rows, own = tmp_path / "rows.jsonl", tmp_path / "own.py"
+    said = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows.write_text((json.dumps({"messages": said}) + "\n") * 8)
+    own.write_text(
+        "def few(completions): return []\n"
+        "def wants(completions, colour): return [1.0] * len(completions)\n"
+        "def fails(completions): return 1 / 0\n"
+    )
+    functions = [f"{own}:{name}" for name in ("few", "wants", "fails")]
+    told = ("few", "wants 'colour'", "ZeroDivisionError")
+    good = {"model": "org/model", "loss": "grpo", "training_file": str(rows)}
+    good |= {"grpo_reward_function": functions}
+    for params, words in (
+        (good, told),
+        ({**good, "epochs": 0}, (*told, "epochs: must be at least 1")),
+        # What nobody can read says nothing of a function.
+        ({**good, "epochs": 0, "training_file": str(own)}, ("epochs: must be at least 1",)),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            ow.fine_tuning.create(**params)
+        assert all(word in str(refused.value) for word in words), refused.value
+        assert len(str(refused.value).splitlines()) == len(words)
+    asked = {"models": "org/name", "suite": functions, "prompts": str(rows)}
+    for params, words in ((asked, told), ({**asked, "top_p": 7.0}, (*told, "top_p: "))):
+        with pytest.raises(ConfigError) as refused:
+            ow.evaluate.create(**params)
+        assert all(word in str(refused.value) for word in words), refused.value

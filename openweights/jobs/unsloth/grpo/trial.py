@@ -19,14 +19,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from openweights.errors import ConfigError, OpenWeightsError
-from openweights.jobs.unsloth.config.rows import NumberedRow
+from openweights.jobs.unsloth.config.own_functions import check_arguments
+from openweights.jobs.unsloth.config.rows import NumberedRow, numbered_rows
 from openweights.jobs.unsloth.grpo.own_rewards import calling, found_reward, values_of
 from openweights.jobs.unsloth.rewards import Samples
 from openweights.models.templates.messages import Message
@@ -65,7 +66,53 @@ def trial_rows(rows: Iterable[NumberedRow], split: Split) -> list[dict[str, Any]
     return first
 
 
-def try_if_wanted(
+def function_problems(
+    settings: Settings,
+    functions: Iterable[tuple[str, str, bytes]],
+    columns: Collection[str],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """What is wrong with reward functions, a line each: that they want what they are not given, or
+    that a trial of them fails.
+
+    Args:
+        functions: Field, name and Python file of each.
+        columns: Of the dataset.
+        rows: As `trial_rows` has them.
+    """
+    lines: list[str] = []
+    for field, name, source in functions:
+        try:
+            check_arguments(source, name, columns, field)
+            _try_if_wanted(settings, source, name, field, rows)
+        except ConfigError as error:
+            lines.append(str(error))
+    return lines
+
+
+def local_function_problems(
+    settings: Settings, functions: Iterable[tuple[str, str, str]], dataset: object, split: Split
+) -> list[str]:
+    """The same of files on this machine, for a job whose other parameters may be wrong, too; none
+    where the dataset is no file that can be read.
+
+    Args:
+        functions: Field, name and path of the Python file of each.
+    """
+    try:
+        with open(Path(str(dataset)).expanduser(), "rb") as content:
+            columns = {name for _, row in numbered_rows(content) for name in row}
+            content.seek(0)
+            rows = trial_rows(numbered_rows(content), split)
+        sources = [
+            (field, name, Path(path).expanduser().read_bytes()) for field, name, path in functions
+        ]
+    except (OSError, ValueError):  # which is said of the file itself
+        return []
+    return function_problems(settings, sources, columns, rows)
+
+
+def _try_if_wanted(
     settings: Settings,
     source: bytes,
     function: str,
