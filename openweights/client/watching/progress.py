@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 from openweights.client.event_json import as_number
 from openweights.client.watching.metrics import EVAL, LEADING, TOTALS, TRAIN, leading_words
@@ -31,6 +32,11 @@ _TIME = len("0:00:00")
 _DOT = " · "
 _STEP = "step"  # of training: they come one by one
 _WHOLE = 10.0  # rates from there on are told without decimals
+_MOST_KNOWN = 1000  # first steps of runs
+# Of each store, by run, start and the start's moment.
+_FIRST_STEPS: WeakKeyDictionary[Backend, dict[tuple[int, int, datetime], EventRecord]] = (
+    WeakKeyDictionary()
+)
 # Keys of these are names of sets.
 _NAMED_BY_USERS = (LogProbs.type, BlockwiseLogProbs.type)
 
@@ -228,13 +234,22 @@ def read_progress(backend: Backend, job: JobRecord) -> Progress:
 def _first_of_the_steps(
     backend: Backend, run_id: int, told: Sequence[EventRecord]
 ) -> list[EventRecord]:
-    """The event of the first step behind the last start of the work, if there is one."""
+    """The event of the first step behind the last start of the work, if there is one. It stays what
+    it is: whoever looks at a run again and again reads its history for that once.
+    """
     starts = [event for event in told if event.data.get("type") == Started.type]
     if not starts:
         return []
+    known = _FIRST_STEPS.setdefault(backend, {})
+    key = (run_id, starts[-1].id, starts[-1].created_at)
+    if key in known:
+        return [known[key]]
     progress = Progress().after(starts[-1])
     for event in backend.list_events(run_id=run_id, after=starts[-1].id):
         if progress.after(event).first_at:
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            known[key] = event
             return [event]
     return []
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -29,6 +29,7 @@ from openweights import (
     StoreUnavailableError,
     WaitTimeoutError,
 )
+from openweights.backends.base import Backend
 from openweights.client import Job
 from openweights.client.watching.progress import read_progress
 from openweights.client.watching.waiting import patiently, state_of, wait_for
@@ -321,6 +322,43 @@ def test_a_rate_does_not_grow_while_somebody_looks(ow: QuietClient, claim: Take)
     assert rate == pytest.approx(25.0, abs=1.0)
     append(ow.backend, run.id, {"tag": "everyday", "step": 3, "kl_to_base": 0.5})
     assert rates() == {rate}
+
+
+class Counting:
+    """A store that counts how often a history is read from some event on."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.reads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def list_events(self, *, after: int = 0, **asked: Any) -> Any:
+        self.reads += after > 0
+        return self._backend.list_events(after=after, **asked)
+
+
+def test_the_first_step_is_looked_for_once(ow: QuietClient, claim: Take) -> None:
+    job = Echo(ow).create(text="a")
+    run = claim().run
+    store = cast("Backend", counting := Counting(ow.backend))
+
+    def look() -> tuple[float | None, int]:
+        before = counting.reads
+        found = read_progress(store, ow.backend.get_job(job.id))
+        return found.seconds_per_step, counting.reads - before
+
+    append(ow.backend, run.id, {"type": "started", "max_steps": 9, "from_step": 0})
+    assert [look(), look()] == [(None, 1)] * 2, "the control: as long as there is none"
+    append(ow.backend, run.id, {"step": 1, "elapsed_s": 10.0}, {"step": 3, "elapsed_s": 50.0})
+    looks = [look(), look()]
+    assert [reads for _, reads in looks] == [1, 0] and looks[0] == (pytest.approx(20.0), 1)
+    assert looks[1][0] == looks[0][0]
+    # It begins again: another start, another first step.
+    append(ow.backend, run.id, {"type": "started", "max_steps": 9, "from_step": 3})
+    append(ow.backend, run.id, {"step": 4, "elapsed_s": 2.0}, {"step": 5, "elapsed_s": 7.0})
+    assert [look(), look()] == [(pytest.approx(5.0), 1), (pytest.approx(5.0), 0)]
 
 
 def test_what_is_done_behind_the_last_step_is_said(ow: QuietClient, claim: Take) -> None:
