@@ -134,6 +134,26 @@ def test_a_job_of_each_kind_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made["sft"].cancel()  # those after it fail with it
 
 
+def test_the_lines_of_the_queue_are_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, with rows for `one` and `two`, and for the dots what every training needs."""
+    in_line, again = code((ROOT / "docs/queue.md").read_text(encoding="utf-8"), "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report.py").write_text("print('done')\n")
+    rows = str(ROOT / "cookbook/sdft/data/train.jsonl")
+    ow = OpenWeights()
+    ow.jobs.pause()  # they are not run here
+    (tmp_path / "in_line.py").write_text(in_line)
+    made = runpy.run_path("in_line.py", {"ow": ow, "one": rows, "two": str(DATA / "train.jsonl")})
+    assert made["second"].record.after == (made["first"].id,)
+    assert made["report"].record.after == (made["first"].id, made["second"].id)
+    given = {"model": "Qwen/Qwen3-4B", "training_file": rows, "loss": "sft"}
+    (tmp_path / "again.py").write_text(f"kept = {again.replace('...', '**given')}")
+    kept = runpy.run_path("again.py", {"ow": ow, "given": given})["kept"]
+    assert kept.record.retry.max == 2
+    made["first"].cancel()  # those after it fail with it
+    kept.cancel()
+
+
 def test_methods_named_in_the_text_exist() -> None:
     for method in re.findall(r"`job\.(\w+)\(", README + TRAINING + COMMANDS_PAGE):
         assert callable(getattr(Job, method)), method

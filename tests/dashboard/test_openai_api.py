@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from openweights.dashboard.openai_api import training_params
 from openweights.errors import InvalidInputError
 from tests.dashboard.conftest import API_KEY, Served
+from tests.test_readme import ROOT, code
 from tests.tiny_model import make_tiny_model
 
 ROW = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
@@ -76,6 +78,27 @@ def test_a_job_from_submission_to_cancelling(client: openai.OpenAI, served: Serv
     assert job.training_file == file and job.seed == 7
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
+
+
+def test_the_lines_of_the_page_are_run(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand in docs/page.md, but for the address and the key."""
+    served.ow.jobs.pause()  # it is not run here
+    (source,) = code((ROOT / "docs/page.md").read_text(encoding="utf-8"), "python")
+    known = source.replace("http://127.0.0.1:8500", served.url).replace("sk-ow-…", API_KEY)
+    assert served.url in known and API_KEY in known
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROW) + "\n")
+    (tmp_path / "lines.py").write_text(known.replace('open("train.jsonl", "rb")', "content"))
+    assert "file=content" in (tmp_path / "lines.py").read_text()
+    with open("train.jsonl", "rb") as content:
+        made = runpy.run_path("lines.py", {"content": content})
+    made["client"].close()
+    params = served.ow.jobs.retrieve(made["job"].id).params["validated_params"]
+    assert (params["loss"], params["learning_rate"]) == ("sdft", 2e-5)
+    assert made["job"].id.endswith("-first")
+    served.ow.jobs.cancel(made["job"].id)
 
 
 def test_unknown_fields_are_said_as_in_python(client: openai.OpenAI) -> None:
