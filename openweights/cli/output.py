@@ -23,6 +23,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPED_WIDTH = 100_000
 GAP = 2
 _LEAST_WIDTH = 6
+_USUAL_FIRST = 28  # characters of an id that nobody has given an end of its own
 STATUS_STYLES = {
     "pending": "yellow",
     "in_progress": "cyan",
@@ -138,8 +139,8 @@ def local_time(moment: datetime) -> str:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_upper: bool = True
 ) -> None:
-    """Print rows under headings, in upper case unless they are names; the first column is never
-    shortened.
+    """Print rows under headings, in upper case unless they are names; the first column, which
+    people copy, is never shortened: where there is no room, what is long there has its own line.
 
     On a terminal the other columns are cut to its width; elsewhere nothing is cut.
     """
@@ -155,25 +156,33 @@ def print_table(
         [Text(printable(cell), style=STATUS_STYLES.get(cell, "")) for cell in row] for row in rows
     ]
     lines = [[Text(name.upper() if is_upper else name) for name in columns], *cells]
-    natural = natural_widths([[cell.plain for cell in line] for line in lines])
+    natural = natural_widths([[cell.plain for cell in line] for line in lines], room)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     for heading, width in zip(lines[0], fit(natural, room), strict=True):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
-    for row in cells:
-        table.add_row(*row)
+    above = [first if first.cell_len > natural[0] else None for first, *_ in cells]
+    for alone, (first, *others) in zip(above, cells, strict=True):
+        table.add_row(Text() if alone else first, *others)
     with console.capture() as printed:
         console.print(table, crop=False)
-    for line in printed.get().splitlines():
+    for alone, line in zip([None, *above], printed.get().splitlines(), strict=True):
+        if alone:
+            click.echo(alone.plain)
         click.echo(line.rstrip(), color=True)
 
 
-def natural_widths(lines: Sequence[Sequence[str]]) -> list[int]:
-    """How many columns of a terminal each column of a table takes, where nothing is cut."""
+def natural_widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
+    """How many columns of a terminal each column of a table takes, where nothing is cut. Where that
+    is more than `room`, the first takes no more than its cells of usual length.
+    """
     from rich.cells import cell_len
 
-    return [
-        max(cell_len(printable(cell)) for cell in column) for column in zip(*lines, strict=True)
-    ]
+    taken = [[cell_len(printable(cell)) for cell in column] for column in zip(*lines, strict=True)]
+    widths = [max(column) for column in taken]
+    if sum(widths) + GAP * (len(widths) - 1) > room:
+        usual = [width for width in taken[0] if width <= _USUAL_FIRST]
+        widths[0] = max(usual, default=widths[0])
+    return widths
 
 
 def terminal_width() -> int:

@@ -145,6 +145,8 @@ def _unknown(
     known = list(owner.model_fields)
     if meant := closest(name, known):
         return f"is not a parameter; did you mean {meant!r}?"
+    if len(known) == 1:
+        return f"is not a parameter; there is only {known[0]}"
     if len(known) <= _LISTED:
         return f"is not a parameter; there are {', '.join(known)}"
     return "is not a parameter; leave it out"

@@ -76,6 +76,28 @@ def test_terminal_tables_keep_ids_whole(
     assert lines == ["ID                  AGE  NOTE", "ftjob-0123456789ab  2m   nnnnn…"]
 
 
+def test_a_long_id_leaves_the_other_rows_their_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "60", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    long = "ftjob-0123456789ab-seed-0-of-the-sweep"
+    rows = [("ftjob-0123456789ab", "completed", "n" * 100), (long, "failed", "m" * 3)]
+
+    def printed() -> list[str]:
+        output.print_table(("id", "status", "note"), rows)
+        return [line.rstrip() for line in click.unstyle(capsys.readouterr().out).splitlines()][1:]
+
+    assert printed() == [
+        "ftjob-0123456789ab  completed  " + "n" * 28 + "…",
+        long,
+        " " * 20 + "failed     mmm",
+    ]
+    rows = [("ftjob-0123456789ab", "completed", "n"), (long, "failed", "mmm")]
+    assert len(printed()) == 2, "the control: there is room for all"
+
+
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(0, 200))
 def test_columns_fit_and_the_first_is_whole(natural: list[int], room: int) -> None:
     widths = output.fit(natural, room)

@@ -105,6 +105,10 @@ MISTAKES: list[tuple[dict[str, Any], list[str]]] = [
         {"model": "a", "zzz": 3},
         ["zzz: is not a parameter; there are model, learning_rate, steps, style, inner"],
     ),
+    (
+        {"model": "a", "inner": [{"zzz": 1}]},
+        ["inner[0].zzz: is not a parameter; there is only size"],
+    ),
     ({"model": "a", "learning_rate": "fast"}, ["learning_rate: must be a number, not 'fast'"]),
     ({"model": "a", "learning_rate": 0}, ["learning_rate: must be greater than 0.0, not 0"]),
     ({"model": "a", "steps": 1.5}, ["steps: must be a whole number, not 1.5"]),

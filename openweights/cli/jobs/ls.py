@@ -153,7 +153,7 @@ def _fitting(
 ) -> Sequence[tuple[str, ...]]:
     """The rows, without the models' organizations where their names would be cut."""
     place = columns.index("model")
-    natural = natural_widths([columns, *rows])
+    natural = natural_widths([columns, *rows], room)
     if fit(natural, room)[place] == natural[place]:
         return rows
     return [(*row[:place], row[place].rpartition("/")[2], *row[place + 1 :]) for row in rows]

@@ -372,7 +372,7 @@ def test_functions_that_fail_are_told_with_the_fields_that_are_wrong(
     )
     functions = [f"{own}:{name}" for name in ("few", "wants", "fails")]
     told = ("few", "wants 'colour'", "ZeroDivisionError")
-    good = {"model": "org/model", "loss": "grpo", "training_file": str(rows)}
+    good: dict[str, Any] = {"model": "org/model", "loss": "grpo", "training_file": str(rows)}
     good |= {"grpo_reward_function": functions}
     for params, words in (
         (good, told),
@@ -384,7 +384,7 @@ def test_functions_that_fail_are_told_with_the_fields_that_are_wrong(
             ow.fine_tuning.create(**params)
         assert all(word in str(refused.value) for word in words), refused.value
         assert len(str(refused.value).splitlines()) == len(words)
-    asked = {"models": "org/name", "suite": functions, "prompts": str(rows)}
+    asked: dict[str, Any] = {"models": "org/name", "suite": functions, "prompts": str(rows)}
     for params, words in ((asked, told), ({**asked, "top_p": 7.0}, (*told, "top_p: "))):
         with pytest.raises(ConfigError) as refused:
             ow.evaluate.create(**params)
