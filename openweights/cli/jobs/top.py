@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from openweights.cli.jobs.ls import last_values, last_words, model_name
-from openweights.cli.output import STATUS_STYLES, age, one_line, print_table
+from openweights.cli.output import (
+    GAP,
+    STATUS_STYLES,
+    age,
+    fit,
+    natural_widths,
+    one_line,
+    print_table,
+)
 from openweights.cli.store import is_remote, open_store
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
@@ -25,6 +33,9 @@ if TYPE_CHECKING:
     from openweights.backends.base import Backend
 
 COLUMNS = ("id", "status", "kind", "model", "age", "curve", "last")
+# What is left out first in a narrow terminal, and how much of the last column is to be there.
+_DISPENSABLE = ("curve", "kind", "model", "age")
+_ENOUGH = 20
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK = 16
 _READ_S = 0.2  # of a long history in one look
@@ -65,24 +76,51 @@ def _follow(backend: Backend, cache: SeriesCache, every_s: float) -> None:
         Live(console=console, screen=True, auto_refresh=False) as live,
     ):
         while True:
-            live.update(_table(rows(backend, cache, console.height - 2)), refresh=True)
+            lines = rows(backend, cache, console.height - 2)
+            live.update(_table(lines, console.width), refresh=True)
             time.sleep(every_s)
 
 
-def _table(lines: Sequence[Sequence[str]]) -> Any:
+def _table(lines: Sequence[Sequence[str]], room: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, expand=True, header_style="bold", pad_edge=False)
-    for name in COLUMNS:
-        is_fixed = name in ("id", "status", "age", "curve")
-        table.add_column(
-            name.upper(), no_wrap=True, overflow="ellipsis", ratio=None if is_fixed else 1
-        )
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
+    widths, lines = fitting(lines, room)
+    for name, width in widths.items():
+        table.add_column(name.upper(), no_wrap=True, overflow="ellipsis", width=width)
     for line in lines:
         # Text, not str: a model called "[bold]" is no markup.
-        table.add_row(*(Text(one_line(cell), style=STATUS_STYLES.get(cell, "")) for cell in line))
+        table.add_row(*(Text(cell, style=STATUS_STYLES.get(cell, "")) for cell in line))
     return table
+
+
+def fitting(
+    lines: Sequence[Sequence[str]], room: int
+) -> tuple[dict[str, int], Sequence[Sequence[str]]]:
+    """The columns that fit into `room`, with their widths, and the rows with these cells alone.
+    Where there is not room for all, models lose their organizations, and then columns are left out
+    until there is some for what the last one says.
+    """
+    names = list(COLUMNS)
+    cells = [[one_line(cell) for cell in line] for line in lines]
+    for dropped in ("", *_DISPENSABLE):
+        if dropped:
+            at = names.index(dropped)
+            names, cells = _without(names, at), [_without(line, at) for line in cells]
+        natural = natural_widths([names, *cells], room)
+        widths = fit(natural, room)
+        if "model" in names and widths != natural:
+            at = names.index("model")
+            cells = [[*c[:at], c[at].rpartition("/")[2], *c[at + 1 :]] for c in cells]
+            widths = fit(natural_widths([names, *cells], room), room)
+        if widths[-1] >= min(_ENOUGH, natural[-1]):
+            break
+    return dict(zip(names, widths, strict=True)), cells
+
+
+def _without(line: Sequence[str], at: int) -> list[str]:
+    return [*line[:at], *line[at + 1 :]]
 
 
 def rows(backend: Backend, cache: SeriesCache, most: int) -> list[list[str]]:

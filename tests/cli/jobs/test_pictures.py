@@ -19,7 +19,7 @@ import pytest
 
 from openweights.backends.base import Backend
 from openweights.cli.jobs.pictures import sixels, understood
-from openweights.cli.jobs.top import spark
+from openweights.cli.jobs.top import COLUMNS, fitting, spark
 from tests.cli.conftest import Ow, claim, log_events, process_env, submit
 
 XTERM = b"\x1b[?62;22c"
@@ -164,3 +164,24 @@ def test_top_is_live_in_a_terminal(job: str, backend: Backend) -> None:
 def test_spark(values: list[float], expected: str) -> None:
     assert spark(values) == expected
     assert len(spark([float(at % 5) for at in range(1000)])) == 16
+
+
+def test_a_narrow_window_has_what_jobs_say() -> None:
+    last = "step 12/32 · 4.1 s/step · 1m20s left · loss 0.52"
+    rows = [
+        ["ftjob-0123456789ab", "in_progress", "sft", "org/a-model-1B", "2m", "█▆▄▃▂▁▁▁", last],
+        ["ftjob-0123456789ab-" + "seed" * 9, "pending", "sdft", "org/a-model-1B", "2m", "", "-"],
+    ]
+    room = {width: fitting(rows, width) for width in (200, 100, 60, 40)}
+    assert [[*widths] for widths, _ in room.values()] == [
+        [*COLUMNS],
+        [*COLUMNS],
+        ["id", "status", "age", "last"],
+        ["id", "status", "last"],
+    ]
+    for width, (widths, lines) in room.items():
+        assert all(len(line) == len(widths) for line in lines)
+        assert width == 40 or sum(widths.values()) + 2 * (len(widths) - 1) <= width
+        assert width == 40 or widths["last"] >= 20
+    assert room[200][1][0][3] == "org/a-model-1B" and room[100][1][0][3] == "a-model-1B"
+    assert fitting([], 80)[1] == []
