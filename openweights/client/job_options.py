@@ -53,12 +53,13 @@ _MOST_GPUS = 64  # more than any host has
 P = ParamSpec("P")
 
 
-def _job_ids(value: object) -> object:
+def _job_ids(value: object) -> list[str]:
+    """Raises ValueError for what names no jobs."""
     given = [value] if isinstance(value, str | Job) else value
-    if not isinstance(given, list | tuple):
-        return given
-    items = cast("Sequence[object]", given)
-    return [item.id if isinstance(item, Job) else item for item in items]
+    items = cast("Sequence[object]", given) if isinstance(given, list | tuple) else [given]
+    if wrong := [item for item in items if not isinstance(item, str | Job)]:
+        raise ValueError(f"{shown(wrong[0])} is no job; give jobs, or their ids")
+    return [item.id if isinstance(item, Job) else str(item) for item in items]
 
 
 def _retry_of(value: Mapping[str, Any] | int) -> Retry:

@@ -50,10 +50,9 @@ def test_what_cannot_be_waited_for(ow: QuietClient) -> None:
     kind = Echo(ow)
     with pytest.raises(InvalidInputError, match="after: there is no job 'nix'"):
         kind.create(text="a", after="nix")
-    with pytest.raises(ConfigError, match=r"after\[0\]"):
-        kind.create(text="a", after=[3])
-    with pytest.raises(ConfigError, match="after"):
-        kind.create(text="a", after={"x": 1})
+    for wrong in (3, None, [3], [None], [["job-1"]], {"x": 1}, {"job-1"}, b"job-1"):
+        with pytest.raises(ConfigError, match="^after: .* is no job; give jobs, or their ids$"):
+            kind.create(text="a", after=wrong)
     canceled = kind.create(text="b").cancel()
     with pytest.raises(InvalidStateError, match=f"job {canceled.id} is canceled"):
         kind.create(text="c", after=canceled)

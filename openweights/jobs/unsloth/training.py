@@ -69,8 +69,9 @@ NOTHING_LEARNED = {
     "sdft_skip_tokens, or look at the demonstrations",
     "dpo": "no pair had a gradient; look at the rows, and at warmup_steps",
     "orpo": "no pair had a gradient; look at the rows, and at warmup_steps",
-    "grpo": "in no step did the rewards of a prompt's completions differ, so that none was better "
-    "than another; look at the reward function and at what is sampled",
+    "grpo": "in no step did the rewards of a prompt's completions differ, as they were equal or "
+    "could not be had, so that none was better than another; look at the reward function and at "
+    "what is sampled",
 }
 
 

@@ -355,7 +355,10 @@ def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) ->
     rewards = _rewards(rows, texts, reward)
     known = [value for value in rewards if not math.isnan(value)]
     if not known:
-        raise JobFailedError(f"sdft_gate_reward: {reward.name} could score none of the answers")
+        raise JobFailedError(
+            f"sdft_gate_reward: {reward.name} could score none of the answers "
+            f"({'; '.join(reward.causes)}); give numbers for those that can be scored"
+        )
     return Scores({**means, "reward": fmean(known)}, rewards)
 
 

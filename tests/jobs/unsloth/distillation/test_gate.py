@@ -206,7 +206,7 @@ def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
         return "please" if "example" in text else copier(1)(text)
 
     # The student's answers have no value; where all are None there is nothing to compare.
-    with pytest.raises(JobFailedError, match="polite could score none"):
+    with pytest.raises(JobFailedError, match=r"none of the answers \(it gave None or no"):
         chosen(tmp_path, answer, sdft_gate_reward=f"{file}:polite")
     showing, [event] = chosen(
         tmp_path,
