@@ -31,7 +31,8 @@ class MemoryMeter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
+        # Most operations return one tensor, and a tree costs more than many an operation here.
+        for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor):
                 self._count(value)
         self.peak = max(self.peak, self.now)

@@ -408,6 +408,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny: Path, tmp_path: Path) 
     whole = run("whole")
     half = run("half", Stop())
     assert moved(half, whole)
+    assert not (tmp_path / "half" / "README.md").exists(), "the result has a card, of ours"
     resumed = run("half", resume=str(tmp_path / "half" / "checkpoint-2"))
     for name, expected in whole.items():
         assert torch.equal(resumed[name], expected), name

@@ -332,6 +332,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tiny: Path, tmp_path: Path) 
         return trainer, events
 
     whole, _ = run("whole", resume=False)
+    assert not (tmp_path / "whole" / "README.md").exists(), "the result has a card, of ours"
     resumed, events = run("resumed", resume=True)
     assert_same(adapters(whole.model), adapters(resumed.model))
     assert_same(averages_of(whole.teacher), averages_of(resumed.teacher))

@@ -123,6 +123,9 @@ class RewardTrainer(GRPOTrainer):
         self._scores: Tensor = torch.empty(0)
         self.add_callback(SkipEmptySteps(self))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: trl would write one at each checkpoint, and a result has its own (`model_card`)."""
+
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         """trl's order of prompts, drawn anew from seed and epoch, so that a resumed run sees the
         rows that would have come.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -64,6 +65,7 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     versions: dict[str, str] = {}
     for package in PACKAGES:

@@ -73,6 +73,9 @@ class ExactMeanTrainer(SFTTrainer):
         # Of how much the loss since the last log is a mean.
         self._counted: float | Tensor = 0.0
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: trl would write one at each checkpoint, and a result has its own (`model_card`)."""
+
     def _filled_up(self, packs: Sequence[Any], count: int) -> list[Any]:
         """So many micro-batches: packs, and before them empty ones, which are passed by.
 
