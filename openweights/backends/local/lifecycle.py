@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from openweights.backends.local.dependencies import fail_dependents
@@ -296,11 +297,46 @@ def renew_lease(
     return True
 
 
-def instruction(worker: sqlite3.Row, run: sqlite3.Row | None, now: int) -> Instruction:
-    """What a worker has to do about a run that is its own."""
+# Two clocks of one machine part by less than this between two heartbeats.
+_DRIFT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunClock:
+    """What two clocks said at the last heartbeat of a run.
+
+    Attributes:
+        wall: The one that records are dated with, in microseconds: somebody may set it, and it
+            goes on while the machine sleeps.
+        steady: The one that does neither, in seconds.
+        skipped: By how many microseconds `wall` has been set, forwards or backwards, so far.
+        was_set: Whether it was since the heartbeat before.
+    """
+
+    wall: int
+    steady: float
+    skipped: int = 0
+    was_set: bool = False
+
+    def after(self, wall: int, steady: float) -> RunClock:
+        """At the next heartbeat."""
+        ahead_s = (wall - self.wall) / 1_000_000 - (steady - self.steady)
+        was_set = abs(ahead_s) > _DRIFT_S
+        skipped = self.skipped + (round(ahead_s * 1_000_000) if was_set else 0)
+        return RunClock(wall, steady, skipped, was_set)
+
+
+def instruction(
+    worker: sqlite3.Row, run: sqlite3.Row | None, now: int, skipped: int = 0
+) -> Instruction:
+    """What a worker has to do about a run that is its own.
+
+    Args:
+        skipped: Microseconds by which the clock was set while the run went on.
+    """
     if run is not None and run["job_status"] == "canceled":
         return "cancel"
-    if run is not None and _is_overdue(run, now):
+    if run is not None and _is_overdue(run, now, skipped):
         return "timeout"
     if run is not None and _has_lasted(
         run["quiet_since"] or run["created_at"], run["stall_timeout_s"], now
@@ -309,9 +345,9 @@ def instruction(worker: sqlite3.Row, run: sqlite3.Row | None, now: int) -> Instr
     return "shutdown" if worker["status"] in ("shutdown", "terminated") else "continue"
 
 
-def _is_overdue(run: sqlite3.Row, now: int) -> bool:
+def _is_overdue(run: sqlite3.Row, now: int, skipped: int) -> bool:
     has_passed = run["timeout_at"] is not None and run["timeout_at"] <= now
-    return has_passed or _has_lasted(run["created_at"], run["max_duration_s"], now)
+    return has_passed or _has_lasted(run["created_at"], run["max_duration_s"], now - skipped)
 
 
 def _has_lasted(since: int, seconds: float | None, now: int) -> bool:

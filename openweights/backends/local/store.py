@@ -9,6 +9,7 @@ import logging
 import os
 import pwd
 import sqlite3
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ class Store:
         home: Folder of the store.
         lane: Which jobs workers of this object take; None for all.
         clock: Tells the time that leases and timeouts are measured with.
+        steady: Seconds that go on whatever the clock is set to, and stand still while the machine
+            sleeps.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Store:
         organization_id: str = "local",
         lane: Lane | None = None,
         clock: Callable[[], datetime] = utc_now,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self.home = home
         self.lease_s = lease_s
@@ -66,6 +70,10 @@ class Store:
         self.team = None
         self._lane: Lane | None = lane
         self._clock = clock
+        self._steady = steady
+        self._run_clocks: dict[
+            str, tuple[int, lifecycle.RunClock]
+        ] = {}  # by worker: its run, and the clock
         self._path = home / "openweights.db"
         self._connections = Connections(self._path, self._connect)
         self._files = FileFolder(home / "files", organization_id)

@@ -94,7 +94,12 @@ class WorkerVerbs(Store):
             if worker["status"] != "active":
                 return None
             job = lifecycle.next_job(db, self._lane, worker_id, now)
-            return None if job is None else self._start(db, job, worker_id, expires_at, now)
+            if job is None:
+                return None
+            claim = self._start(db, job, worker_id, expires_at, now)
+            clock = lifecycle.RunClock(now, self._steady())
+            self._run_clocks[worker_id] = claim.run.id, clock
+            return claim
 
     def heartbeat(self, worker_id: str, run_id: int | None = None) -> Instruction:
         with self._write() as db:
@@ -106,9 +111,23 @@ class WorkerVerbs(Store):
                 db, worker, run, self._lease_from(now), now
             ):
                 return "fenced"
-            if run is not None and run["stall_timeout_s"] is not None:
+            if run is None:
+                return lifecycle.instruction(worker, None, now)
+            clock = self._clock_of(worker_id, run["id"], now)
+            if clock.was_set:
+                lifecycle.note_sign_of_life(db, run["id"], now)
+                run = lifecycle.run_with_job(db, run["id"])
+            if run["stall_timeout_s"] is not None:
                 run = lifecycle.listen(db, run, self._logs.size(run["id"]), now)
-            return lifecycle.instruction(worker, run, now)
+            return lifecycle.instruction(worker, run, now, clock.skipped)
+
+    def _clock_of(self, worker_id: str, run_id: int, now: int) -> lifecycle.RunClock:
+        steady = self._steady()
+        known, clock = self._run_clocks.get(worker_id, (None, None))
+        fresh = lifecycle.RunClock(now, steady)
+        clock = fresh if clock is None or known != run_id else clock.after(now, steady)
+        self._run_clocks[worker_id] = run_id, clock
+        return clock
 
     def _end_dead_workers(self, limit: int = -1) -> None:
         """Look at workers, those silent for the longest first, and end what the dead ones held."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,7 +33,7 @@ from openweights.errors import (
 from openweights.types import WorkerSpec
 from tests.backends import processes
 from tests.backends.contract import BackendContract
-from tests.backends.steps import claim, draft, spec
+from tests.backends.steps import claim, draft, spec, start
 
 
 class Clock:
@@ -46,6 +47,9 @@ class Clock:
         self.moment += self.step
         return self.moment
 
+    def steady(self) -> float:
+        return self.moment.timestamp()
+
 
 class TestLocalBackend(BackendContract):
     max_examples = 45
@@ -57,7 +61,7 @@ class TestLocalBackend(BackendContract):
     @pytest.fixture
     def backend(self, tmp_path: Path, clock: Clock) -> Iterator[Backend]:
         self.time = clock
-        options = {"lease_s": 10.0, "log_limit_bytes": 2 << 20}
+        options = {"lease_s": 10.0, "log_limit_bytes": 2 << 20, "steady": clock.steady}
         with closing(LocalBackend(tmp_path / "home", clock=clock, **options)) as backend:  # type: ignore[arg-type]
             yield backend
 
@@ -469,3 +473,42 @@ def test_a_new_store_is_its_owners_alone(home: Path, is_there: bool) -> None:
                 assert path.stat().st_mode & 0o077 == 0, path
     finally:
         os.umask(umask)
+
+
+class _SetClock(Clock):
+    """A clock that is set while no time passes, or goes on as time does."""
+
+    def __init__(self, *, is_set: bool) -> None:
+        super().__init__()
+        self.is_set, self.passed = is_set, 0.0
+
+    def jump(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+        self.passed += 0.0 if self.is_set else seconds
+
+    def steady(self) -> float:
+        return self.passed
+
+
+@pytest.mark.parametrize("is_set", [True, False], ids=["set", "control: time passes"])
+@pytest.mark.parametrize(
+    ("limit", "verdict"), [("stall_timeout_s", "stalled"), ("max_duration_s", "timeout")]
+)
+def test_a_clock_that_is_set_ends_no_run(
+    home: Path, limit: str, verdict: str, is_set: bool
+) -> None:
+    """As when a notebook has slept. Backwards, it gives a run no more time either."""
+    clock = _SetClock(is_set=is_set)
+    with closing(LocalBackend(home, clock=clock, steady=clock.steady)) as backend:
+        limits: dict[str, Any] = {limit: 60.0}
+        claimed = start(backend, **limits)
+        asked = "w1", claimed.run.id
+        assert backend.heartbeat(*asked) == "continue"
+        clock.jump(3600.0)
+        assert backend.heartbeat(*asked) == ("continue" if is_set else verdict)
+        if is_set:
+            clock.jump(-7200.0)
+            assert backend.heartbeat(*asked) == "continue"
+            clock.is_set = False
+            clock.jump(61.0)
+            assert backend.heartbeat(*asked) == verdict
