@@ -11,6 +11,7 @@ results (no type)    the worker, for files in `uploads/`  `job.download`, `ow sh
 `Stage`              jobs, before and after their steps   progress of `job.wait`
 `Started`            trainers and inference, first        progress of `job.wait`
 `Reproducibility`    training and scoring jobs, first     people: `ow events JOB --type …`
+`HubCommit`          jobs, when they fetch a model        the next attempt, which loads the same
 `IdleGPU`            workers in pods, as a warning        people
 `Checkpoint`         trainers                             the next attempt; the worker, which
                                                           deletes them after completion
@@ -143,6 +144,21 @@ class Reproducibility(TypedEvent):
     type: ClassVar[str] = "reproducibility"
 
     record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubCommit(TypedEvent):
+    """What a repository of the Hugging Face hub was at when the job first asked for it.
+
+    Attributes:
+        repository: Its id.
+        commit: 40 hexadecimal digits.
+    """
+
+    type: ClassVar[str] = "hub_commit"
+
+    repository: str
+    commit: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

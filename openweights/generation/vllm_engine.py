@@ -26,6 +26,7 @@ from openweights.generation.params import MOST_TOP_LOGPROBS, Delta, GenerationRe
 from openweights.generation.samples import Sample
 from openweights.models.adapters import adapter_names, peft_name
 from openweights.models.forward import base_model
+from openweights.models.names import location_here
 from openweights.models.shape import longest_row
 from openweights.models.tokens import eos_token_ids
 
@@ -71,7 +72,7 @@ class VLLMEngine(GenerationEngine):
         self.vocabulary = int(base.config.get_text_config().vocab_size)
         self._engine = vllm.LLMEngine.from_engine_args(
             vllm.EngineArgs(
-                model=base.config.name_or_path,
+                model=location_here(base.config.name_or_path),
                 gpu_memory_utilization=memory_share,
                 max_model_len=self.max_length,
                 enable_prefix_caching=True,

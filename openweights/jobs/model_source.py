@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openweights.errors import ConfigError, NotFoundError
-from openweights.events import Checkpoint, Stage
+from openweights.events import Checkpoint, HubCommit, Stage
 from openweights.jobs.known_models import ADAPTER_CONFIG, check_within_reach
 from openweights.models.checkpoint import folder_state
-from openweights.models.hub_files import hub_file
+from openweights.models.hub_files import at_commit, base_in, commit_of, hub_file, split_commit
 from openweights.models.names import CHECKPOINT, ModelReference, location_here, model_reference
 from openweights.progress import transferring
 from openweights.types import JobRecord
@@ -36,7 +36,8 @@ class ModelSource:
     """Weights that can be loaded.
 
     Attributes:
-        base: Folder or repository of the model.
+        base: Folder of the model, or its repository at the commit that the job takes, where the
+            hub or its cache tells which that is (`at_commit`).
         adapter: Folder of an adapter on it; None for the model itself.
         name: What it is called.
     """
@@ -59,7 +60,7 @@ def fetch_model(
     """
     with transferring():
         _check_unchanged(ow, model)
-        source = _described(_fetch(ow, model_reference(model), target, say), model)
+        source = _described(ow, _fetch(ow, model_reference(model), target, say), model)
         check_within_reach(source.base)
     return source
 
@@ -122,7 +123,8 @@ def _fetch(
         from openweights.models.hub import download
 
         check_within_reach(reference.name)
-        return str(download(reference.name, reference.part))
+        commit = split_commit(_at_commit_of_job(ow, reference.name))[1]
+        return str(download(reference.name, reference.part, commit=commit))
     from openweights.models.smollm2 import get_if_named
 
     get_if_named(reference.name, say)
@@ -148,18 +150,22 @@ def _fetch_job(ow: OpenWeights, reference: ModelReference, target: Path) -> Path
     return folder
 
 
-def _described(location: str, name: str) -> ModelSource:
+def _described(ow: OpenWeights, location: str, name: str) -> ModelSource:
     from openweights.models.load import clear_load_errors
 
     with clear_load_errors(name):
+        location = _at_commit_of_job(ow, location)
         config = _adapter_config(location_here(location))
     if config is None:
         return ModelSource(location, None, name)
-    if not Path(location).is_dir():
+    if not Path(location_here(location)).is_dir():
         from openweights.models.hub import download
 
         config = download(location) / ADAPTER_CONFIG
-    return ModelSource(location_here(base_name(config)), config.parent, name)
+    base = base_name(config)
+    with clear_load_errors(base):
+        base = _at_commit_of_job(ow, base)
+    return ModelSource(base if split_commit(base)[1] else location_here(base), config.parent, name)
 
 
 def _adapter_config(location: str) -> Path | None:
@@ -170,8 +176,38 @@ def _adapter_config(location: str) -> Path | None:
     return hub_file(location, ADAPTER_CONFIG)  # where that is None, loading says why
 
 
+def _at_commit_of_job(ow: OpenWeights, location: str) -> str:
+    """A repository at a commit, with what it is loaded from there in the hub's cache: the commit
+    that it names, else the one that this job has found first, whatever its branch has by now. What
+    is a folder here stays one; a repository whose commit nobody tells stays as it is.
+    """
+    repository, commit = split_commit(location)
+    if commit is None and Path(location_here(location)).is_dir():
+        return location
+    commit = _recorded_commit(ow, repository, commit)
+    if commit is None:
+        return location  # loading says why
+    from openweights.models.hub import download_commit
+
+    download_commit(repository, commit)
+    return at_commit(repository, commit)
+
+
+def _recorded_commit(ow: OpenWeights, repository: str, named: str | None) -> str | None:
+    """`named`, else what the job has recorded, else what the hub says; the first is recorded."""
+    if ow.settings.run_id is None:
+        return named or commit_of(repository)
+    events = ow.backend.list_events(job_id=ow.run.job_id, type=HubCommit.type)
+    known = [HubCommit.of(event.data) for event in events]
+    first = next((each.commit for each in known if each.repository == repository), None)
+    if (commit := named or first or commit_of(repository)) is not None and first is None:
+        ow.run.log(HubCommit(repository=repository, commit=commit).data())
+        ow.run.flush()  # the next model of this job may be of the same repository
+    return commit
+
+
 def base_name(config: Path) -> str:
-    """What an adapter's config names as its base.
+    """What an adapter's config names as its base, at the commit that it says.
 
     Raises:
         ConfigError: It is no LoRA, or names none.
@@ -179,7 +215,7 @@ def base_name(config: Path) -> str:
     content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
     if not content.get("base_model_name_or_path") or content.get("peft_type") != "LORA":
         raise ConfigError(f"model: {config} is no LoRA adapter that names its base; choose another")
-    return str(content["base_model_name_or_path"])
+    return base_in(content)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

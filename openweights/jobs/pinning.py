@@ -21,7 +21,7 @@ from openweights.jobs.model_source import (
     kept_checkpoints,
 )
 from openweights.models.checkpoint import adapter_shape
-from openweights.models.hub_files import cached_file, hub_file
+from openweights.models.hub_files import cached_file, hub_file, split_commit
 from openweights.models.names import (
     CHECKPOINT,
     ModelReference,
@@ -170,7 +170,7 @@ def adapter_base(ow: OpenWeights, model: str, *, ask_hub: bool = True) -> str:
     if reference.kind == "folder":
         config = Path(reference.name) / ADAPTER_CONFIG
         is_adapter = config.is_file()
-        return model_location(base_name(config)) if is_adapter else reference.name
+        return model_location(split_commit(base_name(config))[0]) if is_adapter else reference.name
     if reference.kind == "repository" and ask_hub:
         return _base_on_hub(reference) or model
     return model
@@ -208,7 +208,7 @@ def _config_here(reference: ModelReference) -> Path | None:
 def _base_on_hub(reference: ModelReference) -> str | None:
     """The base of an adapter on the hub; None for a model, and where the hub cannot be asked."""
     config = hub_file(reference.name, _in_part(reference))
-    return None if config is None else base_name(config)
+    return None if config is None else split_commit(base_name(config))[0]
 
 
 def _in_part(reference: ModelReference) -> str:

@@ -11,11 +11,12 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from openweights.errors import ConfigError, ConfigurationError
+from openweights.models.hub_files import at_commit, base_in, cached_file
 from openweights.models.names import location_here, repository_id
 from openweights.progress import transferring
 
@@ -38,8 +39,63 @@ class PushRequest(Protocol):
     push_to_private: bool
 
 
-def download(repository: str, folder: str | None = None) -> Path:
+# Weights in the format that transformers takes first, and in the one that it takes else.
+_WEIGHTS = (".safetensors", ".bin")
+# The same weights in formats of other programs, and what no program loads.
+_OTHER_FILES = (
+    *(".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite", ".zip"),
+    *(".tar", ".gz", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".mp4"),
+)
+_TEMPLATES = "additional_chat_templates/"
+_ANSWER_S = 10.0
+
+
+def wanted_files(names: Sequence[str]) -> list[str]:
+    """Those of a repository's files that a model, or an adapter, is loaded from."""
+    top = [name for name in names if "/" not in name and not name.startswith("consolidated")]
+    kind = next((k for k in _WEIGHTS if any(name.endswith(k) for name in top)), "")
+    unread = tuple(suffix for suffix in (*_WEIGHTS, *_OTHER_FILES) if suffix != kind)
+    return [name for name in top if not name.lower().endswith(unread)] + [
+        name for name in names if name.startswith(_TEMPLATES)
+    ]
+
+
+def download_commit(repository: str, commit: str) -> Path:
+    """What a model, or an adapter, is loaded from, as it was at a commit; on this disk.
+
+    Raises:
+        ConfigError: It cannot be had; one line that says why.
+    """
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from openweights.models.load import clear_load_errors
+
+    with clear_load_errors(at_commit(repository, commit)):
+        try:
+            info = HfApi().model_info(repository, revision=commit, timeout=_ANSWER_S)
+        except (HfHubHTTPError, HTTPError, OSError):
+            if (kept := _kept_commit(repository, commit)) is None:
+                raise
+            return kept
+        names = wanted_files([file.rfilename for file in info.siblings or ()])
+        return Path(snapshot_download(repository, revision=commit, allow_patterns=names))
+
+
+def _kept_commit(repository: str, commit: str) -> Path | None:
+    """The folder of the hub's cache with a commit, if there are weights in it."""
+    location = at_commit(repository, commit)
+    config = cached_file(location, "config.json") or cached_file(location, "adapter_config.json")
+    folder = None if config is None else config.parent
+    return folder if folder and any(file.suffix in _WEIGHTS for file in folder.iterdir()) else None
+
+
+def download(repository: str, folder: str | None = None, *, commit: str | None = None) -> Path:
     """The files of a repository, or of one folder in it, on this disk.
+
+    Args:
+        commit: As it was there; None for what its branch has.
 
     Raises:
         ConfigError: It cannot be had; one line that says why.
@@ -50,7 +106,7 @@ def download(repository: str, folder: str | None = None) -> Path:
 
     wanted = None if folder is None else f"{folder}/*"
     with clear_load_errors(repository):
-        path = Path(snapshot_download(repository, allow_patterns=wanted))
+        path = Path(snapshot_download(repository, revision=commit, allow_patterns=wanted))
     found = path if folder is None else path / folder
     if not found.is_dir():
         raise ConfigError(f"model: the repository {repository} has no folder {folder}; correct it")
@@ -116,7 +172,7 @@ def merge(config: PushRequest, adapter: Path, folder: Path) -> Path:
     from openweights.models.tokens import eos_token_ids
 
     lora = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    location = location_here(lora.get("base_model_name_or_path") or config.model)
+    location = location_here(base_in(lora) or config.model)
     model: Any = AutoModelForCausalLM.from_pretrained(
         location, dtype=torch.bfloat16, device_map="cpu"
     )

@@ -1,17 +1,59 @@
 """What the Hugging Face hub has, and what its cache on this machine has. No torch.
 
-Where huggingface_hub is not installed there is no cache, and nobody to ask.
+Where huggingface_hub is not installed there is no cache, and nobody to ask. A repository may be
+named with the commit that is meant of it, `org/name@0123…`; else it is what its branch main has.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 # What the hub says about a repository. "unclear" is an answer that does not tell, or a late one.
 HubAnswer = Literal["has", "lacks", "unreachable", "unclear"]
 
 _TIMEOUT_S = 5.0
+_AT_COMMIT = re.compile(r"(.+)@([0-9a-f]{40})")
+
+
+def at_commit(repository: str, commit: str | None) -> str:
+    """A repository as it is at a commit; None leaves it at what its branch has."""
+    return repository if commit is None else f"{repository}@{commit}"
+
+
+def split_commit(location: str) -> tuple[str, str | None]:
+    """What `at_commit` was given; everything else, a folder too, has no commit."""
+    found = _AT_COMMIT.fullmatch(location)
+    return (location, None) if found is None else (found[1], found[2])
+
+
+def base_in(adapter: Mapping[str, Any]) -> str:
+    """What the `adapter_config.json` of an adapter names as its base, at the commit that it says;
+    "" for nothing.
+    """
+    base = str(adapter.get("base_model_name_or_path") or "")
+    pinned = f"{base}@{adapter.get('revision')}"
+    return pinned if _AT_COMMIT.fullmatch(pinned) and not Path(base).is_dir() else base
+
+
+def commit_of(repository: str) -> str | None:
+    """The commit that a repository is at: on the hub or, where that does not answer, in this
+    machine's cache. None where neither tells.
+    """
+    try:
+        from httpx import HTTPError
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+    except ModuleNotFoundError:
+        return None
+    try:
+        return HfApi().model_info(repository, timeout=_TIMEOUT_S).sha
+    except (HfHubHTTPError, HTTPError, OSError):  # gone, gated, offline, or out of reach
+        names = ("config.json", "adapter_config.json")
+        found = next(filter(None, (cached_file(repository, name) for name in names)), None)
+        return None if found is None else found.parent.name  # snapshots/<commit>/<name>
 
 
 def cached_file(repository: str, name: str) -> Path | None:
@@ -24,7 +66,8 @@ def cached_file(repository: str, name: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
     except ModuleNotFoundError:
         return None
-    found = try_to_load_from_cache(repository, name)
+    name_alone, commit = split_commit(repository)
+    found = try_to_load_from_cache(name_alone, name, revision=commit)
     return Path(found) if isinstance(found, str) else None
 
 
@@ -53,8 +96,10 @@ def hub_answer(repository: str) -> HubAnswer:
         )
     except ModuleNotFoundError:
         return "unclear"
+    name, commit = split_commit(repository)
     try:
-        get_hf_file_metadata(hf_hub_url(repository, "config.json"), timeout=_TIMEOUT_S)
+        url = hf_hub_url(name, "config.json", revision=commit)
+        get_hf_file_metadata(url, timeout=_TIMEOUT_S)
     except (GatedRepoError, EntryNotFoundError):
         return "has"
     except RepositoryNotFoundError:

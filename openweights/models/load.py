@@ -27,7 +27,7 @@ from openweights.models.checkpoint import (
     check_is_dense,
     check_target_modules,
 )
-from openweights.models.hub_files import out_of_reach
+from openweights.models.hub_files import base_in, out_of_reach, split_commit
 from openweights.models.log_probs import check_logits
 from openweights.models.names import location_here
 from openweights.models.packing import cap_attention
@@ -152,10 +152,13 @@ def load_model(
         else:
             model, tokenizer = _load_transformers(config, adapter, spread)
     # Not the folder in which a model with a name of its own happens to lie here.
+    name, commit = split_commit(config.model)
     if not config.is_peft:
         model.config.name_or_path = config.model
-    elif adapter is None:
-        model.peft_config["default"].base_model_name_or_path = config.model
+    else:
+        lora = model.peft_config["default"]
+        lora.base_model_name_or_path = name if adapter is None else lora.base_model_name_or_path
+        lora.revision = commit
     if config.is_peft:
         # "auto" would ask the hub about the base model's vocabulary, at every checkpoint, and warn
         # where it gets no answer; no adapter of ours trains it.
@@ -198,6 +201,7 @@ def tokenizer_of(
 
 def load_trained(
     location: str,
+    base: str | None = None,
     *,
     chat_template: str = "default",
     template_options: Mapping[str, Any] | None = None,
@@ -208,6 +212,7 @@ def load_trained(
 
     Args:
         location: Folder or Hugging Face id of a model, or of an adapter, whose base is loaded, too.
+        base: Where that base is; None for what the adapter names.
         template_options: What the chat template reads beside the messages.
         tokenizer_from: Where its tokenizer is, if that has one; else beside the model.
         in_4bit: Whether the weights are loaded in 4 bit.
@@ -222,7 +227,7 @@ def load_trained(
     with clear_load_errors(location), transferring():
         found = find_adapter_config_file(location)
         adapter = json.loads(Path(found).read_text()) if found else {}
-        base = location_here(adapter.get("base_model_name_or_path", location))
+        base = location_here(base or base_in(adapter) or location)
         tokenizer = tokenizer_of(tokenizer_from or location, base, chat_template, template_options)
         model = AutoModelForCausalLM.from_pretrained(
             base,

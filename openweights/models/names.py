@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from openweights.errors import ConfigError, shown
+from openweights.models.hub_files import cached_file, split_commit
 from openweights.settings import home_folder
 
 KNOWN_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -54,9 +55,14 @@ def model_location(model: str) -> str:
 
 def location_here(model: str) -> str:
     """As `model_location`, but a Hugging Face id whose model lies below `models/` of the home, as
-    `ow demo` puts it there, is that folder: it needs no hub.
+    `ow demo` puts it there, is that folder: it needs no hub. One at a commit is the folder that the
+    hub's cache has of it.
     """
-    folder = home_folder() / "models" / _KEPT.get(model, model)
+    repository, commit = split_commit(model)
+    if commit is not None:
+        config = cached_file(model, "config.json")
+        return model if config is None else str(config.parent)
+    folder = home_folder() / "models" / _KEPT.get(repository, repository)
     return str(folder) if os.path.isfile(folder / "config.json") else model_location(model)
 
 
@@ -211,7 +217,7 @@ _SIZE = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IG
 
 def parameters_in_billions(model: str) -> float | None:
     """How many parameters a model has, as far as its name tells."""
-    found = _SIZE.search(re.sub(r"[/_-]", " ", model))
+    found = _SIZE.search(re.sub(r"[/_-]", " ", split_commit(model)[0]))
     if found is None:
         return None
     count, size, unit = found.groups()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +15,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve_hub(repository: str, folder: Path) -> Iterator[str]:
-    """Serve the files of `folder` as `repository`; gives the endpoint."""
+def serve_hub(repository: str, folder: Path | Mapping[str, Path]) -> Iterator[str]:
+    """Serve the files of `folder` as `repository`; gives the endpoint.
+
+    Args:
+        folder: Or one for each commit, of which the last is what the branch main has; more may
+            come to it meanwhile.
+    """
+    folders = {COMMIT: folder} if isinstance(folder, Path) else folder
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -28,11 +34,13 @@ def serve_hub(repository: str, folder: Path) -> Iterator[str]:
         def _answer(self, *, with_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             prefix = f"/{repository}/resolve/"
+            commit = next((one for one in folders if one in path), list(folders)[-1])
+            folder = folders[commit]
             names = sorted(item.name for item in folder.iterdir())
             if path.startswith(f"/api/models/{repository}/tree/"):
                 body = json.dumps([_tree_entry(folder / name) for name in names]).encode()
             elif path.startswith(f"/api/models/{repository}"):
-                info = {"id": repository, "sha": COMMIT, "private": False, "tags": []}
+                info = {"id": repository, "sha": commit, "private": False, "tags": []}
                 siblings = [{"rfilename": name} for name in names]
                 body = json.dumps({**info, "siblings": siblings}).encode()
             elif path.startswith(prefix) and (folder / path.rsplit("/", 1)[1]).is_file():
@@ -44,7 +52,7 @@ def serve_hub(repository: str, folder: Path) -> Iterator[str]:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.end_headers()
             if with_body:
                 self.wfile.write(body)

@@ -27,6 +27,7 @@ from openweights.jobs.api.deployment import (
 )
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.jobs.pinning import pinned_model
+from openweights.models.hub_files import split_commit
 from openweights.models.load import tokenizer_of
 from openweights.models.memory import wait_for_model
 from openweights.settings import Settings
@@ -56,7 +57,7 @@ async def serve_own(
         ConfigError: A model cannot be loaded; one line that says why.
     """
     wait_for_model(base.name, base.base, stages(logger, ow.run.log))
-    ow.run.log(Stage(doing=f"loading {Path(base.base).name}").data())
+    ow.run.log(Stage(doing=f"loading {Path(split_commit(base.base)[0]).name}").data())
     fixed = fixed_adapters(ow, config)
     opening = Opening(
         base.base,

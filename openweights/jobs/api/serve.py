@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from openweights.events import Stage
 from openweights.jobs.api import ApiConfig
-from openweights.jobs.api.deployment import Place, Use
+from openweights.jobs.api.deployment import Place, Use, fixed_adapters
 from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.settings import Settings
@@ -40,6 +40,7 @@ def serve(ow: OpenWeights, config: ApiConfig, place: Place, use: Use | None = No
         JobFailedError: vLLM ended by itself; its own log is above.
     """
     ow.run.log(Stage(doing="loading the model").data())
+    fixed_adapters(ow, config)  # before their base, of which they may name the commit
     base = fetch_model(ow, config.model, Path("model"), stages(logger, ow.run.log))
     if _takes_vllm(config):
         from openweights.jobs.api.vllm_server import serve_vllm

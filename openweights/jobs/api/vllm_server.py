@@ -27,6 +27,7 @@ from openweights.jobs.api.deployment import (
 )
 from openweights.jobs.model_source import ModelSource, fetch_model
 from openweights.jobs.pinning import pinned_model
+from openweights.models.names import location_here
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def vllm_command(
         "--kv-cache-dtype": config.kv_cache_dtype,
         "--chat-template": None if config.chat_template == "default" else config.chat_template,
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base.base]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", location_here(base.base)]
     for name, value in options.items():
         command += [] if value is None else [name, str(value)]
     command.append("--enable-prefix-caching")

@@ -18,6 +18,7 @@ from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Result
 from openweights.jobs.inference.rows import Row, fitting_prompt, row_sampling
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
+from openweights.models.hub_files import split_commit
 from openweights.models.names import location_here, model_reference
 
 if TYPE_CHECKING:
@@ -71,10 +72,12 @@ Group = dict[int, ModelSource | None]
 def _by_base(ow: OpenWeights, asked: Mapping[int, InferenceConfig]) -> list[Group]:
     """Models that are computed together."""
     groups: dict[str, Group] = {}
-    if any(model_reference(config.model).kind != "openai" for config in asked.values()):
+    kinds = {place: model_reference(config.model).kind for place, config in asked.items()}
+    if any(kind != "openai" for kind in kinds.values()):
         ow.run.log(Stage(doing="loading the model").data())  # torch is imported, to begin with
-    for place, config in asked.items():
-        if model_reference(config.model).kind == "openai":
+    # Repositories last: an adapter may name the commit of its base, which is taken then.
+    for place, config in sorted(asked.items(), key=lambda item: kinds[item[0]] == "repository"):
+        if kinds[place] == "openai":
             groups[config.model] = {place: None}
             continue
         source = fetch_model(ow, config.model, Path("model"), stages(logger, ow.run.log))
@@ -106,7 +109,8 @@ def _of_group(
     if has_company:
         wait_for_model(sources[first].name, sources[first].base, stages(logger, ow.run.log))
     once = f", once for {len(sources)} models" if len(sources) > 1 else ""
-    ow.run.log(Stage(doing=f"loading {Path(sources[first].base).name}{once}").data())
+    name = Path(split_commit(sources[first].base)[0]).name
+    ow.run.log(Stage(doing=f"loading {name}{once}").data())
     in_4bit = any(asked[place].in_4bit for place in sources)
     with open_engine(
         list(sources.values()), asked[first].engine, asked[first].chat_template, in_4bit=in_4bit

@@ -26,6 +26,7 @@ from openweights.jobs.api.serve import serve
 from openweights.jobs.inspect_ai import InspectConfig
 from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.unsloth.runtime.job_log import run_job
+from openweights.models.hub_files import split_commit
 from openweights.models.names import model_reference
 from openweights.settings import home_folder
 
@@ -71,7 +72,7 @@ def _served(ow: OpenWeights, config: InspectConfig) -> ApiConfig:
     source = fetch_model(ow, config.model, Path("model"), stages(logger, ow.run.log))
     is_adapter = source.adapter is not None
     return ApiConfig(
-        model=source.base if is_adapter else config.model,
+        model=split_commit(source.base)[0] if is_adapter else config.model,
         lora_adapters=[config.model] if is_adapter else [],
         max_model_len=config.max_model_len,
         max_num_seqs=AT_ONCE,

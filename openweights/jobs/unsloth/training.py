@@ -138,7 +138,7 @@ def _train(
         reporter.log(Stage(doing="loading the model").data())
         model, tokenizer = load_model(located, engine, source.adapter, spread=spread)
         # The other ranks have copies of their own, and say nothing.
-        record = {} if rank() else reproducibility(config, model, engine)
+        record = {} if rank() else reproducibility(config, model, engine, source.base)
         callbacks = [
             *_callbacks(config, reporter, record, stop),
             *_trackers(config, reporter, model, tokenizer, data),

@@ -52,13 +52,15 @@ def model_card(
     what = f"`{name}` with a LoRA adapter merged into it" if is_merged else f"A LoRA on `{name}`"
     if not config.is_peft:
         what, is_merged = f"`{name}`, all weights of it", True
+    commit = record.get("model_commit")
+    at = f", as it was at commit `{commit}`" if commit else ""
     versions = record["versions"]
     packages = ", ".join(f"{p} {versions[p]}" for p in ("torch", "transformers", "peft", "trl"))
     return "\n".join(
         [
             *_metadata(config, None if is_folder else base, is_merged),
             f"\n# {name}, {config.loss} ({job_id})\n",
-            f"{what}, trained with loss `{config.loss}` by openweights, job `{job_id}`.",
+            f"{what}{at}, trained with loss `{config.loss}` by openweights, job `{job_id}`.",
             "\n## How to load it\n",
             f"```python\n{_LOAD_MERGED if is_merged else _LOAD_ADAPTER}\n```",
             "\n## Data\n",

@@ -13,6 +13,7 @@ import torch
 
 from openweights.jobs.unsloth.runtime.ranks import world_size
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.hub_files import split_commit
 from openweights.models.load import device_name
 
 PACKAGES = (
@@ -41,8 +42,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def reproducibility(config: TrainingConfig, model: Any, engine: str) -> dict[str, Any]:
-    """The environment, the config, the model and hashes of every file that was read."""
+def reproducibility(config: TrainingConfig, model: Any, engine: str, base: str) -> dict[str, Any]:
+    """The environment, the config, the model and hashes of every file that was read.
+
+    Args:
+        base: Where the base model was loaded from, with its commit if it has one.
+    """
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return {
         **environment(),
@@ -50,7 +55,7 @@ def reproducibility(config: TrainingConfig, model: Any, engine: str) -> dict[str
         "seed": config.seed,
         "config": config.model_dump(mode="json"),
         "model": config.model,
-        "model_commit": getattr(model.config, "_commit_hash", None),
+        "model_commit": split_commit(base)[1],
         "base_dtype": str(frozen[0].dtype) if frozen else None,
         "data": {
             ref.name: {"file": ref.file, "sha256": file_hash(ref.local_path)}

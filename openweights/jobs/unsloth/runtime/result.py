@@ -15,6 +15,7 @@ from openweights.events import Pushed, Stage
 from openweights.jobs.unsloth.runtime.job_log import one_line
 from openweights.jobs.unsloth.runtime.reporting import Reporter
 from openweights.jobs.unsloth.validate import TrainingConfig
+from openweights.models.hub_files import split_commit
 from openweights.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _save(
         folder, base = UPLOADS / "model", str(model.config.name_or_path)
         model.to(saved_dtype(base)).save_pretrained(str(folder), max_shard_size="5GB")
     tokenizer.save_pretrained(str(folder))
-    return folder, base
+    return folder, split_commit(base)[0]
 
 
 def _push(config: TrainingConfig, result: Path, reporter: Reporter, merged_card: str) -> str | None:

@@ -110,7 +110,8 @@ def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
     reporter.log(Reproducibility(record=record).data())
     source = fetch_model(ow, params.model, Path("model"), stages(logger, reporter.log))
     model, tokenizer = load_trained(
-        source.base if source.adapter is None else str(source.adapter),
+        str(source.adapter or source.base),
+        source.base,
         chat_template=params.chat_template,
         template_options=params.template_options,
     )
