@@ -18,7 +18,7 @@ from openweights.backends.local.worker_locks import has_lost_its_worker
 from openweights.client.bundle import package_folder
 from openweights.client.watching.notes import tell_last
 from openweights.client.watching.queue import (
-    due_jobs,
+    DueJobs,
     gpu_gb,
     is_answered_apart,
     is_answered_beside,
@@ -52,6 +52,7 @@ class LocalWorkers:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self._backend = backend
+        self._due_jobs = DueJobs(backend)
         self._has_left_standby = False
         self._lanes: dict[Lane, LocalWorker] = {
             "jobs": LocalWorker(settings, "jobs"),
@@ -67,7 +68,7 @@ class LocalWorkers:
         """
         running = self._backend.list_jobs(statuses=["in_progress"], limit=None)
         alive = self._backend.list_workers(statuses=["starting", "active"])
-        due = due_jobs(self._backend)
+        due = self._due_jobs()
         asked = is_answered_beside(due, running, gpu_gb(alive))
         # Scripts run by themselves, and what is answered has its worker.
         jobs = [job for job in running if job.type != "script" and not is_answered_apart(job)]

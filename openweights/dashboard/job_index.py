@@ -118,19 +118,23 @@ class JobIndex:
             # One question for all of them: a project is far away.
             newest = self._backend.list_runs(status="failed", limit=_MOST_ERRORS)
             self._errors = dict.fromkeys(failed, "") | {r.job_id: r.error or "" for r in newest}
-        queue = None
-        if any(job.status == "pending" for job in jobs):
-            queue = QueueView.read(self._backend, is_remote=self._backend.team is not None)
+        waits: dict[str, str] = {}
+        if asked := [job.id for job in jobs if job.status == "pending"]:
+            with self._lock:
+                known = [cast("JobRecord", row["_job"]) for row in self._rows.values()]
+            pending = [job for job in known if job.status == "pending"]
+            is_remote = self._backend.team is not None
+            queue = QueueView.read(self._backend, is_remote=is_remote, pending=pending)
+            waits = queue.reasons(asked)
         return [
             {key: value for key, value in row.items() if not key.startswith("_")}
-            | {"last": self._last(job, queue)}
+            | {"last": self._last(job, waits.get(job.id, ""))}
             for row, job in zip(rows, jobs, strict=True)
         ]
 
-    def _last(self, job: JobRecord, queue: QueueView | None) -> str:
-        if job.status == "pending" and queue is not None:
-            words = queue.place(job)[1], begins_again(self._backend, job)
-            return " · ".join(filter(None, words))
+    def _last(self, job: JobRecord, waits: str) -> str:
+        if job.status == "pending":
+            return " · ".join(filter(None, (waits, begins_again(self._backend, job))))
         if job.status == "in_progress":
             return read_progress(self._backend, job).words()
         if job.status == "failed":

@@ -26,6 +26,7 @@ from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
 from openweights.client.watching.queue import (
+    DueJobs,
     due_jobs,
     gpu_gb,
     is_answered_apart,
@@ -142,6 +143,7 @@ class Worker:
             shutdown,
             self._heartbeat,
         )
+        self._due_jobs = DueJobs(backend)
         self._last_run: int | None = None
         self._keep_days = settings.keep_days
         self._collects_at = -math.inf
@@ -271,7 +273,7 @@ class Worker:
         """
         lane = self._host.settings.lane
         if lane == "questions":
-            due = due_jobs(self._backend)
+            due = self._due_jobs()
             workers = self._backend.list_workers(statuses=["active"])
             return is_answered_beside(due, self._running(), gpu_gb(workers))
         if lane == "jobs" and self._host.hardware.gpu_count:

@@ -26,7 +26,7 @@ from openweights.client.serving.sampling import is_of_sample
 from openweights.client.watching.metrics import LEADING, leading_words
 from openweights.client.watching.progress import status_word
 from openweights.client.watching.scores import best_scores, score_words
-from openweights.client.watching.waiting import state_of, why_failed
+from openweights.client.watching.waiting import states_of, why_failed
 from openweights.types import ENDED, JOB_STATUSES, JobRecord, JobStatus
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def ls(
                 click.echo(job.id)
             return
         last = {job.id: last_values(backend, job) for job in jobs}
-        going = [job for job in jobs if job.status not in ENDED]
-        now = {job.id: state_of(backend, job, is_remote=is_remote()) for job in going}
+        now = states_of(backend, jobs, is_remote=is_remote())
     if as_json:
         print_json([plain(job) | {"last": last[job.id]} for job in jobs])
     elif jobs:

@@ -25,9 +25,9 @@ from openweights.cli.store import is_remote, open_store
 from openweights.client.job_kinds import kind_word
 from openweights.client.secrets import without_keys
 from openweights.client.watching.metrics import LEADING
-from openweights.client.watching.waiting import state_of
+from openweights.client.watching.waiting import states_of
 from openweights.dashboard.series import SeriesCache
-from openweights.types import ENDED, JobRecord
+from openweights.types import JobRecord
 
 if TYPE_CHECKING:
     from openweights.backends.base import Backend
@@ -128,14 +128,15 @@ def rows(backend: Backend, cache: SeriesCache, most: int) -> list[list[str]]:
     jobs = backend.list_jobs(statuses=["in_progress"], limit=_MOST)
     jobs += backend.list_jobs(statuses=["pending"], limit=_MOST)
     jobs += backend.list_jobs(statuses=["completed", "failed", "canceled"], limit=_ENDED)
-    return [_row(backend, cache, without_keys(job)) for job in jobs[: max(most, 1)]]
+    jobs = [without_keys(job) for job in jobs[: max(most, 1)]]
+    states = states_of(backend, jobs, is_remote=is_remote())
+    return [_row(backend, cache, job, states.get(job.id, "")) for job in jobs]
 
 
-def _row(backend: Backend, cache: SeriesCache, job: JobRecord) -> list[str]:
+def _row(backend: Backend, cache: SeriesCache, job: JobRecord, now: str) -> list[str]:
     measured = cache.of(job.id, _READ_S).by_name if job.attempts else {}
     curves = [list(measured[name].values) for name in LEADING if name in measured]
     last = last_values(backend, job)
-    now = "" if job.status in ENDED else state_of(backend, job, is_remote=is_remote())
     said = str(last.get("error") or now or last_words(last, job) or "-")
     return [
         job.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -56,10 +57,17 @@ class QueueView:
     free: frozenset[Lane] = frozenset()
 
     @classmethod
-    def read(cls, backend: Backend, *, is_remote: bool) -> QueueView:
-        """Ask the store."""
+    def read(
+        cls, backend: Backend, *, is_remote: bool, pending: Sequence[JobRecord] | None = None
+    ) -> QueueView:
+        """Ask the store.
+
+        Args:
+            pending: All of them, if they are known.
+        """
         running = backend.list_jobs(statuses=("in_progress",), limit=None)
-        pending = backend.list_jobs(statuses=("pending",), limit=None)
+        if pending is None:
+            pending = backend.list_jobs(statuses=("pending",), limit=None)
         view = cls(running, pending, backend.queue_state(), backend.now(), is_remote)
         if is_remote:
             return view
@@ -89,20 +97,28 @@ class QueueView:
         return before, self._behind(job, running, before)
 
     def first_reasons(self, most: int) -> dict[str, str]:
-        """What each of the first `most` pending jobs waits for, by id, in the order in which they
-        are taken; as `place` says it, in one pass over the queue.
+        """As `reasons`, of the first `most` pending jobs in the order in which they are taken."""
+        return self.reasons(job.id for job in in_order(self.pending)[:most])
+
+    def reasons(self, asked: Iterable[str]) -> dict[str, str]:
+        """What each of these pending jobs waits for, by id; as `place` says it, in one pass over
+        the queue however many are asked for.
         """
         unfinished = {job.id: job for job in (*self.pending, *self.running)}
-        reasons: dict[str, str] = {}
+        wanted, reasons = set(asked), dict[str, str]()
         before: list[JobRecord] = []
-        for job in in_order(self.pending)[:most]:
+        for job in in_order(self.pending):
+            if len(reasons) == len(wanted):
+                break
+            reason = ""
             if needed := [unfinished[id] for id in job.after if id in unfinished]:
-                reasons[job.id] = waits_for_jobs(needed)
-            elif reason := held_back(job, self.running, self.state, self.now):
-                reasons[job.id] = reason
-            else:
-                reasons[job.id] = self._behind(job, self.running, before)
+                reason = waits_for_jobs(needed)
+            elif not (reason := held_back(job, self.running, self.state, self.now)):
+                if job.id in wanted:
+                    reason = self._behind(job, self.running, before)
                 before.append(job)
+            if job.id in wanted:
+                reasons[job.id] = reason
         return reasons
 
     def _behind(
@@ -139,9 +155,40 @@ def held_back(
     return ""
 
 
+# Of a long queue so many are read at each look, and all of them every so often.
+_NEWEST = 200
+_ALL_EVERY_S = 10.0
+
+
+class DueJobs:
+    """Looks for due jobs again and again: of a long queue at those that were queued last, and only
+    now and then at all of it, so that to fill it does not take longer the fuller it is.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._read_all_at = -_ALL_EVERY_S
+
+    def __call__(self) -> list[JobRecord]:
+        """Some of `due_jobs`; those that were queued since the last call among them, but for those
+        that come after others.
+        """
+        newest = self._backend.list_jobs(statuses=("pending",), limit=_NEWEST)
+        if len(newest) < _NEWEST:
+            return _due(self._backend, newest)
+        if time.monotonic() >= self._read_all_at + _ALL_EVERY_S:
+            self._read_all_at = time.monotonic()
+            return due_jobs(self._backend)
+        # Whether what a job comes after has ended is not known from these alone.
+        return _due(self._backend, [job for job in newest if not job.after])
+
+
 def due_jobs(backend: Backend) -> list[JobRecord]:
     """The pending jobs that some worker could take now."""
-    pending = backend.list_jobs(statuses=("pending",), limit=None)
+    return _due(backend, backend.list_jobs(statuses=("pending",), limit=None))
+
+
+def _due(backend: Backend, pending: Sequence[JobRecord]) -> list[JobRecord]:
     if not pending:
         return []
     running = backend.list_jobs(statuses=("in_progress",), limit=None)

@@ -8,7 +8,7 @@ import codecs
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from openweights.client.results import read_log_chunks
@@ -21,7 +21,7 @@ from openweights.client.watching.progress import (
     open_display,
     read_progress,
 )
-from openweights.client.watching.queue import waits_for
+from openweights.client.watching.queue import QueueView, waits_for
 from openweights.errors import (
     JobCanceledError,
     JobFailedError,
@@ -132,17 +132,36 @@ def note_on(job: JobRecord, progress: Progress, queue: str, again: str = "") -> 
 
 
 def state_of(
-    backend: Backend, job: JobRecord, progress: Progress | None = None, *, is_remote: bool
+    backend: Backend,
+    job: JobRecord,
+    progress: Progress | None = None,
+    *,
+    is_remote: bool,
+    queue: str | None = None,
 ) -> str:
     """How far a job has come, or what a pending one waits for; and of one that begins again why.
 
     Args:
         progress: As `read_progress` has it; None to read it here.
+        queue: As `waits_for` has it; None to read it here, for which the whole queue is read.
     """
     progress = progress or read_progress(backend, job)
-    queue = waits_for(backend, job, is_remote=is_remote)
+    if queue is None:
+        queue = waits_for(backend, job, is_remote=is_remote)
     again = "" if progress.seconds_per_step else begins_again(backend, job)
     return " · ".join(filter(None, (queue, again, progress.words())))
+
+
+def states_of(backend: Backend, jobs: Iterable[JobRecord], *, is_remote: bool) -> dict[str, str]:
+    """`state_of` of each that has not ended, by id; the queue is read once for all."""
+    going = [job for job in jobs if job.status not in ENDED]
+    reasons: dict[str, str] = {}
+    if pending := [job.id for job in going if job.status == "pending"]:
+        reasons = QueueView.read(backend, is_remote=is_remote).reasons(pending)
+    return {
+        job.id: state_of(backend, job, is_remote=is_remote, queue=reasons.get(job.id, ""))
+        for job in going
+    }
 
 
 def follow_log(

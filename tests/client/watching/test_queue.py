@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from openweights.backends.base import Backend
+from openweights.backends.local.backend import LocalBackend
 from openweights.client.watching.queue import (
+    DueJobs,
     QueueView,
+    due_jobs,
     free_lanes,
     in_order,
     waits_on_this_machine,
 )
+from openweights.client.watching.waiting import state_of, states_of
 from openweights.types import (
     ANSWERING_PREFIX,
     QUESTION_PRIORITY,
@@ -23,7 +33,9 @@ from openweights.types import (
     QueueState,
     WorkerRecord,
 )
+from tests.backends.steps import spec
 
+LONG = 450
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 NAMES = [f"job-{number}" for number in range(6)]
 
@@ -83,3 +95,58 @@ def test_a_worker_that_is_there_is_not_said_to_start() -> None:
 def test_the_first_of_a_queue_wait_for_what_each_waits_for(queue: QueueView, most: int) -> None:
     first = in_order(queue.pending)[:most]
     assert queue.first_reasons(most) == {job.id: queue.place(job)[1] for job in first}
+    last = {job.id for job in queue.pending[most:]}
+    assert queue.reasons(last) == {j.id: queue.place(j)[1] for j in queue.pending if j.id in last}
+
+
+class Counting:
+    """A store that counts the pending jobs that it is asked for."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def list_jobs(self, **asked: Any) -> list[JobRecord]:
+        jobs = self._backend.list_jobs(**asked)
+        self.read += sum(job.status == "pending" for job in jobs)
+        return jobs
+
+
+@pytest.fixture
+def long_queue(tmp_path: Path) -> Iterator[Any]:
+    with closing(LocalBackend(tmp_path)) as backend:
+        for number in range(LONG):
+            backend.submit_job(spec(f"job-{number}"))
+        yield Counting(backend)
+
+
+def test_a_long_queue_is_read_once_for_all_that_is_shown(long_queue: Any) -> None:
+    shown = long_queue.list_jobs(limit=20)
+    long_queue.read = 0
+    states = states_of(long_queue, shown, is_remote=False)
+    assert long_queue.read == LONG
+    control = {job.id: state_of(long_queue, job, is_remote=False) for job in shown}
+    assert states == control and long_queue.read == LONG + 20 * LONG
+
+
+def test_what_is_due_in_a_long_queue_is_not_read_whole_at_each_look(long_queue: Any) -> None:
+    look = DueJobs(long_queue)
+    assert len(look()) == LONG
+    long_queue.read = 0
+    long_queue.submit_job(spec("last"))
+    assert "last" in {job.id for job in look()}
+    assert long_queue.read < LONG
+    due_jobs(long_queue)
+    assert long_queue.read > LONG  # the control reads them all
+
+
+def test_a_short_queue_is_read_whole(tmp_path: Path) -> None:
+    with closing(LocalBackend(tmp_path)) as backend:
+        look = DueJobs(backend)
+        assert look() == []
+        backend.submit_job(spec("job-1"))
+        backend.submit_job(spec("job-2", after=("job-1",)))
+        assert [job.id for job in look()] == [job.id for job in due_jobs(backend)] == ["job-1"]
