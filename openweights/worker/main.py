@@ -299,6 +299,8 @@ class Worker:
         # Once, without patience: a store that is away finds out by itself that this worker is gone.
         try:
             self._backend.set_worker_status(self.id, "terminated")
+        except ConfigurationError:
+            return  # it refuses everything, which the worker has told by now
         except OpenWeightsError as error:
             logger.warning("%s: could not sign off: %s", self.id, error)
 

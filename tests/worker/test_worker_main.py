@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from openweights.backends.base import Backend
+from openweights.backends.local.migrations import MIGRATIONS
 from openweights.errors import ConfigurationError, InvalidStateError
 from openweights.settings import Settings
 from openweights.worker.folder import marker_of
@@ -210,3 +211,15 @@ def test_a_worker_removes_what_is_old_when_it_is_told_for_how_long_to_keep(
     assert backend.get_file(file.id) == backend.list_files()[0], "by itself it removes nothing"
     assert run_worker(replace(settings, keep_days=1.0), once=True) == 0
     assert backend.list_files() == []
+
+
+def test_a_store_of_a_newer_version_is_refused_in_one_line(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    with contextlib.closing(sqlite3.connect(newer / "openweights.db")) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    assert start_worker("--once", OPENWEIGHTS_HOME=str(newer)).wait(timeout=60) == 1
+    told = (tmp_path / "worker.log").read_text().splitlines()
+    assert len(told) == 1 and "written by a newer openweights" in told[0]
