@@ -519,14 +519,16 @@ def test_what_is_no_result_is_not_drawn(tmp_path: Path) -> None:
     for text in ("", '{"study":', *map(json.dumps, others)):
         file.write_text(text)
         with pytest.raises(InvalidInputError, match="results.json: holds no results of this study"):
-            study.draw(file, tmp_path / "drawn")
+            study.draw_again(file, tmp_path / "drawn")
     file.write_text(json.dumps({"study": about, "runs": [stopped]}))
     with pytest.raises(InvalidInputError, match="no run has completed"):
-        study.draw(file, tmp_path / "drawn")
+        study.draw_again(file, tmp_path / "drawn")
     assert not (tmp_path / "drawn").exists()
     file.write_text(json.dumps({"study": about, "runs": [stopped, fine]}))
-    study.draw(file, tmp_path / "drawn")
-    assert (tmp_path / "drawn" / "results.md").is_file()
+    study.draw_again(file, tmp_path / "drawn")
+    drawn = (tmp_path / "drawn" / "results.md").read_text()
+    study.draw(["orders"], [made("sft", 1e-5, 1, 10, 0.1)], tmp_path / "own")
+    assert (tmp_path / "own" / "results.md").read_text() == drawn, "as by the study itself"
 
 
 def test_every_skill_of_the_study_has_rows_and_a_length() -> None:

@@ -91,16 +91,11 @@ def write(path: Path, scale: Scale, runs: Sequence[Run]) -> None:
     write_chunks([text.encode()], path)
 
 
-def draw(results: Path, out: Path) -> None:
-    """The figures and tables of what was measured."""
+def draw(skills: Sequence[str], runs: Sequence[Run], out: Path) -> None:
+    """The figures and tables of what was measured; `skills` in the order of the sequence."""
     # A machine that only trains needs no matplotlib.
     from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
 
-    skills, runs = read_results(results)
-    if not (runs := measured(runs)):
-        raise InvalidInputError(
-            f"{results}: no run has completed, so that there is nothing to draw"
-        )
     out.mkdir(parents=True, exist_ok=True)
     draw_frontier(frontier_points(runs, skills[0]), skills[0], out / "frontier.png")
     draw_sequence(runs, skills, out / "sequence.png")
@@ -108,6 +103,20 @@ def draw(results: Path, out: Path) -> None:
     (out / "results.md").write_text(text, encoding="utf-8")
     print(text)
     print(f"figures and tables are in {out}")
+
+
+def draw_again(results: Path, out: Path) -> None:
+    """What a study has written before.
+
+    Raises:
+        InvalidInputError: The file holds something else, or no run that completed.
+    """
+    skills, runs = read_results(results)
+    if not (completed := measured(runs)):
+        raise InvalidInputError(
+            f"{results}: no run has completed, so that there is nothing to draw"
+        )
+    draw(skills, completed, out)
 
 
 def arguments() -> argparse.Namespace:
@@ -193,7 +202,7 @@ def main() -> None:
     """Run the study, or take it up."""
     options = arguments()
     if options.draw is not None:
-        draw(options.draw, options.out)
+        draw_again(options.draw, options.out)
         return
     deadline = time.monotonic() + 60 * options.minutes
     ow = OpenWeights()
@@ -201,9 +210,11 @@ def main() -> None:
     study = Study(ow, scale, options.out)
     at_once = options.at_once or (2 if options.small and not ow.settings.is_remote else 1)
     with workers_beside(ow.settings, ow.backend, at_once):
-        if not carry_out(study, scale, options.out, deadline):
-            raise SystemExit("no run has completed; the same command goes on")
-    draw(options.out / "results.json", options.out)
+        runs = carry_out(study, scale, options.out, deadline)
+    if not runs:
+        raise SystemExit("no run has completed; the same command goes on")
+    # Not from `results.json`, which another of these commands may be at.
+    draw(scale.skills, runs, options.out)
 
 
 if __name__ == "__main__":
