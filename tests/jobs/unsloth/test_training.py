@@ -30,6 +30,7 @@ from openweights.jobs.unsloth.callbacks import StopOnSignal
 from openweights.jobs.unsloth.training import load_config, train
 from openweights.worker.results import drop_checkpoints
 from tests.tiny_model import make_tiny_model
+from tests.warm.stack import HANGS_S
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
@@ -84,7 +85,7 @@ def start(folder: Path, params: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=HANGS_S)
     return process.returncode, output
 
 
