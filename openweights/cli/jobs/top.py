@@ -103,17 +103,17 @@ def fitting(
     until there is some for what the last one says.
     """
     names = list(COLUMNS)
-    cells = [[one_line(cell) for cell in line] for line in lines]
+    cells: list[list[str]] = [[one_line(cell) for cell in line] for line in lines]
+    widths = fit(natural_widths([names, *cells], room), room)
+    at = names.index("model")
+    if widths[at] < max((len(line[at]) for line in cells), default=0):
+        cells = [[*line[:at], line[at].rpartition("/")[2], *line[at + 1 :]] for line in cells]
     for dropped in ("", *_DISPENSABLE):
         if dropped:
             at = names.index(dropped)
             names, cells = _without(names, at), [_without(line, at) for line in cells]
         natural = natural_widths([names, *cells], room)
         widths = fit(natural, room)
-        if "model" in names and widths != natural:
-            at = names.index("model")
-            cells = [[*c[:at], c[at].rpartition("/")[2], *c[at + 1 :]] for c in cells]
-            widths = fit(natural_widths([names, *cells], room), room)
         if widths[-1] >= min(_ENOUGH, natural[-1]):
             break
     return dict(zip(names, widths, strict=True)), cells

@@ -183,5 +183,7 @@ def test_a_narrow_window_has_what_jobs_say() -> None:
         assert all(len(line) == len(widths) for line in lines)
         assert width == 40 or sum(widths.values()) + 2 * (len(widths) - 1) <= width
         assert width == 40 or widths["last"] >= 20
-    assert room[200][1][0][3] == "org/a-model-1B" and room[100][1][0][3] == "a-model-1B"
+    assert room[100][1][0][3] == "org/a-model-1B"
+    rows[0][3] = "an-organization-of-a-much-longer-name/a-model-1B"
+    assert [fitting(rows, width)[1][0][3] for width in (200, 100)] == [rows[0][3], "a-model-1B"]
     assert fitting([], 80)[1] == []

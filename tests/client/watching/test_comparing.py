@@ -166,7 +166,7 @@ def test_what_was_chosen_comes_first_and_defaults_of_one_loss_last() -> None:
     columns, shown = comparison_columns(jobs, rows)
     losses = ["loss (sft)", "loss (sdft, reverse_kl)"]
     first = ["status", "params.loss", "r", "sdft_gate_rows", "step", *losses]
-    assert columns[:shown] == [*first, "teacher_gate/student", "kl_to_base"]
+    assert columns[:shown] == [*first, "kl_to_base", "teacher_gate/student"]
     rest = columns[shown:]
     assert {"sdft_ema_alpha", "train_on", "entropy (of answers)"} < set(rest)
     assert set(rest[-2:]) == {"teacher_gate/turns_exact", "step_time"}
