@@ -137,6 +137,7 @@ CHECKS: dict[str, Check] = {
     "sdft/skills/study.py": used_by("tests/cookbook/test_skills_study.py"),
     "sdft/skills/results.py": used_by("tests/cookbook/test_skills_study.py"),
     "sdft/skills/figures.py": used_by("tests/cookbook/test_skills_study.py"),
+    "sdft/skills/telling.py": used_by("tests/cookbook/test_skills_telling.py"),
     f"{STUDY}/make_data.py": makes_data,
     f"{STUDY}/run_experiment.py": trains("monitored_fine_tuning", method=["sft", "sdft", "grpo"]),
     f"{STUDY}/monitoring_callback.py": used_by(f"cookbook/{STUDY}/run_experiment.py"),

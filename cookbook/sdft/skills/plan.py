@@ -79,7 +79,7 @@ class Scale:
 
 
 def small(model: str) -> Scale:
-    """Two skills, two methods, one seed: what two CPU cores do in 20 minutes."""
+    """Two skills, two methods, one seed: what two CPU cores do in 7 minutes."""
     return Scale(
         model=model,
         skills=("orders", "arithmetic"),
@@ -129,6 +129,11 @@ def sequence(scale: Scale, chosen: Mapping[str, float]) -> list[Run]:
     ]
     plan = itertools.product(scale.seeds, own, range(2, len(scale.skills) + 1))
     return [Run(method, rate, seed, stage) for seed, (method, rate), stage in plan]
+
+
+def whole(scale: Scale) -> int:
+    """How many runs there are in all, before any rate is chosen."""
+    return len(frontier(scale)) + len(sequence(scale, dict.fromkeys(scale.methods, 0.0)))
 
 
 def chains(runs: Iterable[Run]) -> list[list[Run]]:

@@ -163,6 +163,11 @@ class Point(NamedTuple):
     kl: list[float]
 
 
+def measured(runs: Iterable[Run]) -> list[Run]:
+    """Those that completed."""
+    return [run for run in runs if not run.stopped]
+
+
 def in_order(runs: Iterable[Run]) -> list[Run]:
     """By stage, method, rate and seed."""
     places = {method: place for place, method in enumerate(LABELS)}

@@ -13,7 +13,7 @@ done. On a large card `--at-once 8` lets so many jobs share it.
 
 Written to `--out`, as runs end: `results.json`; and at the end `frontier.png` (the new skill
 against what was kept; each rate a point, seeds as whiskers), `sequence.png` (every skill over the
-stages, a line for each method) and `results.md`.
+stages, a line for each method) and `results.md`, which names the runs that are missing.
 """
 
 from __future__ import annotations
@@ -22,22 +22,41 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cookbook.models import LARGE, as_command, choice, count, parser
 from cookbook.sdft.skills.data import SKILLS
-from cookbook.sdft.skills.plan import GOES_ON, METHODS, Scale, chains, frontier, sequence, small
+from cookbook.sdft.skills.plan import (
+    GOES_ON,
+    METHODS,
+    Scale,
+    chains,
+    frontier,
+    sequence,
+    small,
+    whole,
+)
 from cookbook.sdft.skills.results import (
     Run,
     chosen_rates,
     frontier_points,
     in_order,
+    measured,
     read_results,
 )
 from cookbook.sdft.skills.study import Study
+from cookbook.sdft.skills.telling import (
+    SILENT_S,
+    at_most_every,
+    at_work,
+    chosen,
+    lacking,
+    planned,
+    told,
+)
 from openweights import OpenWeights
 from openweights.client.local_worker import workers_beside
 from openweights.client.results import write_chunks
@@ -46,41 +65,44 @@ from openweights.errors import InvalidInputError
 MODEL = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
 
-def carry_out(study: Study, scale: Scale, out: Path, deadline: float) -> list[Run]:
-    """All runs that ended in time; `results.json` is written after each."""
+def carry_out(study: Study, scale: Scale, out: Path, deadline: float) -> tuple[list[Run], str]:
+    """All runs that ended in time, and in words what is missing; `results.json` is written after
+    each.
+    """
     plan = frontier(scale)
     if scale.later_rates is not None:
         plan += sequence(scale, {})
+    total = whole(scale)
     undecided = {run.key for run in plan if run.seed in (0, scale.seeds[0])}
-    for chain in chains(plan):
-        study.submit(chain)
-    print(f"{len(plan)} runs are queued", flush=True)
+    say(planned(len(plan), total))
+    queue(study, plan)
+    tell = at_most_every(SILENT_S, lambda: say(at_work(study.waiting())))
     runs: list[Run] = []
-    for run in study.ended(deadline):
+    for run in study.ended(deadline, tell):
         runs = in_order([*runs, run])
         write(out / "results.json", scale, runs)
-        print(told(run), flush=True)
+        say(f"{len(runs)}/{total} {told(run)}")
         if scale.later_rates is None and undecided:
             undecided.discard(run.key)
             if not undecided:
                 first = [one for one in measured(runs) if one.seed in (0, scale.seeds[0])]
                 rates = chosen_rates(frontier_points(first, scale.skills[0]))
-                for chain in chains(sequence(scale, rates)):
-                    study.submit(chain)
-    return measured(runs)
+                later = sequence(scale, rates)
+                total = len(plan) + len(later)
+                say(chosen(rates, len(later)))
+                queue(study, later)
+    return runs, lacking(total, runs, study.waiting())
 
 
-def measured(runs: Iterable[Run]) -> list[Run]:
-    """Those that completed."""
-    return [run for run in runs if not run.stopped]
+def queue(study: Study, runs: Sequence[Run]) -> None:
+    """Submit them, and say how many were there."""
+    if there := sum(study.submit(chain) for chain in chains(runs)):
+        say(f"{there} of these {'is' if there == 1 else 'are'} there already")
 
 
-def told(run: Run) -> str:
-    """A run in a line."""
-    if run.stopped:
-        return f"{run.label}: {' '.join(filter(None, (run.job_id, run.stopped)))}"
-    scores = [f"{name} {run.score(name):.2f}" for name in (*run.scores, *run.kept)]
-    return f"{run.label}: {', '.join(scores)}, KL to base {run.kl:.3f}"
+def say(line: str) -> None:
+    """At once, into a pipe as well."""
+    print(line, flush=True)
 
 
 def write(path: Path, scale: Scale, runs: Sequence[Run]) -> None:
@@ -91,15 +113,20 @@ def write(path: Path, scale: Scale, runs: Sequence[Run]) -> None:
     write_chunks([text.encode()], path)
 
 
-def draw(skills: Sequence[str], runs: Sequence[Run], out: Path) -> None:
-    """The figures and tables of what was measured; `skills` in the order of the sequence."""
+def draw(skills: Sequence[str], runs: Sequence[Run], out: Path, lack: str = "") -> None:
+    """The figures and tables of what was measured.
+
+    Args:
+        skills: In the order of the sequence.
+        lack: What is missing, in words.
+    """
     # A machine that only trains needs no matplotlib.
     from cookbook.sdft.skills.figures import differences, draw_frontier, draw_sequence, table
 
     out.mkdir(parents=True, exist_ok=True)
     draw_frontier(frontier_points(runs, skills[0]), skills[0], out / "frontier.png")
     draw_sequence(runs, skills, out / "sequence.png")
-    text = "\n".join(filter(None, (table(runs, skills), differences(runs, skills))))
+    text = "\n".join(filter(None, (table(runs, skills), differences(runs, skills), lack)))
     (out / "results.md").write_text(text, encoding="utf-8")
     print(text)
     print(f"figures and tables are in {out}")
@@ -210,11 +237,11 @@ def main() -> None:
     study = Study(ow, scale, options.out)
     at_once = options.at_once or (2 if options.small and not ow.settings.is_remote else 1)
     with workers_beside(ow.settings, ow.backend, at_once):
-        runs = carry_out(study, scale, options.out, deadline)
-    if not runs:
-        raise SystemExit("no run has completed; the same command goes on")
+        ended, lack = carry_out(study, scale, options.out, deadline)
+    if not (runs := measured(ended)):
+        raise SystemExit(f"there is nothing to draw: {lack}")
     # Not from `results.json`, which another of these commands may be at.
-    draw(scale.skills, runs, options.out)
+    draw(scale.skills, runs, options.out, lack)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from typing import Any
 from cookbook.sdft.skills.data import exploring, skill_rows
 from cookbook.sdft.skills.plan import METHODS, Scale, start_of
 from cookbook.sdft.skills.results import Run, shared_seconds
+from cookbook.sdft.skills.telling import Doing
 from openweights import OpenWeights
 from openweights.client import Job
 from openweights.client.results import write_table
+from openweights.client.watching.progress import read_progress
 from openweights.errors import ConfigError, InvalidStateError
 from openweights.types import ENDED
 
@@ -68,10 +70,14 @@ class Study:
 
     # ---- jobs
 
-    def submit(self, chain: Sequence[Run]) -> None:
+    def submit(self, chain: Sequence[Run]) -> int:
         """Train runs that go on from one another, and then measure each: what others wait for is
         queued before what nobody waits for. The base is only measured.
+
+        Returns:
+            How many were measured before.
         """
+        there = 0
         for run in chain:
             if run.stage:
                 start = self._start(run)
@@ -81,6 +87,8 @@ class Study:
             model = job.id if job else self._scale.model
             measured = _queued(partial(self._measure, model, after=job), job)
             self._waiting.append((replace(run, job_id=job.id if job else ""), measured))
+            there += measured.status == "completed"
+        return there
 
     def _start(self, run: Run) -> Job | None:
         """What has trained, or trains, the model that a run goes on from; None for the base."""
@@ -149,9 +157,12 @@ class Study:
 
     # ---- what they found
 
-    def ended(self, deadline: float) -> Iterator[Run]:
+    def ended(self, deadline: float, tell: Callable[[], None] = lambda: None) -> Iterator[Run]:
         """Runs as they end, with what was measured, or why they stopped. More may be submitted
         meanwhile. Ends with the last, or at a moment of `time.monotonic`.
+
+        Args:
+            tell: Called again and again while none ends.
         """
         while self._waiting and time.monotonic() < deadline:
             states = {job.id: job for job in self._ow.jobs.list(limit=None)}
@@ -160,8 +171,22 @@ class Study:
                 self._waiting.remove((run, job))
                 yield self._found(run, job, states)
             if not over:
+                tell()
                 self._ow.ensure_worker()
                 time.sleep(POLL_S)
+
+    def waiting(self) -> list[Doing]:
+        """Runs that have not ended, and what a worker does for each."""
+        states = {job.id: job for job in self._ow.jobs.list(limit=None)}
+        return [(run, self._doing(run, job, states)) for run, job in self._waiting]
+
+    def _doing(self, run: Run, measured: Job, states: Mapping[str, Job]) -> str:
+        for word, job in (("training", self._trained.get(run.key)), ("measuring", measured)):
+            now = states.get(job.id) if job is not None else None
+            if now is not None and now.status == "in_progress":
+                words = read_progress(self._ow.backend, now.record).words()
+                return ", ".join(filter(None, (word, words)))
+        return ""
 
     def _found(self, run: Run, measured: Job, states: Mapping[str, Job]) -> Run:
         training, start = self._trained.get(run.key), self._start(run)
