@@ -20,9 +20,10 @@ from openweights.arguments import (
 from openweights.client.params import plain
 from openweights.client.results import read_log_chunks, write_log, write_results, write_table
 from openweights.client.watching.estimates import Estimate
-from openweights.client.watching.metrics import metric_rows
+from openweights.client.watching.metrics import Row, metric_rows
 from openweights.client.watching.waiting import follow_log, wait_for
 from openweights.errors import InvalidInputError, InvalidStateError, NotFoundError, shown
+from openweights.events import TeacherGate
 from openweights.types import (
     JOB_STATUSES,
     EventRecord,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from openweights.client import OpenWeights
     from openweights.client.runs import Run
     from openweights.client.serving.sampling import Prompt, Sample
+    from openweights.client.watching.panels import GateBars
 
 POLL_S = 0.5
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -259,6 +261,7 @@ class Job:
     def plot(self, path: str | Path | None = None) -> Figure:
         """A figure of what was measured against the step: a panel for each measure, train and eval
         together, a line for each tag. Timings, counts and what never changes are left to the table.
+        Of a job of SDFT that has made no step, as one that its gate has stopped, bars of the gate.
 
         Args:
             path: Where to save it, too; the ending decides the format.
@@ -269,18 +272,29 @@ class Job:
         """
         from openweights.client.watching.model_names import model_names
         from openweights.client.watching.panels import metric_panels, shares_loss
-        from openweights.client.watching.plot import draw_panels, plot_title
+        from openweights.client.watching.plot import draw_gate, draw_panels, plot_title
 
         rows = self.metric_rows()
         if not rows:
             raise InvalidInputError(f"job {self.id} has logged no metrics to plot")
-        panels = metric_panels(rows, shares_loss=shares_loss(self.record))
         target = None if path is None else as_path("path", path)
         names = model_names(self._ow.backend, [self.record.model or ""])
         title = plot_title([self.record], names)
+        if bars := self._gate_bars(rows):
+            return draw_gate(bars, title=title, path=target)
+        panels = metric_panels(rows, shares_loss=shares_loss(self.record))
         return draw_panels(
             panels, title=title, path=target, has_one_legend=False, most=_MOST_PANELS
         )
+
+    def _gate_bars(self, rows: Sequence[Row]) -> GateBars | None:
+        """What its teacher gate found, where nothing was measured behind it."""
+        from openweights.client.watching.panels import gate_bars, is_gate_alone
+
+        if not is_gate_alone(rows):
+            return None
+        last = self.events(type=TeacherGate.type)[-1]
+        return gate_bars(last.data, str(self.record.validated_params.get("sdft_gate")))
 
     def sample(
         self, prompts: Sequence[Prompt], *, base: bool = True, **params: Any

@@ -8,8 +8,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from openweights import events
+from openweights.client.event_json import as_number
 from openweights.client.watching.meaning import plain_name
 from openweights.client.watching.metrics import EVAL, TRAIN, Row, series
 from openweights.types import JobRecord
@@ -98,6 +100,64 @@ class Layout:
     still: dict[str, list[Line]] = field(default_factory=dict[str, list[Line]])
 
 
+@dataclass(frozen=True, slots=True)
+class GateBars:
+    """What the teacher gate of SDFT found before the first step.
+
+    Attributes:
+        verdict: What it did with the job, in words for a title.
+        scores: Of each measure, the one that decided first, what each who answered has: the student
+            first, then by where the demonstration stood.
+        chosen: Whose figures count as the teacher's.
+        needed: What that teacher has to reach of the measure that decided.
+        rows: How many prompts were answered.
+    """
+
+    verdict: str
+    scores: dict[str, dict[str, float]]
+    chosen: str
+    needed: float
+    rows: int
+
+
+_GATE_MEASURES = ("reward", "rouge_l", "exact", "format")
+
+
+def gate_bars(data: Mapping[str, Any], mode: str) -> GateBars | None:
+    """What a `TeacherGate` of step 0 says; None where it names no measure that decided.
+
+    Args:
+        mode: The job's `sdft_gate`.
+    """
+    decided = str(data.get("measure"))
+    student, margin = (as_number(data.get(name)) for name in ("student", "margin"))
+    readers = [key.removesuffix(f"_{decided}") for key in data if key.endswith(f"_{decided}")]
+    if decided not in _GATE_MEASURES or student is None or margin is None:
+        return None
+    scores: dict[str, dict[str, float]] = {}
+    for measure in sorted(_GATE_MEASURES, key=lambda name: name != decided):
+        known = ((who, as_number(data.get(f"{who}_{measure}"))) for who in sorted(readers))
+        own = {who: value for who, value in known if value is not None}
+        if own:
+            scores[measure] = dict(sorted(own.items(), key=lambda one: one[0] != "student"))
+    repeats = data.get("repeats", 1)
+    chosen = f"{data.get('placement')}" + (f"_{repeats}" if repeats != 1 else "")
+    verdict = _verdict(passed=bool(data.get("passed")), mode=mode)
+    return GateBars(verdict, scores, chosen, student + margin, int(data.get("rows") or 0))
+
+
+def _verdict(*, passed: bool, mode: str) -> str:
+    if passed:
+        return "passed the teacher gate"
+    return "stopped by the teacher gate" if mode == "stop" else "warned by the teacher gate"
+
+
+def is_gate_alone(rows: Sequence[Row]) -> bool:
+    """Whether the gate has measured something, and no step was made."""
+    asked = any(name.startswith(f"{events.TeacherGate.type}/") for row in rows for name in row)
+    return asked and all(row["step"] == 0 for row in rows)
+
+
 def shares_loss(job: JobRecord) -> bool:
     """Whether a job's test set is measured by the loss that it trains: SDFT's has no teacher."""
     return job.validated_params.get("loss") != "sdft"
@@ -152,12 +212,15 @@ def _moves(line: Line) -> bool:
 
 
 def metric_panels(rows: Sequence[Row], *, shares_loss: bool = True) -> dict[str, list[Line]]:
-    """What of the table is drawn in a figure: `Layout.panels`; where that is nothing, all else."""
+    """What of the table is drawn in a figure: `Layout.panels`; where that is nothing, all else, and
+    of it what no figure shows otherwise only where there is no more.
+    """
     curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     for name, points in series(rows).items():
         curves[name] = ([step for step, _ in points], [value for _, value in points])
     found = layout(curves, shares_loss=shares_loss)
-    return found.panels or found.more or found.still
+    told = {t: lines for t, lines in found.still.items() if not _TABLE_ONLY.fullmatch(t)}
+    return found.panels or told or found.more or found.still
 
 
 def rank_of(measure: str) -> int:

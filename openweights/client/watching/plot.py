@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.client.watching.metrics import EVAL, TRAIN, Row
-from openweights.client.watching.panels import Line, columns_in_order
+from openweights.client.watching.panels import GateBars, Line, columns_in_order
 from openweights.errors import ConfigurationError, InvalidInputError
 from openweights.models.names import short_name
 from openweights.number_words import number_words
@@ -40,7 +40,17 @@ _COLORS = (
 )
 _DASHES = ("-", "--", ":", "-.")
 _RATE_DIGITS = 6  # of a rate that was calculated, as 2e-4 / 3, in a title
+_LONE_SIZE, _RING = 6, 4  # points: of a marker without a line, and of each further one around it
 _PLAIN_POWERS = (-3, 6)  # of ten: smaller and larger values have the power above the axis
+
+_ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+_ROOM = 0.2  # of a panel's width, for a figure behind a bar
+_GATE_SAYS = {
+    "reward": "mean reward",
+    "rouge_l": "overlap with the demonstration",
+    "exact": "share that is the demonstration",
+    "format": "share that begins and ends as it does",
+}
 
 Panels = Mapping[str, Sequence[Line]]
 Styles = Mapping[str, tuple[str, str]]
@@ -163,6 +173,9 @@ def draw_panels(
         _draw(axes, drawn, name, x, {label: _style(at) for at, label in enumerate(own)})
         if not has_one_legend and own != [TRAIN]:
             axes.legend(fontsize="x-small", framealpha=0.7, ncols=2 if len(own) > _COLUMNS else 1)
+    steps = {at for drawn in panels.values() for line in drawn for at in line.x}
+    if x == "step" and len(steps) == 1:  # else the axis would be of fractions of a step
+        figure.axes[0].set_xlim(min(steps) - 0.5, max(steps) + 0.5)
     if legend_rows:
         _draw_legend(figure, labels, across, "\n".join(below))
     elif below:
@@ -230,22 +243,83 @@ def _style(place: int) -> tuple[str, str]:
 def _draw(axes: Axes, lines: Sequence[Line], name: str, x: str, styles: Styles) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    points = Counter[tuple[float, float]]()  # those that have no line
     for line in lines:
         color, dashes = styles[line.label]
-        # A point alone has no line that leads the eye to it.
-        marker = "o" if len(line.x) == 1 else "." if len(line.x) <= _FEW_POINTS else None
-        look: dict[str, Any] = {"marker": marker, "color": color, "linestyle": dashes}
+        look: dict[str, Any] = {"color": color, "linestyle": dashes, **_marker(line, points)}
         axes.plot(line.x, line.y, label=line.label, linewidth=1.4, **look)
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
     if x == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     axes.ticklabel_format(axis="y", scilimits=_PLAIN_POWERS)
     axes.yaxis.get_offset_text().set_fontsize("small")
     axes.grid(alpha=0.25)
     axes.set_title(name, fontsize="medium")
     axes.set_xlabel(x, fontsize="small")
     axes.tick_params(labelsize="small")
+
+
+def _marker(line: Line, points: Counter[tuple[float, float]]) -> dict[str, Any]:
+    """A point alone has no line that leads the eye to it; one at a place of `points` stands around
+    those there as a ring, and does not hide them.
+    """
+    if len(line.x) > 1:
+        return {"marker": "." if len(line.x) <= _FEW_POINTS else None}
+    place = (line.x[0], line.y[0]) if line.x else (math.nan, math.nan)
+    size = _LONE_SIZE + _RING * points[place]
+    fill = "none" if points[place] else "full"
+    points[place] += 1
+    return {"marker": "o", "markersize": size, "fillstyle": fill}
+
+
+def draw_gate(bars: GateBars, *, title: str, path: Path | None) -> Figure:
+    """A figure of the teacher gate: a panel for each measure, the one that decided first, and in it
+    a bar for the student and for each place of the demonstration.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+        InvalidInputError: The ending of `path` is no format.
+    """
+    width = _PANEL_INCHES[0] * min(len(bars.scores), _COLUMNS)
+    notes = _wrapped([_needed_words(bars)], width)
+    most = max(len(own) for own in bars.scores.values())
+    figure = _figure(width, 1.6 + 0.4 * most + _NOTE_INCHES * len(notes))
+    figure.suptitle(f"{bars.verdict}\n{title}", fontsize="medium", wrap=True)
+    for place, (measure, own) in enumerate(bars.scores.items()):
+        axes = figure.add_subplot(1, len(bars.scores), place + 1)
+        colors = [_style(at)[0] for at in range(len(own))]
+        drawn = axes.barh(range(len(own)), list(own.values()), 0.7, color=colors, alpha=0.75)
+        axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize="small", bbox=_ON_WHITE)
+        if place == 0:
+            axes.axvline(bars.needed, linestyle=":", color="#333333", linewidth=1.4)
+        called = [f"{who}, chosen" if who == bars.chosen else who for who in own]
+        axes.set_yticks(range(len(own)), called if place == 0 else [""] * len(own))
+        axes.set_title(f"{measure}, which decided" if place == 0 else measure, fontsize="medium")
+        axes.set_xlabel(_GATE_SAYS[measure], fontsize="small")
+        axes.set_xlim(*_range_of_bars([bars.needed, *own.values()] if place == 0 else own.values()))
+        axes.set_ylim(most - 0.5, -0.5)  # the student on top
+        axes.grid(alpha=0.25, axis="x")
+        axes.tick_params(labelsize="small")
+    figure.supxlabel("\n".join(notes), fontsize="small", color=_NOTE_COLOR)
+    if path is not None:
+        _save(figure, path)
+    return figure
+
+
+def _needed_words(bars: GateBars) -> str:
+    return (
+        "dotted: the student's figure and sdft_gate_margin, which the teacher has to reach; it has "
+        f"to be better by more than chance in {bars.rows} prompts, too"
+    )
+
+
+def _range_of_bars(values: Iterable[float]) -> tuple[float, float]:
+    """From 0 to 1 at least, with room for the figures at the bars' ends."""
+    known = [0.0, 1.0, *filter(math.isfinite, values)]
+    low, high = min(known), max(known)
+    room = _ROOM * (high - low)
+    return low - room * (low < 0), high + room
 
 
 def draw_scores(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from openweights import OpenWeights
+from openweights.client import Job
 from openweights.client.watching.model_names import model_names
-from openweights.client.watching.panels import metric_panels
-from openweights.client.watching.plot import draw_scores, plot_title
+from openweights.client.watching.panels import Line, gate_bars, metric_panels
+from openweights.client.watching.plot import draw_gate, draw_panels, draw_scores, plot_title
 from openweights.types import Claim, JobSpec, WorkerSpec
 from tests.client.conftest import append
 
@@ -116,3 +117,98 @@ def test_what_is_measured_twice_comes_behind_the_curves_that_it_explains() -> No
         *("loss", "agreement", "divergence", "kl_to_base", "teacher gate"),
         *("entropy", "teacher_drift", "grad_norm"),
     ]
+
+
+ASKED: dict[str, Any] = {
+    "type": "teacher_gate",
+    "step": 0,
+    "rows": 16,
+    **{"turns_rouge_l": 0.31, "turns_exact": 0.0, "turns_format": 0.0},
+    **{"template_rouge_l": 0.3, "template_exact": 0.0, "template_format": 0.0},
+    **{"turns_2_rouge_l": 0.3, "turns_2_exact": 0.06, "turns_2_format": 0.12},
+    **{"student_rouge_l": 0.3, "student_exact": 0.0, "student_format": 0.0},
+    **{"student": 0.3, "teacher": 0.31, "same_format": 1.0, "measure": "rouge_l"},
+    **{"margin": 0.05, "placement": "turns", "repeats": 1, "passed": False, "examples": []},
+}
+
+
+def asked(ow: OpenWeights, job_id: str, *events: dict[str, Any], gate: str = "stop") -> Job:
+    """A job of SDFT which has logged these events."""
+    params = {"model": BASE, "loss": "sdft", "learning_rate": 1e-4, "sdft_gate": gate}
+    ow.backend.submit_job(
+        JobSpec(job_id, "fine-tuning", "true", {"validated_params": params}, model=BASE)
+    )
+    ow.backend.register_worker(WorkerSpec(id="worker"))
+    claim = ow.backend.claim_job("worker")
+    assert claim is not None
+    append(ow.backend, claim.run.id, *events)
+    ow.backend.finish_run(claim.run.id, claim.run.attempt, "failed")
+    return ow.jobs.retrieve(job_id)
+
+
+def test_of_a_run_that_its_gate_stopped_the_gate_is_drawn(ow: OpenWeights, tmp_path: Path) -> None:
+    """Not a panel with a point for each of its numbers."""
+    figure = asked(ow, FIRST, ASKED).plot(tmp_path / "stopped.png")
+    title = f"stopped by the teacher gate\ntiny-model · sdft · learning rate 1e-4 · {FIRST}"
+    assert figure.get_suptitle() == title
+    first, *others = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == [
+        "rouge_l, which decided",
+        "exact",
+        "format",
+    ]
+    called = [label.get_text() for label in first.get_yticklabels()]
+    assert called == ["student", "template", "turns, chosen", "turns_2"]
+    widths = [[bar.get_width() for bar in cast("list[Any]", axes.patches)] for axes in figure.axes]
+    assert widths == [[0.3, 0.3, 0.31, 0.3], [0, 0, 0, 0.06], [0, 0, 0, 0.12]]
+    [needed] = first.get_lines()
+    assert list(cast("Any", needed.get_xdata())) == pytest.approx([0.35, 0.35])
+    assert not any(axes.get_lines() for axes in others), "the margin is of what decided"
+    assert "16 prompts" in figure.get_supxlabel()
+    assert (tmp_path / "stopped.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("passed", "gate", "verdict"),
+    [(True, "stop", "passed"), (False, "warn", "warned by"), (False, "stop", "stopped by")],
+)
+def test_the_title_says_what_the_gate_did(
+    ow: OpenWeights, passed: bool, gate: str, verdict: str
+) -> None:
+    job = asked(ow, FIRST, {**ASKED, "passed": passed}, gate=gate)
+    assert job.plot().get_suptitle().startswith(f"{verdict} the teacher gate\n")
+
+
+def test_a_reward_decides_where_there_is_one_whatever_its_scale() -> None:
+    names = ("student", "template")
+    rewards = {"student_reward": -2.0, "template_reward": "NaN", "student": -2.0, "margin": 0.5}
+    others = {f"{name}_{measure}": 0.5 for name in names for measure in ("rouge_l", "exact")}
+    bars = gate_bars({**others, **rewards, "measure": "reward", "passed": False}, "stop")
+    assert bars is not None and list(bars.scores) == ["reward", "rouge_l", "exact"]
+    assert bars.needed == -1.5
+    first, *_ = draw_gate(bars, title="t", path=None).axes
+    low, high = first.get_xlim()
+    assert low < -2 and high > 1
+    assert gate_bars({"rows": 16, "logp_with": -7.0}, "stop") is None, "of an older version"
+
+
+def test_once_there_are_steps_the_curves_are_drawn(ow: OpenWeights) -> None:
+    curve = [{"step": n, "loss": 1 / n} for n in (1, 2)]
+    figure = asked(ow, FIRST, {**ASKED, "passed": True}, *curve).plot()
+    assert [axes.get_title() for axes in figure.axes] == ["loss"]
+    figure = asked(ow, SECOND, {**ASKED, "passed": True}, curve[0]).plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["loss", "teacher gate"], "not what only the table has room for"
+
+
+def test_points_that_are_alike_are_all_seen_at_a_whole_step() -> None:
+    lines = [Line(label, [0], [0.5]) for label in ("student", "teacher", "other")]
+    lines.append(Line("apart", [0], [0.7]))
+    figure = draw_panels({"gate": lines, "kl": lines[:1]}, title="t", path=None)
+    drawn = figure.axes[0].get_lines()
+    sizes = [line.get_markersize() for line in drawn]
+    assert sizes[0] < sizes[1] < sizes[2] and sizes[3] == sizes[0]
+    assert [line.get_fillstyle() for line in drawn] == ["full", "none", "none", "full"]
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]
