@@ -277,8 +277,9 @@ class TeacherGate(TypedEvent):
             `template_rouge_l`, `turns_format` (the share of answers with the demonstration's
             format) and, where a reward is given, `turns_2_reward`; `measure`, by which `placement`
             and `repeats` were chosen, and of it `student` and `teacher`; `same_format`, the share
-            of the student's answers that begin and end as the teacher's; `margin`, `passed`, and
-            `examples` with all answers.
+            of the student's answers that begin and end as the teacher's; `repeated`, the share of
+            the teacher's that are the demonstration, in the place where most are; `margin`,
+            `passed`, and `examples` with all answers.
     """
 
     type: ClassVar[str] = "teacher_gate"

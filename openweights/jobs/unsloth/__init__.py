@@ -24,7 +24,7 @@ from openweights.jobs.pinning import (
     pinned_model,
     shape_to_keep,
 )
-from openweights.jobs.unsloth.config.demonstrations import split_row
+from openweights.jobs.unsloth.config.demonstrations import split_right
 from openweights.jobs.unsloth.config.fields import DatasetRef
 from openweights.jobs.unsloth.config.first_look import FirstRows, beginning, check_files
 from openweights.jobs.unsloth.config.grpo_fields import (
@@ -222,7 +222,7 @@ class FineTuning(Jobs):
         with self.open_stored("training_file", config.training_file) as content:
             columns = {name for _, row in numbered_rows(content) for name in row}
         with self.open_stored("training_file", config.training_file) as content:
-            split = split_row if config.loss == "sdft" else split_gold
+            split = split_right if config.loss == "sdft" else split_gold
             rows = trial_rows(numbered_rows(content), split)
         sources: list[tuple[str, str, bytes]] = []
         for field, choice in own:
@@ -319,7 +319,7 @@ class FineTuning(Jobs):
 
     def _trial_problems(self, params: Mapping[str, Any]) -> list[str]:
         """What a trial of these functions finds, where other parameters are wrong."""
-        split = split_row if params.get("loss") == "sdft" else split_gold
+        split = split_right if params.get("loss") == "sdft" else split_gold
         functions, rows = self._local_functions(params), params.get("training_file")
         return local_function_problems(self.ow.settings, functions, rows, split)
 

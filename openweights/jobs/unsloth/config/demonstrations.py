@@ -83,6 +83,17 @@ def split_row(row: Mapping[str, Any]) -> tuple[list[Message], str]:
     return messages, demonstration
 
 
+def split_right(row: Mapping[str, Any]) -> tuple[list[Message], str]:
+    """The prompt's messages and the right answer of a row for SDFT: its `gold_response`, else its
+    last assistant message; where it has neither, its demonstration.
+
+    Raises:
+        ValueError: As `split_row`.
+    """
+    prompt, demonstration = split_row(row)
+    return prompt, row.get("gold_response") or prompt_and_answer(row)[1] or demonstration
+
+
 def teacher_messages(
     prompt: Sequence[Message],
     demonstration: str,

@@ -2,10 +2,11 @@
 
 Some training prompts are answered greedily by the student, which does not see the demonstration,
 and by its teacher, the same network that sees it, for each place where it may stand. Answers are
-compared with the demonstrations, by ROUGE-L or by a reward. SDFT can teach only what the teacher
-has and the student lacks: likelihoods do not tell, for a teacher may find the demonstration likely
-and answer something else. While the model trains the same prompts are answered again
-(`following.py`): a teacher that follows its student may drift with it.
+compared with the right ones (a row's last answer; without one its demonstration), by ROUGE-L or by
+a reward. SDFT can teach only what the teacher has and the student lacks: likelihoods do not tell,
+for a teacher may find the demonstration likely and answer something else. While the model trains
+the same prompts are answered again (`following.py`): a teacher that follows its student may drift
+with it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,19 @@ from openweights.events import TeacherGate
 from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import GenerationRequest, SamplingParams, derived_seed
 from openweights.jobs.stage import counted_stage
-from openweights.jobs.unsloth.config.demonstrations import Showing, showings, split_row
+from openweights.jobs.unsloth.config.demonstrations import (
+    Showing,
+    showings,
+    split_right,
+    split_row,
+)
 from openweights.jobs.unsloth.config.examples import SDFTExample, sdft_example
 from openweights.jobs.unsloth.config.grpo_fields import reward_choices
-from openweights.jobs.unsloth.distillation.likeness import rouge_l_with_signs, same_format_share
+from openweights.jobs.unsloth.distillation.likeness import (
+    Answer,
+    rouge_l_with_signs,
+    same_format_share,
+)
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions, own_reward
 from openweights.jobs.unsloth.rewards import Reward, Samples, answer_of, text_reward
 from openweights.jobs.unsloth.runtime.ranks import first_ranks
@@ -46,6 +56,7 @@ STUDENT = "student"
 DOING = "teacher gate"
 EXAMPLES = 3
 SURE = 1.645  # standard errors from 0: by chance alone it comes once in 20 times
+REPEATS = 0.5  # of the rows, for a teacher to be one that says what it is shown and nothing else
 TRIED = 20  # times as many rows are looked at as are wanted, before fewer are taken
 REWARD_LIMIT_S = 120.0
 FILE = "sdft_showing.json"  # in a checkpoint: a resumed run does not choose again
@@ -68,13 +79,15 @@ class GateRow:
     """A training row that student and teacher answer.
 
     Attributes:
+        right: What answers are compared with.
         prompts: Token ids by who reads them: the student, or the teacher with a showing's name.
-        longest: Tokens of the demonstration.
+        longest: Tokens of the demonstration, or of the right answer where that has more.
     """
 
     row: Mapping[str, Any]
     prompt: list[Message]
     demonstration: str
+    right: str
     prompts: dict[str, list[int]]
     longest: int
 
@@ -147,9 +160,9 @@ class Gate:
         figures = scores_of(self.rows, answers, self._reward)
         return gate_event(self._config, self.rows, answers, figures, showing, step)
 
-    def _answers(self, readers: Sequence[str]) -> dict[str, list[str]]:
+    def _answers(self, readers: Sequence[str]) -> dict[str, list[Answer]]:
         """Greedy answers of the student and of each teacher, without reasoning."""
-        # Who has not ended by then does not answer as the demonstrations do.
+        # Who has not ended by then does not answer as he is to.
         longest = max(row.longest for row in self.rows) * 5 // 4 + 16
         limit = min(longest, self._config.sdft_max_new_tokens)
         params = SamplingParams(temperature=0, max_new_tokens=limit)
@@ -160,7 +173,7 @@ class Gate:
                 for row in self.rows
             ]
         )
-        answers = [answer_of(own[0].text).strip() for own in completions]
+        answers = [Answer(answer_of(own.text).strip(), own.ended) for [own] in completions]
         count = len(self.rows)
         return {n: answers[i * count : (i + 1) * count] for i, n in enumerate(readers)}
 
@@ -237,6 +250,7 @@ def _gate_row(
     examples: dict[str, SDFTExample] = {}
     try:
         prompt, demonstration = split_row(rows[index])
+        right = split_right(rows[index])[1]
         for showing in candidates:
             examples[showing.name], _ = sdft_example(rows[index], config, tokenizer, showing)
     except ConfigError:
@@ -250,8 +264,9 @@ def _gate_row(
         rows[index],
         prompt,
         demonstration,
+        right,
         {STUDENT: first.prompt_ids, **prompts},
-        len(first.demonstration_ids),
+        max(len(first.demonstration_ids), len(tokenizer(right)["input_ids"])),  # type: ignore[arg-type]
     )
 
 
@@ -261,7 +276,7 @@ def _gate_row(
 def judge(
     config: TrainingConfig,
     rows: Sequence[GateRow],
-    answers: Mapping[str, list[str]],
+    answers: Mapping[str, list[Answer]],
     candidates: Sequence[Showing],
     reward: Reward | None,
 ) -> Verdict:
@@ -283,7 +298,7 @@ def judge(
 def gate_event(
     config: TrainingConfig,
     rows: Sequence[GateRow],
-    answers: Mapping[str, list[str]],
+    answers: Mapping[str, list[Answer]],
     figures: Mapping[str, Scores],
     showing: Showing,
     step: int,
@@ -297,6 +312,7 @@ def gate_event(
         "student": student.means[measure],
         "teacher": teacher.means[measure],
         "same_format": same_format_share(pairs),
+        "repeated": max(_repeated(rows, own) for name, own in answers.items() if name != STUDENT),
         "measure": measure,
         "margin": margin,
         "placement": showing.placement,
@@ -331,28 +347,27 @@ def _measure(figures: Mapping[str, Scores]) -> str:
 
 
 def scores_of(
-    rows: Sequence[GateRow], answers: Mapping[str, list[str]], reward: Reward | None
+    rows: Sequence[GateRow], answers: Mapping[str, list[Answer]], reward: Reward | None
 ) -> dict[str, Scores]:
     """The figures of everybody who answered.
 
     Raises:
         JobFailedError: The reward could score none of the answers.
     """
-    return {name: _scores(rows, texts, reward) for name, texts in answers.items()}
+    return {name: _scores(rows, own, reward) for name, own in answers.items()}
 
 
-def _scores(rows: Sequence[GateRow], texts: list[str], reward: Reward | None) -> Scores:
-    golds = [answer_of(row.demonstration).strip() for row in rows]
-    pairs = list(zip(texts, golds, strict=True))
-    overlaps = [rouge_l_with_signs(text, gold) for text, gold in pairs]
+def _scores(rows: Sequence[GateRow], answers: list[Answer], reward: Reward | None) -> Scores:
+    pairs = [(own, _read(row.right)) for row, own in zip(rows, answers, strict=True)]
+    overlaps = [rouge_l_with_signs(own.text, right.text) for own, right in pairs]
     means = {
-        "exact": sum(text == gold for text, gold in pairs) / len(pairs),
+        "exact": sum(own.text == right.text for own, right in pairs) / len(pairs),
         "rouge_l": fmean(overlaps),
         "format": same_format_share(pairs),
     }
     if reward is None:
         return Scores(means, overlaps)
-    rewards = _rewards(rows, texts, reward)
+    rewards = _rewards(rows, [own.text for own in answers], reward)
     known = [value for value in rewards if not math.isnan(value)]
     if not known:
         raise JobFailedError(
@@ -374,17 +389,29 @@ def _rewards(rows: Sequence[GateRow], texts: list[str], reward: Reward) -> list[
 
 
 def _with_gold(row: GateRow) -> dict[str, Any]:
-    """The columns of a row, without its messages, and its demonstration as the right answer."""
+    """The columns of a row, without its messages, and its right answer."""
     columns = {name: value for name, value in row.row.items() if name != "messages"}
-    return {**columns, "gold_response": row.demonstration}
+    return {**columns, "gold_response": row.right}
 
 
-def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[str]]) -> list[dict[str, str]]:
+def _read(text: str) -> Answer:
+    """A text of the dataset as an answer, without reasoning."""
+    return Answer(answer_of(text).strip())
+
+
+def _repeated(rows: Sequence[GateRow], answers: Sequence[Answer]) -> float:
+    """The share of answers that are the demonstration, word for word."""
+    pairs = zip(rows, answers, strict=True)
+    return sum(own.text == _read(row.demonstration).text for row, own in pairs) / len(rows)
+
+
+def _examples(rows: Sequence[GateRow], answers: Mapping[str, list[Answer]]) -> list[dict[str, str]]:
     return [
         {
             "prompt": row.prompt[-1]["content"],
             "demonstration": row.demonstration,
-            **{name: texts[index] for name, texts in answers.items()},
+            **({"right": row.right} if row.right != row.demonstration else {}),
+            **{name: own[index].text for name, own in answers.items()},
         }
         for index, row in enumerate(rows[:EXAMPLES])
     ]
@@ -414,7 +441,15 @@ def _failure(config: TrainingConfig, verdict: Verdict) -> str:
     )
     # (ROUGE-L ends at 1; where a reward ends nobody knows.)
     if measure != "reward" and student > 1 - config.sdft_gate_margin:
-        return text + "the student answers as the demonstrations do already"
+        return text + "the student answers as it is to already"
+    # (Where the demonstration is the right answer, and overlap decides, to repeat it is right.)
+    is_parrot = values["repeated"] > REPEATS
+    if is_parrot and (measure == "reward" or values[f"{name}_exact"] < values["repeated"]):
+        return (
+            f"{text}it repeats a demonstration word for word in {values['repeated']:.0%} of the "
+            "rows, and that is worth no more; give as demonstration an answer as it is wanted, and "
+            "no description of it, or sdft_gate='warn' to train all the same"
+        )
     tries = ["demonstrations that show what is wanted", "a larger model"]
     if config.sdft_demo_placement == "template":
         tries.insert(0, "sdft_demo_placement='auto'")

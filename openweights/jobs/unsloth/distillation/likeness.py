@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 # Words and signs; a letter of a script without spaces is a word of its own.
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|\w+|[^\w\s]")
+
+
+class Answer(NamedTuple):
+    """An answer, and whether it ended by itself: one that was cut has no end to speak of."""
+
+    text: str
+    ended: bool = True
 
 
 def rouge_l_with_signs(answer: str, gold: str) -> float:
@@ -34,9 +42,14 @@ def answer_format(answer: str) -> tuple[str, str, bool]:
     return _edge(words[0]), _edge(words[-1]), "\n" in answer.strip()
 
 
-def same_format_share(pairs: Sequence[tuple[str, str]]) -> float:
-    """The share of pairs of answers that are of one format."""
-    return sum(answer_format(one) == answer_format(other) for one, other in pairs) / len(pairs)
+def same_format_share(pairs: Sequence[tuple[Answer, Answer]]) -> float:
+    """The share of pairs of answers that are of one format, of which none is that was cut."""
+    return sum(_have_same_format(one, other) for one, other in pairs) / len(pairs)
+
+
+def _have_same_format(one: Answer, other: Answer) -> bool:
+    ended = one.ended and other.ended
+    return ended and answer_format(one.text) == answer_format(other.text)
 
 
 def _edge(word: str) -> str:

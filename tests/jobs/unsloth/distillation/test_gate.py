@@ -45,14 +45,16 @@ ROWS: list[dict[str, Any]] = [
 class Reader:
     """An engine that answers as `answer` says, given the text that it reads."""
 
-    def __init__(self, answer: Callable[[str], str]) -> None:
+    def __init__(self, answer: Callable[[str], str], *, ends: bool = True) -> None:
         self._answer = answer
+        self._ends = ends
         self.asked: list[GenerationRequest] = []
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         self.asked = list(requests)
         texts = [make_tokenizer().decode(list(r.prompt_ids)) for r in requests]
-        return [[Completion([], self._answer(text), "stop")] for text in texts]
+        reason = "stop" if self._ends else "length"
+        return [[Completion([], self._answer(text), reason)] for text in texts]
 
 
 def copier(times: int, *, reads_template: bool = False) -> Callable[[str], str]:
@@ -70,12 +72,17 @@ def copier(times: int, *, reads_template: bool = False) -> Callable[[str], str]:
 
 
 def chosen(
-    tmp_path: Path, answer: Callable[[str], str], **changes: Any
+    tmp_path: Path,
+    answer: Callable[[str], str],
+    rows: Sequence[dict[str, Any]] = ROWS,
+    *,
+    ends: bool = True,
+    **changes: Any,
 ) -> tuple[Showing, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
     made = config(tmp_path, **{"sdft_gate": "stop", **changes})
-    reader: Any = Reader(answer)
-    gate = open_gate(made, reader, None, make_tokenizer(), ROWS, lambda file, target: Path(file))
+    reader: Any = Reader(answer, ends=ends)
+    gate = open_gate(made, reader, None, make_tokenizer(), rows, lambda file, target: Path(file))
     showing = SHOWINGS[0] if gate is None else gate.choose(events.append)
     told = [event for event in events if event["type"] == "stage"]
     readers = 0 if gate is None else len(reader.asked) // len(gate.rows)
@@ -125,12 +132,53 @@ def test_a_teacher_that_is_no_better_stops_the_run(tmp_path: Path) -> None:
         chosen(tmp_path, copier(9))
     with pytest.raises(JobFailedError, match="sdft_demo_placement='auto'"):
         chosen(tmp_path, copier(1), sdft_demo_placement="template")
-    with pytest.raises(JobFailedError, match="answers as the demonstrations do already"):
+    with pytest.raises(JobFailedError, match="answers as it is to already"):
         chosen(tmp_path, lambda text: "[sum = " + _sum(text) + "]")
 
 
 def _sum(text: str) -> str:
     return str(2 * int(text.rsplit("What is ", 1)[1].split()[0]))
+
+
+DESCRIBED = [{**row, "demonstration": "[two equal numbers are added]"} for row in ROWS]
+NAMED = [
+    {
+        "messages": row["messages"][:1],
+        "gold_response": row["messages"][1]["content"],
+        "demonstration": row["demonstration"],
+    }
+    for row in DESCRIBED
+]
+
+
+@pytest.mark.parametrize("rows", [DESCRIBED, NAMED])
+@pytest.mark.parametrize("reward", [None, "exact"])
+def test_a_teacher_that_repeats_what_is_no_answer_stops_the_run(
+    tmp_path: Path, rows: list[dict[str, Any]], reward: str | None
+) -> None:
+    """The right answer is the row's last, or its `gold_response`, whatever the teacher is shown."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def exact(completions, gold_response):\n"
+        "    return [float(c == g) for c, g in zip(completions, gold_response)]\n"
+    )
+    rewarded = {"sdft_gate_reward": f"{file}:exact"} if reward else {}
+    with pytest.raises(JobFailedError, match="repeats a demonstration word for word in 100%"):
+        chosen(tmp_path, copier(1), rows, sdft_gate_margin=0.5, **rewarded)
+    _, [event] = chosen(tmp_path, copier(1), rows, sdft_gate="warn", **rewarded)
+    assert event["turns_exact"] == 0 and event["repeated"] == 1
+    assert event["examples"][0]["right"].startswith("[sum = ")
+    # The control: the demonstration is the right answer.
+    _, [event] = chosen(tmp_path, copier(1), **rewarded)
+    assert event["passed"] and event["turns_exact"] == event["repeated"] == 1
+
+
+def test_an_answer_that_was_cut_has_no_format(tmp_path: Path) -> None:
+    _, [event] = chosen(tmp_path, copier(1), sdft_gate="warn")
+    assert event["turns_format"] == 1
+    _, [event] = chosen(tmp_path, copier(1), sdft_gate="warn", ends=False)
+    assert event["turns_format"] == event["same_format"] == event["student_format"] == 0
+    assert event["turns_exact"] == 1, "what it says is counted"
 
 
 def test_warn_goes_on_and_off_asks_nothing(
@@ -214,7 +262,7 @@ def test_a_reward_of_ones_own_decides(tmp_path: Path) -> None:
         sdft_gate_reward=f"{file}:polite",
     )
     file.write_text("def polite(completions):\n    return [1.2 for _ in completions]\n")
-    with pytest.raises(JobFailedError, match="nothing for it to teach; try demonstrations"):
+    with pytest.raises(JobFailedError, match="nothing for it to teach; it repeats"):
         chosen(tmp_path, answer, sdft_gate_reward=f"{file}:polite")
     assert showing == Showing("template") and event["measure"] == "reward"
     asked = (tmp_path / "asked").read_text()
