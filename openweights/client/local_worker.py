@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -195,24 +195,51 @@ def workers_beside(settings: Settings, backend: Backend, count: int) -> Generato
         PlatformError: They cannot be started.
     """
     if count <= 1 or settings.is_remote:
-        yield
+        with _said_last(lambda: "the jobs go on; `ow ls` shows them, `ow cancel JOB` stops one"):
+            yield
         return
     command = [sys.executable, "-m", "openweights.worker.main", "--while-held"]
     env = {"OMP_NUM_THREADS": str(own_threads(count)), **_child_env(settings)}
     started: list[subprocess.Popen[bytes]] = []
+    with _said_last(lambda: _without_them(backend)):
+        try:
+            started += [_start(settings, command, env, subprocess.PIPE) for _ in range(count)]
+            _await_workers(backend, count)
+            yield
+        finally:
+            _end(settings, backend, started)
+
+
+@contextmanager
+def _said_last(words: Callable[[], str]) -> Generator[None]:
+    """Whoever interrupts the block is told these words, which are asked for behind it."""
     try:
-        started += [_start(settings, command, env, subprocess.PIPE) for _ in range(count)]
-        _await_workers(backend, count)
         yield
     except KeyboardInterrupt as error:
-        told = "the workers end with this command; run it again, and their jobs go on"
-        tell_last(logger, error, told)
+        tell_last(logger, error, words())
         raise
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.communicate()  # the pipe's end, too
+
+
+def _end(settings: Settings, backend: Backend, started: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End these workers in good order, and say so where somebody has to wait for that."""
+    if backend.list_jobs(statuses=["in_progress"], limit=1):
+        grace = f"{settings.cancel_grace_s:.0f} s at most"
+        logger.warning("stopping the workers: what they train is saved first (%s)", grace)
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.communicate()  # the pipe's end, too
+
+
+def _without_them(backend: Backend) -> str:
+    """What has become of the jobs of workers that have ended."""
+    alive = backend.list_workers(statuses=["starting", "active"])
+    if any(not worker.id.startswith((SERVING_PREFIX, ANSWERING_PREFIX)) for worker in alive):
+        return (
+            "the workers of this command have ended, and another one of this machine goes on with "
+            "the jobs; `ow ls` shows them, `ow cancel JOB` stops one"
+        )
+    return "the workers have ended with this command; run it again, and their jobs go on"
 
 
 def own_threads(count: int) -> int:

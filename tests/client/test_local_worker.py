@@ -243,7 +243,7 @@ def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path
 
 
 def test_workers_beside_one_another_work_until_the_block_ends(
-    ow: OpenWeights, home: Path, tmp_path: Path
+    ow: OpenWeights, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     meet = "touch {0} && for i in $(seq 150); do [ -e {1} ] && exit 0; sleep 0.2; done; exit 1"
     first, second = tmp_path / "first", tmp_path / "second"
@@ -267,6 +267,29 @@ def test_workers_beside_one_another_work_until_the_block_ends(
     [told] = stopped.value.__notes__  # the job goes on only when this is run again
     assert workers(home) == [] and "run it again" in told
     assert late.refresh().status == "pending", "given back"
+    assert [m for m in caplog.messages if m.startswith("stopping the workers: ")], "before the wait"
+
+
+def test_who_interrupts_is_told_what_goes_on(
+    ow: OpenWeights, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as idle, workers_beside(ow.settings, ow.backend, 2):
+        raise KeyboardInterrupt
+    assert "run it again" in idle.value.__notes__[0], "the control: nobody else works"
+    assert not [m for m in caplog.messages if "stopping" in m], "nothing to wait for"
+    job = ow.exec.create(command="sleep 60", requires_vram_gb=0)  # which starts a worker
+    while job.refresh().status == "pending":
+        time.sleep(0.05)
+    for count in (1, 2):
+        with (
+            pytest.raises(KeyboardInterrupt) as stopped,
+            workers_beside(ow.settings, ow.backend, count),
+        ):
+            raise KeyboardInterrupt
+        [told] = stopped.value.__notes__
+        assert "`ow cancel JOB` stops one" in told and "run it again" not in told
+    assert job.refresh().status == "in_progress"
+    job.cancel()
 
 
 BESIDE = """
