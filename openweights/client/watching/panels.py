@@ -22,6 +22,9 @@ _ORDER = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"reward",
+        # Where completions earn the same, a reward that climbs teaches nothing more.
+        r"reward_std",
+        r"frac_reward_zero_std",
         r"loss",
         r"eval_loss",
         r"rewards/(accuracies|margins)",
@@ -56,6 +59,9 @@ _TABLE_ONLY = re.compile(
     r"epoch|total|max_steps|total_\w+|(eval_)?((num_)?tokens|runtime)|step_time|.*(_s|_per_second)"
     r"|.*/(questions|rows|std|\w*(min|max|terminated)_\w*|\w+_(min|max))|teacher_gate/.*"
 )
+
+# What says by standing still that nothing is learned.
+_SEEN_STILL = re.compile(r"loss|reward|reward_std|frac_reward_zero_std")
 
 # What explains a loss, a reward or a score; where jobs are compared it comes after these.
 _EXPLAINS = re.compile(
@@ -202,7 +208,8 @@ def _rank_in_panel(title: str) -> Callable[[Line], int]:
 
 def _has_a_line(title: str, lines: Sequence[Line]) -> bool:
     """A loss that stays where it is is worth seeing, too."""
-    return any(map(_moves, lines)) or (title == "loss" and any(len(line.x) > 1 for line in lines))
+    is_seen = _SEEN_STILL.fullmatch(title) and any(len(line.x) > 1 for line in lines)
+    return bool(is_seen) or any(map(_moves, lines))
 
 
 def _moves(line: Line) -> bool:
@@ -264,9 +271,12 @@ def columns_in_order(measures: Mapping[str, int]) -> list[str]:
 
 
 def _without_copies(panels: Mapping[str, Sequence[Line]]) -> dict[str, Sequence[Line]]:
-    """The only reward is the mean of all; a divergence may be the loss."""
+    """The only reward is the mean of all; a divergence may be the loss. What a figure shows is no
+    copy of what it leaves to the table.
+    """
     kept: dict[str, Sequence[Line]] = {}
-    for title, lines in panels.items():
+    drawn_first = sorted(panels.items(), key=lambda one: bool(_TABLE_ONLY.fullmatch(one[0])))
+    for title, lines in drawn_first:
         # Measures that stand still are often equal, and not copies of each other.
         if not any(map(_moves, lines)) or not any(_is_same(lines, one) for one in kept.values()):
             kept[title] = lines

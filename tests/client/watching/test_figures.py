@@ -212,3 +212,24 @@ def test_points_that_are_alike_are_all_seen_at_a_whole_step() -> None:
     for axes in figure.axes:
         low, high = axes.get_xlim()
         assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0]
+
+
+def test_of_grpo_the_spread_of_the_reward_is_seen_before_what_explains_it() -> None:
+    """With one reward its spread has two names, of which the one that is drawn is kept; that all
+    groups earn alike is said by a line that stands still.
+    """
+    names = ("sampling_kl", "learning_rate", "completions/mean_length", "entropy", "grad_norm")
+    rows: list[dict[str, Any]] = [
+        {"step": n, "tag": "train", "loss": 0.0, "frac_reward_zero_std": 1.0, "constant": 1.0}
+        | {"reward": 0.1 * n, "rewards/own/mean": 0.1 * n}
+        | {"reward_std": 0.2 / n, "rewards/own/std": 0.2 / n}
+        | {name: 0.01 * place * n for place, name in enumerate(names, 1)}
+        for n in (1, 2, 3)
+    ]
+    panels = list(metric_panels(rows))
+    assert panels[:4] == ["reward", "reward_std", "frac_reward_zero_std", "loss"]
+    assert set(panels[4:]) == set(names)
+    assert not {"rewards/own/mean", "constant"} & set(panels), "the control"
+    for row in rows:
+        row["reward"] = 0.5
+    assert list(metric_panels(rows))[0] == "reward", "one that does not climb, too"
