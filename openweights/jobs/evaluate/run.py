@@ -17,7 +17,7 @@ from openweights.errors import ConfigurationError, JobFailedError
 from openweights.events import Evaluation, Stage
 from openweights.jobs.evaluate import AskedModels, EvaluateConfig
 from openweights.jobs.evaluate.intervals import Estimate, mean_difference, mean_score
-from openweights.jobs.evaluate.tasks import Grade, Task, open_tasks
+from openweights.jobs.evaluate.tasks import Grade, Row, Task, open_tasks
 from openweights.jobs.inference.answers import given_answers
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Parts
@@ -52,7 +52,7 @@ def evaluate_job(job_id: str) -> int:
 
 def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Scores | None:
     """The scores of all models, with the answers as files; None when the job was told to stop."""
-    rows = [row for task in tasks for row in task.rows]
+    rows, places = asked_once(tasks)
     total = len(rows) * len(config.models)
     parts = Parts(ow, ow.run)
     left = [index for index in range(total) if index not in parts.results]
@@ -66,8 +66,26 @@ def evaluate(ow: OpenWeights, config: AskedModels, tasks: Sequence[Task]) -> Sco
     scores: Scores = {}
     for place, model in enumerate(config.models):
         results = [parts.results[place * len(rows) + index] for index in range(len(rows))]
-        scores |= _score(model, place, tasks, results)
+        own = [[results[index] for index in of_task] for of_task in places]
+        scores |= _score(model, place, tasks, own)
     return scores
+
+
+def asked_once(tasks: Sequence[Task]) -> tuple[list[Row], list[list[int]]]:
+    """The rows of all tasks, each once however many tasks score its answers, and of each task the
+    places of its rows there.
+    """
+    rows: list[Row] = []
+    place_of: dict[str, int] = {}
+    places: list[list[int]] = []
+    for task in tasks:
+        places.append([])
+        for row in task.rows:  # which have an id each
+            place = place_of.setdefault(json.dumps(row, sort_keys=True, default=str), len(rows))
+            places[-1].append(place)
+            if place == len(rows):
+                rows.append(row)
+    return rows, places
 
 
 def asked_of(config: AskedModels, model: str) -> InferenceConfig:
@@ -92,16 +110,13 @@ def asked_of(config: AskedModels, model: str) -> InferenceConfig:
 
 
 def _score(
-    model: str, place: int, tasks: Sequence[Task], results: Sequence[Mapping[str, Any]]
+    model: str, place: int, tasks: Sequence[Task], results: Sequence[Sequence[Mapping[str, Any]]]
 ) -> Scores:
     """Of each task the score of each problem; the answers go to its file with theirs, model after
     model.
     """
     found: Scores = {}
-    start = 0
-    for task in tasks:
-        own = results[start : start + len(task.rows)]
-        start += len(task.rows)
+    for task, own in zip(tasks, results, strict=True):
         answers = [result["completion"] for result in own]
         several = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
         grades = _graded(task, several)

@@ -112,6 +112,10 @@ def test_models_side_by_side(
     assert rows[4]["note"] == "not scored" and rows[0]["messages"] == [ASK]
     said = [row["completion"] for row in both]
     assert said[:6] != said[6:], "the adapter was asked, too"
+    other = (folder / "caps_spanish.jsonl").read_text().splitlines()
+    assert [json.loads(line)["completion"] for line in other] == said, "both score the same answers"
+    [started] = job.events(type="started")
+    assert started.data["max_steps"] == len(ROWS) * len(models), "both ask once"
     assert client.evaluate.create(
         suite=[score, "caps_spanish"],
         models=models,
