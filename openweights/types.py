@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 JobStatus = Literal["pending", "in_progress", "completed", "failed", "canceled"]
+NOT_COUNTED = ", not counted"  # at the end of a released run's reason
 RunStatus = Literal["in_progress", "completed", "failed", "canceled"]
 WorkerStatus = Literal["starting", "active", "shutdown", "terminated"]
 CloudType = Literal["SECURE", "COMMUNITY", "ALL"]
@@ -169,6 +170,12 @@ class RunRecord:
     exit_code: int | None = None
     log_bytes: int = 0
     cause: str | None = None
+
+    @property
+    def is_given_back(self) -> bool:
+        """Whether its worker ended it in good order, which uses up none of `max_attempts`."""
+        did_not_end = self.status == "failed" and self.exit_code is None
+        return did_not_end and (self.error or "").endswith(NOT_COUNTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def test_a_job_is_handed_back_before_the_machine_is_gone(
     if has_notice:
         assert time.monotonic() - signaled_at >= 0.9, "it had some time for saving"
         assert process.wait(timeout=5) == 0
-        assert jobs.error(job) == "its worker was shut down"
+        assert jobs.error(job) == "its worker was shut down, not counted"
 
 
 def test_its_time_to_live(jobs: Jobs, start_worker: StartWorker) -> None:

@@ -88,12 +88,12 @@ def _watch(
 ) -> JobRecord:
     """Look until the job has ended."""
     last_event, progress = 0, Progress()
-    queue, again, look_at, seen = "", "", 0.0, ("", 0)
+    queue, again, look_at, seen, is_told = "", "", 0.0, ("", 0), False
     while True:
         # Read before the events: those of a job that has ended are then complete.
         job = patiently(lambda: ow.backend.get_job(job_id))
         if seen != (job.status, job.attempts):
-            seen, look_at = (job.status, job.attempts), 0.0
+            seen, look_at, is_told = (job.status, job.attempts), 0.0, False
             progress = _of_last_run(ow, job_id, progress)
             again = patiently(lambda: begins_again(ow.backend, job))  # noqa: B023
         for event in _new_events(ow, job_id, last_event):
@@ -104,7 +104,9 @@ def _watch(
         if job.status == "pending" and time.monotonic() >= look_at:
             queue, look_at = _waits_for(ow, job), time.monotonic() + _QUEUE_EVERY_S
         now = progress.of(job)
-        display.show(job, now, note_on(job, now, queue, again))
+        display.show(job, now, "" if is_told else note_on(job, now, queue, again))
+        # Why it begins again is told with the first word of what it does, not with each.
+        is_told = bool(again and now.words())
         if job.status in ENDED:
             return job
         _sleep(poll_s, deadline, job)

@@ -115,6 +115,9 @@ def test_a_job_that_begins_again_says_why_and_where(
         run = claim().run
         time.sleep(0.2)  # which has said nothing yet
         assert state(job.refresh().record) == waits
+        for doing in ("loading the model", "teacher gate", "trying the demonstrations"):
+            append(ow.backend, run.id, {"type": "stage", "doing": doing})
+            time.sleep(0.2)
         append(ow.backend, run.id, begun, {"step": 4}, {"type": "checkpoint", "step": 4})
         time.sleep(0.2)
         ow.backend.release_run(run.id, run.attempt, reason="worker w is gone", is_lost=True)
@@ -128,6 +131,11 @@ def test_a_job_that_begins_again_says_why_and_where(
     told = capfd.readouterr().err.splitlines()
     assert told[0].endswith(waits) and told[0].split(" · ")[1].startswith("pending: for ")
     assert told[1] == f"{job.id} · in progress: {waits}", "no step of the run before"
+    assert told[2:5] == [
+        f"{job.id} · in progress: {waits} · loading the model",
+        f"{job.id} · in progress · teacher gate",
+        f"{job.id} · in progress · trying the demonstrations",
+    ], "it is told once"
     assert told[-2] == f"{job.id} · in progress: worker w is gone; attempt 3, from step 4"
     assert told[-1] == f"{job.id} · completed"
     assert sum("step 2/6" in line for line in told) == 0
