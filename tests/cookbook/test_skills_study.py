@@ -278,6 +278,40 @@ def test_seeds_that_agree_are_drawn(tmp_path: Path) -> None:
     draw_sequence([*alike, *later], ("orders", "arithmetic"), tmp_path / "sequence.png")
 
 
+def whiskers(axes: Any, axis: int) -> list[list[tuple[float, float]]]:
+    """Of each method, from where to where they reach along x (0) or y (1)."""
+    found: list[list[tuple[float, float]]] = []
+    for drawn in axes.containers:
+        lines = drawn.lines[2]
+        reach = lines[axis if len(lines) > 1 else 0].get_segments()
+        found.append([(float(ends[0][axis]), float(ends[1][axis])) for ends in reach])
+    return found
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_whiskers_are_the_intervals_of_the_table(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    """Of a single seed, too, whose interval is over rows; seeds are small points where there are
+    several.
+    """
+    runs = [made("sft", 1e-5, seed, 10 + seed, 0.1) for seed in seeds]
+    runs += [replace(run, stage=2) for run in runs]
+    frontier = draw_frontier(frontier_points(runs, "orders"), "orders", tmp_path / "a.png")
+    [new, kept] = [estimate(runs[: len(seeds)], name) for name in ("orders", "humaneval")]
+    assert new.low < new.value < new.high
+    by_kept, by_kl = frontier.axes
+    assert whiskers(by_kept, 0) == [[pytest.approx(kept[1:])]]
+    assert whiskers(by_kept, 1) == whiskers(by_kl, 1) == [[pytest.approx(new[1:])]]
+    assert "closer to the base" in by_kl.get_xlabel()
+    sequence = draw_sequence(runs, ("orders", "arithmetic"), tmp_path / "b.png")
+    assert whiskers(sequence.axes[0], 1) == [[pytest.approx(new[1:])] * 2]
+    taught = [[text.get_text() for text in axes.texts] for axes in sequence.axes]
+    assert taught == [["taught here"], ["taught here"], []]
+    drawn_of = "seeds and held-out rows" if len(seeds) > 1 else "held-out rows"
+    for figure in (frontier, sequence):
+        assert f"95 % interval over {drawn_of}, as in the table" in figure.get_supxlabel()
+        assert ("small points" in figure.get_supxlabel()) == (len(seeds) > 1)
+
+
 def test_figures_and_table(tmp_path: Path) -> None:
     frontier = draw_frontier(frontier_points(RUNS, "orders"), "orders", tmp_path / "frontier.png")
     assert [axes.get_xlabel()[:5] for axes in frontier.axes] == ["share", "KL to"]

@@ -26,76 +26,92 @@ COLORS = {
     "sft_grpo": "#56b4e9",
 }
 ABOVE = ("sft", "sdft_forward", "grpo", "sft_grpo")  # their rates are written; others' below
+KL_LABEL = "KL to base on everyday prompts, nats a token\n(further right: closer to the base)"
 STYLES = ("-", "--", "-.", ":")  # by the rate, where several of a method went on
-KEPT_MARGIN = 0.08  # about what 164 problems cannot tell apart: less must not fill a figure
+APART = 0.05  # of a stage, from line to line: else whiskers would stand upon one another
+THIN = {"elinewidth": 0.8, "capsize": 2}
 
 
 def draw_frontier(points: Sequence[Point], skill: str, path: Path) -> Figure:
     """The new skill against what was kept: one panel by the first benchmark, where there is one,
     and one by the KL to the base, whose axis is turned so that better is to the right in both.
     """
-    measures = [("kl", "KL to base on everyday prompts, nats a token")]
-    if any(point.kept for point in points):
-        measures.insert(0, ("kept", "share of HumanEval solved"))
-    figure = Figure(figsize=(5.2 * len(measures), 4.4), layout="constrained")
-    for place, (name, label) in enumerate(measures, 1):
-        axes = figure.add_subplot(1, len(measures), place)
+    benchmarks = _benchmarks([run for point in points for run in point.runs])[:1]
+    figure = Figure(figsize=(5.2 * (len(benchmarks) + 1), 4.8), layout="constrained")
+    skills = [estimate(point.runs, skill) for point in points]
+    panels = [
+        ([estimate(p.runs, name) for p in points], "share of HumanEval solved")
+        for name in benchmarks
+    ]
+    for place, (kept, label) in enumerate([*panels, (None, KL_LABEL)], 1):
+        axes = figure.add_subplot(1, len(panels) + 1, place)
         for method in dict.fromkeys(point.method for point in points):
-            own = [point for point in points if point.method == method]
-            _draw_points(axes, own, name)
+            own = [at for at, point in enumerate(points) if point.method == method]
+            own.sort(key=lambda at: points[at].rate)
+            across = [kept[at] for at in own] if kept else None
+            _draw_points(axes, [points[at] for at in own], across, [skills[at] for at in own])
         axes.set_xlabel(label)
         axes.set_ylabel(f"{skill}: share of held-out rows right")
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.25)
-        if name == "kl":
+        if kept is None:
             axes.invert_xaxis()
-        else:
-            low, high = axes.get_xlim()
-            axes.set_xlim(low - KEPT_MARGIN, high + KEPT_MARGIN)
     axes.legend(frameon=False, fontsize="small")
+    _say_whiskers(figure, [point.runs for point in points], "; the KL has none")
     figure.savefig(path, dpi=130)
     return figure
 
 
-def _draw_points(axes: Any, points: Sequence[Point], name: str) -> None:
-    """The rates of a method, joined; whiskers reach from the lowest seed to the highest, and each
-    seed is a small point.
+def _draw_points(
+    axes: Any, points: Sequence[Point], kept: Sequence[Estimate] | None, skills: Sequence[Estimate]
+) -> None:
+    """The rates of a method, joined, with their intervals, and each seed as a small point; by the
+    KL, which has no interval, where `kept` is None.
     """
-    points = sorted(points, key=lambda point: point.rate)
-    x, y = ([getattr(p, key) for p in points] for key in (name, "skill"))
-    method = points[0].method
+    color = COLORS[points[0].method]
+    x = [fmean(point.kl) for point in points] if kept is None else [one.value for one in kept]
     axes.errorbar(
-        list(map(fmean, x)),
-        list(map(fmean, y)),
-        xerr=_whiskers(x),
-        yerr=_whiskers(y),
-        label=LABELS[method],
-        color=COLORS[method],
+        x,
+        [one.value for one in skills],
+        xerr=None if kept is None else _whiskers(kept),
+        yerr=_whiskers(skills),
+        label=LABELS[points[0].method],
+        color=color,
         marker="o",
         markersize=5,
         linewidth=1,
-        capsize=2,
+        **THIN,
     )
-    for point, across, up in zip(points, x, y, strict=True):
-        axes.plot(across, up, ".", color=COLORS[method], markersize=3, alpha=0.6)
-        if point.rate and name == "kl":  # by HumanEval points stand too near one another
-            place = (fmean(across), fmean(up))
+    for point, across, up in zip(points, x, skills, strict=True):
+        if len(point.runs) > 1:
+            seeds = point.kl if kept is None else point.kept
+            axes.plot(seeds, point.skill, ".", color=color, markersize=3, alpha=0.6)
+        if point.rate and kept is None:  # by HumanEval points stand too near one another
             axes.annotate(
                 exact(point.rate),
-                place,
-                xytext=(4, 4 if method in ABOVE else -10),
+                (across, up.value),
+                xytext=(4, 4 if point.method in ABOVE else -10),
                 textcoords="offset points",
                 fontsize=7,
-                color=COLORS[method],
+                color=color,
             )
 
 
-def _whiskers(values: Sequence[Sequence[float]]) -> list[list[float]]:
-    # Of equal values the mean may be rounded to beside them.
+def _whiskers(estimates: Sequence[Estimate]) -> list[list[float]]:
+    # An interval may end at the value itself, but for rounding.
     return [
-        [max(0.0, fmean(own) - min(own)) for own in values],
-        [max(0.0, max(own) - fmean(own)) for own in values],
+        [max(0.0, one.value - one.low) for one in estimates],
+        [max(0.0, one.high - one.value) for one in estimates],
     ]
+
+
+def _say_whiskers(figure: Figure, groups: Sequence[Sequence[Run]], without: str) -> None:
+    """What is drawn about a value, in words below the panels, and what has no whiskers."""
+    has_seeds = any(len(own) > 1 for own in groups)
+    drawn_of = "seeds and held-out rows" if has_seeds else "held-out rows"
+    said = f"whiskers: 95 % interval over {drawn_of}, as in the table{without}"
+    said += "; small points: seeds" if has_seeds else ""
+    figure.supxlabel(said, fontsize="small", color="#555555")
 
 
 def draw_sequence(runs: Sequence[Run], skills: Sequence[str], path: Path) -> Figure:
@@ -104,43 +120,59 @@ def draw_sequence(runs: Sequence[Run], skills: Sequence[str], path: Path) -> Fig
     skill was taught.
     """
     names = [*skills, *_benchmarks(runs)[:1]]
-    figure = Figure(figsize=(4.0 * len(names), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.0 * len(names), 4.1), layout="constrained")
     went_on = sorted({(run.method, run.rate) for run in runs if run.stage > 1})
     rates = sorted({rate for _, rate in went_on})
     styles = dict(zip(rates, itertools.cycle(STYLES), strict=False))
     for place, name in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), place)
-        for method, rate in went_on:
+        for at, (method, rate) in enumerate(went_on):
             own = [r for r in runs if (r.method, r.rate) == (method, rate) or r.stage == 0]
             look = {"color": COLORS[method], "linestyle": styles[rate]}
-            _draw_stages(axes, own, name, label=f"{LABELS[method]}, {exact(rate)}", **look)
+            beside = APART * (at - (len(went_on) - 1) / 2)
+            _draw_stages(axes, own, name, beside, label=f"{LABELS[method]}, {exact(rate)}", **look)
         if name in skills:
-            axes.axvline(place, linestyle=":", color="#7f7f7f", linewidth=1)
-        axes.set_title(name)
+            _mark_taught(axes, place)
+        axes.set_title(name, pad=16)
         axes.set_xticks(range(len(skills) + 1), ["base", *(f"+ {one}" for one in skills)])
         axes.tick_params(axis="x", labelsize="small")
-        axes.set_xlim(-0.2, len(skills) + 0.2)
+        axes.set_xlim(-0.3, len(skills) + 0.3)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.25)
     figure.axes[0].set_ylabel("share that is right")
     if went_on:
         figure.axes[-1].legend(frameon=False, fontsize="small")
+    _say_whiskers(figure, list(_grouped(runs).values()), "")
     figure.savefig(path, dpi=130)
     return figure
 
 
-def _draw_stages(axes: Any, runs: Sequence[Run], name: str, **look: str) -> None:
-    stages = sorted({run.stage for run in runs})
-    values = [[run.score(name) for run in runs if run.stage == stage] for stage in stages]
-    axes.errorbar(
-        stages,
-        list(map(fmean, values)),
-        yerr=_whiskers(values),
-        marker="o",
-        markersize=4,
-        capsize=2,
-        **look,
+def _mark_taught(axes: Any, stage: int) -> None:
+    axes.axvline(stage, linestyle=":", color="#7f7f7f", linewidth=1)
+    axes.annotate(
+        "taught here",
+        (stage, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7,
+        color="#555555",
     )
+
+
+def _draw_stages(axes: Any, runs: Sequence[Run], name: str, beside: float, **look: str) -> None:
+    """A line over the stages, each so far beside its place, with intervals and seeds."""
+    stages = sorted({run.stage for run in runs})
+    groups = [[run for run in runs if run.stage == stage] for stage in stages]
+    places = [stage + beside for stage in stages]
+    found = [estimate(own, name) for own in groups]
+    values = [one.value for one in found]
+    axes.errorbar(places, values, yerr=_whiskers(found), marker="o", markersize=4, **THIN, **look)
+    for place, own in zip(places, groups, strict=True):
+        if len(own) > 1:
+            seeds = [run.score(name) for run in own]
+            axes.plot([place] * len(own), seeds, ".", color=look["color"], markersize=3, alpha=0.6)
 
 
 # ---- tables --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -154,6 +155,7 @@ class Point(NamedTuple):
         skill: Of the new skill, one value for each seed.
         kept: Of the first benchmark, likewise; empty without one.
         kl: Likewise.
+        runs: The seeds themselves.
     """
 
     method: str
@@ -161,6 +163,7 @@ class Point(NamedTuple):
     skill: list[float]
     kept: list[float]
     kl: list[float]
+    runs: list[Run]
 
 
 def measured(runs: Iterable[Run]) -> list[Run]:
@@ -179,11 +182,12 @@ def frontier_points(runs: Iterable[Run], skill: str) -> list[Point]:
     points: dict[tuple[str, float], Point] = {}
     for run in runs:
         if run.stage <= 1:
-            empty = Point(run.method, run.rate, [], [], [])
+            empty = Point(run.method, run.rate, [], [], [], [])
             point = points.setdefault((run.method, run.rate), empty)
             point.skill.append(run.score(skill))
             point.kept.extend(run.score(name) for name in list(run.kept)[:1])
             point.kl.append(run.kl)
+            point.runs.append(run)
     return list(points.values())
 
 
@@ -208,15 +212,20 @@ def estimate(runs: Sequence[Run], name: str, *, seed: int = 0) -> Estimate:
     that the interval knows of both; where no draw differs, it is that over rows again, which is
     never without a width.
     """
-    over_rows = mean_score(_by_row(runs, name))
-    if len(runs) == 1:
+    return _estimated(tuple(tuple(run.rows(name)) for run in runs), seed)
+
+
+@cache  # it takes a second, and tables and figures ask for the same ones
+def _estimated(seeds: tuple[tuple[float, ...], ...], seed: int) -> Estimate:
+    over_rows = mean_score([fmean(scores) for scores in zip(*seeds, strict=True)])
+    if len(seeds) == 1:
         return over_rows
     draw = random.Random(seed)
     means: list[float] = []
     for _ in range(RESAMPLES):
-        drawn = draw.choices(runs, k=len(runs))
-        means.append(fmean(_resampled(run.rows(name), draw) for run in drawn))
-    return _interval(fmean(run.score(name) for run in runs), means) or over_rows
+        drawn = draw.choices(seeds, k=len(seeds))
+        means.append(fmean(_resampled(rows, draw) for rows in drawn))
+    return _interval(fmean(map(fmean, seeds)), means) or over_rows
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], name: str, *, seed: int = 0) -> Estimate:
