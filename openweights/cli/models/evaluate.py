@@ -35,9 +35,11 @@ def evaluate(
 
     MODEL is a Hugging Face id, a folder, a fine-tuning job, one of its checkpoints, or a model of
     OpenAI; differences are to the first. Answers are scored by rouge_l, ngram_recall, caps_spanish,
-    llm_judge, similarity_judge, or FILE.py:FUNCTION, when there are --prompts.
+    llm_judge, similarity_judge, or FILE.py:FUNCTION, when there are --prompts. The table names
+    jobs' models by what was done to them; --json has their ids.
     """
     from openweights.client import OpenWeights
+    from openweights.client.watching.model_names import model_names
     from openweights.events import Evaluation
 
     ow = OpenWeights()
@@ -54,12 +56,14 @@ def evaluate(
         print_json(scores)
         return
     columns = ("task", "model", "score", "95 %", "problems", "difference", "95 %")
-    print_table(columns, [_cells(score) for score in scores])
+    names = model_names(ow.backend, (score["model"] for score in scores))
+    print_table(columns, [_cells(score, names) for score in scores])
 
 
-def _cells(score: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(score: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
     value, interval = f"{score['score']:.3f}", _interval(score["low"], score["high"])
-    own: tuple[str, ...] = (score["task"], score["model"], value, interval, str(score["problems"]))
+    model = names.get(score["model"], score["model"])
+    own: tuple[str, ...] = (score["task"], model, value, interval, str(score["problems"]))
     if score.get("difference") is None:
         return (*own, "-", "-")
     change, low, high = score["difference"]

@@ -14,12 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
+from openweights.events import Evaluation
 from openweights.jobs.evaluate import EvaluateConfig
 from openweights.jobs.evaluate.run import asked_of
 from openweights.jobs.evaluate.tasks import open_tasks
 from openweights.jobs.inference.answers import given_answers
+from openweights.types import WorkerSpec
 from tests.cli.conftest import Ow, ow  # noqa: F401 - a fixture
-from tests.client.conftest import QuietClient
+from tests.client.conftest import QuietClient, append
 from tests.openai_double import KEY, OpenAIDouble
 from tests.tiny_model import make_tiny_model
 
@@ -239,4 +241,34 @@ def test_what_it_refuses(
     assert waits.params["validated_params"]["models"][1] == training
     assert list(waits["after"]) == [training], "it begins when the model is there"
     assert (job.requires_vram_gb, larger.requires_vram_gb) == (29, 147)
+    client.close()
+
+
+def test_the_table_names_models_by_what_was_done_to_them(
+    ow: Ow,  # noqa: F811
+    home: Path,
+    tiny: Path,
+    tmp_path: Path,
+) -> None:
+    client = QuietClient()
+    file = client.files.upload(answered(tmp_path), "conversations")["id"]
+    training = client.fine_tuning.create(
+        model=str(tiny), training_file=file, loss="sft", max_steps=1
+    )
+    models = [str(tiny), training.id]
+    job = client.evaluate.create(models=models, suite=["rouge_l"], prompts=file)
+    for id in (training.id, job.id):
+        worker = client.backend.register_worker(WorkerSpec(id=f"worker-{id}"))
+        claimed = client.backend.claim_job(worker.id)
+        assert claimed is not None and claimed.job.id == id
+        if id == job.id:
+            figures: Any = {"task": "rouge_l", "score": 0.5, "low": 0.4, "high": 0.6, "problems": 8}
+            found = [Evaluation(model=model, **figures) for model in models]
+            append(client.backend, claimed.run.id, *(one.data() for one in found))
+        client.backend.finish_run(claimed.run.id, claimed.run.attempt, "completed")
+    asked = ("eval", *models, "--suite", "rouge_l", "--prompts", file)
+    table = ow(*asked).stdout.splitlines()
+    assert table[1].split()[1] == str(tiny) and "base after sft" in table[2]
+    assert training.id not in table[2]
+    assert [one["model"] for one in json.loads(ow(*asked, "--json").stdout)] == models
     client.close()
