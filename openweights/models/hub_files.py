@@ -15,7 +15,8 @@ from typing import Any, Literal
 HubAnswer = Literal["has", "lacks", "unreachable", "unclear"]
 
 _TIMEOUT_S = 5.0
-_AT_COMMIT = re.compile(r"(.+)@([0-9a-f]{40})")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_AT_COMMIT = re.compile(rf"(.+)@({_COMMIT.pattern})")
 
 
 def at_commit(repository: str, commit: str | None) -> str:
@@ -53,7 +54,8 @@ def commit_of(repository: str) -> str | None:
     except (HfHubHTTPError, HTTPError, OSError):  # gone, gated, offline, or out of reach
         names = ("config.json", "adapter_config.json")
         found = next(filter(None, (cached_file(repository, name) for name in names)), None)
-        return None if found is None else found.parent.name  # snapshots/<commit>/<name>
+        commit = "" if found is None else found.parent.name  # snapshots/<commit>/<name>
+        return commit if _COMMIT.fullmatch(commit) else None
 
 
 def cached_file(repository: str, name: str) -> Path | None:
