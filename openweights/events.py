@@ -274,7 +274,7 @@ class TeacherGate(TypedEvent):
     Attributes:
         rows: How many prompts were answered.
         values: Figures of the student and of each teacher, such as `student_exact`,
-            `template_rouge_l`, `turns_format` (the share of answers with the demonstration's
+            `template_rouge_l`, `turns_format` (the share of answers with the right one's
             format) and, where a reward is given, `turns_2_reward`; `measure`, by which `placement`
             and `repeats` were chosen, and of it `student` and `teacher`; `same_format`, the share
             of the student's answers that begin and end as the teacher's; `repeated`, the share of

@@ -12,7 +12,7 @@ that was stopped is taken up by the same command: equal jobs have equal ids, so 
 done. On a large card `--at-once 8` lets so many jobs share it.
 
 Written to `--out`, as runs end: `results.json`; and at the end `frontier.png` (the new skill
-against what was kept; each rate a point, seeds as whiskers), `sequence.png` (every skill over the
+against what was kept; each rate a point, with its interval), `sequence.png` (every skill over the
 stages, a line for each method) and `results.md`, which names the runs that are missing.
 """
 

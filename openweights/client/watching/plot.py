@@ -47,8 +47,8 @@ _ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5
 _ROOM = 0.2  # of a panel's width, for a figure behind a bar
 _GATE_SAYS = {
     "reward": "mean reward",
-    "rouge_l": "overlap with the demonstration",
-    "exact": "share that is the demonstration",
+    "rouge_l": "overlap with the right answer",
+    "exact": "share that is the right answer",
     "format": "share that begins and ends as it does",
 }
 

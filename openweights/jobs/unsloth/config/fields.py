@@ -234,7 +234,7 @@ class TrainingFields(BaseModel):
         sdft_gate_margin: So much better must it be, on the scale of what is compared, and by more
             than chance explains in so few rows. Measured: teachers are far above it or far below.
         sdft_gate_reward: Compare by this reward, a name or `file.py:function` as of
-            grpo_reward_function; None for the overlap with the demonstration (ROUGE-L).
+            grpo_reward_function; None for the overlap with the right answer (ROUGE-L).
         sdft_gate_rows: How many prompts are answered; more see a smaller gain.
         sdft_gate_steps: While the model trains, the same again every so many steps, or "log", as in
             `eval_every_n_steps`, and at the end.
