@@ -46,6 +46,11 @@ class ModelSource:
     adapter: Path | None
     name: str
 
+    @property
+    def base_label(self) -> str:
+        """What the base is called in a line, whatever its organization, folder or commit."""
+        return Path(split_commit(self.base)[0]).name
+
 
 def fetch_model(
     ow: OpenWeights, model: str, target: Path, say: Callable[[str], None] = logger.info

@@ -152,18 +152,29 @@ class Point(NamedTuple):
     """A method at a rate, over its seeds.
 
     Attributes:
-        skill: Of the new skill, one value for each seed.
-        kept: Of the first benchmark, likewise; empty without one.
-        kl: Likewise.
-        runs: The seeds themselves.
+        taught: The name of the new skill.
+        runs: One for each seed.
     """
 
     method: str
     rate: float
-    skill: list[float]
-    kept: list[float]
-    kl: list[float]
+    taught: str
     runs: list[Run]
+
+    @property
+    def skill(self) -> list[float]:
+        """Of the new skill, one value for each seed."""
+        return [run.score(self.taught) for run in self.runs]
+
+    @property
+    def kept(self) -> list[float]:
+        """Of the first benchmark, likewise; empty without one."""
+        return [run.score(name) for run in self.runs for name in list(run.kept)[:1]]
+
+    @property
+    def kl(self) -> list[float]:
+        """To the base, likewise."""
+        return [run.kl for run in self.runs]
 
 
 def measured(runs: Iterable[Run]) -> list[Run]:
@@ -182,12 +193,8 @@ def frontier_points(runs: Iterable[Run], skill: str) -> list[Point]:
     points: dict[tuple[str, float], Point] = {}
     for run in runs:
         if run.stage <= 1:
-            empty = Point(run.method, run.rate, [], [], [], [])
-            point = points.setdefault((run.method, run.rate), empty)
-            point.skill.append(run.score(skill))
-            point.kept.extend(run.score(name) for name in list(run.kept)[:1])
-            point.kl.append(run.kl)
-            point.runs.append(run)
+            empty = Point(run.method, run.rate, skill, [])
+            points.setdefault((run.method, run.rate), empty).runs.append(run)
     return list(points.values())
 
 

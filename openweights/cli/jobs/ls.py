@@ -79,7 +79,7 @@ def ls(
     elif jobs:
         columns = _columns(jobs, is_remote=is_remote())
         rows = [_row(job, last[job.id], now.get(job.id, ""), columns) for job in jobs]
-        print_table(columns, _fitting(columns, rows, terminal_width()))
+        print_table(columns, short_models(columns, rows, terminal_width()))
     else:
         asked = [f" of status {', '.join(statuses)}"] if statuses else []
         asked += [f" with the label {label}"] if label else []
@@ -147,9 +147,9 @@ def _columns(jobs: Sequence[JobRecord], *, is_remote: bool) -> tuple[str, ...]:
     return ("id", "status", "kind", "model", "age", *cloud, *label, "last")
 
 
-def _fitting(
-    columns: Sequence[str], rows: Sequence[tuple[str, ...]], room: int
-) -> Sequence[tuple[str, ...]]:
+def short_models(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], room: int
+) -> Sequence[Sequence[str]]:
     """The rows, without the models' organizations where their names would be cut."""
     place = columns.index("model")
     natural = natural_widths([columns, *rows], room)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from openweights.cli.jobs.ls import last_values, last_words, model_name
+from openweights.cli.jobs.ls import last_values, last_words, model_name, short_models
 from openweights.cli.output import (
     GAP,
     STATUS_STYLES,
@@ -103,20 +103,15 @@ def fitting(
     until there is some for what the last one says.
     """
     names = list(COLUMNS)
-    cells: list[list[str]] = [[one_line(cell) for cell in line] for line in lines]
-    widths = fit(natural_widths([names, *cells], room), room)
-    at = names.index("model")
-    if widths[at] < max((len(line[at]) for line in cells), default=0):
-        cells = [[*line[:at], line[at].rpartition("/")[2], *line[at + 1 :]] for line in cells]
-    for dropped in ("", *_DISPENSABLE):
-        if dropped:
-            at = names.index(dropped)
-            names, cells = _without(names, at), [_without(line, at) for line in cells]
-        natural = natural_widths([names, *cells], room)
-        widths = fit(natural, room)
-        if widths[-1] >= min(_ENOUGH, natural[-1]):
+    cells = short_models(names, [[one_line(cell) for cell in line] for line in lines], room)
+    natural = natural_widths([names, *cells], room)
+    for dropped in _DISPENSABLE:
+        if fit(natural, room)[-1] >= min(_ENOUGH, natural[-1]):
             break
-    return dict(zip(names, widths, strict=True)), cells
+        at = names.index(dropped)
+        names, cells = _without(names, at), [_without(line, at) for line in cells]
+        natural = natural_widths([names, *cells], room)
+    return dict(zip(names, fit(natural, room), strict=True)), cells
 
 
 def _without(line: Sequence[str], at: int) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
-from typing import cast
 
 from openweights.client.job_kinds import default_params
 from openweights.client.watching.differences import (
@@ -16,6 +16,7 @@ from openweights.client.watching.differences import (
     parameters,
     telling_apart,
 )
+from openweights.client.watching.file_names import replaced
 from openweights.client.watching.meaning import names_apart, plain_name, renamed
 from openweights.client.watching.metrics import Row, Series, is_known, series
 from openweights.client.watching.panels import Line, columns_in_order, is_looked_up, measure_rank
@@ -144,16 +145,8 @@ def curve_panels(
 
 def readable(jobs: Iterable[JobRecord], names: Mapping[str, str]) -> list[JobRecord]:
     """The jobs with these names in place of the ids of models and files, for lines' names."""
-
-    def named(value: object) -> object:
-        if isinstance(value, Mapping):
-            given = cast("Mapping[str, object]", value)
-            return {key: named(one) for key, one in given.items()}
-        if isinstance(value, list):
-            return [named(one) for one in cast("list[object]", value)]
-        return names.get(value, value) if isinstance(value, str) else value
-
-    return [replace(job, params=cast("Params", named(job.params))) for job in jobs]
+    named = partial(replaced, change=lambda text: names.get(text, text))
+    return [replace(job, params=named(job.params)) for job in jobs]
 
 
 def line_names(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from openweights.errors import NotFoundError
@@ -48,13 +48,18 @@ def with_names(value: object, names: Mapping[str, str]) -> Any:
     """A parameter as people know it: `animals.jsonl (conversations:file-…)` for a dataset, and
     `short.py:score` for a function in a script.
     """
+    return replaced(value, lambda text: FILE_ID.sub(lambda found: _named(found[0], names), text))
+
+
+def replaced(value: object, change: Callable[[str], str]) -> Any:
+    """A parameter with each of its texts, those of keys too, as `change` makes it."""
     if isinstance(value, str):
-        return FILE_ID.sub(lambda found: _named(found[0], names), value)
+        return change(value)
     if isinstance(value, Mapping):
         given = cast("Mapping[str, object]", value)
-        return {with_names(key, names): with_names(one, names) for key, one in given.items()}
+        return {replaced(key, change): replaced(one, change) for key, one in given.items()}
     if isinstance(value, Sequence):
-        return [with_names(one, names) for one in cast("Sequence[object]", value)]
+        return [replaced(one, change) for one in cast("Sequence[object]", value)]
     return value
 
 

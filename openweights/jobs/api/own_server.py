@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,11 @@ from openweights.jobs.api.deployment import (
     Place,
     Use,
     end_unused,
-    fixed_adapters,
     is_followed,
     tell_served,
 )
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.jobs.pinning import pinned_model
-from openweights.models.hub_files import split_commit
 from openweights.models.load import tokenizer_of
 from openweights.models.memory import wait_for_model
 from openweights.settings import Settings
@@ -45,20 +44,21 @@ async def serve_own(
     ow: OpenWeights,
     config: ApiConfig,
     base: ModelSource,
+    fixed: Sequence[ModelSource],
     place: Place,
     use: Use | None = None,
 ) -> None:
     """Serve until nobody uses it, or until it is told to stop.
 
     Args:
+        fixed: The adapters on it that do not change while they are served.
         use: What alone uses it, and is told its address.
 
     Raises:
         ConfigError: A model cannot be loaded; one line that says why.
     """
     wait_for_model(base.name, base.base, stages(logger, ow.run.log))
-    ow.run.log(Stage(doing=f"loading {Path(split_commit(base.base)[0]).name}").data())
-    fixed = fixed_adapters(ow, config)
+    ow.run.log(Stage(doing=f"loading {base.base_label}").data())
     opening = Opening(
         base.base,
         config.engine,

@@ -40,16 +40,16 @@ def serve(ow: OpenWeights, config: ApiConfig, place: Place, use: Use | None = No
         JobFailedError: vLLM ended by itself; its own log is above.
     """
     ow.run.log(Stage(doing="loading the model").data())
-    fixed_adapters(ow, config)  # before their base, of which they may name the commit
+    fixed = fixed_adapters(ow, config)  # before their base, of which they may name the commit
     base = fetch_model(ow, config.model, Path("model"), stages(logger, ow.run.log))
     if _takes_vllm(config):
         from openweights.jobs.api.vllm_server import serve_vllm
 
-        serve_vllm(ow, config, base, place, use)
+        serve_vllm(ow, config, base, fixed, place, use)
     else:
         from openweights.jobs.api.own_server import serve_own
 
-        asyncio.run(serve_own(ow, config, base, place, use))
+        asyncio.run(serve_own(ow, config, base, fixed, place, use))
 
 
 def _takes_vllm(config: ApiConfig) -> bool:

@@ -22,7 +22,6 @@ from openweights.jobs.api.deployment import (
     Place,
     Use,
     end_unused,
-    fixed_adapters,
     tell_served,
 )
 from openweights.jobs.model_source import ModelSource, fetch_model
@@ -47,18 +46,20 @@ def serve_vllm(
     ow: OpenWeights,
     config: ApiConfig,
     base: ModelSource,
+    fixed: Sequence[ModelSource],
     place: Place,
     use: Use | None = None,
 ) -> None:
     """Serve until nobody uses it, or until it is told to stop.
 
     Args:
+        fixed: The adapters on it that do not change while they are served.
         use: What alone uses it, and is told its address.
 
     Raises:
         JobFailedError: vLLM ended by itself; its own log is above.
     """
-    adapters = fixed_adapters(ow, config) + _newest(ow, config)
+    adapters = [*fixed, *_newest(ow, config)]
     port = place.listening.getsockname()[1]
     host = place.listening.getsockname()[0]
     place.listening.close()  # vLLM binds it itself

@@ -18,7 +18,6 @@ from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Result
 from openweights.jobs.inference.rows import Row, fitting_prompt, row_sampling
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
-from openweights.models.hub_files import split_commit
 from openweights.models.names import location_here, model_reference
 
 if TYPE_CHECKING:
@@ -109,8 +108,7 @@ def _of_group(
     if has_company:
         wait_for_model(sources[first].name, sources[first].base, stages(logger, ow.run.log))
     once = f", once for {len(sources)} models" if len(sources) > 1 else ""
-    name = Path(split_commit(sources[first].base)[0]).name
-    ow.run.log(Stage(doing=f"loading {name}{once}").data())
+    ow.run.log(Stage(doing=f"loading {sources[first].base_label}{once}").data())
     in_4bit = any(asked[place].in_4bit for place in sources)
     with open_engine(
         list(sources.values()), asked[first].engine, asked[first].chat_template, in_4bit=in_4bit

@@ -47,6 +47,7 @@ from openweights.jobs.unsloth.config.rows import (
 )
 from openweights.jobs.unsloth.config.vram import gpu_gb
 from openweights.jobs.unsloth.grpo.trial import (
+    Split,
     function_problems,
     local_function_problems,
     trial_rows,
@@ -222,8 +223,7 @@ class FineTuning(Jobs):
         with self.open_stored("training_file", config.training_file) as content:
             columns = {name for _, row in numbered_rows(content) for name in row}
         with self.open_stored("training_file", config.training_file) as content:
-            split = split_right if config.loss == "sdft" else split_gold
-            rows = trial_rows(numbered_rows(content), split)
+            rows = trial_rows(numbered_rows(content), _split_of(config.loss))
         sources: list[tuple[str, str, bytes]] = []
         for field, choice in own:
             with self.open_stored(field, str(choice.file)) as content:
@@ -319,8 +319,8 @@ class FineTuning(Jobs):
 
     def _trial_problems(self, params: Mapping[str, Any]) -> list[str]:
         """What a trial of these functions finds, where other parameters are wrong."""
-        split = split_right if params.get("loss") == "sdft" else split_gold
         functions, rows = self._local_functions(params), params.get("training_file")
+        split = _split_of(params.get("loss"))
         return local_function_problems(self.ow.settings, functions, rows, split)
 
     def _local_functions(self, params: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -356,6 +356,11 @@ class FineTuning(Jobs):
                 path = Path(choice.file).expanduser()
                 stored[choice.file] = self.ow.files.upload(path, MOUNT_PURPOSE)["id"]
         return with_files(spec, stored)
+
+
+def _split_of(loss: object) -> Split:
+    """How a loss that scores answers splits a row into a prompt and the right answer."""
+    return split_right if loss == "sdft" else split_gold
 
 
 def _size(config: TrainingConfig, field: str) -> tuple[int, int]:
