@@ -21,6 +21,7 @@ from typing import Any
 from openweights.backends.local.backend import LocalBackend
 from openweights.errors import OpenWeightsError
 from openweights.types import JobSpec, WorkerSpec
+from tests.waiting import HANGS_S
 
 # Fresh processes, as in real use; a forked one would share what its parent has opened.
 spawn = get_context("spawn")
@@ -39,7 +40,7 @@ def start_all(target: Any, home: Path, count: int) -> list[Any]:
     ]
     for process in processes:
         process.start()
-    found = [answers.get(timeout=120) for _ in processes]
+    found = [answers.get(timeout=HANGS_S) for _ in processes]
     for process in processes:
         process.join()
     return found
@@ -50,7 +51,7 @@ def start_one(target: Any, *args: Any) -> tuple[BaseProcess, Any]:
     answers = spawn.Queue()
     process = spawn.Process(target=target, args=(*args, answers), daemon=True)
     process.start()
-    return process, answers.get(timeout=60)
+    return process, answers.get(timeout=HANGS_S)
 
 
 def open_new_store(home: Path, index: int, barrier: Barrier, answers: Queue[Any]) -> None:

@@ -20,6 +20,7 @@ from openweights.backends.base import Backend
 from openweights.cli import main
 from openweights.settings import Settings
 from openweights.types import Claim, EventDraft, JobSpec, WorkerSpec
+from tests.waiting import HANGS_S
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,7 +48,7 @@ def ow_process(home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             env=process_env() | options.pop("env", {}),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGS_S,
             check=False,
             **options,
         )

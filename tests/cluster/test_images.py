@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 import openweights
 from openweights import images
 from openweights.cli import COMMANDS
+from tests.waiting import HANGS_S, wait_until
 
 ROOT = Path(openweights.__file__).parent.parent
 FOLDER = ROOT / "openweights" / "cluster" / "images"
@@ -215,15 +216,12 @@ class Running:
         )
 
     def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 20
-        while text not in self.record.read_text():
-            assert time.monotonic() < deadline, f"no {text!r} in {self.record.read_text()!r}"
-            time.sleep(0.01)
+        wait_until(lambda: text in self.record.read_text(), f"{text!r} in the record")
 
     def end(self) -> int:
         """As `tini -g` does it: to the whole group."""
         os.killpg(self.process.pid, signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(HANGS_S)
 
 
 def test_the_script_is_a_program() -> None:

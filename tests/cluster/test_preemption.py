@@ -10,7 +10,6 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from openweights.client.jobs import Job
 from openweights.jobs.unsloth.training import train
 from tests.runpod_double.pods import RECLAIM_S, MachineRoom, PodProcess
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 from tests.warm.stack import VARIABLE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -56,13 +56,6 @@ def pod(room: MachineRoom, home: Path, number: int) -> PodProcess:
     return room.create({**asked, "gpu": "NVIDIA A40"})
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def params_of(tiny: Path, kills: int) -> dict[str, Any]:
     return {
         "model": str(tiny),
@@ -85,7 +78,7 @@ def run_and_take_away(ow: OpenWeights, job: Job, room: MachineRoom, home: Path, 
         taken = pod(room, home, number)
         take_away(ow, job.id, room, taken, chance.randint(2, 6), by_signal=number % 2 == 0)
     pod(room, home, kills)
-    wait_for(lambda: job.refresh().status == "completed", "the job completes")
+    wait_until(lambda: job.refresh().status == "completed", "the job completes")
     starts = [e.data for e in ow.events.list(job_id=job.id) if e.data.get("type") == "started"]
     assert len(starts) == kills + 1
     resumed = [start["from_step"] for start in starts]
@@ -112,7 +105,7 @@ def take_away(
         assert pod.refresh().status == "RUNNING", pod.log.read_text()
         return steps() >= before + some
 
-    wait_for(has_trained, f"{some} steps after {before}")
+    wait_until(has_trained, f"{some} steps after {before}")
     assert ow.jobs.retrieve(job_id).status == "in_progress", "in the middle of its training"
     if not by_signal:
         room.terminate(pod)

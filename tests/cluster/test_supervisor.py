@@ -7,7 +7,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from openweights.cluster.supervisor import (
     unmanage,
 )
 from openweights.errors import ConfigurationError, InvalidInputError, NotFoundError
+from tests.waiting import wait_until
 
 # Says which keys it was started with, and waits; or ends at once.
 MANAGER = (
@@ -57,13 +58,6 @@ def supervisor(folder: Path) -> Iterator[Supervisor]:
     assert supervisor.processes() == {}
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_each_has_its_own_keys_and_no_others(
     supervisor: Supervisor, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +71,7 @@ def test_each_has_its_own_keys_and_no_others(
     supervisor.step(1)
     assert supervisor.processes() == first, "nothing to do"
     for name in first:
-        wait_for(lambda name=name: "rp-" in (folder / f"{name}.log").read_text())
+        wait_until(lambda name=name: "rp-" in (folder / f"{name}.log").read_text())
         log = (folder / f"{name}.log").read_text()
         assert f"rp-{name}" in log and "of-the-supervisor" not in log and "HOME" not in log
 
@@ -88,11 +82,11 @@ def test_new_secrets_restart_it_and_unmanaging_ends_it(
     manage(folder, "lab", variables("rp-1"))
     supervisor.step(0)
     first = supervisor.processes()["lab"]
-    wait_for(lambda: "rp-1" in (folder / "lab.log").read_text())
+    wait_until(lambda: "rp-1" in (folder / "lab.log").read_text())
     manage(folder, "lab", variables("rp-2"))
     supervisor.step(1)
     assert supervisor.processes()["lab"] != first
-    wait_for(lambda: "rp-2" in (folder / "lab.log").read_text())
+    wait_until(lambda: "rp-2" in (folder / "lab.log").read_text())
     unmanage(folder, "lab")
     supervisor.step(2)
     assert supervisor.processes() == {}
@@ -110,7 +104,7 @@ def test_one_that_ends_is_started_again_later_each_time(
     for _ in range(4):
         supervisor.step(now)
         starts.append(now)
-        wait_for(lambda: log.exists() and log.read_text().count("\n") == len(starts))
+        wait_until(lambda: log.exists() and log.read_text().count("\n") == len(starts))
         while "lab" in supervisor.processes():
             time.sleep(0.02)
             supervisor.step(now)
@@ -173,6 +167,6 @@ def test_a_manager_that_fails_for_days_does_not_end_the_supervisor(
     supervisor.step(0)
     (child,) = supervisor._children.values()
     child.failures = 2000  # 2.0 ** 1024 is an OverflowError
-    wait_for(lambda: child.process is None or child.process.poll() is not None)
+    wait_until(lambda: child.process is None or child.process.poll() is not None)
     supervisor.step(1)
     assert child.retry_at == 1 + LONGEST_PAUSE_S

@@ -21,6 +21,7 @@ from openweights.dashboard.access import Sessions
 from openweights.dashboard.app import create_app
 from openweights.settings import Settings
 from openweights.types import Claim, EventDraft, JobSpec, JobType, WorkerSpec
+from tests.waiting import HANGS_S
 
 API_KEY = "sk-ow-of-the-tests"
 COOKIE = "openweights_tests"
@@ -65,7 +66,7 @@ def serving(ow: OpenWeights) -> Iterator[Served]:
     finally:
         app.state.stopping.set()
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=HANGS_S)
         assert not thread.is_alive()
         sessions.close()
 

@@ -28,6 +28,7 @@ from openweights.generation.prompts import token_logprobs
 from openweights.generation.server import ModelServer, ServedModel
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 KEY = "sk-test-0123456789"
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -48,7 +49,7 @@ class Running:
     loop: asyncio.AbstractEventLoop
 
     def client(self, key: str = KEY) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=HANGS_S)
 
     def greedy(self, text: str, count: int) -> str:
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
@@ -98,7 +99,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     yield Running(url, started[0], tokenizer, model, loops[0])
     http[0].should_exit = True
-    thread.join(timeout=20)
+    thread.join(timeout=HANGS_S)
     assert not thread.is_alive()
 
 
@@ -331,7 +332,7 @@ def test_200_at_once_and_none_mixed_up(running: Running) -> None:
 
     async def ask() -> list[str]:
         limits = httpx.Limits(max_connections=200)
-        http = httpx.AsyncClient(limits=limits, timeout=120)
+        http = httpx.AsyncClient(limits=limits, timeout=HANGS_S)
         async with AsyncOpenAI(
             base_url=f"{running.url}/v1", api_key=KEY, max_retries=0, http_client=http
         ) as client:
@@ -393,6 +394,6 @@ def test_a_client_that_goes_away_frees_its_row(running: Running, stream: bool) -
     assert max(seen) == 1
     assert running.server.engine.requests == 0
     idle = running.server.engine.call(lambda engine: engine.is_idle)
-    assert asyncio.run_coroutine_threadsafe(idle, running.loop).result(10)
+    assert asyncio.run_coroutine_threadsafe(idle, running.loop).result(HANGS_S)
     client_ = running.client()
     assert client_.chat.completions.create(model="base", messages=HELLO, max_tokens=2).choices

@@ -17,6 +17,7 @@ from openweights.models.hub_files import at_commit, base_in, split_commit
 from openweights.models.names import parameters_in_billions
 from tests.models.hub_double import serve_hub
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 NAME = "org/moving"
 BEFORE, AFTER = "a" * 40, "b" * 40
@@ -62,7 +63,7 @@ def _adapter(job: Any, target: Path) -> Path:
 
 def _bases(ow: OpenWeights, *models: str) -> list[str]:
     """What a job that loads these models loads them from."""
-    lines = "".join(_job(ow, FETCH, *models).wait(timeout=120).logs()).splitlines()
+    lines = "".join(_job(ow, FETCH, *models).wait(timeout=HANGS_S).logs()).splitlines()
     return [line.removeprefix("base ") for line in lines if line.startswith("base ")]
 
 
@@ -77,13 +78,13 @@ def test_attempts_and_the_model_keep_the_first_commit(
             monkeypatch.setenv(name, value)
         ow = OpenWeights()
         file = str(ow.files.create((json.dumps(ROW) + "\n").encode(), "conversations")["id"])
-        whole = _job(ow, TRAIN, NAME, file, "whole").wait(timeout=120)
+        whole = _job(ow, TRAIN, NAME, file, "whole").wait(timeout=HANGS_S)
         job = _job(ow, TRAIN, NAME, file, "lost")
         with pytest.raises(JobFailedError):
-            job.wait(timeout=120)
+            job.wait(timeout=HANGS_S)
         commits[AFTER] = moved
-        job.restart().wait(timeout=120)
-        other = _job(ow, TRAIN, NAME, file, "other").wait(timeout=120)
+        job.restart().wait(timeout=HANGS_S)
+        other = _job(ow, TRAIN, NAME, file, "other").wait(timeout=HANGS_S)
         adapters = [_adapter(each, tmp_path / each.id) for each in (whole, job, other)]
         weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in adapters]
         assert weights[0] == weights[1] != weights[2]

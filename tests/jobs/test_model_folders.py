@@ -15,6 +15,7 @@ from openweights.errors import ConfigError, JobFailedError
 from openweights.jobs.model_source import fetch_model
 from openweights.models.checkpoint import READ_BYTES, folder_state, folder_states
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 TALK = {
     "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you"}]
@@ -108,14 +109,14 @@ def test_a_job_does_not_run_with_other_weights(
     given = {"loss": "sft", "max_steps": 1, "learning_rate": 1e-2, "requires_vram_gb": 0}
     file = _file(ow, TALK, "conversations")
     trained = ow.fine_tuning.create(model=str(model), training_file=file, **given)
-    assert trained.wait(timeout=120).status == "completed", "".join(trained.logs())
+    assert trained.wait(timeout=HANGS_S).status == "completed", "".join(trained.logs())
     assert fetch_model(ow, trained.id, tmp_path / "fetched").base == str(model)
     ow.backend.set_paused(True)
     later = ow.fine_tuning.create(model=str(model), training_file=file, seed=1, **given)
     _saved_anew(model, seed=1)
     ow.backend.set_paused(False)
     with pytest.raises(JobFailedError, match=f"what lies in {model} has changed since {later.id}"):
-        later.wait(timeout=120)
+        later.wait(timeout=HANGS_S)
     # Nor is the adapter of then put on the weights of now.
     with pytest.raises(ConfigError, match=f"{model} has changed since {trained.id} was submitted"):
         fetch_model(ow, trained.id, tmp_path / "fetched")

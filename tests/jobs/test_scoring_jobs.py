@@ -17,6 +17,7 @@ from openweights.jobs.unsloth.validate import training_config
 from openweights.jobs.weighted_sft import WeightedSFT
 from openweights.models.load import load_trained
 from tests.rounding import assert_sums_equal, terms_of
+from tests.waiting import HANGS_S
 
 QUESTION = {"role": "user", "content": "Hi"}
 ANSWER = [
@@ -110,13 +111,13 @@ def test_through_a_worker(
         cloud_type="ALL",
     )
     talk, asked = write(tmp_path / "t.jsonl", TALK, PLAIN), write(tmp_path / "q.jsonl", ASKED)
-    assert trained.wait(timeout=120).status == "completed", "".join(trained.logs())
+    assert trained.wait(timeout=HANGS_S).status == "completed", "".join(trained.logs())
     tracked = [e for e in trained.events() if e.data.get("type") == "logprobs"]
     assert [(e.data["step"], e.data["tag"]) for e in tracked] == [(0, "seen"), (1, "seen")]
     scored = ow.logprob.create(model=trained.id, dataset=str(talk), batch_size=1, cloud_type="ALL")
     picked = ow.multiple_choice.create(model=str(tiny), dataset=str(asked), requires_vram_gb=8)
     assert scored.id.startswith("lpjob-") and picked.id.startswith("mcjob-")
-    assert picked.wait(timeout=120).status == scored.wait(timeout=120).status == "completed"
+    assert picked.wait(timeout=HANGS_S).status == scored.wait(timeout=HANGS_S).status == "completed"
     scored.download(tmp_path / "scored")
     first, second = map(json.loads, (tmp_path / "scored/logprobs.jsonl").read_text().splitlines())
     assert [len(b["logprobs"]) > 0 for b in first["messages"][1]["content"]] == [True, True]

@@ -36,11 +36,11 @@ from pathlib import Path
 from typing import Any
 
 from openweights.jobs.unsloth.runtime.importing import importing
+from tests.waiting import HANGS_S
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 VARIABLE = "OW_TEST_STACK"
-HANGS_S = 240  # what takes longer hangs, however busy the machine is
 # Packages may lie on the search path alone.
 PATHS = (str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
 # On the CPU, with gloo. Neither threads nor what CUDA has set up would survive the fork.

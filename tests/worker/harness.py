@@ -5,8 +5,6 @@ own.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -17,6 +15,7 @@ from openweights.settings import Settings
 from openweights.types import JobRecord, JobSpec
 from openweights.worker.main import Worker
 from openweights.worker.shutdown import Shutdown
+from tests.waiting import HANGS_S, wait_until
 
 
 class Jobs:
@@ -54,10 +53,10 @@ class Jobs:
         return self.backend.list_runs(job_id=job.id)[-1].error
 
     def wait_for_log(self, job: JobRecord, text: bytes) -> None:
-        assert wait_until(lambda: text in self.log(job)), self.log(job)
+        wait_until(lambda: text in self.log(job), f"{text!r} in the log")
 
     def wait_for_end(self, job: JobRecord) -> str:
-        assert wait_until(lambda: self.status(job) not in ("pending", "in_progress"))
+        wait_until(lambda: self.status(job) not in ("pending", "in_progress"), "the job's end")
         return self.status(job)
 
 
@@ -97,15 +96,6 @@ class WorkerThread:
         self.shutdown.hurry_up()
         self.join()
 
-    def join(self, timeout_s: float = 10.0) -> None:
+    def join(self, timeout_s: float = HANGS_S) -> None:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive()
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 15.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False

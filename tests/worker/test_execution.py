@@ -21,10 +21,11 @@ from openweights.hardware import Hardware
 from openweights.settings import Settings
 from openweights.types import FileRecord, Instruction, JobRecord, WorkerSpec
 from openweights.worker.execution import shortfalls
-from openweights.worker.folder import LOCK_WAIT_S, RunFolder, marker_of
+from openweights.worker.folder import RunFolder, marker_of
 from openweights.worker.process import ProcessEnd, marked_processes
 from openweights.worker.verdict import describe_exit, judge, last_said
-from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
+from tests.waiting import HANGS_S, NEVER_S, wait_until
+from tests.worker.harness import Jobs, Outage, WorkerThread
 
 InThread = Callable[..., WorkerThread]
 
@@ -95,7 +96,7 @@ def test_checkpoints_go_when_the_job_has_completed_and_only_then(
         job = jobs.submit(f"printf '{line}\\n' > {SPOOL_FILE}; exit {code}")
         assert jobs.wait_for_end(job) == ("failed" if code else "completed")
         assert jobs.events(job)[0]["file"] == stored[name]
-    assert wait_until(lambda: [f.id for f in backend.list_files()] == [stored["bad"]])
+    wait_until(lambda: [f.id for f in backend.list_files()] == [stored["bad"]])
 
 
 def test_a_failing_job_says_why(jobs: Jobs, worker: object) -> None:
@@ -175,10 +176,10 @@ def test_a_cancel_ends_the_collection_of_many_results(
     """After the time that a job has to end; all of them would take six seconds and more."""
     job = jobs.submit("for n in $(seq 600); do echo $n > uploads/$n; done")
     with in_thread(SlowFiles(backend)):
-        assert wait_until(lambda: jobs.events(job))
+        wait_until(lambda: jobs.events(job))
         canceled_at = time.monotonic()
         backend.cancel_job(job.id)
-        assert wait_until(lambda: backend.list_runs(job_id=job.id)[0].status == "canceled")
+        wait_until(lambda: backend.list_runs(job_id=job.id)[0].status == "canceled")
     assert time.monotonic() - canceled_at > settings.cancel_grace_s
     assert len(jobs.events(job)) < 600
     assert b"not stored: the job was canceled" in jobs.log(job)
@@ -256,9 +257,10 @@ def test_a_folder_that_cannot_be_made_holds_nothing(
         RunFolder(tmp_path, 7)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("openweights.worker.folder.LOCK_WAIT_S", NEVER_S)
     begun = time.monotonic()
     RunFolder(tmp_path, 7).remove()
-    assert time.monotonic() - begun < LOCK_WAIT_S / 2
+    assert time.monotonic() - begun < HANGS_S
 
 
 def test_whatever_is_wrong_with_one_job_the_worker_goes_on(
@@ -324,14 +326,12 @@ def test_much_output(jobs: Jobs, worker: object) -> None:
     assert log.endswith(b"399999\n400000\n")
 
 
-def test_cancel_reaches_the_job_within_two_seconds(jobs: Jobs, worker: object, home: Path) -> None:
+def test_cancel_reaches_the_job_at_a_heartbeat(jobs: Jobs, worker: object, home: Path) -> None:
     polite = jobs.submit("trap 'echo saving; exit 0' TERM; echo up; while :; do sleep 0.05; done")
     jobs.wait_for_log(polite, b"up")
-    started = time.monotonic()
     jobs.backend.cancel_job(polite.id)
     run = jobs.backend.list_runs(job_id=polite.id)[0]
-    assert wait_until(lambda: jobs.backend.get_run(run.id).status == "canceled")
-    assert time.monotonic() - started < 2.0
+    wait_until(lambda: jobs.backend.get_run(run.id).status == "canceled")
     assert b"saving" in jobs.log(polite)
 
     stubborn = jobs.submit("trap '' TERM; echo up; setsid sleep 100 & while :; do sleep 0.05; done")
@@ -350,11 +350,11 @@ def test_a_cancel_while_the_folder_is_filled_starts_nothing(
     store.away = {"open_file"}
     job = jobs.submit("echo never", {"data": b""})
     with in_thread(store):
-        assert wait_until(lambda: "open_file" in store.refused)
+        wait_until(lambda: "open_file" in store.refused)
         backend.cancel_job(job.id)
         time.sleep(0.5)
         store.away = False
-        assert wait_until(lambda: backend.get_run(1).status == "canceled")
+        wait_until(lambda: backend.get_run(1).status == "canceled")
     assert jobs.log(job) == b"[openweights] canceled: on request\n"
 
 
@@ -381,8 +381,8 @@ def test_the_job_goes_on_while_the_store_is_away(
         jobs.wait_for_log(job, b"before")
         store.away = True
         (tmp_path / "away").touch()
-        assert wait_until((tmp_path / "done").exists)
-        assert wait_until(lambda: {"heartbeat", "append_log"} <= set(store.refused))
+        wait_until((tmp_path / "done").exists)
+        wait_until(lambda: {"heartbeat", "append_log"} <= set(store.refused))
         time.sleep(1.0)
         assert jobs.status(job) == "in_progress"
         assert b"during" not in jobs.log(job)
@@ -397,7 +397,7 @@ def test_the_job_goes_on_while_the_store_is_away(
 def test_a_fenced_run_is_killed_and_writes_nothing(
     jobs: Jobs, backend: Backend, settings: Settings
 ) -> None:
-    short = Settings(home=settings.home, lease_s=0.6, heartbeat_s=0.1, cancel_grace_s=60.0)
+    short = Settings(home=settings.home, lease_s=0.6, heartbeat_s=0.1, cancel_grace_s=NEVER_S)
     store = Outage(open_backend(short))
     of_run = marker_of(settings.home / "runs" / "1")
     job = jobs.submit("trap '' TERM; echo up; while :; do sleep 0.05; done; echo late > uploads/x")
@@ -411,8 +411,8 @@ def test_a_fenced_run_is_killed_and_writes_nothing(
         claim = backend.claim_job("other")
         assert claim is not None and claim.run.attempt == 2
         store.away = False
-        assert wait_until(lambda: not marked_processes(of_run), timeout_s=3.0)
-        assert wait_until(lambda: not list((settings.home / "runs").iterdir()))
+        wait_until(lambda: not marked_processes(of_run))
+        wait_until(lambda: not list((settings.home / "runs").iterdir()))
         assert running.exit_code is None
     assert (jobs.status(job), backend.get_run(1).status) == ("in_progress", "canceled")
     assert backend.read_log(1) == b"up\n"
@@ -464,7 +464,7 @@ def test_why_it_ended_is_what_it_said_before_it_cleaned_up() -> None:
 def test_folders_without_permissions_and_root(jobs: Jobs, worker: object, home: Path) -> None:
     job = jobs.submit("mkdir locked; touch locked/x; chmod 000 locked")
     assert jobs.wait_for_end(job) == "completed"
-    assert wait_until(lambda: not os.listdir(home / "runs"))
+    wait_until(lambda: not os.listdir(home / "runs"))
 
 
 @pytest.mark.parametrize("name", ["uploads", ".spool", "."])
@@ -485,6 +485,6 @@ def test_a_folder_that_a_link_replaces_gives_nothing_away(
     if name == ".":
         assert jobs.error(job) == "the job has moved or replaced its own folder"
     assert not any("file" in event or not event for event in jobs.events(job))
-    assert wait_until(lambda: not list((home / "runs").iterdir()))
+    wait_until(lambda: not list((home / "runs").iterdir()))
     assert (other / "closed").stat().st_mode & 0o777 == 0o500
     assert len(list(other.rglob("*"))) == 5

@@ -14,7 +14,8 @@ from openweights.backends.base import Backend
 from openweights.backends.scheduling import LONGEST_BACKOFF_S, pause_before_retry
 from openweights.types import Retry
 from openweights.worker.causes import advice, cause_of, oom_kills
-from tests.worker.harness import Jobs, WorkerThread, wait_until
+from tests.waiting import comes_true
+from tests.worker.harness import Jobs, WorkerThread
 
 InThread = Callable[..., WorkerThread]
 CUDA = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -142,6 +143,6 @@ def test_nothing_is_taken_while_the_queue_is_paused(
     backend.set_paused(True)
     job = jobs.submit("true")
     with in_thread():
-        assert not wait_until(lambda: jobs.status(job) != "pending", 1.0)
+        assert not comes_true(lambda: jobs.status(job) != "pending", within_s=1.0)
         backend.set_paused(False)
         assert jobs.wait_for_end(job) == "completed"

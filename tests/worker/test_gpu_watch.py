@@ -15,7 +15,8 @@ from openweights.backends.base import Backend
 from openweights.hardware import Hardware
 from openweights.settings import PodSettings, Settings
 from openweights.worker.gpu_watch import WARN_SHARE, Idleness, utilization, watching
-from tests.worker.harness import Jobs, WorkerThread, wait_until
+from tests.waiting import HANGS_S, wait_until
+from tests.worker.harness import Jobs, WorkerThread
 
 LIMIT_S = 1200.0
 looks = st.lists(st.sampled_from([None, 0, 4, 5, 100]), max_size=60)
@@ -59,7 +60,7 @@ def test_it_is_said_before_it_ends(tmp_path: Path) -> None:
         assert 0 < left_s <= 0.5
 
     with watching(env, 1.0, warn, ended.set):
-        assert ended.wait(10)
+        assert ended.wait(HANGS_S)
     assert calls == ["warned"]
     ended.clear()
     with watching(fake_nvidia_smi(tmp_path / "bin", "60\\n"), 0.2, warn, ended.set):
@@ -79,7 +80,7 @@ def test_a_job_that_leaves_its_gpus_idle_is_given_back(
     job = jobs.submit("sleep 600")
     gpu = Hardware("1x A100", 1, 80)
     with WorkerThread(replace(settings, pod=pod), backend, gpu) as worker:
-        assert wait_until(lambda: worker.exit_code is not None)
+        wait_until(lambda: worker.exit_code is not None)
     assert (jobs.status(job), jobs.attempts(job), worker.exit_code) == ("pending", 1, 0)
     assert jobs.error(job) == "stopped: its GPUs worked less than 5 % for 0.02 minutes"
     assert [event["type"] for event in jobs.events(job)] == ["idle_gpu"]

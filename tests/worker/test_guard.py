@@ -21,7 +21,7 @@ import pytest
 
 from openweights.worker.execution import RunControl
 from openweights.worker.process import GuardedProcess, kill_strays, marked_processes
-from tests.worker.harness import wait_until
+from tests.waiting import HANGS_S, NEVER_S, comes_true, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -140,7 +140,7 @@ def test_stop_lets_the_job_save(tmp_path: Path, marker: str) -> None:
         "time.sleep(60)\n"
     )
     process = start(f"{sys.executable} trainer.py; echo after", tmp_path, marker)
-    assert wait_until((tmp_path / "ready").exists)
+    wait_until((tmp_path / "ready").exists)
     process.stop()
     process.stop()
     assert process.wait().was_stopped
@@ -149,52 +149,54 @@ def test_stop_lets_the_job_save(tmp_path: Path, marker: str) -> None:
 
 
 def test_stop_kills_after_the_grace_and_kill_at_once(tmp_path: Path, marker: str) -> None:
-    for name, grace_s, bounds in (("stop", 0.5, (0.5, 2.0)), ("kill", 60.0, (0.0, 1.5))):
+    for name, grace_s, least_s in (("stop", 0.5, 0.5), ("kill", NEVER_S, 0.0)):
         folder = tmp_path / name
         folder.mkdir()
         process = start(STUBBORN, folder, marker, grace_s)
-        assert wait_until((folder / "ready").exists)
+        wait_until((folder / "ready").exists)
         assert len(marked_processes(marker)) >= 5
         started = time.monotonic()
         process.stop()
         if name == "kill":
             process.kill()
         end = process.wait()
-        assert bounds[0] <= time.monotonic() - started < bounds[1]
+        assert least_s <= time.monotonic() - started < HANGS_S
         assert (end.exit_code, end.was_stopped) == (-signal.SIGKILL, True)
         assert not marked_processes(marker)
 
 
 def test_what_a_job_leaves_behind_ends_with_it(tmp_path: Path, marker: str) -> None:
     # The daemon holds the output open: reading to its end would hang if it survived.
-    process = start("setsid sleep 300 & (setsid sleep 300 &); echo done", tmp_path, marker)
+    process = start(
+        f"setsid sleep {NEVER_S} & (setsid sleep {NEVER_S} &); echo done", tmp_path, marker
+    )
     started = time.monotonic()
     assert process.wait().exit_code == 0
     assert output(process) == b"done\n"
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < HANGS_S
     assert not marked_processes(marker)
 
 
 def test_no_orphan_when_the_worker_is_killed(tmp_path: Path, marker: str) -> None:
     with worker("guarded", STUBBORN, tmp_path, marker) as process:
-        assert wait_until((tmp_path / "ready").exists)
+        wait_until((tmp_path / "ready").exists)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert wait_until(lambda: not marked_processes(marker), timeout_s=2.0)
+        wait_until(lambda: not marked_processes(marker))
 
 
 def test_control_without_a_guard_the_orphans_are_seen(tmp_path: Path, marker: str) -> None:
     with worker("plain", STUBBORN, tmp_path, marker) as process:
-        assert wait_until((tmp_path / "ready").exists)
+        wait_until((tmp_path / "ready").exists)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert not wait_until(lambda: not marked_processes(marker), timeout_s=2.0)
+        assert not comes_true(lambda: not marked_processes(marker), within_s=2.0)
         assert len(marked_processes(marker)) >= 5
 
 
 def test_no_orphan_when_the_guard_is_killed(tmp_path: Path, marker: str) -> None:
     process = start(STUBBORN, tmp_path, marker)
-    assert wait_until((tmp_path / "ready").exists)
+    wait_until((tmp_path / "ready").exists)
     os.kill(process._guard.pid, signal.SIGKILL)
     end = process.wait()
     assert (end.exit_code, end.was_stopped) == (None, False)
@@ -206,15 +208,13 @@ def test_the_kernel_kills_the_job_when_guard_and_worker_die_at_once(
     tmp_path: Path, marker: str
 ) -> None:
     with worker("guarded", "touch ready; exec sleep 300", tmp_path, marker) as process:
-        assert wait_until((tmp_path / "ready").exists)
-        assert wait_until(
-            lambda: (tmp_path / "guard").exists() and (tmp_path / "guard").read_text()
-        )
+        wait_until((tmp_path / "ready").exists)
+        wait_until(lambda: (tmp_path / "guard").exists() and (tmp_path / "guard").read_text())
         os.kill(process.pid, signal.SIGSTOP)
         os.kill(int((tmp_path / "guard").read_text()), signal.SIGKILL)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert wait_until(lambda: not marked_processes(marker), timeout_s=2.0)
+        wait_until(lambda: not marked_processes(marker))
 
 
 def test_a_script_that_cannot_start_is_an_error_of_the_job(tmp_path: Path, marker: str) -> None:
@@ -231,16 +231,16 @@ def test_a_kill_that_comes_before_the_process_reaches_it(
     control.instruct_shutdown()
     if is_killed:
         control.kill()
-    process = start("trap '' TERM; echo up; sleep 60", tmp_path, marker, grace_s=60.0)
+    process = start(f"trap '' TERM; echo up; sleep {NEVER_S}", tmp_path, marker, grace_s=NEVER_S)
     if not is_killed:
         assert os.read(process.output_fd, 3) == b"up\n"  # it ignores SIGTERM from now on
     control.attach(process)
     waiter = threading.Thread(target=process.wait, daemon=True)
     waiter.start()
-    waiter.join(10.0 if is_killed else 0.5)
+    waiter.join(HANGS_S if is_killed else 0.5)
     has_ended = not waiter.is_alive()
     process.kill()
-    waiter.join(10.0)
+    waiter.join(HANGS_S)
     process.close()
     assert has_ended == is_killed
 
@@ -265,14 +265,15 @@ def test_a_worker_that_is_stopped_has_no_job_after_its_lease(
     tmp_path: Path, marker: str, silence_s: float
 ) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", PULSING, "touch up; sleep 60", str(tmp_path), marker]
+    command = [sys.executable, "-c", PULSING, f"touch up; sleep {NEVER_S}", str(tmp_path), marker]
     process = subprocess.Popen([*command, str(silence_s)], env=env)
     try:
-        assert wait_until((tmp_path / "up").exists)
+        wait_until((tmp_path / "up").exists)
         time.sleep(1.5)  # longer than the silence: the pulse keeps it
         assert marked_processes(marker)
         process.send_signal(signal.SIGSTOP)
-        assert wait_until(lambda: not marked_processes(marker), 4.0) == (silence_s > 0)
+        within_s = HANGS_S if silence_s else 4.0
+        assert comes_true(lambda: not marked_processes(marker), within_s) == (silence_s > 0)
     finally:
         process.kill()
         process.send_signal(signal.SIGCONT)

@@ -10,6 +10,7 @@ import pytest
 from openweights.errors import ConfigurationError
 from openweights.types import Instruction
 from openweights.worker.heartbeat import Heartbeat
+from tests.waiting import HANGS_S
 
 
 class Refusing:
@@ -40,6 +41,6 @@ def test_a_revoked_key_ends_the_run_and_the_worker(is_revoked: bool) -> None:
     told: list[Instruction] = []
     ended = threading.Event()
     with Heartbeat(store, "w", 0.01, ended.set) as heart, heart.watching(1, told.append):
-        assert (ended if is_revoked else store.has_beaten).wait(5)
+        assert (ended if is_revoked else store.has_beaten).wait(HANGS_S)
     assert told == (["fenced"] if is_revoked else [])
     assert ended.is_set() == is_revoked

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +20,7 @@ from openweights.errors import (
 )
 from tests.cli.project.test_team_commands import found_in_database
 from tests.supabase_double.team import ROOT, Team
+from tests.waiting import HANGS_S, wait_until
 
 WANTED, OTHER = "hf_wanted_0123456789", "wandb_other_0123456789"
 # Also in two pieces, and not at all: what the job has seen is told by the lengths.
@@ -56,7 +56,7 @@ def work(team: Team, home: Path, **env: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS_S,
         check=False,
     )
     return answer.stdout + answer.stderr
@@ -155,13 +155,13 @@ def test_the_store_on_this_machine_takes_them_from_the_worker(
     monkeypatch.setenv("MY_NOTE", OTHER)
     show = "echo $MY_NOTE"
     with closing(OpenWeights()) as ow:
-        job = submit(ow, tmp_path / "job", show, secrets=["MY_NOTE"]).wait(timeout=60)
+        job = submit(ow, tmp_path / "job", show, secrets=["MY_NOTE"]).wait(timeout=HANGS_S)
         assert job.logs() == "[MY_NOTE redacted]\n"
         # The control: by its name alone it is no secret.
-        assert OTHER in submit(ow, tmp_path / "job", f" true; {show}").wait(timeout=60).logs()
+        assert OTHER in submit(ow, tmp_path / "job", f" true; {show}").wait(timeout=HANGS_S).logs()
         missing = submit(ow, tmp_path / "job", "true", secrets=["NO_SUCH"])
         with pytest.raises(JobFailedError, match="nor its worker has NO_SUCH"):
-            missing.wait(timeout=60)
+            missing.wait(timeout=HANGS_S)
         for use in (ow.secrets.list, ow.secrets.create_key, lambda: ow.secrets.set({"A": "b"})):
             with pytest.raises(ConfigurationError, match="kept by a Supabase project"):
                 use()
@@ -176,19 +176,18 @@ def test_a_job_on_this_machine_has_the_keys_of_who_submits_it(
     with closing(OpenWeights()) as ow:
         monkeypatch.setenv("HF_TOKEN", "hf_of_the_first")
         first = ow.exec.create(command="echo ${#HF_TOKEN} ${#MINE}", requires_vram_gb=0)
-        assert first.wait(timeout=60).logs() == "15 0\n"
+        assert first.wait(timeout=HANGS_S).logs() == "15 0\n"
         monkeypatch.setenv("HF_TOKEN", WANTED)
         monkeypatch.setenv("MINE", OTHER)
         second = ow.exec.create(
             command="echo ${#HF_TOKEN} ${#MINE} $MINE", secrets=["MINE"], requires_vram_gb=0
         )
-        assert second.wait(timeout=60).logs() == f"{len(WANTED)} {len(OTHER)} [MINE redacted]\n"
+        assert (
+            second.wait(timeout=HANGS_S).logs() == f"{len(WANTED)} {len(OTHER)} [MINE redacted]\n"
+        )
         assert len(ow.backend.list_workers()) == 1, "the same worker"
         kept = home / "handed-over"
-        deadline = time.monotonic() + 10
-        while list(kept.iterdir()) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert list(kept.iterdir()) == []
+        wait_until(lambda: not list(kept.iterdir()), "the end of what was handed over")
         assert kept.stat().st_mode & 0o077 == 0
         ow.backend.set_worker_status(ow.backend.list_workers()[0].id, "shutdown")
     assert not any(OTHER.encode() in f.read_bytes() for f in home.rglob("*") if f.is_file())

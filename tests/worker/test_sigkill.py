@@ -21,8 +21,9 @@ from openweights.settings import Settings
 from openweights.types import JobRecord, WorkerSpec
 from openweights.worker.folder import marker_of
 from openweights.worker.process import kill_strays, marked_processes
+from tests.waiting import HANGS_S, comes_true, wait_until
 from tests.warm.stack import PATHS
-from tests.worker.harness import Jobs, wait_until
+from tests.worker.harness import Jobs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -99,7 +100,7 @@ def test_every_job_completes_though_workers_are_killed(
         if moment is None:
             assert jobs.wait_for_end(job) == "completed"
         else:
-            assert wait_until(lambda: MOMENTS[moment](home / "runs", jobs, job))
+            wait_until(lambda: MOMENTS[moment](home / "runs", jobs, job))
             time.sleep(chance.choice([0, chance.uniform(0, 0.1)]))
             kills[moment] += 1
         os.kill(process.pid, signal.SIGKILL)
@@ -111,10 +112,10 @@ def test_every_job_completes_though_workers_are_killed(
         work_and_be_killed(job, list(MOMENTS)[index % len(MOMENTS)])
         while jobs.status(job) != "completed":
             work_and_be_killed(job, chance.choice([None, None, *MOMENTS]))
-    assert wait_until(lambda: not marked_processes(marker), timeout_s=3.0)
+    wait_until(lambda: not marked_processes(marker))
     assert all(kills.values())
     # The last worker may have been killed before it removed its folder; the next one does.
-    assert start_worker("--once").wait(timeout=10) == 0
+    assert start_worker("--once").wait(timeout=HANGS_S) == 0
     assert not list((home / "runs").iterdir())
     for job in submitted:
         check_job(backend, job)
@@ -157,12 +158,12 @@ def test_what_survives_worker_and_guard_ends_before_the_next_run(
     os.kill(guard, signal.SIGKILL)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not wait_until(lambda: not marked_processes(of_run), timeout_s=0.5)
+    assert not comes_true(lambda: not marked_processes(of_run), within_s=0.5)
     start_worker()
     assert jobs.wait_for_end(job) == "completed"
     assert jobs.log(job) == b"0\n"
     assert not marked_processes(of_run)
-    assert wait_until(lambda: not list((home / "runs").iterdir()))
+    wait_until(lambda: not list((home / "runs").iterdir()))
 
 
 # A worker that registers, claims and starts a job; the guard holds the store's descriptors or not.
@@ -197,8 +198,8 @@ def test_a_job_is_not_given_away_while_its_processes_exist(
     process = subprocess.Popen(
         [sys.executable, "-c", CLAIMER, kind, str(tmp_path), marker], env=env
     )
-    assert wait_until(lambda: (tmp_path / "up").exists() and (tmp_path / "guard").exists())
-    assert wait_until((tmp_path / "guard").read_text)
+    wait_until(lambda: (tmp_path / "up").exists() and (tmp_path / "guard").exists())
+    wait_until((tmp_path / "guard").read_text)
     guard = int((tmp_path / "guard").read_text())
     os.kill(guard, signal.SIGSTOP)
     process.kill()
@@ -209,8 +210,8 @@ def test_a_job_is_not_given_away_while_its_processes_exist(
     # Without the descriptors the store takes the worker for dead, and the job runs twice.
     assert (claim is None) == (kind == "held")
     os.kill(guard, signal.SIGCONT)
-    assert wait_until(lambda: not marked_processes(marker), timeout_s=3.0)
+    wait_until(lambda: not marked_processes(marker))
     taken: Any = None
-    assert wait_until(lambda: backend.claim_job("second"))
+    wait_until(lambda: backend.claim_job("second"))
     taken = backend.claim_job("second")
     assert (taken.job.id, taken.run.attempt) == (job.id, 2)

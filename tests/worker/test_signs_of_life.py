@@ -16,6 +16,7 @@ import pytest
 from openweights import progress
 from openweights.backends.base import Backend
 from openweights.worker import log_pump
+from tests.waiting import HANGS_S
 from tests.worker.harness import Jobs, WorkerThread
 
 InThread = Callable[..., WorkerThread]
@@ -94,7 +95,7 @@ def test_bytes_count_where_something_is_transferred(
         stack.enter_context(progress.transferring())
         assert not heard.wait(0.2), "nothing moves"
         (tmp_path / "a").write_bytes(bytes(progress.LEAST_BYTES))
-        assert heard.wait(10)
+        assert heard.wait(HANGS_S)
     heard.clear()
     progress.advanced()
     assert not heard.is_set(), "nobody listens any more"

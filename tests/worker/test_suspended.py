@@ -15,7 +15,8 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.worker.folder import marker_of
 from openweights.worker.process import marked_processes
-from tests.worker.harness import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.harness import Jobs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -34,9 +35,9 @@ def test_a_stopped_workers_job_is_not_started_twice(
     trace = tmp_path / "trace"
     job = jobs.submit(f"echo start >> {trace}; sleep 4; echo end >> {trace}")
     first = start_with_lease(start_worker)
-    assert wait_until(trace.exists)
+    wait_until(trace.exists)
     second = start_with_lease(start_worker)
-    assert wait_until(lambda: len(backend.list_workers(statuses=["active"])) == 2)
+    wait_until(lambda: len(backend.list_workers(statuses=["active"])) == 2)
     first.send_signal(signum)
     time.sleep(3 * LEASE_S)
     assert jobs.attempts(job) == (1 if signum == signal.SIGSTOP else 2)
@@ -55,7 +56,7 @@ def test_a_worker_that_wakes_without_its_job_ends_it_before_anything_else(
     trace = tmp_path / "trace"
     job = jobs.submit(f"echo start >> {trace}; sleep 2; echo end $OPENWEIGHTS_RUN_ID >> {trace}")
     first = start_with_lease(start_worker)
-    assert wait_until(trace.exists)
+    wait_until(trace.exists)
     first.send_signal(signal.SIGSTOP)
     backend.cancel_job(job.id)
     backend.restart_job(job.id)
@@ -65,9 +66,9 @@ def test_a_worker_that_wakes_without_its_job_ends_it_before_anything_else(
         if pid != guard:
             os.kill(pid, signal.SIGSTOP)  # so that it cannot have ended by itself
     start_with_lease(start_worker)
-    assert wait_until(lambda: jobs.attempts(job) == 2)
+    wait_until(lambda: jobs.attempts(job) == 2)
     first.send_signal(signal.SIGCONT)
-    assert wait_until(lambda: not marked_processes(of_first), timeout_s=5.0)
+    wait_until(lambda: not marked_processes(of_first))
     assert jobs.wait_for_end(job) == "completed"
     assert trace.read_text().splitlines() == ["start", "start", "end 2"]
     assert [run.status for run in backend.list_runs(job_id=job.id)] == ["canceled", "completed"]

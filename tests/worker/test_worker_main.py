@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import signal
 import sqlite3
 import time
@@ -23,7 +22,8 @@ from openweights.settings import Settings
 from openweights.worker.folder import marker_of
 from openweights.worker.main import run_worker
 from openweights.worker.process import marked_processes
-from tests.worker.harness import Jobs, Outage, WorkerThread, wait_until
+from tests.waiting import HANGS_S, NEVER_S, remove_under_use, wait_until
+from tests.worker.harness import Jobs, Outage, WorkerThread
 
 StartWorker = Callable[..., Any]
 
@@ -40,11 +40,11 @@ def test_an_embedded_worker_is_alone_and_goes_away_when_idle(
 ) -> None:
     job = jobs.submit("sleep 0.3")
     first = start_worker("--embedded")
-    assert wait_until(lambda: jobs.status(job) == "in_progress")
+    wait_until(lambda: jobs.status(job) == "in_progress")
     second = start_worker("--embedded")
-    assert second.wait(timeout=10) == 0
+    assert second.wait(timeout=HANGS_S) == 0
     assert jobs.wait_for_end(job) == "completed"
-    assert first.wait(timeout=10) == 0
+    assert first.wait(timeout=HANGS_S) == 0
     (record,) = backend.list_workers()
     assert (record.status, record.hardware_type) == ("terminated", "cpu")
 
@@ -65,7 +65,7 @@ def test_no_job_is_forgotten_by_a_worker_that_goes_away(
             process = start_worker("--embedded", OPENWEIGHTS_WORKER_IDLE_S="0.2")
             started += 1
     assert jobs.wait_for_end(job) == "completed"
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=HANGS_S) == 0
     assert started > 1
 
 
@@ -83,14 +83,14 @@ def test_sigterm_lets_the_job_save_and_gives_it_back(
     process = start_worker()
     jobs.wait_for_log(job, b"up")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=HANGS_S) == 0
     assert jobs.status(job) == "pending"
     assert jobs.events(job) == [{"saved": 1}]
     assert jobs.error(job) == "its worker was shut down, not counted"
     assert [worker.status for worker in backend.list_workers()] == ["terminated"]
     assert not marked_processes(f"OPENWEIGHTS_HOME={os.environ['OPENWEIGHTS_HOME']}")
     (tmp_path / "second").touch()
-    start_worker("--once").wait(timeout=10)
+    start_worker("--once").wait(timeout=HANGS_S)
     assert [run.status for run in backend.list_runs(job_id=job.id)] == ["failed", "completed"]
 
 
@@ -105,19 +105,19 @@ def test_a_signal_to_all_processes_at_once_gives_the_job_back(
         os.kill(pid, signal.SIGTERM)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=HANGS_S) == 0
     assert jobs.status(job) == "pending"
 
 
 def test_a_second_sigterm_hurries(jobs: Jobs, start_worker: StartWorker) -> None:
     job = jobs.submit("trap '' TERM; echo up; while :; do sleep 0.05; done")
-    process = start_worker(OPENWEIGHTS_CANCEL_GRACE_S="60")
+    process = start_worker(OPENWEIGHTS_CANCEL_GRACE_S=str(NEVER_S))
     jobs.wait_for_log(job, b"up")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=3) == 0
+    assert process.wait(timeout=HANGS_S) == 0
     assert jobs.status(job) == "pending"
 
 
@@ -140,7 +140,7 @@ def test_a_worker_waits_for_its_store(
     store.away = True
     job = jobs.submit("true")
     with in_thread(store) as running:
-        assert wait_until(lambda: len(store.refused) > 2)
+        wait_until(lambda: len(store.refused) > 2)
         store.away = False
         assert jobs.wait_for_end(job) == "completed"
         store.away = True
@@ -156,13 +156,13 @@ def test_a_worker_whose_store_was_deleted_ends(
 ) -> None:
     if script:
         job = jobs.submit(script)
-    process = start_worker(OPENWEIGHTS_CANCEL_GRACE_S="60")
+    process = start_worker(OPENWEIGHTS_CANCEL_GRACE_S=str(NEVER_S))
     if script:
         jobs.wait_for_log(job, b"up")
     else:
-        assert wait_until(backend.list_workers)
-    shutil.rmtree(home)
-    assert process.wait(timeout=10) in (0, 1)
+        wait_until(backend.list_workers)
+    remove_under_use(home)
+    assert process.wait(timeout=HANGS_S) in (0, 1)
     assert not marked_processes(f"OPENWEIGHTS_HOME={home}")
 
 
@@ -220,6 +220,6 @@ def test_a_store_of_a_newer_version_is_refused_in_one_line(
     newer.mkdir()
     with contextlib.closing(sqlite3.connect(newer / "openweights.db")) as db:
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    assert start_worker("--once", OPENWEIGHTS_HOME=str(newer)).wait(timeout=60) == 1
+    assert start_worker("--once", OPENWEIGHTS_HOME=str(newer)).wait(timeout=HANGS_S) == 1
     told = (tmp_path / "worker.log").read_text().splitlines()
     assert len(told) == 1 and "written by a newer openweights" in told[0]

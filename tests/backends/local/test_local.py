@@ -34,6 +34,7 @@ from openweights.types import WorkerSpec
 from tests.backends import processes
 from tests.backends.contract import BackendContract
 from tests.backends.steps import claim, draft, spec, start
+from tests.waiting import wait_until
 
 
 class Clock:
@@ -172,7 +173,7 @@ def test_a_claim_notices_a_killed_worker_by_itself(home: Path, backend: LocalBac
     started = time.monotonic()
     while (held := backend.claim_job("w1")) is None:
         time.sleep(0.02)
-    assert time.monotonic() - started < 2  # the lease is 60 s
+    assert time.monotonic() - started < backend.lease_s / 2
     assert (held.job.id, held.run.attempt) == ("job-1", 2)
 
 
@@ -190,10 +191,8 @@ def test_a_worker_lives_as_long_as_its_children(home: Path, backend: LocalBacken
             backend.register_worker(WorkerSpec("victim"))
     finally:
         os.kill(child, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while processes.exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    zombie = psutil.STATUS_ZOMBIE
+    wait_until(lambda: not processes.exists(child) or psutil.Process(child).status() == zombie)
     assert {w.id: w.status for w in backend.list_workers()}["victim"] == "terminated"
     assert claim(backend).job.id == "job-1"
 

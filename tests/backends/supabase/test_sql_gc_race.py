@@ -5,8 +5,7 @@ comes second sees the first, and no job is left without what it names.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -14,6 +13,7 @@ import pytest
 
 from tests.backends.supabase.sql_calls import Caller, become, job, sign_up, statement
 from tests.backends.supabase.sql_world import event
+from tests.waiting import wait_until
 
 FILE = "conversations:file-0123456789ab"
 DAY_S = 86_400.0
@@ -62,7 +62,7 @@ class World:
             db.execute(text.encode(), values)
             thread = threading.Thread(target=call, daemon=True)
             thread.start()
-            self._wait_until(lambda: raised or self._has_waiting())
+            wait_until(lambda: raised or self._has_waiting())
         thread.join()
         return raised[0]
 
@@ -70,12 +70,6 @@ class World:
         with psycopg.connect(self.url) as db:
             query = "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
             return bool(db.execute(query).fetchall())
-
-    def _wait_until(self, condition: Callable[[], object]) -> None:
-        give_up_at = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < give_up_at
-            time.sleep(0.005)
 
     def left(self) -> tuple[set[str], set[str]]:
         """Files and jobs."""

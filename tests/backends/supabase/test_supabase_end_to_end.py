@@ -13,6 +13,7 @@ import pytest
 
 from openweights import OpenWeights
 from tests.supabase_double.team import ROOT, Team
+from tests.waiting import HANGS_S
 
 ROWS = [
     {
@@ -65,7 +66,7 @@ def test_sdft_from_client_to_worker_and_back(team: Team, home: Path, tmp_path: P
         )
         log = tmp_path / "worker.log"
         with start_worker(team, tmp_path / "pod", log) as worker:
-            assert worker.wait(timeout=120) == 0, log.read_text()
+            assert worker.wait(timeout=HANGS_S) == 0, log.read_text()
         job.refresh()
         assert job.status == "completed", f"{log.read_text()}\n{job.runs[-1].logs()}"
         steps = [e.data["step"] for e in ow.events.list(job_id=job.id) if "loss" in e.data]

@@ -34,6 +34,7 @@ from openweights.settings import Settings
 from openweights.types import WorkerSpec
 from tests.backends.steps import claim, draft, spec, start
 from tests.supabase_double.team import ROOT, Team
+from tests.waiting import HANGS_S
 
 MIB = 1 << 20
 
@@ -101,7 +102,7 @@ def test_patience_ends(team: Team) -> None:
         team.fault(is_down=False, statuses=[429], retry_after_s=3600)
         with pytest.raises(StoreUnavailableError, match="429"):
             backend.list_jobs()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < HANGS_S
         assert backend.list_jobs() == []
 
 

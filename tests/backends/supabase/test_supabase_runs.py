@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,8 @@ from openweights.backends.supabase.backend import SupabaseBackend
 from openweights.types import JobSpec
 from tests.backends.steps import draft, start
 from tests.supabase_double.team import ROOT, Team
-from tests.worker.harness import WorkerThread, wait_until
+from tests.waiting import wait_until
+from tests.worker.harness import WorkerThread
 
 BATCH = 500
 
@@ -55,7 +55,7 @@ def test_logging_every_step_costs_a_request_a_second(
         logged += 1
         time.sleep(0.005)
     during = team.moments_of("rpc/append_events")
-    assert 3 <= len(during) <= 5
+    assert 2 <= len(during) <= time.monotonic() - began + 1
     assert min(later - earlier for earlier, later in pairwise(during)) > 0.9
     # The end of the run does not wait for the next second.
     closing_at = time.monotonic()
@@ -99,8 +99,8 @@ def check_outage(team: Team, home: Path, *, outage_s: float, steps: int, step_s:
         WorkerThread(settings, open_backend(settings), hardware.CPU),
     ):
         backend.submit_job(trainer.spec)
-        (run,) = wait_for(lambda: backend.list_runs(job_id="job-1"))
-        wait_for(lambda: list(backend.list_events(run_id=run.id)))
+        (run,) = wait_until(lambda: backend.list_runs(job_id="job-1"))
+        wait_until(lambda: list(backend.list_events(run_id=run.id)))
         team.fault(is_down=True)
         before = trainer.step()
         time.sleep(outage_s)
@@ -109,17 +109,11 @@ def check_outage(team: Team, home: Path, *, outage_s: float, steps: int, step_s:
         assert during - before > outage_s / step_s / 4, "training goes on meanwhile"
         assert during < steps - 1, "the outage was in the middle"
         ends = lambda: backend.get_job("job-1").status not in ("pending", "in_progress")  # noqa: E731
-        assert wait_until(ends, timeout_s=60 + steps * step_s)
+        wait_until(ends)
         job = backend.get_job("job-1")
         assert (job.status, job.attempts, job.outputs) == ("completed", 1, {"step": steps - 1})
         found = [event.data["step"] for event in backend.list_events(run_id=run.id)]
         assert found == list(range(steps))
-
-
-def wait_for(look: Any) -> Any:
-    found: list[Any] = []
-    assert wait_until(lambda: found.append(look()) or found[-1], timeout_s=30)
-    return found[-1]
 
 
 def test_a_run_survives_a_network_that_goes_away(team: Team, home: Path) -> None:
@@ -145,11 +139,11 @@ def test_a_run_that_was_taken_over_meanwhile_is_fenced(team: Team, home: Path) -
             settings = team.settings(home, key, cancel_grace_s=1.0)
             worker = WorkerThread(settings, open_backend(settings), hardware.CPU)
             workers.append(stack.enter_context(worker))
-            assert wait_until(again.exists)
+            wait_until(again.exists)
         (first,) = backend.list_runs(job_id="job-1")
         assert first.worker_id == workers[0].worker.id
         team.fault(down_for=keys[0])
-        assert wait_until(lambda: backend.get_job("job-1").status == "completed", timeout_s=30)
+        wait_until(lambda: backend.get_job("job-1").status == "completed")
         assert [run.worker_id for run in backend.list_runs(job_id="job-1")] == [
             worker.worker.id for worker in workers
         ]
@@ -157,5 +151,5 @@ def test_a_run_that_was_taken_over_meanwhile_is_fenced(team: Team, home: Path) -
         # The first one hears of it, stops what it runs, and is free for other jobs.
         backend.set_worker_status(workers[1].worker.id, "shutdown")
         backend.submit_job(JobSpec("job-2", "custom", "true", {"validated_params": {}}))
-        assert wait_until(lambda: backend.get_job("job-2").status == "completed", timeout_s=30)
+        wait_until(lambda: backend.get_job("job-2").status == "completed")
         assert [run.attempt for run in backend.list_runs(job_id="job-1")] == [1, 2]

@@ -16,6 +16,7 @@ from openweights import ConfigurationError, OpenWeights
 from openweights.cli import main
 from openweights.cli.demo.study import DATA, QUICK, check_installation, methods
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 
 def run_demo(model: Path, figure: Path, *options: str) -> Result:
@@ -78,7 +79,7 @@ def test_a_demo_that_is_ended_says_what_goes_on(
         assert any("The base model: job" in line for line in process.stdout)
         process.send_signal(signum)
         said = process.stderr.read()
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=HANGS_S) == 130
     assert "run it again, and their jobs go on" in said and "Traceback" not in said
     assert OpenWeights().backend.list_workers(statuses=["active"]) == []
 

@@ -12,6 +12,7 @@ from openweights.backends.base import Backend
 from openweights.cli.doctor import is_apart, training_verdict
 from openweights.cli.doctor.project import Check
 from tests.cli.conftest import Ow, process_env, submit
+from tests.waiting import HANGS_S
 
 
 def test_doctor_finds_a_working_installation(ow: Ow, backend: Backend) -> None:
@@ -77,7 +78,9 @@ def test_doctor_fails_when_something_needed_is_broken(ow: Ow, home: Path) -> Non
 
 def test_worker_ends_when_told(ow: Ow, backend: Backend) -> None:
     submit(backend, "myjob-quick", type="custom", script="echo done here")
-    assert subprocess.run(worker_command("--once"), env=process_env(), timeout=60).returncode == 0
+    assert (
+        subprocess.run(worker_command("--once"), env=process_env(), timeout=HANGS_S).returncode == 0
+    )
     assert backend.get_job("myjob-quick").status == "completed"
     assert "done here" in ow("logs", "myjob").stdout
 
@@ -85,7 +88,7 @@ def test_worker_ends_when_told(ow: Ow, backend: Backend) -> None:
         while not backend.list_workers(statuses=("active",)):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=HANGS_S) == 0
 
 
 def worker_command(*arguments: str) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.cli.jobs.exec import shell_code
 from tests.cli.conftest import Ow, process_env
+from tests.waiting import HANGS_S
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -88,7 +88,7 @@ def test_without_waiting_it_prints_the_id(
 def test_ctrl_c_says_how_to_go_on_and_a_cancel_ends_the_wait(
     ow: Ow, project: Path, backend: Backend
 ) -> None:
-    command = [sys.executable, "-m", "openweights.cli", "exec", "--wait", "echo begun; sleep 300"]
+    command = [sys.executable, "-m", "openweights.cli", "exec", "--wait", "echo begun; sleep 9999"]
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -104,7 +104,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_cancel_ends_the_wait(
         assert waiting.stdout is not None and waiting.stderr is not None
         wait_for_line(waiting, "begun")
         waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(timeout=20) == 130
+        assert waiting.wait(timeout=HANGS_S) == 130
         said = waiting.stderr.read()
     (job,) = backend.list_jobs()
     assert f"`ow logs -f {job.id}`" in said and f"`ow cancel {job.id}`" in said
@@ -113,9 +113,7 @@ def test_ctrl_c_says_how_to_go_on_and_a_cancel_ends_the_wait(
     with start() as waiting:
         wait_for_line(waiting, "begun")
         assert ow("cancel", job.id).exit_code == 0
-        began = time.monotonic()
-        assert waiting.wait(timeout=30) == 1
-        assert time.monotonic() - began < 15
+        assert waiting.wait(timeout=HANGS_S) == 1
         assert waiting.stderr is not None
         assert f"job {job.id} canceled" in waiting.stderr.read()
 

@@ -29,6 +29,7 @@ from openweights.jobs.pinning import pinned_model
 from tests.cli.conftest import Ow, process_env, submit
 from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ class Terminal:
     def type(self, line: str) -> None:
         os.write(self._fd, line.encode())
 
-    def wait_for(self, pattern: str, timeout_s: float = 90) -> str:
+    def wait_for(self, pattern: str) -> str:
         """What comes up to and with the pattern."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + HANGS_S
         while (match := re.search(pattern, self.text)) is None:
             assert time.monotonic() < deadline, self.text
             if select.select([self._fd], [], [], 0.1)[0]:
@@ -95,7 +96,7 @@ def test_chat_in_a_terminal(home: Path, tiny: str) -> None:
     terminal.type("/nonsense\n")
     assert "/system TEXT" in terminal.wait_for(r"\n> ")
     terminal.type("/quit\n")
-    assert terminal.process.wait(timeout=30) == 0
+    assert terminal.process.wait(timeout=HANGS_S) == 0
     ow = OpenWeights()
     assert [job.status for job in ow.jobs.list()] == ["canceled"], "its deployment has ended"
     assert (home / "chat_history").read_text().count("Hello") >= 1

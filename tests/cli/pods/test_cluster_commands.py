@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from openweights.cluster.planning.actions import ReportJobs
 from tests.cli.conftest import Ow, process_env
 from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team
+from tests.waiting import HANGS_S, wait_until
 
 TRAIN = Path(__file__).parents[3] / "cookbook" / "sdft" / "data" / "train.jsonl"
 # Notes its arguments, and runs the remote command here; the login fails on demand.
@@ -116,14 +116,16 @@ def test_cluster_runs_until_it_is_told_to_end(
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=process_env(), stderr=log)
     try:
-        deadline = time.monotonic() + 40
-        while not cloud.started:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
+
+        def has_started() -> bool:
+            assert process.poll() is None
+            return bool(cloud.started)
+
+        wait_until(has_started)
         second = subprocess.run(command, env=process_env(), capture_output=True, text=True)
         assert second.returncode == 1 and "already runs the manager" in second.stderr
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=HANGS_S) == 0
     finally:
         process.kill()
         process.wait()

@@ -14,6 +14,7 @@ from openweights.credentials import Credentials, credentials_path, write_credent
 from openweights.settings import Settings
 from tests.cli.conftest import Ow
 from tests.supabase_double.team import Team
+from tests.waiting import HANGS_S
 
 STORED = Credentials("https://stored.example", "anon-stored", "ow_stored")
 
@@ -135,7 +136,7 @@ def test_the_key_is_asked_for_without_echo(team: Team) -> None:
         shown += _read_until(ours, b"Your key")
         os.write(ours, team.admin_key.encode() + b"\n")
         shown += _read_until(ours, b"logged in to Lab")
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=HANGS_S) == 0
     os.close(ours)
     assert team.anon_key.encode() in shown, "the control: what is echoed is seen"
     assert team.admin_key.encode() not in shown

@@ -9,7 +9,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +31,7 @@ from openweights.errors import (
 from openweights.models.names import model_reference
 from openweights.types import Claim, JobSpec, WorkerSpec
 from tests.client.conftest import QuietClient, append
+from tests.waiting import HANGS_S, NEVER_S, wait_until
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 GONE = "was ended before it was up"
@@ -82,14 +83,6 @@ def ow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[QuietClient]:
     client = QuietClient()
     yield client
     client.close()
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return found
 
 
 def take(ow: QuietClient) -> Claim:
@@ -152,7 +145,7 @@ def test_what_is_ended_while_it_comes_up_leaves_nothing(
         else:
             ow.chat.kill(model)
         with pytest.raises(InvalidStateError, match=GONE):
-            asked.result(10)
+            asked.result(HANGS_S)
     wait_until(lambda: threading.active_count() <= before)
     left = QuietClient()
     assert [job.status for job in left.jobs.list()] == ["canceled"] * (moment == "loading")
@@ -173,7 +166,7 @@ def test_down_ends_one_that_another_thread_waits_for(ow: QuietClient, tmp_path: 
         time.sleep(0.1)
         api.down()
         with pytest.raises(InvalidStateError, match=GONE):
-            coming.result(10)
+            coming.result(HANGS_S)
     assert ow.jobs.retrieve(api.job_id).status == "canceled"
     with pytest.raises(WaitTimeoutError):  # after its end it can be deployed again
         api.up(timeout=0)
@@ -184,12 +177,12 @@ def test_a_program_does_not_wait_for_what_it_has_given_up(ow: QuietClient, tmp_p
     api = ow.api.deploy(model_folder(tmp_path))
 
     async def give_up() -> None:
-        await asyncio.wait_for(api.async_up(timeout=30), 0.1)
+        await asyncio.wait_for(api.async_up(timeout=NEVER_S), 0.1)
 
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
         asyncio.run(give_up())
-    assert time.monotonic() - begun < 20, "the end of the loop waits for its threads"
+    assert time.monotonic() - begun < HANGS_S, "the end of the loop waits for its threads"
     assert ow.jobs.retrieve(api.job_id).status == "pending", "it goes on"
 
 

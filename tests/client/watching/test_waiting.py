@@ -37,6 +37,7 @@ from openweights.events import Checkpoint
 from openweights.types import Claim, EventDraft, EventRecord, JobSpec
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
+from tests.waiting import HANGS_S
 
 REPOSITORY = Path(__file__).parents[3]
 Take = Callable[[], Claim]
@@ -80,7 +81,7 @@ def test_each_event_once_and_in_order(
 
     seen: list[EventRecord] = []
     with in_background(work):
-        assert job.wait(timeout=30, on_event=seen.append, poll_s=0.01) is job
+        assert job.wait(timeout=HANGS_S, on_event=seen.append, poll_s=0.01) is job
     assert [event.data["n"] for event in seen] == list(range(60))
     assert job.status == "completed" and job.outputs == {"n": 59}
     out, err = capfd.readouterr()
@@ -127,7 +128,7 @@ def test_a_job_that_begins_again_says_why_and_where(
         ow.backend.finish_run(run.id, run.attempt, "completed")
 
     with in_background(work):
-        ow.jobs.retrieve(job.id).wait(timeout=30, poll_s=0.01)
+        ow.jobs.retrieve(job.id).wait(timeout=HANGS_S, poll_s=0.01)
     told = capfd.readouterr().err.splitlines()
     assert told[0].endswith(waits) and told[0].split(" · ")[1].startswith("pending: for ")
     assert told[1] == f"{job.id} · in progress: {waits}", "no step of the run before"
@@ -209,7 +210,7 @@ def test_impatience_does_not_touch_the_job(ow: QuietClient, claim: Take) -> None
     start = time.monotonic()
     with pytest.raises(WaitTimeoutError, match=f"job {job.id} is still in progress; it goes on"):
         job.wait(timeout=0.2)
-    assert 0.2 <= time.monotonic() - start < 2
+    assert 0.2 <= time.monotonic() - start < HANGS_S
     append(ow.backend, run.id, {"n": 1})
 
     def interrupt(event: EventRecord) -> None:
@@ -243,7 +244,7 @@ def test_the_last_that_ctrl_c_shows_is_that_the_job_goes_on(ow: QuietClient, cla
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "waits\n"
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=HANGS_S)
     *_, error, last = told.splitlines()
     assert error == "KeyboardInterrupt"
     assert last == f"job {job.id} goes on; `ow cancel {job.id}` stops it"
@@ -462,7 +463,7 @@ def test_a_timeout_holds_also_while_the_store_is_away() -> None:
     start = time.monotonic()
     with pytest.raises(WaitTimeoutError, match="no route to host"):
         wait_for(Away(), "ftjob-1", 0.5, None, 0.1)
-    assert 0.5 <= time.monotonic() - start < 5
+    assert 0.5 <= time.monotonic() - start < HANGS_S
 
 
 def test_a_store_that_is_away_for_a_moment_ends_no_waiting() -> None:

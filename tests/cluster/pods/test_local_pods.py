@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from openweights.cluster.planning.observation import pod_name
 from openweights.cluster.pods.base import NoCapacity, PodRequest
 from openweights.cluster.pods.local import LocalPods
 from openweights.errors import OpenWeightsError
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 ENV = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -32,13 +32,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         pods.terminate(pod.id, pod.name)
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_worker_lives_in_it(folder: Path) -> None:
     pods = LocalPods(folder, ENV)
     assert pods.list_pods() == [] == pods.stock()
@@ -46,7 +39,7 @@ def test_a_worker_lives_in_it(folder: Path) -> None:
     assert pods.start(request("w1")).id == pod.id, "looked for first"
     with pytest.raises(NoCapacity, match="runs 1 workers already"):
         pods.start(request("w2"))
-    wait_for(lambda: "w1: " in pods.logs(pod.id))
+    wait_until(lambda: "w1: " in pods.logs(pod.id))
     later = LocalPods(folder, ENV, grace_s=10)  # another manager, after a restart
     assert [(p.id, p.name, p.status) for p in later.list_pods()] == [(pod.id, "ow-w1", "RUNNING")]
     later.terminate(pod.id, "ow-somebody-else")
@@ -61,10 +54,10 @@ def test_a_worker_lives_in_it(folder: Path) -> None:
 def test_one_that_ended_by_itself_stays_until_it_is_ended(folder: Path) -> None:
     pods = LocalPods(folder, ENV)
     pod = pods.start(request("w1"))
-    wait_for((folder / pod.id / "pid").exists)
-    wait_for((folder / pod.id / "pid").read_text)
+    wait_until((folder / pod.id / "pid").exists)
+    wait_until((folder / pod.id / "pid").read_text)
     os.killpg(int((folder / pod.id / "pid").read_text()), signal.SIGKILL)
-    wait_for(lambda: pods.list_pods()[0].status == "EXITED")
+    wait_until(lambda: pods.list_pods()[0].status == "EXITED")
     assert pods.start(request("w2")).name == "ow-w2", "its place is free"
     pods.terminate(pod.id, "ow-w1")
     assert [p.name for p in pods.list_pods()] == ["ow-w2"]

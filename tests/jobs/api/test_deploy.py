@@ -24,8 +24,9 @@ from openweights.errors import (
 )
 from openweights.models.memory import wait_for_memory
 from tests.client.conftest import QuietClient
-from tests.jobs.api.processes import is_free, running, wait_until
+from tests.jobs.api.processes import is_free, running
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 

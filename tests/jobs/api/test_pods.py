@@ -8,8 +8,7 @@ import json
 import os
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tests.runpod_double.proxy import PodProxy
 from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 LIMITS = Limits(idle_s=1.5, startup_s=60, unresponsive_s=20, missing_pod_s=5, stopping_s=15)
 VLLM = Path(__file__).parents[2] / "vllm_double"
@@ -65,13 +65,6 @@ def ow(
         client.close()
         stop.set()
         thread.join()
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.1)
 
 
 def is_free(port: int) -> bool:

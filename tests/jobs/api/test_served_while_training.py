@@ -11,8 +11,8 @@ import pytest
 
 from openweights import OpenWeights
 from openweights.client.jobs import Job
-from tests.jobs.api.processes import wait_until
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 # A step of the training ends when the test lets it: its reward waits for a file.
@@ -26,7 +26,7 @@ steps = 0
 def score(completions):
     global steps
     steps += 1
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not Path({folder!r}, f"go-{{steps}}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     return [len(set(completion)) for completion in completions]
@@ -69,7 +69,7 @@ def test_the_newest_checkpoint_is_served_while_the_job_trains(
     ow = OpenWeights()
     job, let_go = gated_training(ow, tmp_path)
     let_go(1)
-    wait_until(lambda: job.events(type="checkpoint"), timeout_s=120)
+    wait_until(lambda: job.events(type="checkpoint"))
     api = ow.api.deploy(job.id, requires_vram_gb=0)
     with api as client:
         server = ow.jobs.retrieve(api.job_id)
@@ -94,7 +94,7 @@ def test_the_newest_checkpoint_is_served_while_the_job_trains(
         second = told()
         assert second != first and job.refresh().status == "in_progress"
         let_go(3)
-        wait_until(lambda: job.refresh().status == "completed", timeout_s=60)
+        wait_until(lambda: job.refresh().status == "completed")
         wait_until(lambda: is_served(f"{job.id}\n") or server.logs().endswith(job.id))
         assert told() != second
         base = client.chat.completions.create(model=str(job.model), messages=HELLO, max_tokens=3)

@@ -24,6 +24,7 @@ from tests.cli.conftest import Ow, ow  # noqa: F401 - a fixture
 from tests.client.conftest import QuietClient, append
 from tests.openai_double import KEY, OpenAIDouble
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 SCORE = '''
 def score(completions, prompts, gold_response, want, **_):
@@ -86,7 +87,7 @@ def test_models_side_by_side(
         max_tokens=8,
     )
     assert job.id.startswith("evaljob-")
-    job.wait(timeout=120)
+    job.wait(timeout=HANGS_S)
     events = [event.data for event in job.events(type="evaluation")]
     assert [(e["task"], e["model"]) for e in events] == [
         (task, model) for task in ("score", "caps_spanish") for model in models

@@ -15,6 +15,7 @@ from openweights.jobs.evaluate.mmlu_pro import letter_of, open_subjects, questio
 from openweights.jobs.mmlu_pro import MMLUProConfig
 from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 
 def question(number: int, subject: str) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def test_a_run(home: Path, folder: str, tmp_path: Path) -> None:
         max_tokens=4,
         global_record_file="uploads/record.csv",
     )
-    job.wait(timeout=120)
+    job.wait(timeout=HANGS_S)
     events = [event.data for event in job.events(type="evaluation")]
     assert [(e["task"], e["problems"]) for e in events] == [
         ("computer science", 3),

@@ -24,6 +24,7 @@ from openweights.jobs.inference.vram import AT_ONCE, needed_gb, tokens_at_once
 from openweights.models.shape import usual_shape
 from tests.client.conftest import QuietClient
 from tests.jobs.inference.result_reader import read_results
+from tests.waiting import HANGS_S, wait_until
 
 HELLO = {"messages": [{"role": "user", "content": "Hello, what is it?"}]}
 
@@ -96,7 +97,7 @@ def test_rows_come_back_whole_in_order_and_greedy_equals_generate(
         temperature=0,
     )
     assert job.id.startswith("inferencejob-") and job.type == "inference"
-    job.wait(timeout=120)
+    job.wait(timeout=HANGS_S)
     found = read_results(ow.files.content(job.outputs["file"]), rows)
     assert ow.files.get_by_id(job.outputs["file"])["purpose"] == "result"
     prompt = chat_text(tiny, HELLO["messages"])
@@ -199,7 +200,7 @@ def test_a_model_that_cannot_be_loaded_fails_at_once(ow: OpenWeights, tmp_path: 
     file = write(tmp_path / "in.jsonl", HELLO)
     job = ow.inference.create(model=str(empty), input_file_id=file)
     with pytest.raises(JobFailedError, match="model: .*empty"):
-        job.wait(timeout=120)
+        job.wait(timeout=HANGS_S)
     assert job.refresh().attempts == 1
 
 
@@ -216,7 +217,12 @@ def test_2000_rows_and_a_worker_that_is_killed_three_times(
         max_attempts=9,
     )
     for kill in range(3):
-        wait_for(ow, lambda: len(job.events(type="part")) > 2 * kill)  # noqa: B023 - at once
+
+        def has_parts(wanted: int = 2 * kill) -> bool:
+            ow.ensure_worker()  # as `job.wait` does
+            return len(job.events(type="part")) > wanted
+
+        wait_until(has_parts)
         kill_worker()
     job.wait(timeout=600)
     assert job.attempts == 4
@@ -233,14 +239,6 @@ def test_2000_rows_and_a_worker_that_is_killed_three_times(
     )
     again.wait(timeout=300)
     assert results(ow, again) == found[:200]
-
-
-def wait_for(ow: OpenWeights, condition: Any, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        ow.ensure_worker()  # as `job.wait` does
-        time.sleep(0.1)
 
 
 def kill_worker() -> None:

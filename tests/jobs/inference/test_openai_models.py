@@ -16,6 +16,7 @@ from openweights.jobs.inference.openai_models import PARALLEL, openai_answers
 from tests.client.conftest import QuietClient
 from tests.jobs.inference.result_reader import read_results
 from tests.openai_double import KEY, OpenAIDouble
+from tests.waiting import HANGS_S
 
 MODEL = "openai/gpt-4.1-mini"
 
@@ -131,7 +132,7 @@ def test_a_job_with_a_model_of_openai(double: OpenAIDouble, tmp_path: Path) -> N
         model=MODEL, input_file_id=file, use_batch=False, n_completions_per_prompt=2, logprobs=1
     )
     assert job.requires_vram_gb == 0
-    job.wait(timeout=60)
+    job.wait(timeout=HANGS_S)
     assert job.outputs is not None
     found = read_results(ow.files.content(job.outputs["file"]), asked, n=2, logprobs=1)
     said = [*[f"ROW {n}" for n in range(4)], "AND TEXT"]

@@ -17,6 +17,7 @@ from openweights.errors import ConfigError
 from tests.cli.conftest import Ow, ow  # noqa: F401 - a fixture
 from tests.client.conftest import QuietClient
 from tests.tiny_model import make_tiny_model
+from tests.waiting import HANGS_S
 
 ASK = {"role": "user", "content": "Hello, what is it?"}
 ROWS = [{"messages": [ASK], "id": 1}, {"text": "Once there was", "id": 2}]
@@ -46,7 +47,7 @@ def rows(tmp_path: Path) -> str:
 
 
 def results(client: OpenWeights, job: Job) -> list[dict[str, Any]]:
-    job.wait(timeout=120)
+    job.wait(timeout=HANGS_S)
     assert job.outputs is not None
     return [json.loads(line) for line in client.files.content(job.outputs["file"]).splitlines()]
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -28,9 +29,10 @@ from openweights.jobs.unsloth.grpo.judge_parsing import (
 from openweights.jobs.unsloth.grpo.reward_functions import RewardFunctions
 from openweights.jobs.unsloth.judges import Judge
 from openweights.jobs.unsloth.rewards import Samples
+from tests.waiting import HANGS_S, NEVER_S
 
 KEY = "sk-very-secret-0123456789"
-QUICK = JudgeLimits(call_s=0.4, total_s=1.5, attempts=3, first_wait_s=0.02, concurrency=4)
+QUICK = JudgeLimits(call_s=1.0, total_s=3.0, attempts=3, first_wait_s=0.02, concurrency=4)
 
 
 class JudgeServer(ThreadingHTTPServer):
@@ -63,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         answer: Any = self.server.behave(number, body["messages"][-1]["content"])
         if answer is None:
-            self.server.released.wait(20)
+            self.server.released.wait(NEVER_S)
             answer = "7"
         if isinstance(answer, str):
             message = {"role": "assistant", "content": answer}
@@ -207,10 +209,10 @@ def test_retry_after_is_honoured(server: JudgeServer) -> None:
 
 
 def test_a_wait_beyond_the_deadline_is_not_begun(server: JudgeServer) -> None:
-    server.behave = lambda number, text: (429, {"Retry-After": "100"}, "{}")
-    judge, causes = judging()
+    server.behave = lambda number, text: (429, {"Retry-After": str(NEVER_S)}, "{}")
+    judge, causes = judging(replace(QUICK, total_s=NEVER_S / 2))
     started = time.monotonic()
-    assert math.isnan(score(judge, "x")[0]) and time.monotonic() - started < 1
+    assert math.isnan(score(judge, "x")[0]) and time.monotonic() - started < HANGS_S
     assert list(causes) == ["HTTP 429"]
 
 
@@ -218,13 +220,12 @@ def test_a_server_that_hangs_stalls_nothing_past_the_deadline(server: JudgeServe
     server.behave = lambda number, text: None if "bad" in text else "5"
     judge, causes = judging()
     started = time.monotonic()
-    values = score(judge, "good", *(f"bad {i}" for i in range(30)))
-    seconds = time.monotonic() - started
-    assert QUICK.total_s <= seconds < QUICK.total_s + 1
+    values = score(judge, "good", *(f"bad {i}" for i in range(60)))
+    # What the calls would take without a common deadline.
+    without_s = 60 / QUICK.concurrency * QUICK.call_s * QUICK.attempts
+    assert QUICK.total_s <= time.monotonic() - started < without_s
     assert values[0] == 0.5 and all(map(math.isnan, values[1:]))
     assert any("no answer" in cause for cause in causes)
-    # The control: what the calls would take without a common deadline.
-    assert 30 / QUICK.concurrency * QUICK.call_s * QUICK.attempts > 4 * QUICK.total_s
     server.behave = lambda number, text: "5"
     assert score(judge, "bad 1") == [0.5], "a failure is not kept"
 
@@ -246,8 +247,7 @@ def test_a_dead_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://user:word@127.0.0.1:{port}/v1")
     judge, causes = judging()
-    started = time.monotonic()
-    assert math.isnan(score(judge, "x")[0]) and time.monotonic() - started < 2
+    assert math.isnan(score(judge, "x")[0])
     assert list(causes) == [f"127.0.0.1:{port} cannot be reached"]
 
 

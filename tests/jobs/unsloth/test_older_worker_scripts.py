@@ -19,6 +19,7 @@ from openweights.jobs.unsloth.training import create_dataset, push_model
 from openweights.jobs.unsloth.utils import load_jsonl, load_model_and_tokenizer
 from openweights.jobs.unsloth.validate import training_config
 from tests.jobs.unsloth.malformed_configs import GOOD
+from tests.waiting import HANGS_S
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}."}]}
@@ -58,7 +59,7 @@ def test_a_trainer_of_ones_own(tiny: Path, home: Path, tmp_path: Path) -> None:
     OwnTrainer.mount = {str(script): "own.py"}
     file = ow.files.upload(ROWS, "conversations")["id"]
     job = OwnTrainer(ow).create(model=str(tiny), training_file=file)
-    assert job.wait(timeout=120).status == "completed", job.logs()
+    assert job.wait(timeout=HANGS_S).status == "completed", job.logs()
     [logged] = [e["data"] for e in job.events() if "rows" in e["data"]]
     assert (logged["rows"], logged["columns"], logged["vocab"]) == (4, ["messages"], 284)
 

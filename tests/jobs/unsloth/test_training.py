@@ -30,7 +30,7 @@ from openweights.jobs.unsloth.callbacks import StopOnSignal
 from openweights.jobs.unsloth.training import load_config, train
 from openweights.worker.results import drop_checkpoints
 from tests.tiny_model import make_tiny_model
-from tests.warm.stack import HANGS_S
+from tests.waiting import HANGS_S, wait_until
 
 ROOT = Path(__file__).parents[3]
 ROWS = [
@@ -103,14 +103,6 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "uploads" / "adapter" / "adapter_model.safetensors")
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def slow(params: dict[str, Any]) -> dict[str, Any]:
     """The same training, with sampling that leaves time to be hit by a signal."""
     sampling = {"dataset": params["training_file"], "eval_steps": 1, "max_tokens": 40}
@@ -171,7 +163,12 @@ def test_killed_and_resumed_equals_undisturbed(
     slowed = slow(params)
     process = start(tmp_path, slowed)
     # Step 6 lies between the checkpoints of 4 and 8.
-    wait_for(lambda: 6 in losses(tmp_path), process)
+
+    def has_come() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return 6 in losses(tmp_path)
+
+    wait_until(has_come)
     process.kill()
     finish(process)
     assert not (tmp_path / "uploads" / "adapter").exists() and 14 not in losses(tmp_path)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
-from tests.warm.stack import HANGS_S, WarmStack
+from tests.waiting import HANGS_S, wait_until
+from tests.warm.stack import WarmStack
 
 STEPS = "tests.jobs.unsloth.runtime.two_ranks:main"
 
@@ -113,10 +113,12 @@ def test_a_job_on_two_gpus_stops_resumes_and_ends_as_one(tmp_path: Path) -> None
     slow = {"dataset": str(data), "eval_steps": 1, "max_tokens": 30, "batch_size": 12}
     job = Job(tmp_path / "job", {**params, "sampling_callbacks": [slow]})
     process = job.start()
-    deadline = time.monotonic() + HANGS_S
-    while len(job.losses()) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def has_begun() -> bool:
+        assert process.poll() is None
+        return len(job.losses()) >= 2
+
+    wait_until(has_begun)
     process.send_signal(signal.SIGTERM)
     log, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == 143, log

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.rounding import assert_sums_equal, terms_of
 from tests.tiny_model import make_tiny_model
-from tests.warm.stack import HANGS_S, ROOT
+from tests.waiting import HANGS_S
+from tests.warm.stack import ROOT
 
 
 @pytest.mark.gpu
