@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any, Literal, cast
 
 JobStatus = Literal["pending", "in_progress", "completed", "failed", "canceled"]
-NOT_COUNTED = ", not counted"  # at the end of a released run's reason
 RunStatus = Literal["in_progress", "completed", "failed", "canceled"]
 WorkerStatus = Literal["starting", "active", "shutdown", "terminated"]
 CloudType = Literal["SECURE", "COMMUNITY", "ALL"]
@@ -157,6 +156,8 @@ class RunRecord:
         error: Why it failed, in one line.
         exit_code: Of the job's command; negative for a signal, None when it did not end by itself.
         cause: Of a failure, where it is known: `oom` or `hub`.
+        is_given_back: Its worker has ended it in good order, which is no failure of the job and
+            uses up none of `max_attempts`; its status is "failed".
     """
 
     id: int
@@ -170,12 +171,12 @@ class RunRecord:
     exit_code: int | None = None
     log_bytes: int = 0
     cause: str | None = None
+    is_given_back: bool = False
 
     @property
-    def is_given_back(self) -> bool:
-        """Whether its worker ended it in good order, which uses up none of `max_attempts`."""
-        did_not_end = self.status == "failed" and self.exit_code is None
-        return did_not_end and (self.error or "").endswith(NOT_COUNTED)
+    def status_word(self) -> str:
+        """Its status for people."""
+        return "given back" if self.is_given_back else self.status
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Run:
     ended_at: datetime | None
     error: str | None
     log_bytes: int
+    is_given_back: bool
 
     def __init__(self, ow: OpenWeights, run_id: int, record: RunRecord | None = None) -> None:
         self._ow = ow
@@ -75,7 +76,11 @@ class Run:
         return getattr(self.record, name)
 
     def __repr__(self) -> str:
-        return f"Run({self.id})" if self._record is None else f"Run({self.id}, {self.status})"
+        return (
+            f"Run({self.id})"
+            if self._record is None
+            else f"Run({self.id}, {self.record.status_word})"
+        )
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *RunRecord.__slots__})

@@ -204,6 +204,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "id": run.id,
         "attempt": run.attempt,
         "status": run.status,
+        "is_given_back": run.is_given_back,
         "started": run.created_at.isoformat(),
         "ended": _iso(run.ended_at),
         "worker": run.worker_id,

@@ -43,7 +43,6 @@ from openweights.retry import backoff_s
 from openweights.settings import Settings
 from openweights.types import (
     ANSWERING_PREFIX,
-    NOT_COUNTED,
     SERVED,
     SERVING_PREFIX,
     Claim,
@@ -261,7 +260,7 @@ class Worker:
 
     def _hand_back(self, claim: Claim, problem: str) -> None:
         logger.error("%s ends, its GPU is not fit for work: %s", self.id, problem)
-        reason = f"the GPU of {self.id} was not fit for work: {problem}{NOT_COUNTED}"
+        reason = f"the GPU of {self.id} was not fit for work, not counted: {problem}"
         persist(
             lambda: self._backend.release_run(claim.run.id, claim.run.attempt, reason=reason),
             give_up=self._shutdown.requested,

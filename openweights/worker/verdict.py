@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openweights.errors import OpenWeightsError, in_a_line
-from openweights.types import NOT_COUNTED, Instruction
+from openweights.types import Instruction
 from openweights.worker.causes import Cause
 from openweights.worker.process import ProcessEnd
 
@@ -46,9 +46,9 @@ def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
     if end.was_stopped and instruction == "stalled":
         return Verdict("lost", "stopped: it hung")
     if instruction == "shutdown" and (end.was_stopped or end.exit_code in TERMINATED):
-        return Verdict("released", f"its worker was shut down{NOT_COUNTED}")
+        return Verdict("released", "its worker was shut down, not counted")
     if instruction == "continue" and end.was_stopped:
-        return Verdict("released", f"its worker stood still for longer than its lease{NOT_COUNTED}")
+        return Verdict("released", "its worker stood still for longer than its lease, not counted")
     if end.exit_code is None:
         return Verdict("lost", "the process that guards the job was killed, and the job with it")
     if end.exit_code == 0:

@@ -41,7 +41,8 @@ class RunContract(Contract):
         backend.set_worker_status("w1", "terminated")
         assert backend.get_job("lost").status == "canceled"
         for held in (released, lost):
-            assert backend.get_run(held.run.id).status == "canceled"
+            run = backend.get_run(held.run.id)
+            assert (run.status, run.is_given_back) == ("canceled", False)
 
     def test_restarting_while_the_canceled_run_is_being_stopped(self, backend: Backend) -> None:
         old = start(backend)

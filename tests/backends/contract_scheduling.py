@@ -254,6 +254,7 @@ class SchedulingContract(Contract):
         job = backend.release_run(run, 1, reason=reason, is_lost=True)
         assert backend.release_run(run, 1, reason=reason, is_lost=True) == job
         assert (job.status, backend.get_run(run).error) == ("pending", reason)
+        assert not backend.get_run(run).is_given_back
         again = claim(backend)
         job = backend.release_run(again.run.id, 2, reason=reason, is_lost=True)
         assert (job.status, job.retries) == ("failed", 0)

@@ -51,6 +51,8 @@ class WorkerContract(Contract):
                 assert (job.status, job.attempts, job.worker_id) == ("pending", attempt, None)
         run = backend.get_run(held.run.id)
         assert (run.status, run.error) == ("failed", "shutting down")
+        assert run.is_given_back and run == backend.list_runs(job_id="job-1")[-1]
+        assert not backend.claim_job("w1").run.is_given_back  # type: ignore[union-attr]
         assert run.ended_at is not None
         for expected in ("pending", "failed"):
             held = claim(backend)

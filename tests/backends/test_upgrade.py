@@ -114,6 +114,30 @@ def test_a_store_of_each_schema_since_then_goes_on(old_home: Path, version: int)
         use_the_queue(backend, "waiting")
 
 
+# How a run ended -> whether its worker gave it back, which the end of a text once told.
+ENDS = {
+    ("failed", "release", "its worker was shut down, not counted"): True,
+    ("failed", "release", "stopped: it hung"): False,
+    ("failed", "finish", "exit code 1: lines, not counted"): False,
+    ("canceled", "release", "its worker was shut down, not counted"): False,
+}
+
+
+def test_runs_that_a_version_before_has_given_back(old_home: Path) -> None:
+    version = next(at for at, step in enumerate(MIGRATIONS) if "is_given_back" in step[0])
+    with closing(sqlite3.connect(old_home / "openweights.db", isolation_level=None)) as db:
+        migrate(db, MIGRATIONS[:version])
+        for attempt, end in enumerate(ENDS, start=11):
+            query = (
+                "INSERT INTO runs (job_id, attempt, status, ended_by, error, created_at) "
+                "VALUES ('failed', ?, ?, ?, ?, 0)"
+            )
+            db.execute(query, (attempt, *end))
+    with closing(LocalBackend(old_home)) as backend:
+        runs = backend.list_runs(job_id="failed")[-len(ENDS) :]
+        assert [run.is_given_back for run in runs] == [*ENDS.values()]
+
+
 def test_a_store_of_version_1_opens_migrates_and_goes_on(old_home: Path) -> None:
     with closing(LocalBackend(old_home)) as backend:
         statuses = {job.id: job.status for job in backend.list_jobs()}
@@ -172,6 +196,14 @@ def test_a_project_of_version_1_is_brought_up_to_date_and_goes_on(
         run = old.rpc("claim_job", worker_id="w-old")["run"]["id"]
         old.rpc("append_events", run_id=run, events=[event("k", step=4)])
         old.rpc("append_log", run_id=run, offset=0, data="aGk=")
+    with psycopg.connect(url) as db:
+        (organization,) = db.execute("SELECT id FROM organizations").fetchone() or ()
+        query = (
+            "INSERT INTO runs (organization_id, job_id, attempt, status, ended_by, error) "
+            "VALUES (%s, 'failed', %s, %s, %s, %s)"
+        )
+        ends = [(organization, -attempt, *end) for attempt, end in enumerate(ENDS, start=1)]
+        db.cursor().executemany(query, ends)
     assert apply.check(url), "it is not that of this version"
     outcome = apply.init(url)
     assert outcome.steps and outcome.differences == [] == apply.check(url)
@@ -188,7 +220,9 @@ def test_a_project_of_version_1_is_brought_up_to_date_and_goes_on(
         assert backend.read_log(run) == b"hi"
         backend.append_log(run, 2, b" there")
         assert backend.finish_run(run, 1, "completed").outputs == {"step": 4}
-        assert backend.list_runs(job_id="failed")[0].error == "exit code 3: boom"
+        failed, *ended = backend.list_runs(job_id="failed")
+        assert (failed.error, failed.is_given_back) == ("exit code 3: boom", False)
+        assert [run.is_given_back for run in ended] == [*ENDS.values()]
         assert backend.restart_job("failed").status == "pending"
         backend.register_worker(WorkerSpec("w-new"))
         assert work_off(backend, "w-new") == ["failed", "waiting"]

@@ -313,6 +313,27 @@ def test_a_job_is_made_watched_and_canceled(
     visitor.close()
 
 
+def test_a_run_that_was_given_back_is_told_from_one_that_failed(
+    served: Served, visitor: Visitor, run_job: Callable[..., Any]
+) -> None:
+    backend = served.ow.backend
+    first = run_job("ftjob-again", [{"loss": 3.0, "step": 1}], status=None).run
+    backend.release_run(first.id, 1, reason="its worker was shut down, not counted")
+    second = backend.claim_job("worker")
+    assert second is not None
+    backend.release_run(second.run.id, 2, reason="stopped: it hung", is_lost=True)
+    visitor.open("/job/ftjob-again", "summary >> text=2 runs")
+    visitor.page.locator("summary", has_text="2 runs").click()
+    visitor.photograph("/job/runs")
+    told = visitor.page.locator("details .status")
+    with visitor.page.expect_response("**/api/jobs/ftjob-again"):
+        pass  # what is unfolded stays so when the page reads the job again
+    visitor.page.wait_for_timeout(200)
+    assert told.all_inner_texts() == ["given back", "failed"]
+    assert not visitor.faults() and not visitor.errors
+    assert [str(run).split(", ")[1] for run in served.ow.runs.list()] == ["given back)", "failed)"]
+
+
 def test_the_page_of_a_running_job_follows_it(
     served: Served, chromium: Any, run_job: Callable[..., Any]
 ) -> None:

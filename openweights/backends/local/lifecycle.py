@@ -120,7 +120,7 @@ def start_run(
         ":worker_id, :attempt, :status, :lease_expires_at, :created_at FROM last_run",
         {**new_run, "lease_expires_at": lease_expires_at},
     )
-    unknown = dict.fromkeys(("ended_at", "error", "exit_code", "cause"))
+    unknown = dict.fromkeys(("ended_at", "error", "exit_code", "cause", "is_given_back"))
     return new_job, {**new_run, **unknown, "id": cursor.lastrowid}
 
 
@@ -186,6 +186,7 @@ def release_run(db: sqlite3.Connection, run: sqlite3.Row, reason: str, now: int)
         end_job(db, run["job_id"], "canceled", latest_of_run(db, run["id"]), now)
     else:
         end_run(db, run["id"], "failed", "release", reason, now)
+        db.execute("UPDATE runs SET is_given_back = 1 WHERE id = ?", (run["id"],))
         requeue_job(db, run["job_id"], run["lost_runs"], now)
 
 

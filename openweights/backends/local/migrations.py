@@ -194,9 +194,16 @@ _AUDIT: Migration = (
     "CREATE INDEX audit_of_target ON audit (target, id)",
 )
 
+# What was written down as the end of a text before.
+_GIVEN_BACK: Migration = (
+    "ALTER TABLE runs ADD COLUMN is_given_back INTEGER NOT NULL DEFAULT 0",
+    "UPDATE runs SET is_given_back = 1 WHERE status = 'failed' AND ended_by = 'release' "
+    "AND error LIKE '%, not counted'",
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     *(_FIRST, _EVENTS_OF_TYPE, _RELIABILITY),
-    *(_DEPENDENCIES, _RETENTION, _SCHEDULING, _AUDIT),
+    *(_DEPENDENCIES, _RETENTION, _SCHEDULING, _AUDIT, _GIVEN_BACK),
 )
 
 

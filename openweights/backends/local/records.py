@@ -166,6 +166,7 @@ def run_record(row: sqlite3.Row | Mapping[str, Any], log_bytes: int) -> RunRecor
         exit_code=row["exit_code"],
         log_bytes=log_bytes,
         cause=row["cause"],
+        is_given_back=bool(row["is_given_back"]),
     )
 
 

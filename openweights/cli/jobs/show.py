@@ -165,7 +165,7 @@ def _print_runs(runs: Sequence[RunRecord]) -> None:
             (
                 str(run.id),
                 str(run.attempt),
-                "given back" if run.is_given_back else run.status,
+                run.status_word,
                 local_time(run.created_at),
                 age(run.created_at, run.ended_at),
                 f"{run.log_bytes} B",

@@ -24,9 +24,8 @@ async function follow(workers, queue, signal) {
   while (!signal.aborted) {
     const found = await get("/api/cluster", {}, signal);
     const ended = found.workers.filter((worker) => worker.status === "terminated"), living = found.workers.filter((worker) => !ended.includes(worker));
-    const shut = !workers.querySelector("details")?.open;
     fill(workers, h("h2", {}, `Workers${found.usd_per_hour === null ? "" : `, ${usd(found.usd_per_hour)} an hour`}`), living.length ? workerTable(living) : h("p", { class: "faint" }, found.usd_per_hour === null ? "None. On this machine one starts when a job is submitted." : "None."),
-      ended.length > 0 && h("details", { open: !shut }, h("summary", {}, `${ended.length} that have ended`), workerTable(ended)));
+      ended.length > 0 && h("details", {}, h("summary", {}, `${ended.length} that have ended`), workerTable(ended)));
     fill(queue, h("h2", {}, `Queue, ${found.waiting.toLocaleString("en")} waiting`), found.queue.length > 0 && table(["Job", "Model", "Waits since", "Waits", ""], found.queue.map((job) => [
       h("a", { class: "mono", href: to("job", job.id) }, job.id), job.model ? h("div", { class: "clip", title: job.model }, breakable(shortModel(job.model))) : "", when(job.since), job.reason, job.owner ? h("span", { class: "faint mono" }, job.owner.slice(0, 8)) : ""])));
     await pause(3000);

@@ -16,16 +16,27 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Puts `children` in place of what is there; who stood on one of these stands on its like again. */
+/**
+ * Puts `children` in place of what is there; who stood on one of these stands on its like again, and
+ * what was unfolded stays so.
+ */
 export function fill(element, ...children) {
+  const folded = folds(element);
   const held = document.activeElement, place = element !== held && element.contains(held) ? placeIn(element, held) : null;
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  for (const [said, one] of folds(element)) if (folded.has(said)) one.open = folded.get(said).open;
   if (place && !held.isConnected) like(element, place)?.focus({ preventScroll: true });
   return element;
 }
 
 const FOCUSED = "a[href], button, input, select, textarea, summary";
 const words = (one) => `${one.tagName} ${one.getAttribute("aria-label") ?? one.textContent.replace(/[^\p{L}]/gu, "")}`;
+
+/** What folds there, by what its line says, as far as that is said once. */
+function folds(element) {
+  const all = [...element.querySelectorAll("details")].map((one) => [words(one.querySelector("summary")), one]);
+  return new Map(all.filter(([said]) => all.filter(([other]) => other === said).length === 1));
+}
 
 function placeIn(element, held) {
   const row = held.closest("tr[data-row]")?.dataset.row;

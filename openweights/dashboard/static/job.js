@@ -90,7 +90,7 @@ export async function show(view, { id, query, signal }) {
 
   function runTable() {
     return h("details", {}, h("summary", {}, `${job.runs.length} runs`), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Run", "Status", "Started", "Log", "Error"].map((title) => h("th", { scope: "col" }, title)))),
-      h("tbody", {}, job.runs.map((run) => h("tr", {}, h("td", {}, String(run.id)), h("td", {}, status(run.status)), h("td", {}, when(run.started)), h("td", {}, size(run.log_bytes)), h("td", { class: "wrap" }, run.error || "")))))));
+      h("tbody", {}, job.runs.map((run) => h("tr", {}, h("td", {}, String(run.id)), h("td", {}, status(run.is_given_back ? "given_back" : run.status)), h("td", {}, when(run.started)), h("td", {}, size(run.log_bytes)), h("td", { class: "wrap" }, run.error || "")))))));
   }
 
   async function refresh() {

@@ -15,7 +15,7 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.client.serving.sampling import LABEL
 from openweights.dashboard.job_index import JobIndex, JobQuery
-from openweights.types import NOT_COUNTED, EventDraft, JobSpec, WorkerSpec
+from openweights.types import EventDraft, JobSpec, WorkerSpec
 from tests.cli.conftest import Ow, claim, log_events, submit
 
 JOBS = ("ftjob-canceled0000", "ftjob-completed000", "ftjob-failed00000", "ftjob-running0000")
@@ -145,7 +145,7 @@ def test_ls_leaves_out_what_sample_has_made(ow: Ow, backend: Backend) -> None:
 
 def test_a_run_that_does_not_count_is_no_failure(ow: Ow, backend: Backend) -> None:
     first = claim(backend, "ftjob-1").run
-    backend.release_run(first.id, 1, reason=f"its worker was shut down{NOT_COUNTED}")
+    backend.release_run(first.id, 1, reason="its worker was shut down, not counted")
     second = backend.register_worker(WorkerSpec(id="worker-2"))
     again = backend.claim_job(second.id)
     assert again is not None
@@ -153,6 +153,10 @@ def test_a_run_that_does_not_count_is_no_failure(ow: Ow, backend: Backend) -> No
     lines = ow("show", "ftjob-1").stdout.split("\nRUN  ", 1)[1].splitlines()[1:3]
     assert "  given back  " in lines[0] and lines[0].endswith("shut down, not counted")
     assert "  failed  " in lines[1], "the control"
+    told = [
+        run["is_given_back"] for run in json.loads(ow("show", "ftjob-1", "--json").stdout)["runs"]
+    ]
+    assert told == [True, False]
 
 
 def test_show_names_files(ow: Ow, backend: Backend) -> None:

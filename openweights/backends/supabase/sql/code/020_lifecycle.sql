@@ -34,7 +34,8 @@ language sql stable as $$
     select json_build_object(
         'id', r.id, 'job_id', r.job_id, 'worker_id', r.worker_id, 'attempt', r.attempt,
         'status', r.status, 'created_at', r.created_at, 'ended_at', r.ended_at,
-        'error', r.error, 'exit_code', r.exit_code, 'cause', r.cause, 'log_bytes', r.log_bytes)
+        'error', r.error, 'exit_code', r.exit_code, 'cause', r.cause, 'log_bytes', r.log_bytes,
+        'is_given_back', r.is_given_back)
 $$;
 
 create or replace function openweights.lock_job(p_organization uuid, p_job_id text)

@@ -73,6 +73,7 @@ begin
             j := lose_run(j, r, 'release', p_reason);
         else
             r := end_run(r, 'failed', 'release', p_reason);
+            update runs set is_given_back = true where id = r.id;
             j := requeue_job(j, j.lost_attempts);
         end if;
     end if;
