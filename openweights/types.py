@@ -263,6 +263,55 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """Pending jobs that workers may take now, in the order in which they are taken.
+
+    Attributes:
+        total: How many there are.
+        ending: How many of them end: all but deployed models, which have workers of their own.
+        first: Id of the first of those.
+        questions: How many are questions.
+        first_question: Id of the first of those.
+        question_gb: GPU memory that it asks for, in GiB.
+    """
+
+    total: int = 0
+    ending: int = 0
+    first: str | None = None
+    questions: int = 0
+    first_question: str | None = None
+    question_gb: int = 0
+
+    def then(self, job: JobRecord) -> Ahead:
+        """With one more job behind them."""
+        ends, asks = job.type != SERVED, job.is_question
+        is_first_question = asks and self.first_question is None
+        return Ahead(
+            self.total + 1,
+            self.ending + ends,
+            job.id if ends and self.first is None else self.first,
+            self.questions + asks,
+            job.id if is_first_question else self.first_question,
+            job.requires_vram_gb if is_first_question else self.question_gb,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """What there is before a pending job.
+
+    Attributes:
+        needed: Jobs of its `after` that have not ended: id and status.
+        like_it: Other jobs that run with its label.
+        ahead: What workers take before it; nothing while the queue is paused.
+    """
+
+    needed: tuple[tuple[str, JobStatus], ...] = ()
+    like_it: int = 0
+    ahead: Ahead = Ahead()
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A job and the run that was created for it: what `claim_job` hands to a worker."""
 

@@ -27,6 +27,7 @@ from openweights.types import (
     KeyRecord,
     MemberRecord,
     NewKey,
+    QueuePlace,
     QueueState,
     RunRecord,
     RunStatus,
@@ -182,6 +183,12 @@ class Backend(Protocol):
 
         Raises:
             InvalidStateError: It has not ended, or a job that has not ended names it.
+        """
+        ...
+
+    def place_in_queue(self, job: JobRecord | None = None) -> QueuePlace:
+        """What there is before a job, which need not be stored; before one that comes last, if none
+        is given. One question, and the rows of a long queue stay in the store.
         """
         ...
 

@@ -346,7 +346,8 @@ class Jobs:
         """What the job does, with its files uploaded."""
         mounted = self._upload(self.mounted_paths())
         script = self.get_entrypoint(validated)
-        job_id = self.compute_id(validated, mounted, script)
+        folders = self._model_folders(validated)
+        job_id = self.compute_id(validated, mounted, script, folders)
         model = getattr(validated, "model", None)
         validated = self.with_job_id(validated, job_id)
         return JobSpec(
@@ -357,7 +358,7 @@ class Jobs:
                 "validated_params": dumped(validated),
                 "mounted_files": mounted,
                 "cloud_type": cloud_type,
-                **self._model_folders(validated),
+                **folders,
             },
             model=model if isinstance(model, str) else None,
             docker_image=self.image,
@@ -387,11 +388,15 @@ class Jobs:
         validated: BaseModel | Mapping[str, Any],
         mounted_files: Mapping[str, str] | None = None,
         script: str = "",
+        model_folders: Mapping[str, Any] | None = None,
     ) -> str:
         """`<prefix>-<12 hex>[-<job_id_suffix>]` of what the job does, or of a row's contents.
 
         Values left at their defaults are not hashed, so that a parameter that a later version adds
         does not change the ids of the jobs that do not use it.
+
+        Args:
+            model_folders: What lies in the models that are folders, if that has been read.
         """
         if isinstance(validated, Mapping):
             row = {"row": dict(validated), "organization": self.ow.backend.organization_id}
@@ -400,7 +405,7 @@ class Jobs:
             "kind": type(self).__name__,
             "params": dumped(validated, exclude_defaults=True),
             "organization": self.ow.backend.organization_id,
-            **self._model_folders(validated),
+            **(self._model_folders(validated) if model_folders is None else model_folders),
         }
         if self.id_covers_mounts or "id_covers_mounts" not in vars(type(self)):
             content["script"] = script

@@ -18,7 +18,6 @@ from openweights.backends.local.worker_locks import has_lost_its_worker
 from openweights.client.bundle import package_folder
 from openweights.client.watching.notes import tell_last
 from openweights.client.watching.queue import (
-    DueJobs,
     gpu_gb,
     is_answered_apart,
     is_answered_beside,
@@ -52,7 +51,6 @@ class LocalWorkers:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self._backend = backend
-        self._due_jobs = DueJobs(backend)
         self._has_left_standby = False
         self._lanes: dict[Lane, LocalWorker] = {
             "jobs": LocalWorker(settings, "jobs"),
@@ -68,15 +66,16 @@ class LocalWorkers:
         """
         running = self._backend.list_jobs(statuses=["in_progress"], limit=None)
         alive = self._backend.list_workers(statuses=["starting", "active"])
-        due = self._due_jobs()
-        asked = is_answered_beside(due, running, gpu_gb(alive))
+        due = self._backend.place_in_queue().ahead
+        asked = due.questions > 0 and is_answered_beside(due.question_gb, running, gpu_gb(alive))
         # Scripts run by themselves, and what is answered has its worker.
         jobs = [job for job in running if job.type != "script" and not is_answered_apart(job)]
-        jobs += due or self._later_jobs()
-        served = sum(job.type == SERVED for job in jobs)
+        jobs += [] if due.total else self._later_jobs()
+        served = sum(job.type == SERVED for job in jobs) + due.total - due.ending
+        wanted = served < len(jobs) + due.total
         servers = sum(worker.id.startswith(SERVING_PREFIX) for worker in alive)
         answering = sum(worker.id.startswith(ANSWERING_PREFIX) for worker in alive)
-        self._lanes["jobs"].ensure(len(alive) - servers - answering, int(served < len(jobs)))
+        self._lanes["jobs"].ensure(len(alive) - servers - answering, int(wanted))
         self._lanes["servers"].ensure(servers, served)
         self._lanes["questions"].ensure(answering, int(asked))
 

@@ -26,8 +26,6 @@ from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
 from openweights.client.watching.queue import (
-    DueJobs,
-    due_jobs,
     gpu_gb,
     is_answered_apart,
     is_answered_beside,
@@ -43,7 +41,6 @@ from openweights.retry import backoff_s
 from openweights.settings import Settings
 from openweights.types import (
     ANSWERING_PREFIX,
-    SERVED,
     SERVING_PREFIX,
     Claim,
     JobRecord,
@@ -113,7 +110,7 @@ def run_worker(
                 return exit_code
             # A client that saw this worker alive a moment ago has started none. Now that the next
             # client would start one, look once more.
-            if all(job.type == SERVED for job in due_jobs(backend)):
+            if not backend.place_in_queue().ahead.ending:
                 return 0
 
 
@@ -143,7 +140,6 @@ class Worker:
             shutdown,
             self._heartbeat,
         )
-        self._due_jobs = DueJobs(backend)
         self._last_run: int | None = None
         self._keep_days = settings.keep_days
         self._collects_at = -math.inf
@@ -273,9 +269,10 @@ class Worker:
         """
         lane = self._host.settings.lane
         if lane == "questions":
-            due = self._due_jobs()
-            workers = self._backend.list_workers(statuses=["active"])
-            return is_answered_beside(due, self._running(), gpu_gb(workers))
+            ahead = self._backend.place_in_queue().ahead
+            there_gb = gpu_gb(self._backend.list_workers(statuses=["active"]))
+            asks = ahead.questions > 0
+            return asks and is_answered_beside(ahead.question_gb, self._running(), there_gb)
         if lane == "jobs" and self._host.hardware.gpu_count:
             return not any(is_answered_apart(job) for job in self._running())
         return True

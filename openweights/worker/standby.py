@@ -21,7 +21,6 @@ from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import WORKER_LOCK, has_lost_its_worker, is_locked
 from openweights.client.local_worker import open_log, start_worker
-from openweights.client.watching.queue import due_jobs
 from openweights.errors import OpenWeightsError
 from openweights.retry import delays
 from openweights.settings import Settings
@@ -85,7 +84,7 @@ def _waiting(backend: Backend) -> Literal["now", "later", "none"]:
     try:
         backend.list_workers()  # what the dead ones held waits from then on
         # Deployed models have workers of their own, which clients start.
-        if any(job.type != SERVED for job in due_jobs(backend)):
+        if backend.place_in_queue().ahead.ending:
             return "now"
         pending = backend.list_jobs(statuses=["pending"], limit=None)
         return "later" if any(job.type != SERVED for job in pending) else "none"

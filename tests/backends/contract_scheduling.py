@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openweights.backends.base import Backend
-from openweights.client.watching.queue import due_jobs, in_order
+from openweights.client.watching.queue import QueueView, in_order, waits_for
 from openweights.errors import InvalidInputError, InvalidStateError
-from openweights.types import MOST_QUESTIONS, QUESTION_PRIORITY, QueueState, Retry, WorkerSpec
+from openweights.types import (
+    MOST_QUESTIONS,
+    QUESTION_PRIORITY,
+    SERVED,
+    Ahead,
+    JobRecord,
+    QueuePlace,
+    QueueState,
+    Retry,
+    WorkerSpec,
+)
 from tests.backends.steps import NOW, Contract, claim, draft, spec, start
 
 
@@ -190,6 +200,7 @@ class SchedulingContract(Contract):
         paused = backend.set_paused(True)
         assert paused.paused_at is not None
         assert backend.set_paused(True) == paused == backend.queue_state()
+        assert backend.place_in_queue() == QueuePlace(), "none may be taken"
         assert backend.claim_job("w1") == held, "what runs goes on"
         assert backend.heartbeat("w1", held.run.id) == "continue"
         backend.finish_run(held.run.id, 1, "completed")
@@ -378,9 +389,9 @@ class SchedulingContract(Contract):
                 job |= {"not_before": None if shift is None else now + timedelta(seconds=shift)}
                 backend.submit_job(spec(f"{mark}-{number}", **job))
             for number in range(len(jobs) + 1):
-                expected = in_order(due_jobs(backend))
+                expected = self.check_places(backend)
                 worker = f"{mark}-w{number}"
-                backend.register_worker(WorkerSpec(worker))
+                backend.register_worker(WorkerSpec(worker, vram_gb=80, gpu_count=1))
                 got = backend.claim_job(worker)
                 assert (got and got.job.id) == (expected[0].id if expected else None)
                 if got is not None and number % 2:
@@ -390,6 +401,23 @@ class SchedulingContract(Contract):
                     backend.cancel_job(job.id)
 
         check()
+
+    def check_places(self, backend: Backend) -> list[JobRecord]:
+        """The pending jobs that may be taken now, in order, by what clients are told of each; the
+        store says the same of one job as of all of them.
+        """
+        for is_remote in (False, True):
+            view = QueueView.read(backend, is_remote=is_remote)
+            reasons = view.reasons(job.id for job in view.pending)
+            each = {job.id: waits_for(backend, job, is_remote=is_remote) for job in view.pending}
+            assert each == reasons
+        due = [job for job in in_order(view.pending) if reasons[job.id].startswith("for a worker")]
+        ahead = Ahead()
+        for job in due:
+            assert backend.place_in_queue(job).ahead == ahead
+            ahead = ahead.then(job)
+        assert backend.place_in_queue() == QueuePlace(ahead=ahead)
+        return due
 
     def test_no_order_of_changes_leaves_a_job_stuck(self, backend: Backend) -> None:
         @settings(max_examples=self.max_examples // 2, database=None)
@@ -428,7 +456,9 @@ _waiting = st.lists(
             "shift": st.sampled_from([None, None, -100, 100]),
             "label": st.sampled_from("ab"),
             "max_running": st.sampled_from([None, None, 1, 2]),
-            "priority": st.integers(0, 1),
+            "priority": st.sampled_from([0, 0, 1, QUESTION_PRIORITY]),
+            "type": st.sampled_from(["custom", "inference", SERVED]),
+            "requires_vram_gb": st.sampled_from([0, 24]),
             "after": st.lists(st.integers(0, 4), max_size=1),
         }
     ),

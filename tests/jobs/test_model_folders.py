@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,25 @@ def _ids(ow: OpenWeights, kinds: dict[str, dict[str, Any]], folder: str) -> dict
         named = {"models": [folder]} if name == "evaluate" else {"model": folder}
         found[name] = kind.compute_id(kind.validate({**given, **named}))
     return found
+
+
+def test_a_folder_is_read_once_for_a_job(ow: OpenWeights, model: Path) -> None:
+    """It is the same for the job's id and for what the job is checked against when it runs."""
+    part = model / "other.safetensors"
+    part.write_bytes(b"nobody else reads it")
+    reads: list[str] = []
+
+    def note(event: str, args: tuple[object, ...]) -> None:
+        if event == "open" and str(args[0]) == str(part):
+            reads.append(event)
+
+    sys.addaudithook(note)
+    talk = _file(ow, TALK, "conversations")
+    spec = ow.logprob.prepare(model=str(model), dataset=talk)
+    assert len(reads) == 1
+    folder_state(model)
+    assert len(reads) == 2, "the control"
+    assert spec.params["model_folders"] == folder_states([str(model)])
 
 
 def test_what_counts_of_a_folder(tmp_path: Path) -> None:

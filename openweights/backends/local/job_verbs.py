@@ -12,13 +12,24 @@ from openweights.backends.local.store import Store, find, matching, note
 from openweights.backends.values import check_number, readable
 from openweights.errors import InvalidStateError
 from openweights.json_values import cleaned, contains
-from openweights.types import JOB_STATUSES, AuditRecord, JobRecord, JobSpec, JobStatus, QueueState
+from openweights.types import (
+    ENDED,
+    JOB_STATUSES,
+    AuditRecord,
+    JobRecord,
+    JobSpec,
+    JobStatus,
+    QueuePlace,
+    QueueState,
+)
 
 _SYNCED = (
     *("docker_image", "requires_vram_gb", "allowed_hardware", "bundle_file", "params"),
     *("after", "not_before", "label", "max_running"),
     *("max_duration_s", "stall_timeout_s", "retry"),
 )
+
+_LIKE_IT = "SELECT count(*) FROM jobs WHERE label = ? AND status = 'in_progress' AND id != ?"
 
 
 class JobVerbs(Store):
@@ -128,6 +139,18 @@ class JobVerbs(Store):
             note(db, "job.timeout", job_id, now, timeout_at=until)
             return self._job(db, job_id)
 
+    def place_in_queue(self, job: JobRecord | None = None) -> QueuePlace:
+        with self._read() as db:
+            now = self._now()
+            if job is None:
+                return QueuePlace(ahead=lifecycle.ahead_of(db, None, 0, 0, now))
+            created_at = records.to_micros(job.created_at)
+            return QueuePlace(
+                _unfinished(db, job),
+                db.execute(_LIKE_IT, (job.label, job.id)).fetchone()[0],
+                lifecycle.ahead_of(db, job.id, job.priority, created_at, now),
+            )
+
     def queue_state(self) -> QueueState:
         with self._read() as db:
             return records.queue_state(lifecycle.queue(db))
@@ -162,6 +185,13 @@ def _queue_again(db: sqlite3.Connection, job_id: str, now: int) -> None:
     _update_job(db, job_id, {"retries": 0}, now)
     lifecycle.requeue_job(db, job_id, 0, now)
     dependencies.revive_dependents(db, job_id, now)
+
+
+def _unfinished(db: sqlite3.Connection, job: JobRecord) -> tuple[tuple[str, JobStatus], ...]:
+    """Those that it waits for."""
+    query = "SELECT status FROM jobs WHERE id = ?"
+    rows = ((needed, db.execute(query, (needed,)).fetchone()) for needed in job.after)
+    return tuple((id, row[0]) for id, row in rows if row and row[0] not in ENDED and id != job.id)
 
 
 def _last_run(db: sqlite3.Connection, job_id: str) -> int:

@@ -26,7 +26,7 @@ from openweights.backends.scheduling import pause_before_retry
 from openweights.backends.values import MOST_TEXT
 from openweights.errors import FencedError, NotFoundError
 from openweights.json_values import storable
-from openweights.types import MOST_QUESTIONS, QUESTION_PRIORITY, SERVED, Instruction, Lane
+from openweights.types import MOST_QUESTIONS, QUESTION_PRIORITY, SERVED, Ahead, Instruction, Lane
 
 _RUN_WITH_JOB = """
     SELECT runs.*, jobs.status AS job_status, jobs.attempts AS job_attempts,
@@ -37,17 +37,31 @@ _RUN_WITH_JOB = """
 """
 _IS_QUESTION = f"(jobs.type = 'inference' AND jobs.priority >= {QUESTION_PRIORITY})"
 # Named, because the planner cannot know how few jobs wait and would sort them all.
-_NEXT_JOB = (
-    f"SELECT *, {_IS_QUESTION} AS is_question "
-    "FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
-    "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
-    f"AND (:questions IS NULL OR {_IS_QUESTION} = :questions) "
+_PENDING = "FROM jobs INDEXED BY jobs_pending WHERE status = 'pending' "
+_MAY_RUN = (
     "AND (after IS NULL OR NOT EXISTS (SELECT 1 FROM json_each(jobs.after) "
     "JOIN jobs AS needed ON needed.id = value WHERE needed.status != 'completed')) "
     "AND (not_before IS NULL OR not_before <= :now) "
     "AND (max_running IS NULL OR max_running > (SELECT count(*) FROM jobs AS others "
     "WHERE others.label = jobs.label AND others.status = 'in_progress')) "
-    "ORDER BY priority DESC, created_at, seq LIMIT 1"
+)
+_NEXT_JOB = (
+    f"SELECT *, {_IS_QUESTION} AS is_question {_PENDING}"
+    "AND (:lane IS NULL OR (type = :served) = (:lane = 'servers')) "
+    f"AND (:questions IS NULL OR {_IS_QUESTION} = :questions) "
+    f"{_MAY_RUN} ORDER BY priority DESC, created_at, seq LIMIT 1"
+)
+_AHEAD = (
+    f"{_PENDING}{_MAY_RUN} AND (:id IS NULL OR id != :id "
+    "AND (-priority, created_at, id) < (-:priority, :created_at, :id)) "
+)
+_AHEAD_COUNTED = (
+    "SELECT count(*) AS total, count(*) FILTER (WHERE type != :served) AS ending, "
+    f"count(*) FILTER (WHERE {_IS_QUESTION}) AS questions {_AHEAD}"
+)
+_AHEAD_FIRST = (
+    f"SELECT id, requires_vram_gb {_AHEAD} AND type != :served "
+    f"AND {_IS_QUESTION} >= :questions ORDER BY priority DESC, created_at, id LIMIT 1"
 )
 # Only among the newest runs: what a worker has done is not found by an index.
 _QUESTIONS_ON_END = (
@@ -90,6 +104,27 @@ def next_job(
     if on_end < MOST_QUESTIONS:
         return found
     return db.execute(_NEXT_JOB, {**values, "questions": 0}).fetchone() or found
+
+
+def ahead_of(
+    db: sqlite3.Connection, job_id: str | None, priority: int, created_at: int, now: int
+) -> Ahead:
+    """What workers take before a job; before one that comes last where `job_id` is None."""
+    if queue(db)["paused_at"] is not None:
+        return Ahead()
+    values = {"id": job_id, "priority": priority, "created_at": created_at}
+    values |= {"served": SERVED, "now": now}
+    counts = db.execute(_AHEAD_COUNTED, values).fetchone()
+    first, question = (
+        db.execute(_AHEAD_FIRST, {**values, "questions": only}).fetchone() if counts[name] else None
+        for only, name in enumerate(("ending", "questions"))
+    )
+    return Ahead(
+        **dict(counts),
+        first=first and first["id"],
+        first_question=question and question["id"],
+        question_gb=question["requires_vram_gb"] if question else 0,
+    )
 
 
 def queue(db: sqlite3.Connection) -> sqlite3.Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -38,8 +38,11 @@ def columns(record: type[_Dataclass]) -> str:
 
 
 def from_row(record: type[R], row: Row) -> R:
-    """A record from a row, or from what a function returned."""
-    return record(**{f.name: _value(f.name, row[f.name]) for f in fields(record)})
+    """A record from a row, or from what a function returned. What a project of a version before
+    does not tell of is as it is by default.
+    """
+    told = [f for f in fields(record) if f.name in row or f.default is MISSING]
+    return record(**{f.name: _value(f.name, row[f.name]) for f in told})
 
 
 def from_rows(record: type[R], rows: Iterable[Row]) -> list[R]:

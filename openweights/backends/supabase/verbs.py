@@ -42,6 +42,7 @@ from openweights.errors import (
 )
 from openweights.json_values import contains, storable
 from openweights.types import (
+    Ahead,
     AuditRecord,
     Claim,
     EventDraft,
@@ -51,6 +52,7 @@ from openweights.types import (
     JobRecord,
     JobSpec,
     JobStatus,
+    QueuePlace,
     QueueState,
     RunRecord,
     RunStatus,
@@ -60,6 +62,7 @@ from openweights.types import (
 )
 
 _UPLOADS = 3
+_RUN = "*"  # whatever there is of it: a project may be of a version before
 
 
 class FileVerbs(Project):
@@ -209,6 +212,15 @@ class JobVerbs(Project):
         moment = None if timeout_at is None else moment_text(timeout_at)
         return from_row(JobRecord, self.rpc("set_timeout", job_id=job_id, timeout_at=moment))
 
+    def place_in_queue(self, job: JobRecord | None = None) -> QueuePlace:
+        asked = None
+        if job is not None:
+            asked = {"id": job.id, "priority": job.priority, "label": job.label}
+            asked |= {"created_at": moment_text(job.created_at), "after": list(job.after)}
+        found = self.rpc("place_in_queue", job=asked)
+        needed = tuple((id, status) for id, status in found["needed"])
+        return QueuePlace(needed, found["like_it"], from_row(Ahead, found["ahead"]))
+
     def queue_state(self) -> QueueState:
         return from_row(QueueState, self.rpc("queue_state"))
 
@@ -233,7 +245,7 @@ class RunVerbs(JobVerbs):
     """The part of `Backend` about runs, events and logs."""
 
     def get_run(self, run_id: int) -> RunRecord:
-        rows = self._rows("runs", columns(RunRecord), lambda query: query.eq("id", run_id))
+        rows = self._rows("runs", _RUN, lambda query: query.eq("id", run_id))
         return from_row(RunRecord, _one(rows, f"run {run_id}"))
 
     def list_runs(
@@ -251,7 +263,7 @@ class RunVerbs(JobVerbs):
             return query.match(given) if given else query
 
         found: list[RunRecord] = []
-        for page in self._pages("runs", columns(RunRecord), narrow, after=None, descending=True):
+        for page in self._pages("runs", _RUN, narrow, after=None, descending=True):
             found.extend(from_rows(RunRecord, page))
             if limit is not None and len(found) >= limit:
                 break
@@ -268,7 +280,7 @@ class RunVerbs(JobVerbs):
 
     def start_script_run(self, spec: JobSpec) -> Claim:
         def look() -> Mapping[str, Row] | None:
-            rows = self._rows("runs", columns(RunRecord), lambda query: query.eq("job_id", spec.id))
+            rows = self._rows("runs", _RUN, lambda query: query.eq("job_id", spec.id))
             jobs = self._rows("jobs", columns(JobRecord), lambda query: query.eq("id", spec.id))
             return {"job": jobs[0], "run": rows[0]} if jobs and rows else None
 

@@ -111,7 +111,7 @@ def make_plan(ow: OpenWeights, spec: JobSpec) -> Plan:
     return Plan(
         job_id=job.id,
         status=existing and existing.status,
-        jobs_before=len(before),
+        jobs_before=before,
         waits_for=waits,
         offers=offers,
         reason=reason,

@@ -145,7 +145,7 @@ def state_of(
 
     Args:
         progress: As `read_progress` has it; None to read it here.
-        queue: As `waits_for` has it; None to read it here, for which the whole queue is read.
+        queue: As `waits_for` has it; None to read it here.
     """
     progress = progress or read_progress(backend, job)
     if queue is None:

@@ -193,10 +193,15 @@ class Api(Jobs):
             pinned_model(self.ow, adapter)
 
     def compute_id(
-        self, validated: BaseModel, mounted_files: Mapping[str, str] | None = None, script: str = ""
+        self,
+        validated: BaseModel,
+        mounted_files: Mapping[str, str] | None = None,
+        script: str = "",
+        model_folders: Mapping[str, Any] | None = None,
     ) -> str:
         """As `Jobs.compute_id`; the key is no part of what is served."""
-        return super().compute_id(validated.model_copy(update={"api_key": None}))
+        without_key = validated.model_copy(update={"api_key": None})
+        return super().compute_id(without_key, model_folders=model_folders)
 
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the model's size."""

@@ -99,6 +99,8 @@ FUNCTIONS: list[tuple[str, Parameters, tuple[str, str, str, str, str]]] = [
     ("set_retention", _fixed(log_limit_mb=8, keep_days=None), (OK, NO, NO, NO, OK)),
     ("store_sizes", _fixed(), (OK, OK, NO, NO, OK)),
     ("queue_state", _fixed(), (OK, OK, NO, NO, OK)),
+    ("place_in_queue", _fixed(), (OK, OK, NO, NO, OK)),
+    ("place_in_queue", _fixed(job={"id": "x", "after": ["held"]}), (OK, OK, NO, NO, OK)),
     ("set_paused", _fixed(is_paused=True), (OK, NO, NO, NO, OK)),
     ("set_max_duration", _fixed(seconds=5), (OK, NO, NO, NO, OK)),
     ("touch_run", _run("held"), (OK, NO, OK, NO, NONE)),

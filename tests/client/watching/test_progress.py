@@ -21,7 +21,7 @@ from openweights.client.watching.progress import (
     open_display,
 )
 from openweights.client.watching.queue import waits_in_project, waits_on_this_machine
-from openweights.types import EventRecord, JobRecord
+from openweights.types import Ahead, EventRecord, JobRecord
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -351,26 +351,29 @@ def test_what_a_job_waits_for() -> None:
     )
     a, b = replace(job, id="ftjob-a", status="in_progress"), replace(job, id="ftjob-b")
     served = replace(a, id="apijob-a", type="api")
-    assert waits_on_this_machine(job, [], []) == "for its worker, which is starting"
-    assert waits_on_this_machine(job, [a], []) == "behind ftjob-a"
-    assert waits_on_this_machine(job, [a], [b]) == "behind ftjob-a and 1 more"
+    nobody, one = Ahead(), Ahead().then(b)
+    assert waits_on_this_machine(job, [], nobody) == "for its worker, which is starting"
+    assert waits_on_this_machine(job, [a], nobody) == "behind ftjob-a"
+    assert waits_on_this_machine(job, [a], one) == "behind ftjob-a and 1 more"
     # A script holds no worker, and a model that is served has its own.
-    assert waits_on_this_machine(job, [replace(a, type="script")], [b]) == "behind ftjob-b"
-    assert waits_on_this_machine(job, [served], []) == "for its worker, which is starting"
-    assert waits_on_this_machine(job, [served], [served, b]) == "behind ftjob-b"
-    assert waits_on_this_machine(served, [a], [b]) == "for its worker, which is starting"
+    assert waits_on_this_machine(job, [replace(a, type="script")], one) == "behind ftjob-b"
+    assert waits_on_this_machine(job, [served], nobody) == "for its worker, which is starting"
+    assert waits_on_this_machine(job, [served], nobody.then(served).then(b)) == "behind ftjob-b"
+    assert waits_on_this_machine(served, [a], one) == "for its worker, which is starting"
     # A question goes beside what runs where the GPU has room for both, and there always: memory of
     # the machine itself it waits for when it runs.
     asked = replace(a, id="inferencejob-a", type="inference", priority=1000, status="pending")
-    assert waits_on_this_machine(asked, [a], [], 125.0) == "for its worker, which is starting"
-    assert waits_on_this_machine(asked, [a], [], 125.0, 48) == "for its worker, which is starting"
-    full = "behind ftjob-a (2m05s left): together they need 48 GB of a GPU with 47"
-    assert waits_on_this_machine(asked, [a], [], 125.0, 47) == full
+    assert waits_on_this_machine(asked, [a], nobody, 125.0) == "for its worker, which is starting"
     assert (
-        waits_on_this_machine(job, [a], [b], 125.0, 47) == "behind ftjob-a (2m05s left) and 1 more"
+        waits_on_this_machine(asked, [a], nobody, 125.0, 48) == "for its worker, which is starting"
+    )
+    full = "behind ftjob-a (2m05s left): together they need 48 GB of a GPU with 47"
+    assert waits_on_this_machine(asked, [a], nobody, 125.0, 47) == full
+    assert (
+        waits_on_this_machine(job, [a], one, 125.0, 47) == "behind ftjob-a (2m05s left) and 1 more"
     )
     other = replace(asked, id="inferencejob-b", status="in_progress", worker_id="answers-1")
-    assert waits_on_this_machine(asked, [a, other], [b], None, 72) == "behind inferencejob-b"
-    assert waits_in_project(job, []) == "for a worker with 24 GB of GPU memory (ALL)"
+    assert waits_on_this_machine(asked, [a, other], one, None, 72) == "behind inferencejob-b"
+    assert waits_in_project(job, nobody) == "for a worker with 24 GB of GPU memory (ALL)"
     named = replace(job, allowed_hardware=("1x H200", "2x H100S"))
-    assert waits_in_project(named, [b]) == "for 1x H200 or 2x H100S (ALL), 1 before it"
+    assert waits_in_project(named, one) == "for 1x H200 or 2x H100S (ALL), 1 before it"

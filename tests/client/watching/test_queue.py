@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,11 +18,12 @@ from hypothesis import strategies as st
 from openweights.backends.base import Backend
 from openweights.backends.local.backend import LocalBackend
 from openweights.client.watching.queue import (
-    DueJobs,
+    Machine,
     QueueView,
-    due_jobs,
     free_lanes,
     in_order,
+    place_in_queue,
+    waits_for,
     waits_on_this_machine,
 )
 from openweights.client.watching.waiting import state_of, states_of
@@ -29,6 +32,7 @@ from openweights.types import (
     QUESTION_PRIORITY,
     SERVED,
     SERVING_PREFIX,
+    Ahead,
     JobRecord,
     QueueState,
     WorkerRecord,
@@ -63,13 +67,11 @@ def jobs(draw: st.DrawFn, name: str) -> JobRecord:
 def queues(draw: st.DrawFn) -> QueueView:
     every = [draw(jobs(name)) for name in NAMES]
     return QueueView(
-        [job for job in every if job.status == "in_progress"],
+        running := [job for job in every if job.status == "in_progress"],
         [job for job in every if job.status == "pending"],
         QueueState(paused_at=draw(st.sampled_from([None, None, NOW]))),
         NOW,
-        is_remote=draw(st.booleans()),
-        left_s=draw(st.sampled_from([None, 60.0])),
-        there_gb=draw(st.sampled_from([0, 30])),
+        draw(st.sampled_from([None, Machine(running), Machine(running, 60.0, 30)])),
     )
 
 
@@ -83,20 +85,20 @@ def test_a_worker_that_is_there_is_not_said_to_start() -> None:
     long = replace(job, id="ftjob-b", status="in_progress", worker_id="worker-1")
     now, starts = "for its worker, which takes it now", "for its worker, which is starting"
     for waiting, running in ((job, []), (served, [long]), (asked, [long])):
-        assert waits_on_this_machine(waiting, running, [], free=free) == now
-        assert waits_on_this_machine(waiting, running, []) == starts, "nobody is there"
+        assert waits_on_this_machine(waiting, running, Ahead(), free=free) == now
+        assert waits_on_this_machine(waiting, running, Ahead()) == starts, "nobody is there"
     # One that holds a job is not free, and one of another lane is no help.
     assert free_lanes(workers, [long]) == {"servers", "questions"}
-    assert waits_on_this_machine(job, [], [], free=free_lanes(workers, [long])) == starts
+    assert waits_on_this_machine(job, [], Ahead(), free=free_lanes(workers, [long])) == starts
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # where others compute, too
 @given(queues(), st.integers(0, 6))
 def test_the_first_of_a_queue_wait_for_what_each_waits_for(queue: QueueView, most: int) -> None:
+    each = {job.id: queue.reasons([job.id])[job.id] for job in queue.pending}
     first = in_order(queue.pending)[:most]
-    assert queue.first_reasons(most) == {job.id: queue.place(job)[1] for job in first}
-    last = {job.id for job in queue.pending[most:]}
-    assert queue.reasons(last) == {j.id: queue.place(j)[1] for j in queue.pending if j.id in last}
+    assert queue.first_reasons(most) == {job.id: each[job.id] for job in first}
+    assert queue.reasons(each) == each
 
 
 class Counting:
@@ -127,26 +129,55 @@ def test_a_long_queue_is_read_once_for_all_that_is_shown(long_queue: Any) -> Non
     shown = long_queue.list_jobs(limit=20)
     long_queue.read = 0
     states = states_of(long_queue, shown, is_remote=False)
-    assert long_queue.read == LONG
-    control = {job.id: state_of(long_queue, job, is_remote=False) for job in shown}
-    assert states == control and long_queue.read == LONG + 20 * LONG
+    assert long_queue.read == LONG, "the control of the next test, too"
+    assert states == {job.id: state_of(long_queue, job, is_remote=False) for job in shown}
 
 
-def test_what_is_due_in_a_long_queue_is_not_read_whole_at_each_look(long_queue: Any) -> None:
-    look = DueJobs(long_queue)
-    assert len(look()) == LONG
-    long_queue.read = 0
-    long_queue.submit_job(spec("last"))
-    assert "last" in {job.id for job in look()}
-    assert long_queue.read < LONG
-    due_jobs(long_queue)
-    assert long_queue.read > LONG  # the control reads them all
+def test_of_a_long_queue_no_job_is_read_for_one_of_them(long_queue: Any) -> None:
+    """What `ow show` and `job.wait` say of a job, and whether a worker has to be started."""
+    last = long_queue.get_job(f"job-{LONG - 1}")
+    words = f"behind job-0 and {LONG - 2} more"
+    assert state_of(long_queue, last, is_remote=False) == words
+    assert (
+        waits_for(long_queue, last, is_remote=True)
+        == f"for a worker (SECURE), {LONG - 1} before it"
+    )
+    assert place_in_queue(long_queue, last, is_remote=False) == (LONG - 1, words)
+    assert long_queue.place_in_queue().ahead.total == LONG
+    assert long_queue.read == 0
 
 
-def test_a_short_queue_is_read_whole(tmp_path: Path) -> None:
-    with closing(LocalBackend(tmp_path)) as backend:
-        look = DueJobs(backend)
-        assert look() == []
-        backend.submit_job(spec("job-1"))
-        backend.submit_job(spec("job-2", after=("job-1",)))
-        assert [job.id for job in look()] == [job.id for job in due_jobs(backend)] == ["job-1"]
+def calls(of: Callable[[], object]) -> int:
+    """How many calls, and steps of generators, it takes."""
+    count = 0
+
+    def note(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        of()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("machine", [None, Machine()], ids=["project", "machine"])
+def test_what_all_wait_for_takes_as_long_for_each_however_many_there_are(
+    machine: Machine | None,
+) -> None:
+    def view(count: int) -> QueueView:
+        pending = [
+            JobRecord(f"job-{number}", "custom", "", {}, created_at=NOW) for number in range(count)
+        ]
+        return QueueView([], pending, QueueState(), NOW, machine)
+
+    def one_by_one(queue: QueueView) -> None:
+        for job in queue.pending:
+            queue.reasons([job.id])
+
+    few, many = view(100), view(200)
+    ids = [job.id for job in many.pending]
+    assert calls(lambda: many.reasons(ids)) < 2.2 * calls(lambda: few.reasons(ids[:100]))
+    assert calls(lambda: one_by_one(many)) > 3 * calls(lambda: one_by_one(few)), "the control"

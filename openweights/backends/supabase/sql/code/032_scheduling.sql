@@ -254,6 +254,54 @@ begin
     return queue_json(me.organization_id);
 end $$;
 
+-- What there is before a job, of which `p_job` has id, priority, created_at, label and after; before one
+-- that comes last, if it is null. Rows are counted here, so that a long queue need not travel.
+create or replace function public.place_in_queue(p_job jsonb default null) returns jsonb
+language plpgsql security definer set search_path = openweights, public, pg_temp
+set enable_seqscan = off as $$
+declare
+    me api_keys := openweights.caller('admin', 'member');
+    o organizations;
+    asked jobs := jsonb_populate_record(null::jobs, coalesce(p_job, '{}'));
+    ahead jsonb;
+begin
+    select * into o from organizations where id = me.organization_id;
+    select jsonb_build_object(
+            'total', count(*), 'ending', count(*) filter (where ends),
+            'first', (array_agg(id order by priority desc, created_at, id) filter (where ends))[1],
+            'questions', count(*) filter (where asks),
+            'first_question', (array_agg(id order by priority desc, created_at, id) filter (where asks))[1],
+            'question_gb', coalesce((array_agg(requires_vram_gb order by priority desc, created_at, id)
+                filter (where asks))[1], 0))
+    into ahead
+    from (
+        select j.id::text collate "C" as id, j.priority, j.created_at, j.requires_vram_gb,
+            j.type <> 'api' as ends, is_question(j.type, j.priority) as asks
+        from jobs j left join (
+            select label, count(*) as running from jobs
+            where organization_id = o.id and status = 'in_progress' and label is not null
+            group by label
+        ) others using (label)
+        where j.organization_id = o.id and j.status = 'pending' and o.paused_at is null
+            and (p_job is null or j.id <> asked.id and (-j.priority, j.created_at, j.id::text collate "C")
+                < (-asked.priority, asked.created_at, asked.id::text collate "C"))
+            and (j.not_before is null or j.not_before <= now())
+            and (j.after is null or are_completed(j.organization_id, j.after))
+            and (j.max_running is null or j.max_running > coalesce(others.running, 0))
+    ) due;
+    return jsonb_build_object(
+        'ahead', ahead,
+        'like_it', (
+            select count(*) from jobs
+            where organization_id = o.id and label = asked.label and status = 'in_progress'
+                and id <> asked.id),
+        'needed', coalesce((
+            select jsonb_agg(jsonb_build_array(j.id, j.status) order by array_position(asked.after, j.id::text))
+            from jobs j
+            where j.organization_id = o.id and j.id = any (asked.after) and j.id <> asked.id
+                and j.status in ('pending', 'in_progress')), '[]'));
+end $$;
+
 -- While it is paused no worker gets a new job, and no pod is started.
 create or replace function public.set_paused(p_is_paused boolean) returns jsonb
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$

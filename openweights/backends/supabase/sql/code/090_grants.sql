@@ -41,6 +41,7 @@ grant execute on function public.submit_job to anon, authenticated;
 grant execute on function public.cancel_job to anon, authenticated;
 grant execute on function public.restart_job to anon, authenticated;
 grant execute on function public.set_timeout to anon, authenticated;
+grant execute on function public.place_in_queue to anon, authenticated;
 grant execute on function public.queue_state to anon, authenticated;
 grant execute on function public.set_paused to anon, authenticated;
 grant execute on function public.set_max_duration to anon, authenticated;
