@@ -75,7 +75,7 @@ def text_prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         ValueError: It is no text.
     """
     begins = not is_begun(tokenizer, text)
-    ids = list(tokenised(tokenizer, text, add_special_tokens=begins)["input_ids"])
+    ids: list[int] = tokenised(tokenizer, text, add_special_tokens=begins).ids
     ends = ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(str(tokenizer.eos_token))
     return ids[:-1] if ends and len(ids) > 1 else ids
 

@@ -12,7 +12,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ READ_OTHERWISE = "the tokenizer reads some of what is not learned otherwise than
 
 _KEEP_TO_THEMSELVES = ("\n", ".", "a", "0")  # one of them no text begins with
 _SHOWN = 24  # characters of a text that is read as another
+_start = itemgetter(0)  # of a token's place
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -39,7 +41,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         ValueError: The model's weights lack one.
     """
-    ids = list(tokenised(tokenizer, text, add_special_tokens=False)["input_ids"])
+    ids: list[int] = tokenised(tokenizer, text, add_special_tokens=False).ids
     check_weights(tokenizer, ids)
     return ids
 
@@ -50,18 +52,53 @@ def is_begun(tokenizer: Any, text: str) -> bool:
     return bool(begin) and text.startswith(str(begin))
 
 
-def tokenised(tokenizer: Any, text: str, **asked: bool) -> Any:
-    """What a tokenizer gives for a text.
+class _Ids(NamedTuple):
+    """What a tokenizer gives that is none of the tokenizers' library."""
+
+    ids: list[int]
+
+
+def tokenised(tokenizer: Any, text: str, *, add_special_tokens: bool) -> Any:
+    """What the tokenizers' library gives for a text, however long: `ids`, `offsets` and
+    `special_tokens_mask` of its tokens.
 
     Raises:
         ValueError: It is no text.
     """
     try:
-        return tokenizer(text, **asked)
+        if _is_usual(type(tokenizer)):
+            # Without transformers between them it takes half the time.
+            return _backend(tokenizer).encode(text, add_special_tokens=add_special_tokens)
+        # It would say that the text is longer than the model takes, which is told in our words.
+        found = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
     except (TypeError, UnicodeEncodeError):
         raise ValueError(
             "holds half a surrogate pair, which no tokenizer reads; write the whole character"
         ) from None
+    encodings = getattr(found, "encodings", None)
+    return encodings[0] if encodings else _Ids(list(found["input_ids"]))
+
+
+@lru_cache(maxsize=64)
+def _is_usual(kind: type) -> bool:
+    """Whether tokenizers of a class give a text to the tokenizers' library as it is."""
+    from transformers import PreTrainedTokenizerFast as Usual
+
+    steps = ("__call__", "_encode_plus")
+    same = all(getattr(kind, step, None) is getattr(Usual, step) for step in steps)
+    return same and not hasattr(kind, "_switch_to_input_mode")
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The library's own tokenizer, as transformers sets it for a text that is not cut."""
+    backend, whole = tokenizer.backend_tokenizer, tokenizer.split_special_tokens
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != whole:
+        backend.encode_special_tokens = whole
+    return backend
 
 
 def tokens_of(
@@ -92,8 +129,7 @@ def tokens_of(
 
 def _crossed(cuts: Sequence[int], offsets: Offsets) -> list[int]:
     """Those of the cuts that lie within a token."""
-    starts = [start for start, _ in offsets]
-    within = ((cut, bisect_right(starts, cut) - 1) for cut in cuts)
+    within = ((cut, bisect_right(offsets, cut, key=_start) - 1) for cut in cuts)
     return [cut for cut, at in within if at >= 0 and offsets[at][0] < cut < offsets[at][1]]
 
 
@@ -107,7 +143,7 @@ def _part_tokens(tokenizer: Any, text: str, *, continues: bool) -> tuple[list[in
     if continues and _puts_a_space(tokenizer):
         for character in _KEEP_TO_THEMSELVES:
             ids, offsets = _with_places(tokenizer, character + text)
-            first = bisect_left([start for start, _ in offsets], 1)
+            first = bisect_left(offsets, 1, key=_start)
             if not first or offsets[first - 1][1] == 1:
                 return ids[first:], [(start - 1, stop - 1) for start, stop in offsets[first:]]
     return _with_places(tokenizer, text)
@@ -115,8 +151,8 @@ def _part_tokens(tokenizer: Any, text: str, *, continues: bool) -> tuple[list[in
 
 def _with_places(tokenizer: Any, text: str) -> tuple[list[int], Offsets]:
     # The template wrote the special tokens that the model wants; more would double them.
-    encoding = tokenised(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoding["input_ids"]), list(encoding["offset_mapping"])
+    encoding = tokenised(tokenizer, text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
 
 
 @lru_cache(maxsize=16)
@@ -171,10 +207,10 @@ def compare_read(
         return set()
     habits = _habits(tokenizer)
     notes = set(habits)
-    starts = [start for start, _ in offsets]
     borders = {stop for _, stop in offsets} & {stop for _, stop in learned} | {0, *cuts, len(text)}
     for start, stop in pairwise(sorted(borders)):
-        inside = ids[bisect_left(starts, start) : bisect_left(starts, stop)]
+        first, behind = (bisect_left(offsets, at, key=_start) for at in (start, stop))
+        inside = ids[first:behind]
         said, read = text[start:stop], _decoded(tokenizer, inside)
         problem = _difference(said, read, habits)
         if problem and any(a < stop and start < b for a, b in learned):

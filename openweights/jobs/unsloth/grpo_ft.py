@@ -6,7 +6,6 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -19,7 +18,7 @@ from openweights.jobs.unsloth.config.grpo_fields import (
     RewardChoice,
     reward_choices,
 )
-from openweights.jobs.unsloth.config.rows import check_prompt_count, prompts_in_step
+from openweights.jobs.unsloth.config.rows import Row, check_prompt_count, prompts_in_step
 from openweights.jobs.unsloth.grpo.advantages import FailedRewards
 from openweights.jobs.unsloth.grpo.data import grpo_rows
 from openweights.jobs.unsloth.grpo.judge_parsing import JudgeLimits, JudgeQuestion
@@ -49,8 +48,8 @@ def grpo_train(
     config: TrainingConfig,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    train_rows: list[dict[str, Any]],
-    test_rows: list[dict[str, Any]] | None,
+    train_rows: Sequence[Row],
+    test_rows: Sequence[Row] | None,
     *,
     fetch: Fetch,
     log_event: LogEvent,

@@ -44,7 +44,8 @@ from openweights.generation.engine import GenerationEngine
 from openweights.generation.params import SamplingParams
 from openweights.generation.transformers_engine import TransformersEngine
 from openweights.jobs.unsloth.config.demonstrations import SHOWINGS, Showing, showings
-from openweights.jobs.unsloth.data import sft_examples
+from openweights.jobs.unsloth.config.rows import Row
+from openweights.jobs.unsloth.data import learned_rows
 from openweights.jobs.unsloth.distillation.following import DistanceToBase, GateFollower
 from openweights.jobs.unsloth.distillation.gate import (
     Gate,
@@ -406,8 +407,8 @@ def sdft_train(
     config: TrainingConfig,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    train_rows: list[dict[str, Any]],
-    test_rows: list[dict[str, Any]] | None,
+    train_rows: Sequence[Row],
+    test_rows: Sequence[Row] | None,
     *,
     callbacks: Sequence[TrainerCallback] = (),
     resume_from: str | None = None,
@@ -492,8 +493,9 @@ def _follow(
 def _test_dataset(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Any]],
+    rows: Sequence[Row],
     engine: GenerationEngine,
 ) -> Dataset:
     ends = engine.end_token_ids
-    return Dataset.from_list(sft_examples(config, tokenizer, rows, ends=ends, name="test_file"))
+    table = learned_rows(config, tokenizer, rows, ends=ends, name="test_file")
+    return table.for_training(weighted=False)

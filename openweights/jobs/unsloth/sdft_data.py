@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from openweights.jobs.unsloth.config.demonstrations import Showing
 from openweights.jobs.unsloth.config.examples import SDFTExample, sdft_reader
+from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import usable_rows
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import row_numbers
@@ -43,7 +44,7 @@ class SDFTDataCollator:
 def sdft_examples(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict[str, Any]],
+    rows: Iterable[Row],
     showing: Showing | None = None,
 ) -> list[SDFTExample]:
     """Render and tokenise rows, with the demonstrations where `showing` or else the config says.

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTTrainer
 
-from openweights.jobs.unsloth.config.rows import is_weighted
-from openweights.jobs.unsloth.data import Example, sft_examples
+from openweights.jobs.unsloth.config.rows import Row
+from openweights.jobs.unsloth.data import learned_rows
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer, SummedLoss
 from openweights.jobs.unsloth.trainer_args import precision, run_trainer, trainer_args
@@ -41,8 +39,8 @@ def sft_train(
     config: TrainingConfig,
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    train_rows: list[dict[str, Any]],
-    test_rows: list[dict[str, Any]] | None,
+    train_rows: Sequence[Row],
+    test_rows: Sequence[Row] | None,
     *,
     callbacks: Sequence[TrainerCallback] = (),
     resume_from: str | None = None,
@@ -56,23 +54,23 @@ def sft_train(
     Raises:
         DatasetError: A row cannot be used, or none fits into `max_seq_length`.
     """
+    given = {"training_file": train_rows, **({"test_file": test_rows} if test_rows else {})}
     ends = eos_token_ids(model, tokenizer)
-    weighted = any(map(is_weighted, [*train_rows, *(test_rows or [])]))
-
-    def encoded(rows: list[dict[str, Any]], name: str) -> list[Example]:
-        return sft_examples(config, tokenizer, rows, ends=ends, name=name, with_weights=weighted)
-
-    examples = encoded(train_rows, "training_file")
-    tests = encoded(test_rows, "test_file") if test_rows else None
-    packed = config.packing and may_pack(model, examples)
+    read = {
+        name: learned_rows(config, tokenizer, rows, ends=ends, name=name)
+        for name, rows in given.items()
+    }
+    weighted = any(table.is_weighted for table in read.values())
+    packed = config.packing and may_pack(model, read["training_file"].longest(2))
+    data = {name: table.for_training(weighted) for name, table in read.items()}
     trainer = StepMeanTrainer(
         model=model,
         summed_loss=weighted_loss if weighted else token_loss,
         micro_batch_tokens=config.micro_batch_tokens if packed else None,
         args=trainer_args(config, **precision(model)),
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(examples),
-        eval_dataset=Dataset.from_list(tests) if tests else None,
+        train_dataset=data["training_file"],
+        eval_dataset=data.get("test_file"),
         data_collator=Collator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
         callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )

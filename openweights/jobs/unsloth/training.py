@@ -23,6 +23,7 @@ from openweights.events import Stage
 from openweights.jobs.known_models import asks_hub
 from openweights.jobs.model_source import ModelSource, fetch_model, stages
 from openweights.jobs.pinning import shape_to_keep
+from openweights.jobs.unsloth.config.file_rows import open_rows, rows_taken
 from openweights.jobs.unsloth.config.first_look import beginning, check_files
 from openweights.jobs.unsloth.config.rows import check_rows, held_out, numbered_rows
 from openweights.jobs.unsloth.runtime.importing import importing
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Rows = list[dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
 # Why a run has taught the adapter nothing, where it has.
 NOTHING_LEARNED = {
     "sft": "no row has a token to learn with a weight other than 0, or learning_rate was 0 all "
@@ -185,13 +186,11 @@ def _read_data(
 def _load_rows(config: TrainingConfig, reporter: Reporter, ref: DatasetRef) -> Rows:
     with progress.transferring():
         path = reporter.fetch(ref.file, ref.local_path)
-    with path.open("rb") as lines:
-        if Path(ref.file).is_file():  # what is in the store has been checked when it was uploaded
-            check_dataset(lines, ref.purpose, path.name)
-            lines.seek(0)
-        numbered = list(numbered_rows(lines))
-    check_rows(numbered, config, ref)
-    return [row for _, row in numbered]
+    rows = open_rows(path)
+    if Path(ref.file).is_file():  # what is in the store has been checked when it was uploaded
+        check_dataset(rows.stream(), ref.purpose, path.name)
+    check_rows(numbered_rows(rows.stream()), config, ref)
+    return rows
 
 
 def _check_rendering(
@@ -203,7 +202,7 @@ def _check_rendering(
     place = str(source.adapter or source.base)
     tokenizer = tokenizer_of(place, source.base, config.chat_template, config.template_options)
     for ref, rows in data.items():
-        numbered = [(getattr(row, "line", number), row) for number, row in enumerate(rows, 1)]
+        numbered = ((getattr(row, "line", number), row) for number, row in enumerate(rows, 1))
         check_files(tokenizer, [beginning(ref, numbered)], config)
 
 
@@ -224,8 +223,8 @@ def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     count = held_out(len(rows), fraction)
     held = set(random.Random(seed).sample(range(len(rows)), count))
     logger.info("%d of %d rows are held out as the test set", count, len(rows))
-    train = [row for index, row in enumerate(rows) if index not in held]
-    return train, [rows[index] for index in sorted(held)]
+    train = (index for index in range(len(rows)) if index not in held)
+    return rows_taken(rows, train), rows_taken(rows, sorted(held))
 
 
 def _is_tracked(config: TrainingConfig) -> bool:
@@ -342,7 +341,7 @@ def create_dataset(rows: Rows, loss: str) -> Dataset:
     """
     from datasets import Dataset
 
-    own = [{"messages": row["messages"]} for row in rows] if loss == "sft" else rows
+    own = [{"messages": row["messages"]} if loss == "sft" else dict(row) for row in rows]
     return Dataset.from_list(own)
 
 

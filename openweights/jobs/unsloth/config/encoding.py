@@ -10,7 +10,7 @@ a sequence is never a label: nothing predicts it. No torch here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -60,7 +60,7 @@ class Encoded:
     @property
     def teaches(self) -> bool:
         """Whether a token of it is learned."""
-        return any(label != IGNORED for label in self.labels)
+        return self.labels.count(IGNORED) < len(self.labels)
 
     @property
     def is_useful(self) -> bool:
@@ -102,10 +102,10 @@ class Reader(Generic[T]):
 
 @dataclass(slots=True)
 class EncodedRows(Generic[T]):
-    """What has become of the rows of a dataset.
+    """What has become of the rows of a dataset, of which none is held.
 
     Attributes:
-        kept: Those that can be used, each with what was made of it.
+        kept: How many can be used.
         given: How many there were.
         longer: How many have more tokens than the limit.
         useless: How many fit, and were left out all the same.
@@ -115,12 +115,57 @@ class EncodedRows(Generic[T]):
 
     name: str
     reader: Reader[T]
-    kept: list[tuple[Row, T]] = field(default_factory=list)
+    kept: int = 0
     given: int = 0
     longer: int = 0
     useless: int = 0
     longest: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+
+    def encoded(
+        self, rows: Iterable[tuple[int, Row]], enough: int | None = None
+    ) -> Iterator[tuple[Row, T]]:
+        """Encode each row, and count them; those that can be used, each with what is made of it.
+
+        Args:
+            rows: With their lines.
+            enough: Stop behind so many rows, or else behind the first that can be used.
+
+        Raises:
+            DatasetError: Rows cannot be used, each named by its line; behind the last one.
+        """
+        problems = Problems(self.name)
+        for line, row in rows:
+            if enough is not None and self.given >= enough and (self.kept or problems.count):
+                break
+            self.given += 1
+            progress.advanced()
+            try:
+                encoded, said = self.reader.encode(row)
+            except ConfigError:
+                raise
+            except ValueError as error:
+                problems.add_error(line, error)
+                continue
+            self.notes.update(said)
+            if self._is_kept(encoded):
+                self.kept += 1
+                yield row, encoded
+        problems.raise_if_any(rows=self.given)
+
+    def _is_kept(self, encoded: T) -> bool:
+        """Whether a row can be used, which is cut where it is too long."""
+        reader, length = self.reader, self.reader.length(encoded)
+        self.longest = max(self.longest, length)
+        if reader.limit is not None and length > reader.limit:
+            self.longer += 1
+            if reader.cut is None:
+                return False
+            reader.cut(encoded, reader.limit)
+        if reader.is_useful(encoded):
+            return True
+        self.useless += 1
+        return False
 
     def refuse_if_empty(self, first: bool = False) -> None:
         """See that some are left.
@@ -151,7 +196,7 @@ class EncodedRows(Generic[T]):
         """
         said: list[str] = []
         of = self.of(first)
-        dropped = self.given - len(self.kept)
+        dropped = self.given - self.kept
         if self.longer and self.reader.cut is None:
             said.append(
                 f"{dropped:,} {of} dropped ({_share(dropped, self.given)}): they exceed the "
@@ -184,47 +229,6 @@ class EncodedRows(Generic[T]):
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if part * 200 >= whole else f"{part / whole:.1%}"
-
-
-def encode_rows(
-    rows: Iterable[tuple[int, Row]], reader: Reader[T], name: str, enough: int | None = None
-) -> EncodedRows[T]:
-    """Encode each row of a dataset; those that can be used are kept, and all are counted.
-
-    Args:
-        name: What the rows are called in messages.
-        enough: Stop behind so many rows, or else behind the first that can be used.
-
-    Raises:
-        DatasetError: Rows cannot be used, each named by its line.
-    """
-    problems, read = Problems(name), EncodedRows[T](name, reader)
-    for line, row in rows:
-        if enough is not None and read.given >= enough and (read.kept or problems.count):
-            break
-        read.given += 1
-        progress.advanced()
-        try:
-            encoded, said = reader.encode(row)
-        except ConfigError:
-            raise
-        except ValueError as error:
-            problems.add_error(line, error)
-            continue
-        read.notes.update(said)
-        length = reader.length(encoded)
-        read.longest = max(read.longest, length)
-        if reader.limit is not None and length > reader.limit:
-            read.longer += 1
-            if reader.cut is None:
-                continue
-            reader.cut(encoded, reader.limit)
-        if reader.is_useful(encoded):
-            read.kept.append((row, encoded))
-        else:
-            read.useless += 1
-    problems.raise_if_any(rows=read.given)
-    return read
 
 
 # ---- one row -------------------------------------------------------------------------------------

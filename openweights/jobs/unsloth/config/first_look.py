@@ -13,7 +13,7 @@ from openweights import progress
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.demonstrations import Showing, showings
-from openweights.jobs.unsloth.config.encoding import EncodedRows, encode_rows
+from openweights.jobs.unsloth.config.encoding import EncodedRows
 from openweights.jobs.unsloth.config.examples import reader_of
 from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
 from openweights.jobs.unsloth.config.rows import NumberedRow
@@ -70,17 +70,19 @@ def check_files(
     """
     warnings: list[str] = []
     for file in files:
-        read = _read(file, config, tokenizer)
+        read, lengths = _read(file, config, tokenizer)
         is_part = not file.is_all or read.given < len(file.rows)
         read.refuse_if_empty(first=is_part)
-        warnings += [*read.warnings(first=is_part), *_beyond(read, is_part, positions)]
+        warnings += [*read.warnings(first=is_part), *_beyond(read, lengths, is_part, positions)]
     return warnings
 
 
 def _read(
     file: FirstRows, config: TrainingFields, tokenizer: PreTrainedTokenizerBase
-) -> EncodedRows[Any]:
-    """The rows; with demonstrations where most of them fit, if that is left to be found."""
+) -> tuple[EncodedRows[Any], list[int]]:
+    """The rows, and the lengths of those that can be used; with demonstrations where most of them
+    fit, if that is left to be found.
+    """
     ref, ends = file.ref, known_ends(tokenizer)
     places: Sequence[Showing | None] = [None]
     if config.loss == "sdft" and config.sdft_gate != "off" and ref.field == "training_file":
@@ -88,15 +90,18 @@ def _read(
     found: EncodedRows[Any] | None = None
     for place in places:
         reader = reader_of(ref, config, tokenizer, ends, place)
-        read = encode_rows(file.rows, reader, ref.name, CHECKED_ROWS)
-        if read.kept:
-            return read
+        read = EncodedRows[Any](ref.name, reader)
+        lengths = [reader.length(row) for _, row in read.encoded(file.rows, CHECKED_ROWS)]
+        if lengths:
+            return read, lengths
         found = found or read
     assert found is not None
-    return found
+    return found, []
 
 
-def _beyond(read: EncodedRows[Any], is_part: bool, positions: int | None) -> Iterator[str]:
+def _beyond(
+    read: EncodedRows[Any], lengths: Sequence[int], is_part: bool, positions: int | None
+) -> Iterator[str]:
     """What the positions that the model was made for do not leave room for.
 
     Raises:
@@ -104,7 +109,6 @@ def _beyond(read: EncodedRows[Any], is_part: bool, positions: int | None) -> Ite
     """
     if positions is None:
         return
-    lengths = [read.reader.length(encoded) for _, encoded in read.kept]
     beyond = sum(length > positions for length in lengths)
     if read.reader.answer is None:
         if beyond:
@@ -142,9 +146,9 @@ def check_rendering(
         ConfigError: The tokenizer has no chat template.
         DatasetError: It does not; a line for each row.
     """
-    encode_rows(
-        islice(rows, most), reader_of(ref, config, tokenizer, known_ends(tokenizer)), ref.name
-    )
+    reader = reader_of(ref, config, tokenizer, known_ends(tokenizer))
+    for _ in EncodedRows[Any](ref.name, reader).encoded(islice(rows, most)):
+        pass
 
 
 def check_each(

@@ -131,15 +131,10 @@ def plain_text_ids(
     text = row.get("text")
     if not isinstance(text, str) or not text:
         raise ValueError("messages: is missing, and so is 'text'; give one of them")
-    encoding = tokenised(
-        tokenizer,
-        text,
-        add_special_tokens=not is_begun(tokenizer, text),
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    ids = list(encoding["input_ids"])
-    columns = (encoding[name] for name in ("input_ids", "offset_mapping", "special_tokens_mask"))
+    begins = not is_begun(tokenizer, text)
+    encoding = tokenised(tokenizer, text, add_special_tokens=begins)
+    ids: list[int] = encoding.ids
+    columns = (ids, encoding.offsets, encoding.special_tokens_mask)
     own = [(token, place) for token, place, added in zip(*columns, strict=True) if not added]
     tokens = [token for token, _ in own], [place for _, place in own]
     notes = compare_read(tokenizer, text, tokens, learned=[(0, len(text))])

@@ -59,22 +59,28 @@ def numbered_rows(lines: Iterable[bytes]) -> Iterator[NumberedRow]:
     """
     empty = True
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DatasetError(
-                f"line {number}: no JSON ({error}); write one object a line"
-            ) from None
-        if not isinstance(row, dict):
-            raise DatasetError(f"line {number}: {type(row).__name__}, not an object; write {{…}}")
-        empty = False
-        numbered = FileRow(row)
-        numbered.line = number
-        yield number, numbered
+        if line.strip():
+            empty = False
+            yield number, file_row(line, number)
     if empty:
         raise DatasetError("the file has no rows; write one JSON object a line")
+
+
+def file_row(line: bytes, number: int) -> FileRow:
+    """The row of a line.
+
+    Raises:
+        DatasetError: It is no JSON object; names the line.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DatasetError(f"line {number}: no JSON ({error}); write one object a line") from None
+    if not isinstance(row, dict):
+        raise DatasetError(f"line {number}: {type(row).__name__}, not an object; write {{…}}")
+    numbered = FileRow(row)
+    numbered.line = number
+    return numbered
 
 
 def check_rows(

@@ -50,7 +50,7 @@ def grpo_rows(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    kept = usable_rows(rows, grpo_reader(config, tokenizer), name=name)
+    kept = list(usable_rows(rows, grpo_reader(config, tokenizer), name=name))
     prompts = [prompt for _, prompt in kept]
     plain = [[{k: m[k] for k in ("role", "content")} for m in p.messages] for p in prompts]
     columns = {"prompt": plain, "row": list(range(first, first + len(kept)))}

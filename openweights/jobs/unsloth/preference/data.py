@@ -6,7 +6,7 @@ it has. What counts is what the assistant says in the answer, with the end token
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +18,22 @@ from openweights.jobs.unsloth.config.encoding import Encoded
 from openweights.jobs.unsloth.config.examples import pair_reader
 from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import end_texts, usable_rows
+from openweights.jobs.unsloth.token_table import TokenTable
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.tokens import Collator
 
 SIDES = ("chosen", "rejected")
+COLUMNS = [f"{side}_{column}" for side in SIDES for column in ("input_ids", "labels")]
 
 
 def preference_examples(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Iterable[Row],
     *,
     ends: Sequence[int],
     name: str = "training_file",
-) -> list[dict[str, list[int]]]:
+) -> TokenTable:
     """Pairs for the trainer, as `pair_reader` reads them: `<side>_input_ids` and `<side>_labels`.
 
     Args:
@@ -42,7 +44,10 @@ def preference_examples(
         DatasetError: A row cannot be used, or none is left.
     """
     reader = pair_reader(config, tokenizer, end_texts(tokenizer, ends))
-    return [_columns(*pair) for _, pair in usable_rows(rows, reader, name=name)]
+    table = TokenTable(*COLUMNS)
+    for _, pair in usable_rows(rows, reader, name=name):
+        table.append(_columns(*pair))
+    return table
 
 
 def _columns(chosen: Encoded, rejected: Encoded) -> dict[str, list[int]]:

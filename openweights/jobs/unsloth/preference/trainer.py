@@ -10,18 +10,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.dpo_ft import summed_dpo_loss
 from openweights.jobs.unsloth.orpo_ft import summed_orpo_loss
 from openweights.jobs.unsloth.preference.data import (
+    COLUMNS,
     PreferenceCollator,
     preference_examples,
 )
 from openweights.jobs.unsloth.runtime.memory import RecomputationCallback
 from openweights.jobs.unsloth.runtime.step_mean import StepMeanTrainer
+from openweights.jobs.unsloth.token_table import TokenTable
 from openweights.jobs.unsloth.trainer_args import precision, run_trainer, trainer_args
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import may_pack
@@ -33,8 +35,8 @@ def preference_train(
     config: TrainingConfig,
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    train_rows: list[dict[str, Any]],
-    test_rows: list[dict[str, Any]] | None,
+    train_rows: Sequence[Row],
+    test_rows: Sequence[Row] | None,
     *,
     callbacks: Sequence[TrainerCallback] = (),
     resume_from: str | None = None,
@@ -54,18 +56,18 @@ def preference_train(
         loss = partial(summed_orpo_loss, beta=config.beta)
     ends = eos_token_ids(model, tokenizer)
 
-    def dataset(rows: list[dict[str, Any]], name: str) -> Dataset:
-        return Dataset.from_list(preference_examples(config, tokenizer, rows, ends=ends, name=name))
+    def pairs(rows: Sequence[Row], name: str) -> TokenTable:
+        return preference_examples(config, tokenizer, rows, ends=ends, name=name)
 
-    examples = dataset(train_rows, "training_file")
-    packed = may_pack(model, [{"input_ids": row} for row in examples["chosen_input_ids"]])
+    examples = pairs(train_rows, "training_file")
+    packed = may_pack(model, examples.longest(2, "chosen_input_ids"))
     trainer = StepMeanTrainer(
         model,
         summed_loss=loss,
         args=trainer_args(config, **precision(model)),
         processing_class=tokenizer,
-        train_dataset=examples,
-        eval_dataset=dataset(test_rows, "test_file") if test_rows else None,
+        train_dataset=examples.dataset(*COLUMNS),
+        eval_dataset=pairs(test_rows, "test_file").dataset(*COLUMNS) if test_rows else None,
         data_collator=PreferenceCollator(int(tokenizer.pad_token_id), packed),  # type: ignore[arg-type]
         callbacks=[*callbacks, RecomputationCallback(config.memory_budget_gb)],
     )
