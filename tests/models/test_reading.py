@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from openweights.errors import DatasetError
 from openweights.jobs.unsloth.config.first_look import check_rendering
 from openweights.jobs.unsloth.preference.data import preference_examples
-from openweights.models.reading import token_ids, tokens_of
+from openweights.models.reading import token_ids, tokenised, tokens_of
 from tests.learned_rows import config, learned, row, said, tokenizer_with, user
 from tests.tiny_model import CHATML, EOS
 
@@ -239,3 +239,57 @@ def test_a_thousand_answers_are_cut() -> None:
     text, count = "Hi  Hi", 1200
     ids, offsets = tokens_of(text * count, range(1, count * len(text)), _PLACES["first"])
     assert len(ids) == offsets[-1][1] == count * len(text)
+
+
+_KINDS = {
+    **{place: with_words(place) for place in _PLACES},
+    "like_llama_2": like_llama_2(),
+    "words": word_level(),
+    "bytes": tokenizer_with(CHATML),
+    "no accents": normalised(NO_ACCENTS),
+}
+
+
+class OfItsOwn(PreTrainedTokenizerFast):
+    """One that does more with a text than the library."""
+
+    def _encode_plus(self, text: str, **asked: Any) -> Any:  # type: ignore[override]
+        return super()._encode_plus(text.upper(), **asked)
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(sorted(_KINDS)),
+    st.text(st.sampled_from("aHi \n\u0301éß日🙂<|im_end|>"), max_size=40),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_text_is_read_as_by_transformers(
+    kind: str, text: str, special: bool, whole: bool
+) -> None:
+    """Whatever was asked of the tokenizer before."""
+    tokenizer = _KINDS[kind]
+    tokenizer.split_special_tokens = whole
+    asked = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+    expected = tokenizer(text, add_special_tokens=special, **asked)
+    tokenizer([text, "aa"], max_length=1, truncation=True, padding="max_length")
+    tokenizer.backend_tokenizer.encode_special_tokens = not whole
+    found = tokenised(tokenizer, text, add_special_tokens=special)
+    assert found.ids == expected["input_ids"] and found.offsets == expected["offset_mapping"]
+    assert found.special_tokens_mask == expected["special_tokens_mask"]
+
+
+def test_a_tokenizer_that_does_more_is_asked_itself() -> None:
+    own = OfItsOwn(tokenizer_object=tokenizer_with(CHATML).backend_tokenizer)
+    assert token_ids(own, "hello") == token_ids(own, "HELLO") != token_ids(_KINDS["bytes"], "hello")
+
+
+def test_a_text_of_any_length_is_no_matter_for_transformers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = tokenizer_with(CHATML)
+    long = "a" * (tokenizer.model_max_length + 1)
+    assert len(token_ids(tokenizer, long)) == len(long)
+    assert "Token indices" not in caplog.text
+    tokenizer(long)  # the control
+    assert "Token indices" in caplog.text
