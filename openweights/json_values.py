@@ -199,6 +199,14 @@ def read_json(text: str) -> Any:
         UnfitJSONError: A key appears twice in one object; a number is none that JSON has, or that a
             float holds; it is nested too deeply.
     """
+    try:
+        return _USUAL.decode(text)
+    except (ValueError, RecursionError):
+        return _read_unusual(text)
+
+
+def _read_unusual(text: str) -> Any:
+    """`read_json` of a text that has something wrong, which is found and said."""
     strange = False
 
     def constant(_: str) -> object:
@@ -208,14 +216,10 @@ def read_json(text: str) -> Any:
 
     def real(digits: str) -> object:
         nonlocal strange
-        value = float(digits)
-        if math.isfinite(value):
-            return value if repr(value) == digits else Rewritten(digits)
+        if math.isfinite(float(digits)):
+            return _real(digits)
         strange = True
         return _TOO_LARGE
-
-    def whole(digits: str) -> float:
-        return Rewritten(digits) if digits == "-0" else int(digits)
 
     try:
         value = json.loads(
@@ -223,7 +227,7 @@ def read_json(text: str) -> Any:
             object_pairs_hook=_unique,
             parse_constant=constant,
             parse_float=real,
-            parse_int=whole,
+            parse_int=_whole,
         )
     except (json.JSONDecodeError, UnfitJSONError):
         raise
@@ -244,6 +248,32 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise UnfitJSONError(twice, "appears twice in one object; keep one of them")
     return result
+
+
+def _constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _real(digits: str) -> float:
+    """A number with a fraction or an exponent.
+
+    Raises:
+        ValueError: It is larger than a float can hold.
+    """
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(digits)
+    return value if repr(value) == digits else Rewritten(digits)
+
+
+def _whole(digits: str) -> float:
+    return Rewritten(digits) if digits == "-0" else int(digits)
+
+
+# Made once: with hooks of each call's own, making it takes longer than reading a short row.
+_USUAL = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_constant, parse_float=_real, parse_int=_whole
+)
 
 
 def _strange_number(value: Any) -> tuple[str, object]:

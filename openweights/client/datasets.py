@@ -106,8 +106,9 @@ class DatasetSummary:
             self._add_text(_length([row["text"]]), _length([row["text"]]))
         else:
             for message in row["messages"]:
-                learned = _learned_length(message)
-                self._add_text(_message_length(message), learned, answers=int(learned > 0))
+                size = _message_length(message)
+                learned = _learned_length(message, size)
+                self._add_text(size, learned, answers=int(learned > 0))
 
     def _add_text(self, size: int, learned: int, answers: int = 1) -> None:
         self.size += size
@@ -131,7 +132,9 @@ def _tokens(size: int) -> int:
 
 
 def _length(texts: Iterable[str]) -> int:
-    return sum(len(text.encode(errors="replace")) for text in texts)
+    return sum(
+        len(text) if text.isascii() else len(text.encode(errors="replace")) for text in texts
+    )
 
 
 def _message_length(message: Mapping[str, Any]) -> int:
@@ -140,13 +143,17 @@ def _message_length(message: Mapping[str, Any]) -> int:
     return _length([plain["content"], plain.get("reasoning_content") or "", *calls])
 
 
-def _learned_length(message: Mapping[str, Any]) -> int:
-    """Of what is learned by its own weight, its blocks', or since the assistant says it."""
+def _learned_length(message: Mapping[str, Any], size: int) -> int:
+    """Of what is learned by its own weight, its blocks', or since the assistant says it.
+
+    Args:
+        size: Of the message.
+    """
     own = message.get("weight")
     usual = bool(own) if own is not None else message["role"] == "assistant"
     content = message.get("content")
     if not isinstance(content, list):
-        return _message_length(message) if usual else 0
+        return size if usual else 0
     blocks = cast("list[Mapping[str, Any]]", content)
     weights = [usual if b.get("weight") is None else bool(b["weight"]) for b in blocks]
     return _length(b["text"] for b, is_learned in zip(blocks, weights, strict=True) if is_learned)

@@ -78,8 +78,7 @@ class _Beside:
             OpenWeightsError: What was found.
         """
         try:
-            # In an envelope that can be opened there whatever is in it, and to its end.
-            sent = pickle.dumps(pickle.dumps(request))
+            sent = pickle.dumps(request)
         except (pickle.PicklingError, AttributeError, TypeError, RecursionError):
             return None
         with self._lock:
@@ -96,7 +95,8 @@ class _Beside:
         try:
             process = self._running()
             assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(request)
+            # In an envelope that can be opened there whatever is in it, and to its end.
+            pickle.dump(request, process.stdin)
             process.stdin.flush()
             return pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):

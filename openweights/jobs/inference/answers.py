@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -143,7 +144,7 @@ def engine_answers(
     Args:
         field: Where rows come from, for what is said of one that cannot be answered.
     """
-    requests = iter(_requests(engine, tokenizer, adapter, config, rows, left, field))
+    requests = _requests(engine, tokenizer, adapter, config, rows, left, field)
     grown: dict[str, list[list[Delta]]] = {}
     while True:
         for request in islice(requests, AHEAD * engine.replicas - len(grown)):
@@ -171,25 +172,27 @@ def _requests(
     rows: Sequence[Row],
     left: Sequence[int],
     field: str,
-) -> list[GenerationRequest]:
-    """All of them, before the first is answered: a row that cannot be is said at once."""
+) -> Iterator[GenerationRequest]:
+    """All of them, which are looked at before the first is answered: a row that cannot be is said
+    at once.
+    """
     from openweights.models.tokens import eos_token_ids
 
     limit = min(config.max_model_len, engine.max_length)
     # An adapter may come with a tokenizer, or a template, that ends turns as its base's does not.
     ends = tuple(dict.fromkeys((*engine.end_token_ids, *eos_token_ids(None, tokenizer))))
-    requests: list[GenerationRequest] = []
+    prompts: list[array[int]] = []  # 4 bytes a token; of many rows all else is made when needed
     for index in left:
         try:
-            prompt = fitting_prompt(rows[index], tokenizer, config, limit)
+            prompts.append(array("i", fitting_prompt(rows[index], tokenizer, config, limit)))
         except ConfigError:
             raise
         except ValueError as error:
             raise DatasetError(f"{field}: row {index + 1}: {error}") from None
+    for index, prompt in zip(left, prompts, strict=True):
         params = row_sampling(rows[index], index, config, limit - len(prompt))
         params = replace(params, stop_token_ids=ends)
-        requests.append(GenerationRequest(prompt, params, adapter, str(index)))
-    return requests
+        yield GenerationRequest(prompt.tolist(), params, adapter, str(index))
 
 
 def _result(

@@ -17,7 +17,7 @@ from openweights.jobs.inference.answers import Answers, given_answers
 from openweights.jobs.inference.config import InferenceConfig
 from openweights.jobs.inference.parts import Parts
 from openweights.jobs.inference.rows import Row
-from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.jobs.unsloth.config.file_rows import open_rows
 from openweights.jobs.unsloth.runtime.job_log import run_job
 from openweights.jobs.unsloth.runtime.launcher import EXIT_TERMINATED
 
@@ -38,7 +38,7 @@ def answer_job(job_id: str) -> int:
     ow = OpenWeights()
     job = ow.jobs.retrieve(job_id)
     config = InferenceConfig(**job.params["validated_params"])
-    rows = read_rows(ow.files.download(config.input_file_id, Path("data") / "input.jsonl"))
+    rows = open_rows(ow.files.download(config.input_file_id, Path("data") / "input.jsonl"))
     parts = Parts(ow, ow.run)
     total = len(rows) * len(config.models)
     left = [index for index in range(total) if index not in parts.results]

@@ -25,9 +25,9 @@ Encode = Callable[[Row], tuple[Encoded, Iterable[str]]]
 logger = logging.getLogger(__name__)
 
 
-def usable_rows(rows: Iterable[Row], reader: Reader[T], *, name: str) -> Iterator[tuple[Row, T]]:
-    """The rows that can be used, each with what the reader makes of it; behind the last one the
-    rest is told of.
+def usable_rows(rows: Iterable[Row], reader: Reader[T], *, name: str) -> Iterator[tuple[int, T]]:
+    """The indices of rows that can be used, each with what the reader makes of it; behind the last
+    one the rest is told of.
 
     Args:
         name: What the rows are called in messages.
@@ -36,9 +36,9 @@ def usable_rows(rows: Iterable[Row], reader: Reader[T], *, name: str) -> Iterato
         DatasetError: Rows cannot be used, each named by its line; or none is left.
     """
     read = EncodedRows[T](name, reader)
-    yield from read.encoded(
-        (getattr(row, "line", number), row) for number, row in enumerate(rows, start=1)
-    )
+    numbered = ((getattr(row, "line", number), row) for number, row in enumerate(rows, start=1))
+    for _, encoded in read.encoded(numbered):
+        yield read.given - 1, encoded
     read.refuse_if_empty()
     logger.info("%s: %d rows, of up to %d tokens", name, read.kept, read.longest)
     for warning in read.warnings():

@@ -184,7 +184,8 @@ class SDFTTrainer(ExactMeanTrainer):
         self._micro_batch_tokens = micro_batch_tokens
         self._log_event = log_event
         # By hashes: the rows' tokens are held once already.
-        self._asked = {hash(tuple(example.prompt_ids)): example.messages for example in asked}
+        self._asked = asked
+        self._places = {hash(tuple(example.prompt_ids)): at for at, example in enumerate(asked)}
         # Sum of agreements, and of tokens, by the range of places in the completion.
         self._by_place: Tensor | None = None
 
@@ -258,8 +259,8 @@ class SDFTTrainer(ExactMeanTrainer):
 
     def _messages(self, prompt: Sequence[int]) -> dict[str, Any]:
         """The conversation that was rendered so, where it is known."""
-        found = self._asked.get(hash(tuple(prompt)))
-        return {} if found is None else {"messages": found}
+        place = self._places.get(hash(tuple(prompt)))
+        return {} if place is None else {"messages": self._asked[place].messages}
 
     def _scoring_batch(self, rows: Sequence[ScoredRow]) -> dict[str, Any]:
         """The rows as the student reads them, and, with a prefix, as the teacher does."""
@@ -436,7 +437,7 @@ def sdft_train(
     gate = open_gate(config, engine, active_adapter(model), tokenizer, train_rows, fetch)
     showing = _chosen_showing(config, gate, resume_from, log_event)
     examples = sdft_examples(config, tokenizer, train_rows, showing)
-    is_packed = may_pack(model, [{"input_ids": e.teacher_prompt_ids} for e in examples])
+    is_packed = may_pack(model, examples.tokens.longest(2, "teacher_prompt_ids"))
     trainer = SDFTTrainer(
         model,
         args,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from openweights.jobs.unsloth.config.demonstrations import Showing
+from openweights.jobs.unsloth.config.demonstrations import Showing, split_row
 from openweights.jobs.unsloth.config.examples import SDFTExample, sdft_reader
+from openweights.jobs.unsloth.config.file_rows import MadeSequence
 from openweights.jobs.unsloth.config.rows import Row
 from openweights.jobs.unsloth.data import usable_rows
+from openweights.jobs.unsloth.token_table import TokenTable
 from openweights.jobs.unsloth.validate import TrainingConfig
 from openweights.models.packing import row_numbers
 from openweights.models.tokens import Collator, borders, pad_right
@@ -41,12 +44,41 @@ class SDFTDataCollator:
         return batch
 
 
+class SDFTRows(MadeSequence[SDFTExample]):
+    """Rows that student and teacher can read. Of each its tokens are held, and where it stands.
+
+    Args:
+        rows: All rows.
+
+    Attributes:
+        tokens: Those of `SDFTExample`.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.tokens = TokenTable("prompt_ids", "teacher_prompt_ids", "demonstration_ids")
+        self._rows = rows
+        self._places = array("q")
+
+    def append(self, place: int, example: SDFTExample) -> None:
+        """What the row of an index is read as."""
+        self._places.append(place)
+        self.tokens.append({name: getattr(example, name) for name in self.tokens.columns})
+
+    def made(self, at: int) -> SDFTExample:
+        """A row as it is read."""
+        messages, _ = split_row(self._rows[self._places[at]])
+        return SDFTExample(**self.tokens[at], messages=messages)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 def sdft_examples(
     config: TrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     showing: Showing | None = None,
-) -> list[SDFTExample]:
+) -> SDFTRows:
     """Render and tokenise rows, with the demonstrations where `showing` or else the config says.
 
     Those whose teacher prompt leaves no room for a completion are dropped and counted.
@@ -54,15 +86,15 @@ def sdft_examples(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    reader = sdft_reader(config, tokenizer, showing)
-    return [example for _, example in usable_rows(rows, reader, name="training_file")]
+    reader, found = sdft_reader(config, tokenizer, showing), SDFTRows(rows)
+    for at, example in usable_rows(rows, reader, name="training_file"):
+        found.append(at, example)
+    return found
 
 
-def on_policy_dataset(examples: Sequence[SDFTExample]) -> Dataset:
+def on_policy_dataset(examples: SDFTRows) -> Dataset:
     """The columns from which student and teacher prompts are batched."""
-    return Dataset.from_list(
-        [{"prompt_ids": e.prompt_ids, "teacher_prompt_ids": e.teacher_prompt_ids} for e in examples]
-    )
+    return examples.tokens.dataset("prompt_ids", "teacher_prompt_ids")
 
 
 def unpad(ids: Tensor, mask: Tensor) -> list[list[int]]:

@@ -7,18 +7,20 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest
-from typing import Any, overload
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 from datasets import Dataset
+
+from openweights.jobs.unsloth.config.file_rows import MadeSequence
 
 Example = dict[str, list[Any]]  # the columns of one row, a value for each token
 
 _ARROW: Mapping[str, Callable[[], pa.DataType]] = {"i": pa.int32, "d": pa.float64}
 
 
-class TokenTable(Sequence[Example]):
+class TokenTable(MadeSequence[Example]):
     """Rows that have in each column a number for each token.
 
     Args:
@@ -81,12 +83,6 @@ class TokenTable(Sequence[Example]):
     def __len__(self) -> int:
         return min(len(borders) for borders in self._borders.values()) - 1
 
-    @overload
-    def __getitem__(self, at: int) -> Example: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Example]: ...
-    def __getitem__(self, at: int | slice) -> Example | list[Example]:
-        places = range(len(self))[at]
-        if isinstance(places, range):
-            return [self[place] for place in places]
-        return {name: self._row(name, places) for name in self._values}
+    def made(self, at: int) -> Example:
+        """A row."""
+        return {name: self._row(name, at) for name in self._values}

@@ -500,7 +500,7 @@ def test_rows_that_do_not_fit_are_dropped_and_counted_never_cut(
     lengths = [len(e.teacher_prompt_ids) for e in everything]
     limit = sorted(lengths)[4]
     some = sdft_examples(config(tmp_path, max_seq_length=limit + 6), tokenizer, ROWS)
-    assert some == [e for e in everything if len(e.teacher_prompt_ids) <= limit]
+    assert [*some] == [e for e in everything if len(e.teacher_prompt_ids) <= limit]
     assert f"{8 - len(some)} of 8 rows dropped" in caplog.text and str(max(lengths)) in caplog.text
     with pytest.raises(DatasetError, match=f"raise max_seq_length to {max(lengths) + 6}"):
         sdft_examples(config(tmp_path, max_seq_length=20), tokenizer, ROWS)

@@ -25,12 +25,15 @@ from openweights.jobs.unsloth.config.rendering import (
     row_text,
 )
 from openweights.jobs.unsloth.config.rows import Row, is_weighted
+from openweights.json_values import texts_of
 from openweights.models.reading import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+ENOUGH_TEXT = 4_000_000  # characters of rows that are only looked at: a second or two
 
 
 @dataclass(slots=True)
@@ -110,6 +113,7 @@ class EncodedRows(Generic[T]):
         longer: How many have more tokens than the limit.
         useless: How many fit, and were left out all the same.
         longest: Tokens of the longest row.
+        text: Characters of all rows, where they are only looked at.
         notes: What is worth saying, and of how many rows.
     """
 
@@ -120,6 +124,7 @@ class EncodedRows(Generic[T]):
     longer: int = 0
     useless: int = 0
     longest: int = 0
+    text: int = 0
     notes: Counter[str] = field(default_factory=Counter)
 
     def encoded(
@@ -129,15 +134,19 @@ class EncodedRows(Generic[T]):
 
         Args:
             rows: With their lines.
-            enough: Stop behind so many rows, or else behind the first that can be used.
+            enough: Stop behind so many rows, or `ENOUGH_TEXT`, or else behind the first that can
+                be used.
 
         Raises:
             DatasetError: Rows cannot be used, each named by its line; behind the last one.
         """
         problems = Problems(self.name)
         for line, row in rows:
-            if enough is not None and self.given >= enough and (self.kept or problems.count):
-                break
+            if enough is not None:
+                has_enough = self.given >= enough or self.text >= ENOUGH_TEXT
+                if has_enough and (self.kept or problems.count):
+                    break
+                self.text += text_size(row)
             self.given += 1
             progress.advanced()
             try:
@@ -229,6 +238,11 @@ class EncodedRows(Generic[T]):
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.0%}" if part * 200 >= whole else f"{part / whole:.1%}"
+
+
+def text_size(row: Row) -> int:
+    """Characters of all texts in a row."""
+    return sum(len(text) for _, text in texts_of(row))
 
 
 # ---- one row -------------------------------------------------------------------------------------

@@ -4,16 +4,39 @@ No torch here.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from openweights.jobs.unsloth.config.rows import FileRow, file_row
 
+T = TypeVar("T")
 
-class FileRows(Sequence[FileRow]):
+
+class MadeSequence(Sequence[T]):
+    """A sequence that holds no items: each is made whenever it is asked for."""
+
+    @abstractmethod
+    def made(self, at: int) -> T:
+        """The item of an index that is not negative.
+
+        Raises:
+            IndexError: There is none.
+        """
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[T]: ...
+    def __getitem__(self, at: int | slice) -> T | list[T]:
+        places = range(len(self))[at]
+        return [*map(self.made, places)] if isinstance(places, range) else self.made(places)
+
+
+class FileRows(MadeSequence[FileRow]):
     """Rows of a JSONL file, each parsed whenever it is asked for. What becomes of the file from
     then on is no matter.
 
@@ -42,18 +65,12 @@ class FileRows(Sequence[FileRow]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    @overload
-    def __getitem__(self, at: int) -> FileRow: ...
-    @overload
-    def __getitem__(self, at: slice) -> FileRows: ...
-    def __getitem__(self, at: int | slice) -> FileRow | FileRows:
+    def made(self, at: int) -> FileRow:
         """A row.
 
         Raises:
             DatasetError: Its line is no JSON object.
         """
-        if isinstance(at, slice):
-            return self.taken(range(len(self))[at])
         start = self._starts[at]
         behind = self._content.find(b"\n", start) + 1 or len(self._content)
         return file_row(self._content[start:behind], self._numbers[at])

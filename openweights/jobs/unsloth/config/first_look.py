@@ -13,7 +13,7 @@ from openweights import progress
 from openweights.client.messages import Problems
 from openweights.errors import ConfigError, DatasetError
 from openweights.jobs.unsloth.config.demonstrations import Showing, showings
-from openweights.jobs.unsloth.config.encoding import EncodedRows
+from openweights.jobs.unsloth.config.encoding import ENOUGH_TEXT, EncodedRows, text_size
 from openweights.jobs.unsloth.config.examples import reader_of
 from openweights.jobs.unsloth.config.fields import DatasetRef, TrainingFields
 from openweights.jobs.unsloth.config.rows import NumberedRow
@@ -47,7 +47,13 @@ def beginning(ref: DatasetRef, rows: Iterable[NumberedRow]) -> FirstRows:
 
 def first_rows(rows: Iterable[NumberedRow]) -> list[NumberedRow]:
     """Those of a file that are looked at before a job is submitted."""
-    return list(islice(rows, CHECKED_ROWS))
+    first, text = list[NumberedRow](), 0
+    for line, row in islice(rows, CHECKED_ROWS):
+        first.append((line, row))
+        text += text_size(row)
+        if text >= ENOUGH_TEXT:
+            break
+    return first
 
 
 def check_files(

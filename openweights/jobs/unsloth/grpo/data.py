@@ -50,7 +50,8 @@ def grpo_rows(
     Raises:
         DatasetError: A row cannot be used, or none is left.
     """
-    kept = list(usable_rows(rows, grpo_reader(config, tokenizer), name=name))
+    used = usable_rows(rows, grpo_reader(config, tokenizer), name=name)
+    kept = [(rows[at], prompt) for at, prompt in used]
     prompts = [prompt for _, prompt in kept]
     plain = [[{k: m[k] for k in ("role", "content")} for m in p.messages] for p in prompts]
     columns = {"prompt": plain, "row": list(range(first, first + len(kept)))}

@@ -9,8 +9,10 @@ blocks do not count here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -24,6 +26,7 @@ from openweights.jobs.unsloth.config.encoding import (
     encode_text,
     pieces_of_tokens,
 )
+from openweights.jobs.unsloth.config.file_rows import MadeSequence
 from openweights.jobs.unsloth.config.rendering import LearnedText, TrainOn, block_spans
 from openweights.jobs.unsloth.config.rows import Row, plain_messages
 from openweights.jobs.unsloth.data import end_texts, usable_rows
@@ -35,18 +38,59 @@ from openweights.models.tokens import IGNORED
 logger = logging.getLogger(__name__)
 
 
+TokenText = Callable[[int], str]
+Blocks = dict[tuple[int, int], list[int]]  # message and block -> positions of the block's tokens
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """A conversation, ready to be scored.
+    """A conversation, ready to be scored; of each there are few bytes, as there may be many.
 
     Attributes:
-        encoded: Its tokens, with labels where the assistant speaks.
-        blocks: Message and block -> positions of the block's tokens.
+        rows, place: Where the conversation is.
+        input_ids: Its tokens.
+        is_answer: Of each token, 1 where the assistant speaks.
+        blocks: Where messages have some.
     """
 
-    row: Row
-    encoded: Encoded
-    blocks: dict[tuple[int, int], list[int]]
+    rows: Sequence[Row]
+    place: int
+    input_ids: array[int]
+    is_answer: bytes
+    blocks: Blocks
+
+    @property
+    def row(self) -> Row:
+        """The conversation."""
+        return self.rows[self.place]
+
+
+class Results(MadeSequence[dict[str, Any]]):
+    """The results, a row for each conversation.
+
+    Args:
+        values: Of each row, the log-probabilities of its tokens but the first.
+        blockwise: Whether blocks have them.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[ScoredRow],
+        values: Sequence[array[float]],
+        tokenizer: PreTrainedTokenizerBase,
+        blockwise: bool,
+    ) -> None:
+        self._rows = rows
+        self._values = values
+        self._text = cache(lambda token: str(tokenizer.decode([token])))
+        self._result = _blockwise_result if blockwise else _result
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def made(self, at: int) -> dict[str, Any]:
+        """The result of a conversation."""
+        return self._result(self._rows[at], self._values[at].tolist(), self._text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +99,13 @@ class LogProbs:
 
     Attributes:
         loss: Mean of -log p over the answers' tokens; None where no token of any is left.
-        rows: The results, a row for each conversation.
+        rows: The results.
         blocks: Of each tagged block `row`, `message`, `block`, `tag`, `text` and `logprobs`.
         blockwise: Whether some message has blocks.
     """
 
     loss: float | None
-    rows: list[dict[str, Any]]
+    rows: Results
     blocks: list[dict[str, Any]]
     blockwise: bool
 
@@ -98,27 +142,36 @@ def scored_rows(
     """
     texts = end_texts(tokenizer, ends)
 
-    def encode(row: Row) -> tuple[ScoredRow, frozenset[str]]:
-        scored = _encoded(row, tokenizer, texts, train_on)
-        return scored, scored.encoded.notes
+    def encode(row: Row) -> tuple[tuple[Encoded, Blocks], frozenset[str]]:
+        encoded, blocks = _encoded(row, tokenizer, texts, train_on)
+        return (encoded, blocks), encoded.notes
 
-    reader = Reader[ScoredRow](
+    reader = Reader[tuple[Encoded, Blocks]](
         encode,
-        length=lambda scored: len(scored.encoded.input_ids),
+        length=lambda scored: len(scored[0].input_ids),
         limit=limit,
-        cut=lambda scored, limit: scored.encoded.cut(limit),
+        cut=lambda scored, limit: scored[0].cut(limit),
     )
-    kept = [scored for _, scored in usable_rows(rows, reader, name=name)]
-    if not any(label != IGNORED for row in kept for label in row.encoded.labels):
+    kept = [
+        ScoredRow(
+            rows,
+            at,
+            array("i", encoded.input_ids),
+            bytes(label != IGNORED for label in encoded.labels),
+            blocks,
+        )
+        for at, (encoded, blocks) in usable_rows(rows, reader, name=name)
+    ]
+    if not any(any(row.is_answer) for row in kept):
         logger.warning("%s: no token of an answer is left, so there is no loss to tell", name)
     return kept
 
 
 def _encoded(
     row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str], train_on: TrainOn
-) -> ScoredRow:
+) -> tuple[Encoded, Blocks]:
     if "messages" not in row:
-        return ScoredRow(row, encode_row(row, tokenizer, train_on=train_on, ends=ends), {})
+        return encode_row(row, tokenizer, train_on=train_on, ends=ends), {}
     messages, contents = plain_messages(row), [m.get("content") for m in row["messages"]]
     said = assistant_messages(messages)
     wanted = said[-1:] if train_on == "last" else said
@@ -136,12 +189,12 @@ def _encoded(
         if span.message in with_blocks
         for number, place in enumerate(block_spans(span, contents[span.message]))
     }
-    positions: dict[tuple[int, int], list[int]] = {key: [] for key in blocks}
+    positions: Blocks = {key: [] for key in blocks}
     keys = list(blocks)
     for token, at in enumerate(pieces_of_tokens(encoded.offsets, list(blocks.values()))):
         if at is not None and token > 0:
             positions[keys[at]].append(token)
-    return ScoredRow(row, encoded, positions)
+    return encoded, positions
 
 
 def score_rows(
@@ -153,61 +206,56 @@ def score_rows(
 ) -> LogProbs:
     """Log-probabilities of the rows' tokens under the model's current weights."""
     total, count = 0.0, 0
-    results: list[dict[str, Any]] = []
+    kept: list[array[float]] = []
     blocks: list[dict[str, Any]] = []
     blockwise = any(row.blocks for row in rows)
-    ids = [row.encoded.input_ids for row in rows]
+    ids = [row.input_ids for row in rows]
     pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
     scores = all_log_probs(model, ids, pad, batch_size=batch_size)
     for number, (row, values) in enumerate(zip(rows, scores, strict=True)):
-        answer = [label != IGNORED for label in row.encoded.labels]
-        total -= sum(value for value, wanted in zip(values, answer[1:], strict=True) if wanted)
-        count += sum(answer)
-        if blockwise:
-            results.append(_blockwise_result(row, values, tokenizer))
-            blocks += [{"row": number, **block} for block in _tagged_blocks(row, values)]
-        else:
-            results.append(_result(row, values, answer, tokenizer))
+        answer = row.is_answer[1:]
+        total -= sum(value for value, wanted in zip(values, answer, strict=True) if wanted)
+        count += sum(row.is_answer)
+        kept.append(array("d", values))
+        blocks += [{"row": number, **block} for block in _tagged_blocks(row, values)]
+    results = Results(rows, kept, tokenizer, blockwise)
     return LogProbs(total / count if count else None, results, blocks, blockwise)
 
 
-def _result(
-    row: ScoredRow, values: list[float], answer: list[bool], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    ids = row.encoded.input_ids
+def _result(row: ScoredRow, values: list[float], text: TokenText) -> dict[str, Any]:
+    ids = row.input_ids.tolist()
     return {
         **row.row,
         "token_ids": ids,
-        "tokens": [tokenizer.decode([token]) for token in ids],
+        "tokens": [*map(text, ids)],
         "logprobs": [None, *values],
-        "is_answer": answer,
+        "is_answer": [*map(bool, row.is_answer)],
     }
 
 
-def _blockwise_result(
-    row: ScoredRow, values: list[float], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
+def _blockwise_result(row: ScoredRow, values: list[float], text: TokenText) -> dict[str, Any]:
     """The row, its blocks with `tokens` and `logprobs`."""
+    told, ids = dict(row.row), row.input_ids
     if not row.blocks:
-        return dict(row.row)
-    ids = row.encoded.input_ids
+        return told
     messages = [
         {**m, "content": list(m["content"])} if isinstance(m.get("content"), list) else m
-        for m in row.row["messages"]
+        for m in told["messages"]
     ]
     for (message, block), positions in row.blocks.items():
         inside = [position for position in positions if position < len(ids)]
         messages[message]["content"][block] = {
             **messages[message]["content"][block],
-            "tokens": [tokenizer.decode([ids[position]]) for position in inside],
+            "tokens": [text(ids[position]) for position in inside],
             "logprobs": [values[position - 1] for position in inside],
         }
-    return {**row.row, "messages": messages}
+    return {**told, "messages": messages}
 
 
 def _tagged_blocks(row: ScoredRow, values: list[float]) -> Iterator[dict[str, Any]]:
+    messages = row.row["messages"] if row.blocks else []
     for (message, block), positions in row.blocks.items():
-        content = row.row["messages"][message]["content"][block]
+        content = messages[message]["content"][block]
         if content.get("tag") is not None:
             yield {
                 "message": message,

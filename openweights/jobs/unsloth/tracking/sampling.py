@@ -44,8 +44,8 @@ class Sampler(ScheduledCallback):
         self._rows: list[dict[str, Any]] = []
         self._prompts: list[list[int]] = []
         name = f"sampling_callbacks ({settings.tag})"
-        for row, ids in usable_rows(rows, prompt_reader(tokenizer), name=name):
-            self._rows.append({**row, "messages": prompt_messages(row)})
+        for at, ids in usable_rows(rows, prompt_reader(tokenizer), name=name):
+            self._rows.append({**rows[at], "messages": prompt_messages(rows[at])})
             self._prompts.append(ids)
         doing, of = f"sampling answers ({settings.tag})", len(self._prompts)
         super().__init__(settings.eval_steps, doing, reporter.log, of=of)

@@ -22,7 +22,7 @@ from openweights.events import (
 from openweights.jobs.model_source import fetch_model, stages
 from openweights.jobs.scoring import ScoringParams
 from openweights.jobs.stage import counted_stage
-from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.jobs.unsloth.config.file_rows import open_rows
 from openweights.jobs.unsloth.runtime.job_log import exit_status, heard, set_up_logging
 from openweights.jobs.unsloth.runtime.reporting import Reporter, StoreReporter
 
@@ -40,7 +40,7 @@ class ScoringRun:
     params: ScoringParams
     model: Any
     tokenizer: Any
-    rows: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
     reporter: Reporter
 
     def log_result(
@@ -115,7 +115,7 @@ def _run(job_id: str, act: Callable[[ScoringRun], None]) -> int:
         chat_template=params.chat_template,
         template_options=params.template_options,
     )
-    act(ScoringRun(params, model, tokenizer, read_rows(data), reporter))
+    act(ScoringRun(params, model, tokenizer, open_rows(data), reporter))
     reporter.close(completed=True)
     return 0
 

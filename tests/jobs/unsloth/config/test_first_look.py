@@ -12,7 +12,8 @@ import pytest
 
 from openweights import OpenWeights
 from openweights.errors import ConfigError, DatasetError
-from openweights.jobs.unsloth.config.first_look import CHECKED_ROWS, known_ends
+from openweights.jobs.unsloth.config.encoding import EncodedRows, Reader
+from openweights.jobs.unsloth.config.first_look import CHECKED_ROWS, first_rows, known_ends
 from openweights.models.at_hand import tokenizer_at_hand
 from openweights.models.tokens import eos_token_ids
 from tests.tiny_model import SECOND_EOS, make_tiny_model
@@ -209,3 +210,19 @@ def test_the_ends_of_the_generation_config_are_known(model: Path) -> None:
     assert SECOND_EOS in known_ends(tokenizer)
     assert SECOND_EOS not in tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id)
     assert tokenizer.convert_tokens_to_ids(SECOND_EOS) in eos_token_ids(None, tokenizer)
+
+
+@pytest.mark.parametrize(("characters", "looked_at"), [(100, CHECKED_ROWS), (1_200_000, 4)])
+def test_of_long_rows_fewer_are_looked_at(characters: int, looked_at: int) -> None:
+    rows: Any = [(line, said("q", "a" * characters)) for line in range(1, 100)]
+    assert first_rows(rows) == rows[:looked_at]
+    read = EncodedRows("training_file", Reader(lambda row: (row, ()), length=len))
+    assert len([*read.encoded(rows, CHECKED_ROWS)]) == read.given == looked_at
+
+
+def test_long_rows_of_which_nothing_is_left_are_looked_at_until_one_can_be_used() -> None:
+    rows: Any = [(line, said("q", "a" * 1_200_000)) for line in range(1, 100)]
+    reader = Reader(lambda row: (row, ()), length=len, is_useful=lambda row: row is rows[49][1])
+    read = EncodedRows("training_file", reader)
+    assert [row for row, _ in read.encoded(rows, CHECKED_ROWS)] == [rows[49][1]]
+    assert (read.given, read.useless) == (50, 49)
