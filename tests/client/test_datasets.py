@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import re
 import tracemalloc
 from io import BytesIO
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from openweights import DatasetError, InvalidInputError, OpenWeights
 from openweights.client.datasets import MAX_LINE_BYTES, check_dataset
 from openweights.client.files import Purpose
 from openweights.jobs.unsloth.config.rows import read_rows
+from openweights.json_values import Rewritten, UnfitJSONError, read_json
 from tests.client.malformed_datasets import (
     ANSWER,
     ASKED,
@@ -311,3 +315,69 @@ def test_rows_that_are_no_other_format_are_told_by_line() -> None:
     for rows in (lines(GOOD, {"prompt": "a", "completion": "b"}), lines({"prompt": "a", "n": 1})):
         with pytest.raises(DatasetError, match=r":[12]: messages: is missing; write the prompt as"):
             check_dataset(BytesIO(rows), "conversations", "train.jsonl")
+
+
+_parts = st.sampled_from(
+    [
+        *'{}[]:,"',
+        '"a"',
+        '"b":',
+        '{"a":',
+        "1",
+        "-0",
+        "1.10",
+        "2.5",
+        "1e2",
+        "1e999",
+        "NaN",
+        "-Infinity",
+    ]
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(_parts, max_size=12).map("".join))
+def test_json_is_read_as_by_a_reader_that_keeps_all_digits(text: str) -> None:
+    """A key that comes twice, and numbers that JSON lacks, are refused; others that would be
+    written in another way know how they were.
+    """
+    try:
+        parts = json.loads(text, object_pairs_hook=Pairs, parse_float=Digits, parse_int=Digits)
+    except json.JSONDecodeError:
+        with pytest.raises((json.JSONDecodeError, UnfitJSONError)):
+            read_json(text)
+        return
+    refused = any(problem in repr(parts) for problem in ("twice", "nan", "inf"))
+    try:
+        value = read_json(text)
+    except UnfitJSONError:
+        assert refused
+    else:
+        assert not refused and same(value, parts)
+
+
+class Digits(str):
+    """A number as it is written; one that no float holds says so."""
+
+    def __repr__(self) -> str:
+        return "inf" if math.isinf(float(self)) else str(self)
+
+
+class Pairs(dict[str, Any]):
+    """An object that says whether a key came twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self["…"] = "twice" if len(self) < len(pairs) else "once"
+
+
+def same(value: Any, parts: Any) -> bool:
+    if isinstance(parts, Digits):
+        written = value.written if isinstance(value, Rewritten) else repr(value)
+        return written == str(parts) and value == float(parts)
+    if isinstance(parts, dict):
+        own = {key: part for key, part in parts.items() if key != "…"}
+        return value.keys() == own.keys() and all(same(value[key], own[key]) for key in own)
+    if isinstance(parts, list):
+        return len(value) == len(parts) and all(map(same, value, parts))
+    return bool(value == parts)

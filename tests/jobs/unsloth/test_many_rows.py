@@ -48,10 +48,11 @@ def random_row(draw: random.Random, *, weighted: bool, bad: float) -> Row:
 
 
 def write(path: Path, rows: list[Row], draw: random.Random) -> Path:
-    """As a file with blank lines, and perhaps no line end behind the last row."""
+    """As a file with blank lines, perhaps with a byte order mark, or without a last line end."""
     lines = [json.dumps(one, ensure_ascii=draw.random() < 0.5) for one in rows]
     blank = [line + "\n" + draw.choice(["", "", "\n", "  \r\n"]) for line in lines]
-    path.write_text("".join(blank).rstrip() + draw.choice(["", "\n"]), encoding="utf-8", newline="")
+    encoding = draw.choice(["utf-8", "utf-8-sig"])
+    path.write_text("".join(blank).rstrip() + draw.choice(["", "\n"]), encoding, newline="")
     return path
 
 
