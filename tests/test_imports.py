@@ -164,8 +164,8 @@ def test_every_imported_package_is_declared() -> None:
     lines = [*project["dependencies"], *(line for name, part in extras.items() for line in part)]
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
     # triton is part of torch where there is CUDA, pydantic_core of pydantic, tokenizers of
-    # transformers everywhere.
-    declared |= {"triton", "pydantic_core", "tokenizers", *sys.stdlib_module_names}
+    # transformers, pyarrow of datasets everywhere.
+    declared |= {"triton", "pydantic_core", "tokenizers", "pyarrow", *sys.stdlib_module_names}
     declared |= {"openweights", "cookbook", "tests"}
     declared |= {IMPORTED_AS[name] for name in IMPORTED_AS if name in declared}
     beside = [p for name in ("cookbook", "tests") for p in (REPOSITORY / name).rglob("*.py")]
