@@ -116,9 +116,10 @@ def _compares_numbers(path: Path) -> bool:
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The environment of the start, and an empty home; its self-started workers are asked to end.
+    """The environment of the start, an empty home, and an empty working directory, which jobs get.
 
     A job that runs in this process leaves variables behind; none of them reaches the next test.
+    Workers that the home has started are asked to end.
     """
     for name in set(os.environ) - set(_ENVIRONMENT):
         if not name.startswith("PYTEST_"):
@@ -127,6 +128,9 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("OPENWEIGHTS_HOME", str(folder))
     monkeypatch.setenv("OPENWEIGHTS_WORKER_IDLE_S", "1")
     monkeypatch.setenv("OPENWEIGHTS_CANCEL_GRACE_S", "2")
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
     yield
     if (folder / "openweights.db").is_file():
         _stop_workers(Settings(home=folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from openweights.models.names import parameters_in_billions
 from tests.models.hub_double import serve_hub
 from tests.tiny_model import make_tiny_model
 from tests.waiting import HANGS_S
+from tests.warm.stack import StackServer, WarmStack
 
 NAME = "org/moving"
 BEFORE, AFTER = "a" * 40, "b" * 40
@@ -73,8 +75,12 @@ def test_attempts_and_the_model_keep_the_first_commit(
 ) -> None:
     commits = {BEFORE: make_tiny_model(tmp_path / "before", seed=0)}
     moved = make_tiny_model(tmp_path / "after", seed=1)
-    with serve_hub(NAME, commits) as endpoint:
+    with serve_hub(NAME, commits) as endpoint, ExitStack() as opened:
         for name, value in (("HF_ENDPOINT", endpoint), ("HF_HOME", str(tmp_path / "hf"))):
+            monkeypatch.setenv(name, value)
+        # One of this hub, since where a hub is said to be is read when the stack is imported.
+        server = opened.enter_context(closing(StackServer()))
+        for name, value in WarmStack(server.path).env.items():
             monkeypatch.setenv(name, value)
         ow = OpenWeights()
         file = str(ow.files.create((json.dumps(ROW) + "\n").encode(), "conversations")["id"])

@@ -2,8 +2,8 @@
 
 Importing it takes a process several seconds of a processor; a fork of one that has it takes none.
 A test that has the fixture `warm_jobs` starts its jobs so: in their environment `python -m
-openweights.jobs.…`, and a script that a worker runs, asks here (`site/sitecustomize.py`), passes
-on signals and the exit status of the fork, and the fork ends when it does. All else is as ever: the
+openweights.jobs.…`, and Python that a worker runs, asks here (`site/sitecustomize.py`), passes on
+signals and the exit status of the fork, and the fork ends when it does. All else is as ever: the
 worker, its guard, the job's folder and log. Only the code is that of this repository, not that of
 the source bundle. Processes that share the tests (`make test`) share it.
 
@@ -33,6 +33,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from openweights.jobs.unsloth.runtime.importing import importing
@@ -203,6 +204,10 @@ def _run(asked: Mapping[str, Any]) -> int:
         if "function" in asked:
             module, _, name = asked["function"].partition(":")
             getattr(import_module(module), name)(*asked["arguments"])
+        elif "code" in asked:
+            sys.argv = ["-c", *asked["arguments"]]
+            main = sys.modules["__main__"] = ModuleType("__main__")
+            exec(asked["code"], vars(main))  # noqa: S102 - as `python -c` does
         elif "script" in asked:
             sys.argv = [asked["script"], *asked["arguments"]]
             runpy.run_path(asked["script"], run_name="__main__")

@@ -68,6 +68,14 @@ def test_the_exit_status_is_passed_on(tmp_path: Path) -> None:
     assert process.returncode == 7 and "True given end" in output
 
 
+@pytest.mark.usefixtures("warm_jobs")
+def test_what_a_worker_is_told_on_the_command_line_is_forked_too() -> None:
+    command = [sys.executable, "-c", SCRIPT, "end"]
+    env = {**os.environ, "OPENWEIGHTS_RUN_ID": "1", "OF_THE_JOB": "given"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 7 and "True given end" in done.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_both(
     waiting: tuple[subprocess.Popen[str], int], number: signal.Signals

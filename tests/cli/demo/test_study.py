@@ -65,6 +65,7 @@ def test_demo_trains_measures_and_draws_and_the_second_time_reuses(
     assert len(OpenWeights().runs.list(limit=None)) == len(jobs)
 
 
+@pytest.mark.usefixtures("warm_jobs")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_demo_that_is_ended_says_what_goes_on(
     tmp_path: Path, home: Path, signum: signal.Signals

@@ -19,8 +19,8 @@ def _main(path: str) -> None:
         connection.connect(path)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda told, _: connection.sendall(bytes([told])))
-        program = "module" if sys.orig_argv[1] == "-m" else "script"
-        name, *arguments = sys.orig_argv[2 if program == "module" else 1 :]
+        program = {"-m": "module", "-c": "code"}.get(sys.orig_argv[1], "script")
+        name, *arguments = sys.orig_argv[1 if program == "script" else 2 :]
         asked = {program: name, "arguments": arguments, "cwd": os.getcwd()}
         content = json.dumps({**asked, "env": dict(os.environ)}).encode() + b"\n"
         socket.send_fds(connection, [content], [0, 1, 2])
@@ -31,10 +31,10 @@ def _main(path: str) -> None:
 
 
 def _is_job(arguments: list[str]) -> bool:
-    """Whether a job of ours is started, or a script that a worker runs."""
+    """Whether a job of ours is started, or Python that a worker runs."""
     if arguments[:1] == ["-m"]:
         return arguments[1].startswith("openweights.jobs.")
-    is_script = bool(arguments) and arguments[0].endswith(".py")
+    is_script = bool(arguments) and (arguments[0] == "-c" or arguments[0].endswith(".py"))
     return is_script and "OPENWEIGHTS_RUN_ID" in os.environ
 
 
