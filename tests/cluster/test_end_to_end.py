@@ -19,6 +19,7 @@ from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_until
+from tests.warm.stack import WarmStack
 
 LIMITS = Limits(idle_s=1.5, startup_s=60, unresponsive_s=20, missing_pod_s=5, stopping_s=15)
 ROWS = [
@@ -42,14 +43,19 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodDou
 
 @pytest.fixture
 def manager(
-    team: Team, cloud: RunPodDouble, home: Path, monkeypatch: pytest.MonkeyPatch
+    team: Team,
+    cloud: RunPodDouble,
+    home: Path,
+    stack: WarmStack,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[OrganizationManager]:
     team.set_timing(lease_s=10, heartbeat_s=0.5)
     settings = team.settings(home)
     monkeypatch.setenv("OPENWEIGHTS_API_KEY", settings.api_key or "")
     monkeypatch.setenv("SUPABASE_URL", settings.supabase_url or "")
     monkeypatch.setenv("SUPABASE_ANON_KEY", settings.supabase_anon_key or "")
-    cluster = ClusterSettings(cloud.api_key, cloud.url, max_workers=3)
+    # In pods of which jobs start warm.
+    cluster = ClusterSettings(cloud.api_key, cloud.url, max_workers=3, pod_env=stack.env)
     with open_manager(settings, cluster, limits=LIMITS) as manager:
         yield manager
 
@@ -81,7 +87,6 @@ def submit_sdft(ow: OpenWeights, folder: Path) -> Job:
     )
 
 
-@pytest.mark.long
 def test_jobs_of_both_tiers(
     team: Team, cloud: RunPodDouble, manager: OrganizationManager, tmp_path: Path
 ) -> None:

@@ -198,7 +198,8 @@ def _run(asked: Mapping[str, Any]) -> int:
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update({**asked["env"], "CUDA_VISIBLE_DEVICES": OWN["CUDA_VISIBLE_DEVICES"]})
-    sys.path.insert(0, asked["cwd"])
+    own = asked["env"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [asked["cwd"], *(path for path in own if path and path not in sys.path)]
     code = 0
     try:
         if "function" in asked:

@@ -44,6 +44,7 @@ def ow(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenWeights]:
     client.close()
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_a_deployment_beside_a_job_and_its_end(ow: OpenWeights, tiny: str) -> None:
     training = ow.exec.create(command="while true; do date; sleep 0.1; done", requires_vram_gb=0)
     wait_until(lambda: training.refresh().status == "in_progress")

@@ -28,6 +28,7 @@ from tests.runpod_double.server import RunPodDouble
 from tests.supabase_double.team import Team
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_until
+from tests.warm.stack import WarmStack
 
 LIMITS = Limits(idle_s=1.5, startup_s=60, unresponsive_s=20, missing_pod_s=5, stopping_s=15)
 VLLM = Path(__file__).parents[2] / "vllm_double"
@@ -49,13 +50,17 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodDou
 
 @pytest.fixture
 def ow(
-    team: Team, cloud: RunPodDouble, home: Path, monkeypatch: pytest.MonkeyPatch
+    team: Team,
+    cloud: RunPodDouble,
+    home: Path,
+    stack: WarmStack,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[OpenWeights]:
     """A client of a project whose manager runs beside the test."""
     team.set_timing(lease_s=10, heartbeat_s=0.5)
     team.set_environment(monkeypatch.setenv)
-    path = os.pathsep.join([str(VLLM), str(Path(__file__).parents[3])])
-    cluster = ClusterSettings(cloud.api_key, cloud.url, max_workers=1, pod_env={"PYTHONPATH": path})
+    env = {**stack.env, "PYTHONPATH": os.pathsep.join([str(VLLM), stack.env["PYTHONPATH"]])}
+    cluster = ClusterSettings(cloud.api_key, cloud.url, max_workers=1, pod_env=env)
     stop = threading.Event()
     with open_manager(team.settings(home), cluster, limits=LIMITS) as manager:
         thread = threading.Thread(target=manager.run, args=(stop, 0.3))
@@ -77,7 +82,6 @@ def is_free(port: int) -> bool:
     return True
 
 
-@pytest.mark.long
 def test_served_by_vllm_on_a_pod(ow: OpenWeights, cloud: RunPodDouble, tmp_path: Path) -> None:
     base = str(make_tiny_model(tmp_path / "base"))
     model: Any = AutoModelForCausalLM.from_pretrained(base)
