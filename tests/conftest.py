@@ -6,9 +6,11 @@ import functools
 import gc
 import os
 import re
+import shlex
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,10 +51,12 @@ settings.load_profile("patient")
 gc.disable()  # until everything is imported, of which nothing is garbage
 
 from openweights.errors import PlatformError  # noqa: E402
+from openweights.needs import has_gpu  # noqa: E402
 from openweights.settings import Settings  # noqa: E402
-from tests.warm.stack import StackServer, WarmStack  # noqa: E402
+from tests.warm.stack import SITE, StackServer, WarmStack  # noqa: E402
 
 if TYPE_CHECKING:
+    from execnet import XSpec
     from xdist.workermanage import WorkerController
 
     from tests.supabase_double.postgres import PostgresServer
@@ -72,13 +76,25 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[XSpec]) -> None:
+    """Processes that share the tests share the warm stack: it is of the one that starts them.
+
+    They are forks of one that has imported the tests, too, where no GPU would be lost so.
+    """
+    config.stash[_STACK] = StackServer()
+    config.add_cleanup(config.stash[_STACK].close)
+    if has_gpu(os.environ):
+        return
+    tests = StackServer(config.args)
+    config.add_cleanup(tests.close)
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, str(SITE / "asking.py"), tests.path])
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Processes that share the tests share the warm stack: it is of the one that started them."""
-    config = node.config
-    if _STACK not in config.stash:
-        config.stash[_STACK] = StackServer()
-        config.add_cleanup(config.stash[_STACK].close)
-    node.workerinput["stack"] = config.stash[_STACK].path
+    """Each is told where the warm stack is."""
+    node.workerinput["stack"] = node.config.stash[_STACK].path
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -128,7 +144,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("OPENWEIGHTS_HOME", str(folder))
     monkeypatch.setenv("OPENWEIGHTS_WORKER_IDLE_S", "1")
     monkeypatch.setenv("OPENWEIGHTS_CANCEL_GRACE_S", "2")
-    cwd = tmp_path / "cwd"
+    cwd = tmp_path.with_name(f"{tmp_path.name}.cwd")  # not among what a test finds in its folder
     cwd.mkdir()
     monkeypatch.chdir(cwd)
     yield

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -29,12 +30,14 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 from openweights.jobs.unsloth.runtime.importing import importing
 from tests.waiting import HANGS_S
@@ -60,19 +63,24 @@ STACK = (
 class StackServer:
     """The process, which imports at the first request, and ends when this object is closed.
 
+    Args:
+        tests: Paths; it imports the test files there instead, with all that they import.
+
     Attributes:
         path: The socket on which it is asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tests: Sequence[str] = ()) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ow-"))
         self.path = str(self._folder / "stack")
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.path)
             listener.listen(64)  # who asks before everything is imported waits
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(listener.fileno())],
-                env={**os.environ, **OWN},
+                [sys.executable, "-m", __name__, str(listener.fileno()), *tests],
+                env={**OWN, **os.environ, "PYTHONPATH": OWN["PYTHONPATH"]}
+                if tests
+                else {**os.environ, **OWN},
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
@@ -141,19 +149,34 @@ def _answers(waiting: list[socket.socket]) -> list[int | None]:
 
 
 @functools.cache
-def _import_the_stack() -> None:
+def _import_all(tests: tuple[str, ...]) -> None:
     # None of it is garbage, and no fork looks for any among it, which takes a second whenever a
     # trainer starts.
+    if tests:
+        # As pytest does it, whose forks find the modules.
+        options = ["--collect-only", "-n0", "-pno:terminal", "-pno:cacheprovider"]
+        pytest.main([*options, *tests], plugins=[_Modules()])
+        gc.collect()
+        gc.freeze()
+        return
     with importing("trl"):
         for name in STACK:
             import_module(f"openweights.jobs.unsloth.{name}")
         import_module("transformers.models.llama.modeling_llama")
 
 
-def serve(listener: socket.socket) -> None:
+class _Modules:
+    """Nothing is collected of a module but itself."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pycollect_makeitem(self) -> list[pytest.Item]:
+        return []
+
+
+def serve(listener: socket.socket, tests: Sequence[str]) -> None:
     """Fork for each request, until standard input ends."""
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
-        _import_the_stack()
+        _import_all(tuple(tests))
         connection, _ = listener.accept()
         if not os.fork():
             listener.close()
@@ -197,7 +220,7 @@ def _obey(connection: socket.socket) -> None:
 def _run(asked: Mapping[str, Any]) -> int:
     os.chdir(asked["cwd"])
     os.environ.clear()
-    os.environ.update({**asked["env"], "CUDA_VISIBLE_DEVICES": OWN["CUDA_VISIBLE_DEVICES"]})
+    os.environ.update(asked["env"])
     own = asked["env"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [asked["cwd"], *(path for path in own if path and path not in sys.path)]
     code = 0
@@ -224,4 +247,4 @@ def _run(asked: Mapping[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

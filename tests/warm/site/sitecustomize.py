@@ -10,24 +10,12 @@ import sys
 
 
 def _main(path: str) -> None:
-    """Pass on what this process is told, and end as the fork does."""
-    import json
-    import signal
-    import socket
+    from asking import ask
 
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda told, _: connection.sendall(bytes([told])))
-        program = {"-m": "module", "-c": "code"}.get(sys.orig_argv[1], "script")
-        name, *arguments = sys.orig_argv[1 if program == "script" else 2 :]
-        asked = {program: name, "arguments": arguments, "cwd": os.getcwd()}
-        content = json.dumps({**asked, "env": dict(os.environ)}).encode() + b"\n"
-        socket.send_fds(connection, [content], [0, 1, 2])
-        answer = connection.recv(16)
-    if answer:
-        os._exit(int(answer))
-    os.kill(os.getpid(), signal.SIGKILL)
+    program = {"-m": "module", "-c": "code"}.get(sys.orig_argv[1], "script")
+    name, *arguments = sys.orig_argv[1 if program == "script" else 2 :]
+    # What CUDA has set up would not survive the fork.
+    ask(path, program, name, arguments, CUDA_VISIBLE_DEVICES="")
 
 
 def _is_job(arguments: list[str]) -> bool:
