@@ -8,6 +8,7 @@ import json
 import random
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from openweights.client.messages import LISTED_ERRORS
 from openweights.errors import DatasetError
-from openweights.jobs.unsloth.config.encoding import encode_row
+from openweights.jobs.unsloth.config.encoding import encode_row, pieces_of_tokens
 from openweights.jobs.unsloth.config.file_rows import open_rows, rows_taken
 from openweights.jobs.unsloth.config.rows import is_weighted, read_rows
 from openweights.jobs.unsloth.data import end_texts, learned_rows, sft_examples
@@ -151,3 +152,17 @@ def test_a_row_takes_its_text_and_eight_bytes_a_token(tmp_path: Path) -> None:
     found = most_held(lambda: learned_rows(settings, tokenizer, open_rows(file)))
     control = most_held(lambda: slowly(settings, tokenizer, read_rows(file)))
     assert found < bound < control / 2, f"{found} bytes of {bound:.0f}, in lists {control}"
+
+
+def test_a_token_is_of_the_first_piece_that_it_touches() -> None:
+    draw = random.Random(2)
+    for _ in range(500):
+        borders = sorted(draw.choices(range(30), k=draw.randint(1, 8)))
+        pieces = [(start, stop, 1.0) for start, stop in pairwise(borders) if draw.random() < 0.7]
+        starts = sorted(draw.choices(range(30), k=draw.randint(0, 15)))
+        offsets = [(start, start + draw.randint(0, 3)) for start in starts]
+        touched = [
+            [at for at, (a, b, _) in enumerate(pieces) if max(a, start) < min(b, stop)]
+            for start, stop in offsets
+        ]
+        assert pieces_of_tokens(offsets, pieces) == [next(iter(own), None) for own in touched]

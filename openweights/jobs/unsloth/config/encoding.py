@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from openweights import progress
@@ -285,10 +286,11 @@ def pieces_of_tokens(
 ) -> list[int | None]:
     """For each token the index of the first piece that it touches, or None."""
     found: list[int | None] = []
-    remaining = [index for index, piece in enumerate(pieces) if piece[0] < piece[1]]
+    waiting = ((at, *piece[:2]) for at, piece in enumerate(pieces) if piece[0] < piece[1])
+    behind_all: tuple[int | None, float, float] = (None, inf, inf)
+    at, first, last = next(waiting, behind_all)
     for start, stop in offsets:
-        while remaining and pieces[remaining[0]][1] <= start:
-            remaining.pop(0)
-        touches = bool(remaining) and pieces[remaining[0]][0] < stop and start < stop
-        found.append(remaining[0] if touches else None)
+        while last <= start:
+            at, first, last = next(waiting, behind_all)
+        found.append(at if first < stop and start < stop else None)
     return found
