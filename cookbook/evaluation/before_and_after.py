@@ -55,7 +55,8 @@ def main() -> None:
         requires_vram_gb=chosen.vram_gb,
     )
     job.wait()
-    for event in job.events(type="evaluation"):
+    # Of its last run: one before it may have been lost when it had told some of its scores.
+    for event in ow.events.list(run_id=job.runs[-1].id, type="evaluation"):
         score = event.data
         words = f"{score['score']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
         print(f"{score['task']:<10} {Path(score['model']).name:<30} {words}")

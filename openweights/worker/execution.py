@@ -42,6 +42,7 @@ from openweights.worker.results import (
 )
 from openweights.worker.shutdown import Shutdown, persist
 from openweights.worker.verdict import (
+    HUNG,
     TERMINATED,
     Verdict,
     judge,
@@ -206,7 +207,7 @@ class _Execution:
 
     def _with_cause(self, verdict: Verdict, killed: int) -> Verdict:
         """Why it failed, where that is known; for lack of memory with what to lower."""
-        if verdict.outcome == "lost":
+        if verdict.reason == HUNG:
             quiet_s = self._job.stall_timeout_s or 0
             hang = self._hang or f"no log line, event or sign of life for {quiet_s:g} s"
             return replace(verdict, reason=f"stopped: {hang}")

@@ -19,6 +19,7 @@ _LOG_PREFIX = re.compile(_WHEN + "(?:DEBUG|INFO|WARNING|ERROR|CRITICAL):? ")
 _HARMLESS = re.compile(_WHEN + "(?:DEBUG|INFO|WARNING):? ")
 _SERIOUS = re.compile(_WHEN + "(?:ERROR|CRITICAL):? ")
 LONGEST_REASON = 400
+HUNG = "stopped: it hung"
 # Exit codes of a job that SIGTERM or SIGINT ended, as the guard and as a shell say it.
 TERMINATED = frozenset({-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT})
 
@@ -44,7 +45,7 @@ def judge(instruction: Instruction, end: ProcessEnd, last_line: str) -> Verdict:
     if end.was_stopped and instruction == "timeout":
         return Verdict("failed", "stopped: its timeout has passed")
     if end.was_stopped and instruction == "stalled":
-        return Verdict("lost", "stopped: it hung")
+        return Verdict("lost", HUNG)
     if instruction == "shutdown" and (end.was_stopped or end.exit_code in TERMINATED):
         return Verdict("released", "its worker was shut down, not counted")
     if instruction == "continue" and end.was_stopped:

@@ -127,6 +127,19 @@ def test_a_job_that_hangs_is_ended_and_taken_up_again(
     assert (first.status, second.status) == ("failed", "completed")
 
 
+def test_a_job_whose_guard_is_killed_is_not_said_to_have_hung(
+    jobs: Jobs, backend: Backend, in_thread: InThread, home: Path
+) -> None:
+    mark = home / "mark"
+    script = f"test -e {mark} || {{ touch {mark}; kill -9 $PPID; sleep 600; }}; echo went on"
+    job = jobs.submit(script, stall_timeout_s=600)
+    with in_thread():
+        assert jobs.wait_for_end(job) == "completed"
+    first, second = backend.list_runs(job_id=job.id)
+    assert first.error == "the process that guards the job was killed, and the job with it"
+    assert (first.status, first.is_given_back, second.status) == ("failed", False, "completed")
+
+
 def test_a_run_that_takes_too_long_is_stopped(
     jobs: Jobs, backend: Backend, in_thread: InThread
 ) -> None:

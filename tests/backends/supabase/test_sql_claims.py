@@ -146,6 +146,31 @@ def test_the_measure_of_cost_is_real(admin: Caller, project: str) -> None:
     assert _pages(_plans_of_a_claim(project, admin.key, "w1")) > 200
 
 
+def test_a_claim_asks_once_for_all_that_is_held_back(admin: Caller, project: str) -> None:
+    """However many jobs wait before the one that may run, for another or for one of their label."""
+    admin.rpc("submit_job", spec=job("first", label="full"))
+    for worker in ("holder", "w1"):
+        admin.rpc("register_worker", worker={"id": worker})
+    admin.rpc("claim_job", worker_id="holder")
+    admin.rpc("submit_job", spec=job("free", priority=-1))
+    statements: list[int] = []
+    for count in (5, 50):
+        for index in range(count):
+            admin.rpc("submit_job", spec=job(f"after-{index}", after=["first"]))
+            admin.rpc("submit_job", spec=job(f"label-{index}", label="full", max_running=1))
+        statements.append(len(_plans_of_a_claim(project, admin.key, "w1")))
+    assert statements[0] == statements[1]
+    with psycopg.connect(project) as db:
+        asked: list[str] = []
+        db.execute(_EXPLAIN)
+        db.add_notice_handler(lambda notice: asked.append(notice.message_primary or ""))
+        db.execute(
+            "select openweights.has_room(organization_id, label, max_running) from jobs "
+            "where max_running is not null"
+        )
+    assert len(asked) > 50, "the control asks for each of them"
+
+
 # ---- what it may cost its owner -----------------------------------------------------------------
 
 

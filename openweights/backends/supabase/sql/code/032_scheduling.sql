@@ -4,16 +4,6 @@
 -- is canceled, it fails, and so do those that wait for it; `failed_by` remembers why, so that they come
 -- back when that one is queued again. The words are those of openweights/backends/scheduling.py.
 
--- In PL/pgSQL, so that a claim, which seldom needs it, does not take it in and prepare for it.
-create or replace function openweights.are_completed(p_organization uuid, p_ids text[])
-returns boolean language plpgsql stable as $$
-begin
-    return not exists (
-        select from public.jobs
-        where organization_id = p_organization and id = any (p_ids) and status <> 'completed'
-    );
-end $$;
-
 -- Until the transaction ends none of these jobs ends: one that ended now would not see who is just
 -- about to wait for it. Taken before the lock on the job that waits, as their ends take them.
 create or replace function openweights.hold_after(p_organization uuid, p_after text[]) returns void
@@ -183,6 +173,19 @@ begin
     ) < p_most;
 end $$;
 
+-- How many jobs of each label run.
+create or replace function openweights.running_by_label(p_organization uuid) returns jsonb
+language plpgsql stable as $$
+begin
+    return coalesce((
+        select jsonb_object_agg(label, running) from (
+            select label, count(*) as running from public.jobs
+            where organization_id = p_organization and label is not null and status = 'in_progress'
+            group by label
+        ) as counted
+    ), '{}');
+end $$;
+
 -- Of claims for the same label one goes on after the other, so that each sees what those before have
 -- taken: a statement of a volatile function sees all that is committed by then.
 create or replace function openweights.wait_for_label(p_organization uuid, p_label text) returns void
@@ -262,6 +265,7 @@ set enable_seqscan = off as $$
 declare
     me api_keys := openweights.caller('admin', 'member');
     o organizations;
+    running jsonb := running_by_label(me.organization_id);
     asked jobs := jsonb_populate_record(null::jobs, coalesce(p_job, '{}'));
     ahead jsonb;
 begin
@@ -277,17 +281,16 @@ begin
     from (
         select j.id::text collate "C" as id, j.priority, j.created_at, j.requires_vram_gb,
             j.type <> 'api' as ends, is_question(j.type, j.priority) as asks
-        from jobs j left join (
-            select label, count(*) as running from jobs
-            where organization_id = o.id and status = 'in_progress' and label is not null
-            group by label
-        ) others using (label)
+        from jobs j
         where j.organization_id = o.id and j.status = 'pending' and o.paused_at is null
             and (p_job is null or j.id <> asked.id and (-j.priority, j.created_at, j.id::text collate "C")
                 < (-asked.priority, asked.created_at, asked.id::text collate "C"))
             and (j.not_before is null or j.not_before <= now())
-            and (j.after is null or are_completed(j.organization_id, j.after))
-            and (j.max_running is null or j.max_running > coalesce(others.running, 0))
+            and (j.after is null or not exists (
+                select from jobs needed
+                where needed.organization_id = o.id and needed.id = any (j.after)
+                    and needed.status <> 'completed'))
+            and (j.max_running is null or j.max_running > coalesce((running ->> j.label)::integer, 0))
     ) due;
     return jsonb_build_object(
         'ahead', ahead,

@@ -193,8 +193,7 @@ end $$;
 -- all workers (else it plans anew each time, which takes longer than the claim). Few columns, because
 -- a statement is set up anew each time, column by column.
 create or replace function openweights.next_job(
-    w public.workers, p_spent_keys uuid[], p_full_labels text[] default '{}',
-    p_is_question boolean default null
+    w public.workers, p_spent_keys uuid[], p_running jsonb, p_is_question boolean default null
 ) returns text
 language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
@@ -210,9 +209,11 @@ begin
     from public.jobs j
     where j.organization_id = w.organization_id and j.status = 'pending' and openweights.fits(j, w)
         and (j.not_before is null or j.not_before <= now())
-        and (j.after is null or openweights.are_completed(j.organization_id, j.after))
-        and (j.max_running is null or (j.label <> all (p_full_labels)
-            and openweights.has_room(j.organization_id, j.label, j.max_running)))
+        and (j.after is null or not exists (
+            select from public.jobs needed
+            where needed.organization_id = j.organization_id and needed.id = any (j.after)
+                and needed.status <> 'completed'))
+        and (j.max_running is null or j.max_running > coalesce((p_running ->> j.label)::integer, 0))
         and j.submitted_by_key <> all (p_spent_keys)
         and (j.max_cost_usd is null
             or openweights.job_cost(j.organization_id, j.id) < j.max_cost_usd)
@@ -221,14 +222,14 @@ begin
     limit 1 for no key update skip locked;
     if question and p_is_question is null and openweights.has_answered_enough(w) then
         return coalesce(
-            openweights.next_job(w, p_spent_keys, p_full_labels, false),
-            openweights.next_job(w, p_spent_keys, p_full_labels, true));
+            openweights.next_job(w, p_spent_keys, p_running, false),
+            openweights.next_job(w, p_spent_keys, p_running, true));
     end if;
     if most is not null then
         perform openweights.wait_for_label(w.organization_id, best_label);
         if not openweights.has_room(w.organization_id, best_label, most) then
-            return openweights.next_job(
-                w, p_spent_keys, p_full_labels || best_label, p_is_question);
+            p_running := p_running || jsonb_build_object(best_label, most);
+            return openweights.next_job(w, p_spent_keys, p_running, p_is_question);
         end if;
     end if;
     return best;
@@ -281,7 +282,8 @@ begin
             select from api_keys k
             where k.organization_id = w.organization_id and k.budget_usd is not null
         ) as budgets,
-        o.paused_at is not null as is_paused
+        o.paused_at is not null as is_paused,
+        running_by_label(o.id) as running
     into now_there from organizations o where o.id = w.organization_id;
     if now_there.expired_runs then
         perform lose_expired_runs(w.organization_id, w.id);
@@ -292,7 +294,9 @@ begin
     if answer is not null or w.status <> 'active' or now_there.is_paused then
         return answer;
     end if;
-    job_id := next_job(w, case when now_there.budgets then spent_keys(w.organization_id) else '{}' end);
+    job_id := next_job(
+        w, case when now_there.budgets then spent_keys(w.organization_id) else '{}' end,
+        now_there.running);
     if job_id is null then
         return null;
     end if;
@@ -443,16 +447,20 @@ returns jsonb
 language plpgsql security definer set search_path = openweights, public, pg_temp as $$
 declare
     me api_keys := openweights.caller('admin');
+    running jsonb := running_by_label(me.organization_id);
 begin
     return coalesce((
         select jsonb_agg(jsonb_build_object('job', job_json(j), 'owner', j.submitted_by_key,
             'usd_left', least(j.max_cost_usd - job_cost(j.organization_id, j.id), k.budget_usd - spent(k)))
             order by j.id)
         from (
-            select * from jobs where organization_id = me.organization_id and status = 'pending'
+            select * from jobs w where organization_id = me.organization_id and status = 'pending'
                 and (not_before is null or not_before <= now())
-                and (after is null or are_completed(organization_id, after))
-                and (max_running is null or has_room(organization_id, label, max_running))
+                and (after is null or not exists (
+                    select from jobs needed
+                    where needed.organization_id = w.organization_id and needed.id = any (w.after)
+                        and needed.status <> 'completed'))
+                and (max_running is null or max_running > coalesce((running ->> label)::integer, 0))
                 and not exists (
                     select from organizations where id = me.organization_id and paused_at is not null)
             order by id limit p_limit offset p_offset
