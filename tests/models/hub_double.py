@@ -1,14 +1,16 @@
-"""A Hugging Face hub of one repository on this machine: the few routes that a download uses."""
+"""A Hugging Face hub on this machine: the few routes that a download uses, and those of a push."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -65,6 +67,82 @@ def serve_hub(repository: str, folder: Path | Mapping[str, Path]) -> Iterator[st
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass
+class Pushes:
+    """What was pushed to a hub.
+
+    Attributes:
+        commits: The files of each, in the order in which they came.
+        arrived: A commit has come.
+        may_answer: Until this is set commits are kept, and not answered.
+    """
+
+    endpoint: str = ""
+    commits: list[dict[str, bytes]] = field(default_factory=list[dict[str, bytes]])
+    arrived: Event = field(default_factory=Event)
+    may_answer: Event = field(default_factory=Event)
+
+
+@contextmanager
+def serve_pushes() -> Iterator[Pushes]:
+    """A hub that takes every push to every repository."""
+    pushes = Pushes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self._body()
+            path = urlsplit(self.path).path
+            answer: dict[str, object] = {"errors": [], "warnings": []}
+            if path == "/api/repos/create":
+                answer = {"url": f"{pushes.endpoint}/lab/{json.loads(body)['name']}"}
+            elif "/preupload/" in path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                mode = {"uploadMode": "regular", "shouldIgnore": False}
+                answer = {"files": [{"path": name, **mode} for name in names]}
+            elif "/commit/" in path:
+                lines = [json.loads(line) for line in body.splitlines()]
+                files = [line["value"] for line in lines if line["key"] == "file"]
+                pushes.commits.append({f["path"]: base64.b64decode(f["content"]) for f in files})
+                pushes.arrived.set()
+                pushes.may_answer.wait()
+                where = path.removeprefix("/api/models/").partition("/commit/")[0]
+                answer = {"commitOid": COMMIT, "commitUrl": f"{pushes.endpoint}/{where}/commit/1"}
+            self._say(answer)
+
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+
+        def _say(self, answer: dict[str, object]) -> None:
+            content = json.dumps(answer).encode()
+            with suppress(OSError):  # nobody may be there any more
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    pushes.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield pushes
+    finally:
+        pushes.may_answer.set()
         server.shutdown()
         server.server_close()
 
