@@ -19,7 +19,7 @@ def run_example(source: str, folder: Path, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", source],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        env={"PYTHONPATH": str(ROOT), **os.environ, **env},
         capture_output=True,
         text=True,
     )
@@ -29,6 +29,7 @@ def run_example(source: str, folder: Path, **env: str) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("warm_jobs")
 def test_example_runs(home: Path, tmp_path: Path) -> None:
     """As it stands, but for two steps of a random model, which has nothing to teach itself."""
     make_tiny_model(home / "models" / "SmolLM2-135M-Instruct")

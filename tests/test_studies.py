@@ -40,8 +40,8 @@ def run(folder: Path, name: str) -> str:
         [sys.executable, name],
         cwd=folder,
         env={
-            **os.environ,
             "PYTHONPATH": os.pathsep.join(PATHS),
+            **os.environ,
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         },
@@ -61,7 +61,8 @@ def test_the_reward(folder: Path) -> None:
     ((right, unknown),) = RewardFunctions([reward], limit_s=5).score(samples)
     assert right == 1.0 and unknown != unknown, "None is no number, and not 0"
     named = f"{folder / 'ledger.py'}:score"
-    common = {"model": "org/model", "training_file": "cookbook/sdft/data/train.jsonl"}
+    file = str(folder / "cookbook/sdft/data/train.jsonl")
+    common = {"model": "org/model", "training_file": file}
     ow = OpenWeights()
     for own in (
         {"loss": "grpo", "grpo_reward_function": named, "per_device_train_batch_size": 8},
@@ -74,6 +75,7 @@ def test_the_reward(folder: Path) -> None:
 WHOLE = "(1e-4, 3e-4), (1, 2)"
 
 
+@pytest.mark.usefixtures("warm_jobs")
 @pytest.mark.parametrize(
     ("grid", "count"), [("(3e-4,), (1,)", 1), pytest.param(WHOLE, 4, marks=pytest.mark.slow)]
 )
