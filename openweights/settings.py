@@ -215,6 +215,13 @@ class Settings:
         """Whether the store is a Supabase project, and not the one on this machine."""
         return bool(self.api_key or self.supabase_url)
 
+    @property
+    def scratch(self) -> Path | None:
+        """Where the large temporary files of a job belong: in its folder, which goes with them also
+        when the job is killed. None outside a job, for what the system has.
+        """
+        return self.spool_dir and self.spool_dir.parent
+
     def child_env(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment of a worker process or a job that must see these very settings, and
         neither a run of ours nor the key that opens secrets.

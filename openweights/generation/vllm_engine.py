@@ -29,6 +29,7 @@ from openweights.models.forward import base_model
 from openweights.models.names import location_here
 from openweights.models.shape import longest_row
 from openweights.models.tokens import eos_token_ids
+from openweights.settings import Settings
 
 MEMORY_SHARE = 0.35  # of the GPU, beside a training in the same memory
 MOST_ADAPTERS = 8
@@ -62,7 +63,9 @@ class VLLMEngine(GenerationEngine):
         self._model: Any = model
         self._tokenizer = tokenizer
         self._scaled = scaled_logprobs
-        self._folder = tempfile.TemporaryDirectory(prefix="openweights-vllm-")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="openweights-vllm-", dir=Settings.from_env().scratch
+        )
         self._folders: dict[str, Path] = {}  # of adapters that were set
         self._handed: dict[str, LoRARequest] = {}  # since the engine began anew
         self._ids = count(1)

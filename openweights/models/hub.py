@@ -121,6 +121,7 @@ def push_result(
     token: str,
     org: str | None,
     merged_card: str = "",
+    scratch: Path | None = None,
 ) -> str:
     """Push the adapter in `result`, the model merged with it, or the model there; returns the id of
     the repository.
@@ -128,6 +129,7 @@ def push_result(
     Args:
         org: Fills {org_id}; None for the account of the token.
         merged_card: The README of the model merged with it; that of the adapter is beside it.
+        scratch: Where that model is written meanwhile; None for what the system has.
 
     Raises:
         ConfigurationError: The hub refused it, or could not be reached in five tries.
@@ -143,7 +145,7 @@ def push_result(
         org=org,
         extra=config.model_naming_extra_parameters,
     )
-    with tempfile.TemporaryDirectory() as temporary, transferring():
+    with tempfile.TemporaryDirectory(dir=scratch) as temporary, transferring():
         # First, so that a merge that fails leaves no empty repository behind.
         merges = config.is_peft and config.merge_before_push
         folder = merge(config, result, Path(temporary)) if merges else result

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from openweights.backends.base import Backend
 from openweights.client.jobs import Job
-from openweights.client.results import result_files
 from openweights.client.watching.scores import best_scores
 from openweights.events import Part
 from openweights.settings import Settings
@@ -31,20 +32,19 @@ from tests.worker.harness import Jobs
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a store notices deaths there")
 
 StartWorker = Callable[..., subprocess.Popen[bytes]]
-FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+# The end of a training: the adapter is there, and the model with it merged into it is pushed.
 PUSH = """
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from openweights.models.hub import push_result
-folder = Path("uploads/adapter")
-folder.mkdir(parents=True)
-for name, content in FILES.items():
-    (folder / name).write_bytes(content)
+from openweights.settings import Settings
 config = SimpleNamespace(
-    model="org/model", finetuned_model_id="lab/pushed", model_naming_extra_parameters=None,
-    is_peft=True, merge_before_push=False, push_to_private=True,
+    model=sys.argv[1], finetuned_model_id="lab/pushed", model_naming_extra_parameters=None,
+    is_peft=True, merge_before_push=True, push_to_private=True,
 )
-print(push_result(config, folder, job_id="ftjob-1", token="hf_of_the_test", org="lab"))
+named = {"job_id": "ftjob-1", "token": "hf_of_the_test", "org": "lab"}
+print(push_result(config, Path("adapter"), scratch=Settings.from_env().scratch, **named))
 """
 SCORE = """
 import pathlib, time
@@ -77,23 +77,40 @@ def check_runs(backend: Backend, job_id: str) -> None:
     assert (lost.status, whole.status) == ("failed", "completed")
 
 
-def test_a_push_is_whole_or_not_there(
-    jobs: Jobs, backend: Backend, start_worker: StartWorker
+def trained(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """A model, and the files of an adapter for it."""
+    tiny = make_tiny_model(folder / "tiny")
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    get_peft_model(model, lora).save_pretrained(str(folder / "adapter"))
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder / "adapter")
+    files = {f"adapter/{file.name}": file.read_bytes() for file in (folder / "adapter").iterdir()}
+    return str(tiny), files
+
+
+@pytest.mark.long
+def test_a_push_is_whole_and_leaves_no_model_behind(
+    jobs: Jobs, backend: Backend, start_worker: StartWorker, home: Path, tmp_path: Path
 ) -> None:
+    model, files = trained(tmp_path)
+    system = tmp_path / "of the system"
+    system.mkdir()
     with serve_pushes() as hub:
-        script = f"FILES = {FILES}\n{PUSH}".encode()
-        job = jobs.submit("python push.py", {"push.py": script})
-        process = start_worker(HF_ENDPOINT=hub.endpoint)
+        env = {"HF_ENDPOINT": hub.endpoint, "TMPDIR": str(system)}
+        job = jobs.submit(f"python push.py {model}", {**files, "push.py": PUSH.encode()})
+        process = start_worker(**env)
         wait_until(hub.arrived.is_set)
+        assert [*home.rglob("model.safetensors")], "the control"
         kill(process)
         hub.may_answer.set()
-        start_worker(HF_ENDPOINT=hub.endpoint)
+        start_worker(**env)
         assert jobs.wait_for_end(job) == "completed", jobs.log(job).decode()
-        assert hub.commits == [FILES, FILES], "what the first has pushed is what the second has"
+        first, second = hub.commits
     check_runs(backend, job.id)
+    assert first == second and "model.safetensors" in first
     assert jobs.log(job).endswith(b"lab/pushed\n")
-    paths = [file["path"] for file in result_files(backend.list_events(job_id=job.id))]
-    assert sorted(paths) == [f"adapter/{name}" for name in FILES]
+    assert not [*system.rglob("*.safetensors")]
+    wait_until(lambda: not [*home.rglob("model.safetensors")])
 
 
 def answers_of(job: Job, folder: Path) -> list[Any]:

@@ -106,6 +106,7 @@ def _push(config: TrainingConfig, result: Path, reporter: Reporter, merged_card:
             token=settings.hf_token,
             org=settings.hf_org,
             merged_card=merged_card,
+            scratch=settings.scratch,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the training it ends has succeeded
         known = isinstance(error, OpenWeightsError)
@@ -136,8 +137,8 @@ def push_model(
     if not settings.hf_token:
         raise ConfigError("push_model: HF_TOKEN is not set where the job runs; set it there")
     named = config.model_copy(update={"finetuned_model_id": finetuned_model_id})
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=settings.scratch) as folder:
         model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)
         asked = {"job_id": "", "token": settings.hf_token, "org": settings.hf_org}
-        return push_result(named, Path(folder), **asked)
+        return push_result(named, Path(folder), scratch=settings.scratch, **asked)
