@@ -5,14 +5,14 @@
 #
 # Each makes its virtual environment in .venv when it is not there; afterwards that takes no time.
 # PYTHON=python3.12 chooses another Python; ARGS="..." is handed on: make test ARGS="-k sdft".
-# WORKERS=4 processes share the tests, of one computing thread each, since about half of the time a
-# test waits for a clock or a process; WORKERS=0 is this one alone.
+# WORKERS=6 processes share the tests, forks of one, of one computing thread each, since about half of
+# the time a test waits for a clock or a process; WORKERS=0 is this one alone.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 6
 
 .PHONY: demo test lint setup clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
@@ -28,6 +29,9 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+parsed = functools.cache(ast.parse)
+
+
 def import_graph(package: Path, *, types: bool) -> dict[str, set[str]]:
     """Which modules of a package each of its modules imports, at its top or when it runs.
 
@@ -37,7 +41,7 @@ def import_graph(package: Path, *, types: bool) -> dict[str, set[str]]:
     modules = {module_name(path, package.parent): path for path in package.rglob("*.py")}
     graph: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
-        waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+        waiting: list[ast.AST] = [parsed(path.read_text(encoding="utf-8"))]
         while waiting:
             node = waiting.pop()
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
