@@ -6,6 +6,7 @@ the claim itself, and then its control shows that without the mechanism it takes
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -40,6 +41,11 @@ def wait_until(look: Callable[[], Found], what: str = "what is waited for") -> F
         assert time.monotonic() < give_up_at, f"{what} does not come within {HANGS_S:.0f} s"
         time.sleep(LOOK_S)
     return found
+
+
+def until_exists(path: Path) -> str:
+    """A shell's line for a job that goes on as soon as the test makes this file."""
+    return f"until test -e {shlex.quote(str(path))}; do sleep 0.05; done"
 
 
 def remove_under_use(folder: Path) -> None:

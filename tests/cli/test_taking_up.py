@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
 from tests.cli.conftest import process_env, submit
-from tests.waiting import HANGS_S, comes_true
+from tests.waiting import HANGS_S, comes_true, wait_until
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -33,12 +34,12 @@ def _all_of(home: Path) -> list[psutil.Process]:
 
 
 def _reboot(home: Path) -> None:
-    """Everything is gone at once."""
-    for process in _all_of(home):
-        process.send_signal(signal.SIGSTOP)
-    for process in _all_of(home):
-        process.kill()
-    psutil.wait_procs(_all_of(home), timeout=10)
+    """Everything is gone at once: nothing that still runs sees that another has ended."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in _all_of(home):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+    wait_until(lambda: not _all_of(home))
 
 
 def _becomes(backend: Backend, status: str, within_s: float = HANGS_S) -> bool:
@@ -49,7 +50,7 @@ def _becomes(backend: Backend, status: str, within_s: float = HANGS_S) -> bool:
 def test_the_next_command_takes_up_what_was_lost(
     ow_process: Process, backend: Backend, home: Path, command: list[str]
 ) -> None:
-    submit(backend, "ftjob-one", script="test -e $OPENWEIGHTS_HOME/again || sleep 60")
+    submit(backend, "ftjob-one", script="test -e $OPENWEIGHTS_HOME/again || sleep 9999")
     worker = [sys.executable, "-m", "openweights.worker.main", "--embedded"]
     process = subprocess.Popen(worker, env=process_env(), start_new_session=True)
     assert _becomes(backend, "in_progress")

@@ -8,8 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,7 @@ from openweights.client.watching.queue import waits_for
 from openweights.settings import Settings
 from openweights.worker.standby import STANDBY_LOCK
 from tests.tiny_model import make_tiny_model
-from tests.waiting import HANGS_S, comes_true, wait_until
+from tests.waiting import HANGS_S, comes_true, until_exists, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -52,6 +52,12 @@ def workers(home: Path, module: str = "openweights.worker.main") -> list[psutil.
         except psutil.Error:
             continue
     return found
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def wait_until_gone(home: Path) -> None:
@@ -89,13 +95,14 @@ def test_submitted_job_runs_and_the_worker_goes_away(
     assert ow.exec.create(command="echo again").wait(timeout=HANGS_S).status == "completed"
 
 
-def test_killed_worker_is_replaced(ow: OpenWeights, home: Path) -> None:
-    job = ow.exec.create(command="echo begin; sleep 1; echo end", requires_vram_gb=0)
+def test_killed_worker_is_replaced(ow: OpenWeights, home: Path, tmp_path: Path) -> None:
+    held = until_exists(tmp_path / "go")
+    job = ow.exec.create(command=f"echo begin; {held}; echo end", requires_vram_gb=0)
     for text in job.logs(follow=True):
         if "begin" in text:
             break
-    for process in workers(home):
-        process.kill()
+    kill(workers(home))
+    (tmp_path / "go").touch()
     assert job.wait(timeout=HANGS_S).status == "completed"
     assert [run.status for run in job.runs] == ["failed", "completed"]
     assert "".join(job.logs()).endswith("begin\nend\n")
@@ -174,27 +181,28 @@ def _ends_without_a_client(home: Path, job_id: str, within_s: float) -> bool:
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_job_whose_worker_is_killed_goes_on_without_a_client(
-    ow: OpenWeights, home: Path, signum: int
+    ow: OpenWeights, home: Path, tmp_path: Path, signum: int
 ) -> None:
-    job = ow.exec.create(command="touch uploads/$$; sleep 2", requires_vram_gb=0)
+    held = until_exists(tmp_path / "go")
+    job = ow.exec.create(command=f"touch uploads/$$; {held}", requires_vram_gb=0)
     wait_until(lambda: job.refresh().status == "in_progress" and is_locked(home / STANDBY_LOCK))
     (worker,) = workers(home)
     worker.send_signal(signum)
-    assert _ends_without_a_client(home, job.id, 40)
+    assert not _ends_without_a_client(home, job.id, 0.5), "the control: it is held"
+    (tmp_path / "go").touch()
+    assert _ends_without_a_client(home, job.id, HANGS_S)
     assert job.refresh().attempts == 2
 
 
 def test_without_its_standby_a_killed_workers_job_waits(ow: OpenWeights, home: Path) -> None:
     """The control; and a standby that is killed is started again by the worker."""
-    job = ow.exec.create(command="sleep 30", requires_vram_gb=0)
+    job = ow.exec.create(command="sleep 9999", requires_vram_gb=0)
     wait_until(lambda: job.refresh().status == "in_progress" and is_locked(home / STANDBY_LOCK))
     first = workers(home, "openweights.worker.standby")
-    for process in first:
-        process.kill()
+    kill(first)
     second = wait_until(lambda: set(workers(home, "openweights.worker.standby")) - set(first))
     # Both at once, as when the machine is switched off.
-    for process in (*workers(home), *second):
-        process.kill()
+    kill([*workers(home), *second])
     assert not _ends_without_a_client(home, job.id, 3)
     job.cancel()
 
@@ -203,10 +211,10 @@ def test_without_its_standby_a_killed_workers_job_waits(ow: OpenWeights, home: P
 def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path: Path) -> None:
     """And before those that wait; the control, without its priority, waits for all of them."""
     tiny = str(make_tiny_model(tmp_path / "tiny"))
-    long = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+    long = ow.exec.create(command="sleep 9999", requires_vram_gb=0)
     while long.refresh().status == "pending":  # else the question is taken before it
         time.sleep(0.05)
-    queued = ow.exec.create(command="sleep 61", requires_vram_gb=0)
+    queued = ow.exec.create(command="sleep 9998", requires_vram_gb=0)
     plain = submit(ow, [tiny], ["q"], {"max_tokens": 2, "priority": 0})
     asked = submit(ow, [tiny], ["q", "r"], {"max_tokens": 2})
     assert asked.wait(timeout=240).status == "completed"
@@ -225,7 +233,7 @@ def test_a_question_is_answered_beside_a_job_that_runs(ow: OpenWeights, tmp_path
 def test_workers_beside_one_another_work_until_the_block_ends(
     ow: OpenWeights, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    meet = "touch {0} && for i in $(seq 150); do [ -e {1} ] && exit 0; sleep 0.2; done; exit 1"
+    meet = "touch {0} && for i in $(seq 1200); do [ -e {1} ] && exit 0; sleep 0.2; done; exit 1"
     first, second = tmp_path / "first", tmp_path / "second"
     with (
         pytest.raises(KeyboardInterrupt) as stopped,
@@ -238,7 +246,7 @@ def test_workers_beside_one_another_work_until_the_block_ends(
         # Each ends only while the other runs.
         assert [job.wait(timeout=240).status for job in jobs] == ["completed"] * 2
         assert len(workers(home)) == 2
-        late = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+        late = ow.exec.create(command="sleep 9999", requires_vram_gb=0)
         while late.refresh().status == "pending":
             time.sleep(0.05)
         interrupt = KeyboardInterrupt()
@@ -257,7 +265,7 @@ def test_who_interrupts_is_told_what_goes_on(
         raise KeyboardInterrupt
     assert "run it again" in idle.value.__notes__[0], "the control: nobody else works"
     assert not [m for m in caplog.messages if "stopping" in m], "nothing to wait for"
-    job = ow.exec.create(command="sleep 60", requires_vram_gb=0)  # which starts a worker
+    job = ow.exec.create(command="sleep 9999", requires_vram_gb=0)  # which starts a worker
     while job.refresh().status == "pending":
         time.sleep(0.05)
     for count in (1, 2):
@@ -280,7 +288,7 @@ from openweights.client.local_worker import workers_beside
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where tests run under nohup
 ow = OpenWeights()
 with workers_beside(ow.settings, ow.backend, 2):
-    job = ow.exec.create(command="sleep 60", requires_vram_gb=0)
+    job = ow.exec.create(command="sleep 9999", requires_vram_gb=0)
     while job.refresh().status == "pending":
         time.sleep(0.05)
     print(job.id, flush=True)

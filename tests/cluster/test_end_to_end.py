@@ -155,7 +155,7 @@ def test_a_reclaimed_pod_is_replaced(
 ) -> None:
     ow = OpenWeights()
     job = ow.exec.create(
-        command=f"test -e {tmp_path}/taken || sleep 60",
+        command=f"test -e {tmp_path}/taken || sleep 9999",
         requires_vram_gb=0,
         cloud_type="COMMUNITY",
     )
@@ -173,7 +173,7 @@ def test_a_reclaimed_pod_is_replaced(
 def test_two_pods_at_most_for_four_groups(
     team: Team, cloud: RunPodDouble, home: Path, manager: OrganizationManager
 ) -> None:
-    cloud.room.command = ["sleep", "60"]
+    cloud.room.command = ["sleep", "9999"]
     ow = OpenWeights()
     for gpu in ("A100", "A100S", "H100S", "H200"):
         ow.exec.create(command=f"echo {gpu}", requires_vram_gb=0, allowed_hardware=f"1x {gpu}")

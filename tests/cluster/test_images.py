@@ -230,7 +230,7 @@ def test_the_script_is_a_program() -> None:
 
 
 def test_the_worker_is_waited_for_when_the_pod_is_taken_away(tmp_path: Path) -> None:
-    saves = "echo \"$@\" started; trap 'sleep 0.3; echo saved; exit 0' TERM; sleep 60 & wait"
+    saves = "echo \"$@\" started; trap 'sleep 0.3; echo saved; exit 0' TERM; sleep 9999 & wait"
     running = Running(tmp_path, saves, WORKER_ID="w1")
     running.wait_for("worker started")
     running.end()

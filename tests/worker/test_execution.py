@@ -334,7 +334,7 @@ def test_cancel_reaches_the_job_at_a_heartbeat(jobs: Jobs, worker: object, home:
     wait_until(lambda: jobs.backend.get_run(run.id).status == "canceled")
     assert b"saving" in jobs.log(polite)
 
-    stubborn = jobs.submit("trap '' TERM; echo up; setsid sleep 100 & while :; do sleep 0.05; done")
+    stubborn = jobs.submit("trap '' TERM; echo up; setsid sleep 999 & while :; do sleep 0.05; done")
     jobs.wait_for_log(stubborn, b"up")
     jobs.backend.cancel_job(stubborn.id)
     last = jobs.submit("echo next")
@@ -360,7 +360,7 @@ def test_a_cancel_while_the_folder_is_filled_starts_nothing(
 
 def test_timeout(jobs: Jobs, worker: object) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=0.5)
-    job = jobs.submit("echo up; sleep 100", timeout_at=soon)
+    job = jobs.submit("echo up; sleep 9999", timeout_at=soon)
     assert jobs.wait_for_end(job) == "failed"
     assert jobs.error(job) == "stopped: its timeout has passed"
     assert b"up" in jobs.log(job)

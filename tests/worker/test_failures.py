@@ -118,7 +118,7 @@ def test_a_job_that_hangs_is_ended_and_taken_up_again(
     jobs: Jobs, backend: Backend, in_thread: InThread, home: Path
 ) -> None:
     mark = home / "mark"
-    script = f"test -e {mark} || {{ touch {mark}; echo begun; sleep 600; }}; echo went on"
+    script = f"test -e {mark} || {{ touch {mark}; echo begun; sleep 9999; }}; echo went on"
     job = jobs.submit(script, stall_timeout_s=1.0)
     with in_thread():
         assert jobs.wait_for_end(job) == "completed"
@@ -131,7 +131,7 @@ def test_a_job_whose_guard_is_killed_is_not_said_to_have_hung(
     jobs: Jobs, backend: Backend, in_thread: InThread, home: Path
 ) -> None:
     mark = home / "mark"
-    script = f"test -e {mark} || {{ touch {mark}; kill -9 $PPID; sleep 600; }}; echo went on"
+    script = f"test -e {mark} || {{ touch {mark}; kill -9 $PPID; sleep 9999; }}; echo went on"
     job = jobs.submit(script, stall_timeout_s=600)
     with in_thread():
         assert jobs.wait_for_end(job) == "completed"
@@ -144,7 +144,7 @@ def test_a_run_that_takes_too_long_is_stopped(
     jobs: Jobs, backend: Backend, in_thread: InThread
 ) -> None:
     backend.set_max_duration(1.0)
-    job = jobs.submit("sleep 600")
+    job = jobs.submit("sleep 9999")
     with in_thread():
         assert jobs.wait_for_end(job) == "failed"
     assert "timeout" in (jobs.error(job) or "")

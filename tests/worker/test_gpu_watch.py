@@ -77,7 +77,7 @@ def test_a_job_that_leaves_its_gpus_idle_is_given_back(
     """By a worker in a pod, which ends with it."""
     monkeypatch.setenv("PATH", fake_nvidia_smi(tmp_path / "bin", "0\\n")["PATH"])
     pod = PodSettings(worker_id="w-pod", idle_gpu_minutes=0.02)
-    job = jobs.submit("sleep 600")
+    job = jobs.submit("sleep 9999")
     gpu = Hardware("1x A100", 1, 80)
     with WorkerThread(replace(settings, pod=pod), backend, gpu) as worker:
         wait_until(lambda: worker.exit_code is not None)

@@ -28,10 +28,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 # Three generations, two of them in sessions of their own, and none that SIGTERM ends.
 STUBBORN = """
 trap '' TERM
-setsid sh -c 'trap "" TERM; (setsid sleep 300 &) ; sleep 300' &
-sleep 300 & sleep 300 &
+setsid sh -c 'trap "" TERM; (setsid sleep 9999 &) ; sleep 9999' &
+sleep 9999 & sleep 9999 &
 touch ready
-wait; wait; sleep 300
+wait; wait; sleep 9999
 """
 
 # A worker that starts a command, guarded or not, and waits for it.
@@ -207,7 +207,7 @@ def test_no_orphan_when_the_guard_is_killed(tmp_path: Path, marker: str) -> None
 def test_the_kernel_kills_the_job_when_guard_and_worker_die_at_once(
     tmp_path: Path, marker: str
 ) -> None:
-    with worker("guarded", "touch ready; exec sleep 300", tmp_path, marker) as process:
+    with worker("guarded", "touch ready; exec sleep 9999", tmp_path, marker) as process:
         wait_until((tmp_path / "ready").exists)
         wait_until(lambda: (tmp_path / "guard").exists() and (tmp_path / "guard").read_text())
         os.kill(process.pid, signal.SIGSTOP)

@@ -21,7 +21,7 @@ from tests.waiting import HANGS_S, NEVER_S, comes_true
 from tests.worker.harness import Jobs
 
 StartWorker = Callable[..., "subprocess.Popen[bytes]"]
-STUBBORN = "trap '' TERM; echo up; sleep 60 & wait; wait; wait"
+STUBBORN = "trap '' TERM; echo up; sleep 9999 & wait; wait; wait"
 
 
 def test_it_is_the_worker_of_its_row(
@@ -61,8 +61,8 @@ def test_a_job_is_handed_back_before_the_machine_is_gone(
 
 
 def test_its_time_to_live(jobs: Jobs, start_worker: StartWorker) -> None:
-    job = jobs.submit("sleep 1.5")
-    process = start_worker(TTL_HOURS=str(1 / 3600))
+    job = jobs.submit("sleep 4")
+    process = start_worker(TTL_HOURS=str(3 / 3600))
     assert process.wait(timeout=HANGS_S) == 0
     assert jobs.status(job) == "completed", "a job is not cut short"
 

@@ -148,7 +148,7 @@ def test_what_survives_worker_and_guard_ends_before_the_next_run(
     count = f"grep -lz '^{of_run}$' /proc/[0-9]*/environ 2> /dev/null | wc -l"
     job = jobs.submit(
         f'test "$OPENWEIGHTS_RUN_ID" = 1 || {{ {count}; exit; }}; '
-        "setsid setsid sleep 300 & (setsid sleep 300 &) ; echo up; sleep 300"
+        "setsid setsid sleep 9999 & (setsid sleep 9999 &) ; echo up; sleep 9999"
     )
     process = start_worker()
     jobs.wait_for_log(job, b"up")
@@ -193,7 +193,7 @@ def test_a_job_is_not_given_away_while_its_processes_exist(
     jobs: Jobs, backend: Backend, tmp_path: Path, home: Path, marker: str, kind: str
 ) -> None:
     # The guard is stopped, so that the time in which it kills the job lasts as long as we want.
-    job = jobs.submit("touch up; sleep 300")
+    job = jobs.submit("touch up; sleep 9999")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
     process = subprocess.Popen(
         [sys.executable, "-c", CLAIMER, kind, str(tmp_path), marker], env=env

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from openweights.backends.base import Backend
 from openweights.worker.folder import marker_of
 from openweights.worker.process import marked_processes
-from tests.waiting import wait_until
+from tests.waiting import HANGS_S, comes_true, until_exists, wait_until
 from tests.worker.harness import Jobs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -33,18 +32,20 @@ def test_a_stopped_workers_job_is_not_started_twice(
     jobs: Jobs, backend: Backend, start_worker: StartWorker, tmp_path: Path, signum: int
 ) -> None:
     trace = tmp_path / "trace"
-    job = jobs.submit(f"echo start >> {trace}; sleep 4; echo end >> {trace}")
+    held = until_exists(tmp_path / "go")
+    job = jobs.submit(f"echo start >> {trace}; {held}; echo end >> {trace}")
     first = start_with_lease(start_worker)
     wait_until(trace.exists)
     second = start_with_lease(start_worker)
     wait_until(lambda: len(backend.list_workers(statuses=["active"])) == 2)
     first.send_signal(signum)
-    time.sleep(3 * LEASE_S)
-    assert jobs.attempts(job) == (1 if signum == signal.SIGSTOP else 2)
+    is_control = signum == signal.SIGKILL
+    within_s = HANGS_S if is_control else 3 * LEASE_S
+    assert comes_true(lambda: jobs.attempts(job) == 2, within_s) == is_control
+    (tmp_path / "go").touch()
     first.send_signal(signal.SIGCONT)
     assert jobs.wait_for_end(job) == "completed"
-    starts = trace.read_text().count("start")
-    assert starts == (1 if signum == signal.SIGSTOP else 2)
+    assert trace.read_text().count("start") == 1 + is_control
     assert trace.read_text().count("end") == 1
     assert second.poll() is None
 
@@ -54,7 +55,8 @@ def test_a_worker_that_wakes_without_its_job_ends_it_before_anything_else(
 ) -> None:
     """Somebody has canceled and restarted the job meanwhile."""
     trace = tmp_path / "trace"
-    job = jobs.submit(f"echo start >> {trace}; sleep 2; echo end $OPENWEIGHTS_RUN_ID >> {trace}")
+    held = until_exists(tmp_path / "go")
+    job = jobs.submit(f"echo start >> {trace}; {held}; echo end $OPENWEIGHTS_RUN_ID >> {trace}")
     first = start_with_lease(start_worker)
     wait_until(trace.exists)
     first.send_signal(signal.SIGSTOP)
@@ -69,6 +71,7 @@ def test_a_worker_that_wakes_without_its_job_ends_it_before_anything_else(
     wait_until(lambda: jobs.attempts(job) == 2)
     first.send_signal(signal.SIGCONT)
     wait_until(lambda: not marked_processes(of_first))
+    (tmp_path / "go").touch()
     assert jobs.wait_for_end(job) == "completed"
     assert trace.read_text().splitlines() == ["start", "start", "end 2"]
     assert [run.status for run in backend.list_runs(job_id=job.id)] == ["canceled", "completed"]

@@ -22,7 +22,7 @@ from openweights.settings import Settings
 from openweights.worker.folder import marker_of
 from openweights.worker.main import run_worker
 from openweights.worker.process import marked_processes
-from tests.waiting import HANGS_S, NEVER_S, remove_under_use, wait_until
+from tests.waiting import HANGS_S, NEVER_S, remove_under_use, until_exists, wait_until
 from tests.worker.harness import Jobs, Outage, WorkerThread
 
 StartWorker = Callable[..., Any]
@@ -36,13 +36,14 @@ trap save TERM; echo up; while :; do sleep 0.05; done
 
 
 def test_an_embedded_worker_is_alone_and_goes_away_when_idle(
-    jobs: Jobs, backend: Backend, start_worker: StartWorker
+    jobs: Jobs, backend: Backend, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    job = jobs.submit("sleep 0.3")
+    job = jobs.submit(until_exists(tmp_path / "go"))
     first = start_worker("--embedded")
     wait_until(lambda: jobs.status(job) == "in_progress")
     second = start_worker("--embedded")
     assert second.wait(timeout=HANGS_S) == 0
+    (tmp_path / "go").touch()
     assert jobs.wait_for_end(job) == "completed"
     assert first.wait(timeout=HANGS_S) == 0
     (record,) = backend.list_workers()
@@ -98,7 +99,7 @@ def test_a_signal_to_all_processes_at_once_gives_the_job_back(
     jobs: Jobs, home: Path, start_worker: StartWorker
 ) -> None:
     # As a service manager does: the job is gone before its worker has done anything about it.
-    job = jobs.submit("echo up; sleep 100")
+    job = jobs.submit("echo up; sleep 9999")
     process = start_worker()
     jobs.wait_for_log(job, b"up")
     for pid in marked_processes(marker_of(home / "runs" / "1")):

@@ -129,7 +129,7 @@ def test_a_run_survives_two_minutes_without_a_network(team: Team, home: Path) ->
 def test_a_run_that_was_taken_over_meanwhile_is_fenced(team: Team, home: Path) -> None:
     team.set_timing(lease_s=1.5, heartbeat_s=0.3)
     again = home.parent / "again"
-    script = f"test -e {again} && exit 0; touch {again}; sleep 60"
+    script = f"test -e {again} && exit 0; touch {again}; sleep 9999"
     keys = [team.key("worker"), team.key("worker")]
     with ExitStack() as stack:
         backend = stack.enter_context(closing(team.backend()))
