@@ -159,6 +159,8 @@ def take_up(settings: Settings) -> bool:
 def is_waiting(backend: Backend) -> bool:
     """Whether a job waits for the worker for jobs; deployed models have workers of their own."""
     backend.list_workers()  # what the dead ones held waits from then on
+    if backend.place_in_queue().ahead.ending:
+        return True
     pending = backend.list_jobs(statuses=["pending"], limit=None)
     return any(job.type != SERVED for job in pending)
 
