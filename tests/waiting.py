@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 Found = TypeVar("Found")
 
 HANGS_S = 240.0  # what takes longer hangs, however busy the machine is
@@ -41,6 +43,14 @@ def wait_until(look: Callable[[], Found], what: str = "what is waited for") -> F
         assert time.monotonic() < give_up_at, f"{what} does not come within {HANGS_S:.0f} s"
         time.sleep(LOOK_S)
     return found
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or its parent has only to look."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until_exists(path: Path) -> str:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
@@ -72,6 +73,9 @@ _PREFIXES = {
     **{"execjob": "exec"},
 }
 _REGISTERED: dict[str, type[Jobs]] = {}
+# Of the job that is being made: its id must be of the same state as what is kept for its worker,
+# and kinds that have a `compute_id` of their own are not asked to pass it on.
+_folders_read: ContextVar[dict[str, dict[str, str]] | None] = ContextVar("folders", default=None)
 _TAKEN: set[str] = set()  # attributes of a client, which no kind may be called
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -347,7 +351,11 @@ class Jobs:
         mounted = self._upload(self.mounted_paths())
         script = self.get_entrypoint(validated)
         folders = self._model_folders(validated)
-        job_id = self.compute_id(validated, mounted, script, folders)
+        reading = _folders_read.set(folders)
+        try:
+            job_id = self.compute_id(validated, mounted, script)
+        finally:
+            _folders_read.reset(reading)
         model = getattr(validated, "model", None)
         validated = self.with_job_id(validated, job_id)
         return JobSpec(
@@ -388,15 +396,11 @@ class Jobs:
         validated: BaseModel | Mapping[str, Any],
         mounted_files: Mapping[str, str] | None = None,
         script: str = "",
-        model_folders: Mapping[str, Any] | None = None,
     ) -> str:
         """`<prefix>-<12 hex>[-<job_id_suffix>]` of what the job does, or of a row's contents.
 
         Values left at their defaults are not hashed, so that a parameter that a later version adds
         does not change the ids of the jobs that do not use it.
-
-        Args:
-            model_folders: What lies in the models that are folders, if that has been read.
         """
         if isinstance(validated, Mapping):
             row = {"row": dict(validated), "organization": self.ow.backend.organization_id}
@@ -405,7 +409,7 @@ class Jobs:
             "kind": type(self).__name__,
             "params": dumped(validated, exclude_defaults=True),
             "organization": self.ow.backend.organization_id,
-            **(self._model_folders(validated) if model_folders is None else model_folders),
+            **self._model_folders(validated),
         }
         if self.id_covers_mounts or "id_covers_mounts" not in vars(type(self)):
             content["script"] = script
@@ -421,6 +425,9 @@ class Jobs:
         return f"{self.id_prefix}-{digest}-{suffix}"
 
     def _model_folders(self, validated: BaseModel) -> dict[str, dict[str, str]]:
+        read = _folders_read.get()
+        if read is not None:
+            return read
         # A project's workers have folders of their own.
         return {} if self.ow.settings.is_remote else folders_of(validated)
 

@@ -84,6 +84,14 @@ def test_other_parameters_give_another_id(
     assert (_create(ow, one).id == _create(ow, other).id) is same
 
 
+def test_a_kind_may_have_ids_of_its_own(ow: QuietClient) -> None:
+    class Named(Echo):
+        def compute_id(self, validated: Any, mounted_files: Any = None, script: str = "") -> str:
+            return f"{super().compute_id(validated, mounted_files, script)}-{validated.text}"
+
+    assert _create(ow, {"text": "a"}, Named).id.endswith("-a")
+
+
 @given(params=PARAMS)
 @QUICK
 def test_kind_and_organization_are_in_the_id(ow: QuietClient, params: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from openweights.client.watching.queue import waits_for
 from openweights.settings import Settings
 from openweights.worker.standby import STANDBY_LOCK
 from tests.tiny_model import make_tiny_model
-from tests.waiting import HANGS_S, comes_true, until_exists, wait_until
+from tests.waiting import HANGS_S, comes_true, has_ended, until_exists, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def wait_until_gone(home: Path) -> None:
-    wait_until(lambda: all(p.status() == psutil.STATUS_ZOMBIE for p in workers(home)))
+    wait_until(lambda: all(has_ended(process.pid) for process in workers(home)))
 
 
 def test_a_script_needs_no_worker(ow: OpenWeights, home: Path) -> None:

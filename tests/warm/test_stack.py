@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import has_ended, wait_until
 from tests.warm.stack import WarmStack
 
 SCRIPT = """
@@ -84,5 +83,4 @@ def test_a_signal_ends_both(
     process.send_signal(number)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    zombie = psutil.STATUS_ZOMBIE
-    wait_until(lambda: not psutil.pid_exists(fork) or psutil.Process(fork).status() == zombie)
+    wait_until(lambda: has_ended(fork))

@@ -197,11 +197,10 @@ class Api(Jobs):
         validated: BaseModel,
         mounted_files: Mapping[str, str] | None = None,
         script: str = "",
-        model_folders: Mapping[str, Any] | None = None,
     ) -> str:
         """As `Jobs.compute_id`; the key is no part of what is served."""
         without_key = validated.model_copy(update={"api_key": None})
-        return super().compute_id(without_key, model_folders=model_folders)
+        return super().compute_id(without_key)
 
     def vram_gb(self, validated: BaseModel) -> int | None:
         """By the model's size."""

@@ -34,7 +34,7 @@ from openweights.types import WorkerSpec
 from tests.backends import processes
 from tests.backends.contract import BackendContract
 from tests.backends.steps import claim, draft, spec, start
-from tests.waiting import wait_until
+from tests.waiting import has_ended, wait_until
 
 
 class Clock:
@@ -191,8 +191,7 @@ def test_a_worker_lives_as_long_as_its_children(home: Path, backend: LocalBacken
             backend.register_worker(WorkerSpec("victim"))
     finally:
         os.kill(child, signal.SIGKILL)
-    zombie = psutil.STATUS_ZOMBIE
-    wait_until(lambda: not processes.exists(child) or psutil.Process(child).status() == zombie)
+    wait_until(lambda: has_ended(child))
     assert {w.id: w.status for w in backend.list_workers()}["victim"] == "terminated"
     assert claim(backend).job.id == "job-1"
 

@@ -163,6 +163,7 @@ def test_down_ends_one_that_another_thread_waits_for(ow: QuietClient, tmp_path: 
     take(ow)  # it is in progress already, and so may be restarted once
     with ThreadPoolExecutor() as threads:
         coming = threads.submit(api.up)
+        wait_until(coming.running)
         time.sleep(0.1)
         api.down()
         with pytest.raises(InvalidStateError, match=GONE):

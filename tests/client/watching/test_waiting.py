@@ -37,7 +37,7 @@ from openweights.events import Checkpoint
 from openweights.types import Claim, EventDraft, EventRecord, JobSpec
 from tests.client.conftest import QuietClient, append, every_store  # noqa: F401 - a fixture
 from tests.client.kinds import Echo
-from tests.waiting import HANGS_S
+from tests.waiting import HANGS_S, wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 Take = Callable[[], Claim]
@@ -111,25 +111,37 @@ def test_a_job_that_begins_again_says_why_and_where(
     waits = "worker w is gone; attempt 2, from step 0 (no checkpoint yet)"
     assert state(job.refresh().record).endswith(f" · {waits}")
 
+    told: list[str] = []
+
+    def until_told(words: str) -> None:
+        """Else it could be over before it is seen."""
+        before = len(told)
+
+        def is_told() -> bool:
+            told.extend(capfd.readouterr().err.splitlines())
+            return any(words in line for line in told[before:])
+
+        wait_until(is_told, words)
+
     def work() -> None:
-        time.sleep(0.2)
+        until_told("pending")
         run = claim().run
-        time.sleep(0.2)  # which has said nothing yet
+        until_told("in progress")  # it has said nothing yet
         assert state(job.refresh().record) == waits
         for doing in ("loading the model", "teacher gate", "trying the demonstrations"):
             append(ow.backend, run.id, {"type": "stage", "doing": doing})
-            time.sleep(0.2)
+            until_told(doing)
         append(ow.backend, run.id, begun, {"step": 4}, {"type": "checkpoint", "step": 4})
-        time.sleep(0.2)
+        until_told("step 4/6")
         ow.backend.release_run(run.id, run.attempt, reason="worker w is gone", is_lost=True)
-        time.sleep(0.2)
+        until_told("pending")
         run = claim().run
-        time.sleep(0.2)
+        until_told("in progress")
         ow.backend.finish_run(run.id, run.attempt, "completed")
 
     with in_background(work):
         ow.jobs.retrieve(job.id).wait(timeout=HANGS_S, poll_s=0.01)
-    told = capfd.readouterr().err.splitlines()
+    told += capfd.readouterr().err.splitlines()
     assert told[0].endswith(waits) and told[0].split(" · ")[1].startswith("pending: for ")
     assert told[1] == f"{job.id} · in progress: {waits}", "no step of the run before"
     assert told[2:5] == [
@@ -417,20 +429,21 @@ def test_logs(ow: QuietClient, claim: Take) -> None:
 def test_following_spans_runs_and_ends_with_the_job(ow: QuietClient, claim: Take) -> None:
     job = Echo(ow).create(text="a")
     text = "žluťoučký kůň 🐎\n".encode()
+    chunks: list[str] = []
 
     def work() -> None:
-        time.sleep(0.2)
         first = claim().run
         for offset in range(len(text)):
             ow.backend.append_log(first.id, offset, text[offset : offset + 1])
             time.sleep(0.005)
+        wait_until(lambda: chunks, "somebody who follows")
         ow.backend.release_run(first.id, first.attempt, reason="worker lost")
         second = claim().run
         ow.backend.append_log(second.id, 0, b"second\n")
         ow.backend.finish_run(second.id, second.attempt, "completed")
 
     with in_background(work):
-        chunks = list(job.logs(follow=True))
+        chunks.extend(job.logs(follow=True))
     assert "".join(chunks) == text.decode() + "second\n"
     assert list(job.logs(follow=True)) == ["second\n"]
 
