@@ -25,7 +25,8 @@ pause() {
     sleeper=$!
     # A signal that came before the sleeper was there has not ended it; a later one ends both.
     [ -n "$ended" ] || wait "$sleeper"
-    kill "$sleeper" 2> /dev/null
+    # As it has just been made it may still have the handler, which would take any other signal.
+    kill -KILL "$sleeper" 2> /dev/null
 }
 
 if [ -n "${WORKER_ID:-}" ]; then
