@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import math
 import random
@@ -21,7 +20,7 @@ from openweights.jobs.evaluate.data import (
     read_package,
 )
 from openweights.jobs.evaluate.sandbox import run_programs
-from openweights.jobs.evaluate.tool_use import calls_in, check_calls, system_prompt
+from openweights.jobs.evaluate.tool_use import calls_in, check_calls, python_tree, system_prompt
 from openweights.jobs.unsloth.config.grpo_fields import JUDGES, RewardChoice, split_gold
 from openweights.jobs.unsloth.config.rows import read_rows
 from openweights.jobs.unsloth.rewards import Reward, Samples, answer_of, text_reward
@@ -134,7 +133,7 @@ def program(problem: Mapping[str, str], answer: str) -> str:
     head = re.compile(rf"^(?:async )?def {re.escape(name)}\b", re.MULTILINE)
     blocks = _CODE_BLOCK.findall(text)
     whole = [block for block in blocks if head.search(block)]
-    if not whole and head.search(text) and _is_python(text):
+    if not whole and head.search(text) and python_tree(text):
         whole = [text]
     if whole:
         before = prompt[: [found.start() for found in head.finditer(prompt)][-1]]
@@ -149,14 +148,6 @@ def _indented(text: str) -> str:
     lines = text.splitlines()
     ends = (i for i, line in enumerate(lines) if line.strip() and not line[0].isspace())
     return "\n".join(lines[: next(ends, len(lines))])
-
-
-def _is_python(text: str) -> bool:
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
 
 
 # ---- gsm8k: numbers (Cobbe et al., 2021) ---------------------------------------------------------

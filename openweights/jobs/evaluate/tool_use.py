@@ -15,8 +15,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from openweights.errors import shown
 
@@ -93,10 +94,18 @@ def _python_calls(answer: str) -> Iterator[Call]:
 
 def expression(text: str) -> ast.expr | None:
     """A text as an expression of Python; None for one that is none."""
-    try:
-        return ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    tree = python_tree(text, "eval")
+    return tree.body if isinstance(tree, ast.Expression) else None
+
+
+def python_tree(text: str, mode: Literal["exec", "eval"] = "exec") -> ast.AST | None:
+    """A text that a model has written, as Python; None where it is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes and the like: nobody here has written them
+        try:
+            return ast.parse(text, mode=mode)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
 
 
 def python_call(node: ast.expr | None) -> Call | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import random
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from openweights.jobs.evaluate.intervals import (
 )
 from openweights.jobs.evaluate.sandbox import run_program
 from openweights.jobs.evaluate.tasks import check_number, program
-from openweights.jobs.evaluate.tool_use import calls_in, check_calls
+from openweights.jobs.evaluate.tool_use import calls_in, check_calls, python_tree
 
 PROBLEM = {
     "prompt": "import math\n\n\ndef helper(x):\n    return x + 1\n\n\ndef area(r):\n"
@@ -168,6 +169,13 @@ def test_a_call_is_read_wherever_it_stands(answer: str) -> None:
 @example('{"name": "a", "arguments": "' + "[" * 20_000 + '"}')
 def test_no_text_breaks_the_reader(answer: str) -> None:
     assert all(isinstance(part, dict | str) for call in calls_in(answer) for part in call)
+
+
+def test_what_python_says_of_answers_is_not_told() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calls_in("f(x='\\e')") == [("f", {"x": "\\e"})]
+        assert python_tree("x = '\\e' is 1") is not None
 
 
 def test_what_cannot_be_compared_is_wrong() -> None:

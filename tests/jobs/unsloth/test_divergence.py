@@ -90,7 +90,7 @@ def test_fused_equals_the_definition(
     (3 * weights * per_token).sum().backward()
 
     # Of what is summed: a divergence is what is left of log-probabilities of that size.
-    size = float(student_logits.abs().max() + teacher_logits.abs().max() + 1)
+    size = float(student_logits.detach().abs().max() + teacher_logits.abs().max() + 1)
     assert_equal_in_float64(fused.per_token, per_token, size=size)
     assert_equal_in_float64(student.grad, reference.grad, size=size * scale)
     p = student_logits.softmax(-1).detach()

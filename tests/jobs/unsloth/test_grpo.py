@@ -424,7 +424,7 @@ def test_reasoning_reward_is_the_mean_log_prob_of_a_plain_forward(tiny: Path) ->
     pairs = list(zip(contexts, targets, strict=True))
     found, terms = mean_target_log_probs(model, pairs, 3, batch_size=2), terms_of(model, 6)
     for mean, context, target in zip(found, contexts, targets, strict=True):
-        logps = model(torch.tensor([context + target])).logits[0].log_softmax(-1)
+        logps = model(torch.tensor([context + target])).logits[0].detach().log_softmax(-1)
         places = range(len(context) - 1, len(context) + len(target) - 1)
         expected = [float(logps[p, token]) for p, token in zip(places, target, strict=True)]
         assert_sums_equal(mean, sum(expected) / len(target), terms)
