@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from openweights.backends.local.worker_locks import has_lost_its_worker
 from openweights.client.bundle import package_folder
@@ -20,7 +20,7 @@ from openweights.client.watching.notes import tell_last
 from openweights.client.watching.queue import (
     gpu_gb,
     is_answered_apart,
-    is_answered_beside,
+    is_first_answered_beside,
 )
 from openweights.errors import PlatformError
 from openweights.settings import Settings
@@ -67,7 +67,7 @@ class LocalWorkers:
         running = self._backend.list_jobs(statuses=["in_progress"], limit=None)
         alive = self._backend.list_workers(statuses=["starting", "active"])
         due = self._backend.place_in_queue().ahead
-        asked = due.questions > 0 and is_answered_beside(due.question_gb, running, gpu_gb(alive))
+        asked = is_first_answered_beside(due, running, gpu_gb(alive))
         # Scripts run by themselves, and what is answered has its worker.
         jobs = [job for job in running if job.type != "script" and not is_answered_apart(job)]
         jobs += [] if due.total else self._later_jobs()
@@ -150,19 +150,21 @@ def take_up(settings: Settings) -> bool:
     if settings.is_remote or not has_lost_its_worker(settings.home):
         return False
     with closing(open_backend(settings)) as backend:
-        if not is_waiting(backend):
+        if what_waits(backend) == "none":
             return False
     start_worker(settings)
     return True
 
 
-def is_waiting(backend: Backend) -> bool:
-    """Whether a job waits for the worker for jobs; deployed models have workers of their own."""
+def what_waits(backend: Backend) -> Literal["now", "later", "none"]:
+    """Whether jobs wait that the worker for jobs could take, or could take later; deployed models
+    have workers of their own, which clients start.
+    """
     backend.list_workers()  # what the dead ones held waits from then on
     if backend.place_in_queue().ahead.ending:
-        return True
+        return "now"
     pending = backend.list_jobs(statuses=["pending"], limit=None)
-    return any(job.type != SERVED for job in pending)
+    return "later" if any(job.type != SERVED for job in pending) else "none"
 
 
 def log_path(settings: Settings) -> Path:

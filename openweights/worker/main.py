@@ -28,7 +28,7 @@ from openweights.backends.local.worker_locks import ASKED_TO_END, WORKER_LOCK
 from openweights.client.watching.queue import (
     gpu_gb,
     is_answered_apart,
-    is_answered_beside,
+    is_first_answered_beside,
 )
 from openweights.errors import (
     ConfigurationError,
@@ -271,8 +271,7 @@ class Worker:
         if lane == "questions":
             ahead = self._backend.place_in_queue().ahead
             there_gb = gpu_gb(self._backend.list_workers(statuses=["active"]))
-            asks = ahead.questions > 0
-            return asks and is_answered_beside(ahead.question_gb, self._running(), there_gb)
+            return is_first_answered_beside(ahead, self._running(), there_gb)
         if lane == "jobs" and self._host.hardware.gpu_count:
             return not any(is_answered_apart(job) for job in self._running())
         return True

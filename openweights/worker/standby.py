@@ -20,11 +20,10 @@ from typing import Literal
 from openweights.backends import open_backend
 from openweights.backends.base import Backend
 from openweights.backends.local.worker_locks import WORKER_LOCK, has_lost_its_worker, is_locked
-from openweights.client.local_worker import open_log, start_worker
+from openweights.client.local_worker import open_log, start_worker, what_waits
 from openweights.errors import OpenWeightsError
 from openweights.retry import delays
 from openweights.settings import Settings
-from openweights.types import SERVED
 from openweights.worker.shutdown import sole_holder
 
 logger = logging.getLogger(__name__)
@@ -80,14 +79,9 @@ def watch(settings: Settings, backend: Backend) -> None:
 
 
 def _waiting(backend: Backend) -> Literal["now", "later", "none"]:
-    """Whether jobs wait that a worker could take, or could take later."""
+    """`what_waits`; where the store cannot be read, a worker is to find out."""
     try:
-        backend.list_workers()  # what the dead ones held waits from then on
-        # Deployed models have workers of their own, which clients start.
-        if backend.place_in_queue().ahead.ending:
-            return "now"
-        pending = backend.list_jobs(statuses=["pending"], limit=None)
-        return "later" if any(job.type != SERVED for job in pending) else "none"
+        return what_waits(backend)
     except OpenWeightsError as error:
         logger.warning("the store cannot be read: %s", error)
         return "now"

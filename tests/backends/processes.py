@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import resource
 import signal
 import sqlite3
@@ -140,14 +139,6 @@ def claim_all_racily(home: Path, index: int, barrier: Barrier, answers: Queue[An
         claimed.append(row[0])
     db.close()
     answers.put(claimed)
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 USERS, USES, FILES = 3, 40, 2

@@ -234,6 +234,11 @@ def is_answered_beside(needs_gb: int, running: Sequence[JobRecord], there_gb: in
     return there_gb == 0 or needs_gb + sum(map(_gb, running)) <= there_gb
 
 
+def is_first_answered_beside(ahead: Ahead, running: Sequence[JobRecord], there_gb: int) -> bool:
+    """The same of the first question that waits, if one does."""
+    return ahead.questions > 0 and is_answered_beside(ahead.question_gb, running, there_gb)
+
+
 def is_answered_apart(job: JobRecord) -> bool:
     """Whether it runs in the lane for questions of this machine."""
     return (job.worker_id or "").startswith(ANSWERING_PREFIX)

@@ -77,7 +77,7 @@ from openweights.jobs.unsloth.runtime.reporting import Fetch, LogEvent
 from openweights.jobs.unsloth.runtime.step_mean import ExactMeanTrainer
 from openweights.jobs.unsloth.sdft_data import (
     SDFTDataCollator,
-    SDFTExample,
+    SDFTRows,
     on_policy_dataset,
     places_in_completions,
     scoring_rows,
@@ -155,7 +155,7 @@ class SDFTTrainer(ExactMeanTrainer):
         skip_tokens: int = 0,
         top_k: int | None = None,
         log_event: LogEvent | None = None,
-        asked: Sequence[SDFTExample] = (),
+        asked: SDFTRows | None = None,
         engine: GenerationEngine | None = None,
         showing: Showing = SHOWINGS[0],
         micro_batch_tokens: int | None = None,
@@ -183,9 +183,10 @@ class SDFTTrainer(ExactMeanTrainer):
         self._pad_token_id = pad_token_id
         self._micro_batch_tokens = micro_batch_tokens
         self._log_event = log_event
-        # By hashes: the rows' tokens are held once already.
         self._asked = asked
-        self._places = {hash(tuple(example.prompt_ids)): at for at, example in enumerate(asked)}
+        prompts = asked.tokens.rows_of("prompt_ids") if asked else ()
+        # By hashes: the rows' tokens are held once already.
+        self._places = {hash(tuple(prompt)): at for at, prompt in enumerate(prompts)}
         # Sum of agreements, and of tokens, by the range of places in the completion.
         self._by_place: Tensor | None = None
 
@@ -260,7 +261,9 @@ class SDFTTrainer(ExactMeanTrainer):
     def _messages(self, prompt: Sequence[int]) -> dict[str, Any]:
         """The conversation that was rendered so, where it is known."""
         place = self._places.get(hash(tuple(prompt)))
-        return {} if place is None else {"messages": self._asked[place].messages}
+        if self._asked is None or place is None:
+            return {}
+        return {"messages": self._asked[place].messages}
 
     def _scoring_batch(self, rows: Sequence[ScoredRow]) -> dict[str, Any]:
         """The rows as the student reads them, and, with a prefix, as the teacher does."""

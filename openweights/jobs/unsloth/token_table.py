@@ -5,7 +5,7 @@ each number its object. Of a large dataset nothing else is held.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from typing import Any
 from uuid import uuid4
@@ -55,6 +55,10 @@ class TokenTable(MadeSequence[Example]):
     def count(self, column: str, value: float) -> int:
         """How many of these are equal to one."""
         return self._values[column].count(value)
+
+    def rows_of(self, column: str) -> Iterator[list[Any]]:
+        """What each row has in it, one after the other."""
+        return (self._row(column, at) for at in range(len(self)))
 
     def longest(self, count: int, column: str = "input_ids") -> list[Example]:
         """The longest rows of a column, the first of equal ones, as `input_ids`."""
